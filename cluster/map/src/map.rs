@@ -1,0 +1,250 @@
+//! The map as data, as JSON, and what must hold of it.
+//!
+//! Invariants, checked by [`ClusterMap::validate`] before a map is used:
+//! - numbers of nodes and devices are unique; every device names a node and a core of it;
+//! - a placement group has k + m different devices and keeps its fault-domain rule;
+//! - partitions cover the whole (bucket, key) order without overlap, in order;
+//! - a chain is an odd number of different devices.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, PgId};
+use serde::{Deserialize, Serialize};
+
+/// A durability class: k data shards, m parity shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class {
+    /// Data shards.
+    pub k: u8,
+    /// Parity shards: any m may be lost.
+    pub m: u8,
+}
+
+impl Class {
+    /// k + m.
+    pub fn shards(self) -> usize {
+        usize::from(self.k) + usize::from(self.m)
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.k, self.m)
+    }
+}
+
+impl FromStr for Class {
+    type Err = MapError;
+
+    fn from_str(text: &str) -> Result<Self, MapError> {
+        let parse = || {
+            let (k, m) = text.split_once('+')?;
+            let class = Class { k: k.parse().ok()?, m: m.parse().ok()? };
+            let fits = class.k >= 1
+                && class.m >= 1
+                && class.shards() <= ashlar_layout::limits::SHARDS_MAX;
+            fits.then_some(class)
+        };
+        parse().ok_or_else(|| MapError::BadClass(text.to_owned()))
+    }
+}
+
+impl Serialize for Class {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Class {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The levels of fault domains, widest first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum DomainLevel {
+    /// A region.
+    Region,
+    /// A zone of a region.
+    Zone,
+    /// A rack of a zone.
+    Rack,
+    /// A host: one node.
+    #[default]
+    Host,
+    /// A single device.
+    Device,
+}
+
+/// Where a node stands. The host is the node itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Domains {
+    /// Its region.
+    #[serde(default)]
+    pub region: String,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: String,
+    /// Its rack.
+    #[serde(default)]
+    pub rack: String,
+}
+
+/// One data core of a node: a thread with its own port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Core {
+    /// Where it listens, `host:port`.
+    pub address: String,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its number, from 1.
+    pub id: NodeId,
+    /// Its fault domains.
+    #[serde(default)]
+    pub domains: Domains,
+    /// Its data cores, in order.
+    pub cores: Vec<Core>,
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its number, from 1.
+    pub no: DeviceNo,
+    /// The name in its superblock.
+    pub id: DeviceId,
+    /// The node that it is in.
+    pub node: NodeId,
+    /// Index of the core that owns it.
+    pub core: u32,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// k + m devices that hold the shards of a stripe: shard `i` on `devices[i]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementGroup {
+    /// Its number.
+    pub id: PgId,
+    /// Its class. A group of a smaller class than the cluster's is for when devices are away.
+    pub class: Class,
+    /// Its devices.
+    pub devices: Vec<DeviceNo>,
+}
+
+/// The replicas of a partition's journal: `devices[0]` is the head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// The devices that hold them, head first.
+    pub devices: Vec<DeviceNo>,
+}
+
+/// A contiguous range of the (bucket, key) order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its number.
+    pub id: PartitionId,
+    /// First bucket and key in it; two empty strings in the first partition.
+    pub start: (String, String),
+    /// Its chain.
+    pub chain: Chain,
+}
+
+/// Everything that has to be agreed on. Changes only with its epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// Whose map this is.
+    pub cluster: ClusterId,
+    /// Its version.
+    pub epoch: Epoch,
+    /// The class of new objects while enough devices are healthy.
+    pub class: Class,
+    /// Bytes of data in a full stripe.
+    pub stripe_data: u32,
+    /// Losing any one domain of this level leaves a margin of at least one.
+    pub domain: DomainLevel,
+    /// Nodes.
+    pub nodes: Vec<Node>,
+    /// Devices.
+    pub devices: Vec<Device>,
+    /// Placement groups, the cluster's class first, then ever smaller k.
+    pub groups: Vec<PlacementGroup>,
+    /// Partitions, in order of their start.
+    pub partitions: Vec<Partition>,
+}
+
+/// What is wrong with a map.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Not a class.
+    #[error("'{0}' is not a durability class: it takes K+M with K >= 1, M >= 1 and K+M <= 64, such as 4+2")]
+    BadClass(String),
+    /// Not JSON, or not a map.
+    #[error("the cluster map cannot be read: {0}")]
+    Parse(String),
+    /// A rule is broken.
+    #[error("the cluster map is not valid: {0}")]
+    Invalid(String),
+}
+
+impl ClusterMap {
+    /// Reads a map and checks it.
+    pub fn from_json(json: &[u8]) -> Result<ClusterMap, MapError> {
+        let map: ClusterMap =
+            serde_json::from_slice(json).map_err(|e| MapError::Parse(e.to_string()))?;
+        map.validate()?;
+        Ok(map)
+    }
+
+    /// The map as JSON, for a file or a frame.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
+        json.push(b'\n');
+        json
+    }
+
+    /// Checks what the module's head demands.
+    pub fn validate(&self) -> Result<(), MapError> {
+        crate::solve::validate(self)
+    }
+
+    /// A node by its number.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.id == id)
+    }
+
+    /// A device by its number.
+    pub fn device(&self, no: DeviceNo) -> Option<&Device> {
+        self.devices.iter().find(|d| d.no == no)
+    }
+
+    /// The address of the core that owns a device.
+    pub fn address(&self, no: DeviceNo) -> Option<&str> {
+        let device = self.device(no)?;
+        let core = self.node(device.node)?.cores.get(device.core as usize)?;
+        Some(&core.address)
+    }
+
+    /// A placement group by its number.
+    pub fn group(&self, id: PgId) -> Option<&PlacementGroup> {
+        let by_index = self.groups.get(id.0 as usize).filter(|g| g.id == id);
+        by_index.or_else(|| self.groups.iter().find(|g| g.id == id))
+    }
+
+    /// The partition that (bucket, key) falls in.
+    pub fn partition(&self, bucket: &str, key: &str) -> Option<&Partition> {
+        let after = self
+            .partitions
+            .partition_point(|p| (p.start.0.as_str(), p.start.1.as_str()) <= (bucket, key));
+        self.partitions.get(after.checked_sub(1)?)
+    }
+}

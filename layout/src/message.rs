@@ -1,0 +1,407 @@
+//! The control parts of frames: requests, replies, and what the replicas of a chain say to each other.
+//!
+//! Encoded with wincode in the bincode format. Payloads (shard bytes, inline objects, journal
+//! entries) ride behind the control part, never in it.
+
+use serde::{Deserialize, Serialize};
+use wincode::{SchemaRead, SchemaWrite};
+
+use crate::ids::{
+    ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, RequestNo, Seq, ShardId,
+    Term,
+};
+use crate::manifest::{Manifest, Op, Precondition};
+
+/// What a client asks of a core. The frame's payload is named where there is one.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub enum Request {
+    /// First on every connection: who is calling, of which cluster.
+    Hello {
+        /// The caller's cluster.
+        cluster: ClusterId,
+        /// The caller's node, 0 for a client.
+        node: NodeId,
+    },
+    /// The cluster map, as JSON in the reply's payload.
+    GetMap,
+    /// Store a shard. Payload: its bytes. Answered when durable.
+    ShardWrite {
+        /// On which device.
+        device: DeviceNo,
+        /// Its name.
+        shard: ShardId,
+    },
+    /// Read a shard, whole (`len` = `u32::MAX`) or part. Reply payload: the bytes.
+    ShardRead {
+        /// From which device.
+        device: DeviceNo,
+        /// Its name.
+        shard: ShardId,
+        /// From this byte.
+        offset: u32,
+        /// So many bytes.
+        len: u32,
+    },
+    /// Forget a shard. Answered when durable; forgetting an unknown shard succeeds.
+    ShardDelete {
+        /// On which device.
+        device: DeviceNo,
+        /// Its name.
+        shard: ShardId,
+    },
+    /// Change metadata, once. Payload: the object, if inline. Only to the head.
+    Propose {
+        /// Which partition.
+        partition: PartitionId,
+        /// Who asks,
+        client: ClientId,
+        /// and which of its requests this is; a retry has the same number.
+        request: RequestNo,
+        /// What must hold.
+        precondition: Precondition,
+        /// The change.
+        op: Op,
+    },
+    /// An object's manifest. Only to the head. Reply payload: the object, if inline and `payload`.
+    Lookup {
+        /// Which partition.
+        partition: PartitionId,
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// Whether the inline payload is wanted.
+        payload: bool,
+    },
+    /// A page of a listing. Only to the head.
+    List {
+        /// Which partition.
+        partition: PartitionId,
+        /// The bucket.
+        bucket: String,
+        /// Only keys that start with this.
+        prefix: String,
+        /// Keys are rolled up after the first of these behind the prefix; empty: none.
+        delimiter: String,
+        /// Only keys or common prefixes after this.
+        after: String,
+        /// At most so many keys and common prefixes; at most [`crate::limits::LIST_PAGE_MAX`].
+        max: u32,
+    },
+    /// The buckets whose record this partition holds.
+    ListBuckets {
+        /// Which partition.
+        partition: PartitionId,
+        /// Only names after this.
+        after: String,
+        /// At most so many.
+        max: u32,
+    },
+    /// How the node is doing.
+    Status,
+    /// A shard came back wrong: the node is told, so that its findings show it.
+    ReportShard {
+        /// On which device.
+        device: DeviceNo,
+        /// Its name.
+        shard: ShardId,
+        /// Which fault.
+        fault: FindingKind,
+    },
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub enum Reply {
+    /// To `Hello`.
+    Hello {
+        /// Who answers.
+        node: NodeId,
+        /// The map epoch it works with.
+        epoch: Epoch,
+    },
+    /// To `GetMap`; the map is the payload.
+    Map,
+    /// To `ShardWrite` and `ShardDelete`, durable; and to `ReportShard`.
+    Done,
+    /// To `ShardRead`; the bytes are the payload, verified against the record's checksums.
+    Shard {
+        /// Length of the whole shard.
+        shard_len: u32,
+        /// CRC-32 of the whole shard, from the record's header: to be compared with the manifest's.
+        shard_crc: u32,
+    },
+    /// To `Propose`: committed.
+    Committed {
+        /// The entry's number: the object's version.
+        seq: Seq,
+        /// What it displaced, for the caller to free: none on a retry.
+        displaced: Option<Manifest>,
+    },
+    /// To `Lookup`; the inline object, if asked for, is the payload.
+    Found {
+        /// What is known of it.
+        meta: ObjectMeta,
+    },
+    /// To `List`.
+    Page(ListPage),
+    /// To `ListBuckets`.
+    Buckets {
+        /// Name and creation time.
+        buckets: Vec<BucketMeta>,
+        /// Whether there are more after the last one.
+        more: bool,
+    },
+    /// To `Status`.
+    Status(NodeStatus),
+    /// Refused or failed.
+    Error(WireError),
+}
+
+/// An object as the index knows it.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct ObjectMeta {
+    /// Its version: the number of the entry that made it.
+    pub version: Seq,
+    /// When, in milliseconds since 1970.
+    pub modified_ms: u64,
+    /// What it is made of.
+    pub manifest: Manifest,
+}
+
+/// A bucket.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct BucketMeta {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// A page of a listing, in UTF-8 byte order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct ListPage {
+    /// Objects.
+    pub objects: Vec<ListEntry>,
+    /// Common prefixes.
+    pub prefixes: Vec<String>,
+    /// Where to go on (as `after`), if there is more.
+    pub next: Option<String>,
+}
+
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct ListEntry {
+    /// Its key.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// CRC-32 of the object.
+    pub crc: u32,
+    /// Its version.
+    pub version: Seq,
+    /// When it was made, in milliseconds since 1970.
+    pub modified_ms: u64,
+}
+
+/// What was refused or failed. A caller branches on the code; the text is for a person.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, thiserror::Error)]
+#[error("{detail}")]
+pub struct WireError {
+    /// What it was.
+    pub code: ErrorCode,
+    /// What happened, to what, and what to do.
+    pub detail: String,
+}
+
+/// What was refused or failed.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead, Serialize, Deserialize,
+)]
+pub enum ErrorCode {
+    /// The frame cannot be understood; the connection ends.
+    BadFrame,
+    /// The request makes no sense: a length, name or range that is not allowed.
+    BadRequest,
+    /// The caller belongs to another cluster.
+    WrongCluster,
+    /// The caller's map is older than the node's, or newer: fetch the map again.
+    StaleEpoch,
+    /// The device or partition is not here.
+    NotHere,
+    /// No such bucket.
+    NoSuchBucket,
+    /// No such object, or no such shard: known to be absent, not merely unreadable.
+    NotFound,
+    /// The bucket exists already.
+    BucketExists,
+    /// The bucket still holds objects.
+    BucketNotEmpty,
+    /// The precondition does not hold.
+    PreconditionFailed,
+    /// The shard exists already with other bytes.
+    Exists,
+    /// What is on the device does not match its checksum.
+    Corrupt,
+    /// The device could not read or write.
+    DeviceError,
+    /// The device has no room for this write; reads go on.
+    DeviceFull,
+    /// The partition cannot serve now: its head, or too many of its replicas, are away.
+    PartitionUnavailable,
+    /// A queue is full: come back later.
+    Busy,
+    /// The node is draining or starting.
+    NotServing,
+    /// The range is outside of the object.
+    RangeNotSatisfiable,
+    /// A broken invariant, reported instead of hidden.
+    Internal,
+}
+
+/// A fault that was found on a device.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum FindingKind {
+    /// Bytes that do not match their checksum.
+    Rot,
+    /// A record whose header is not what the index says: lost or misdirected write.
+    WrongRecord,
+    /// A block that the device would not read.
+    Unreadable,
+    /// A shard that should be there and is not.
+    Missing,
+    /// Blocks skipped by recovery because no record could be read there.
+    Skipped,
+}
+
+/// How a node is doing.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which node.
+    pub node: NodeId,
+    /// Its map epoch.
+    pub epoch: Epoch,
+    /// Milliseconds since it started to serve.
+    pub uptime_ms: u64,
+    /// Its devices on the core that answered.
+    pub devices: Vec<DeviceStatus>,
+    /// Its replicas on the core that answered.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// How a device is doing.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its number in the map.
+    pub device: DeviceNo,
+    /// Its own name.
+    pub id: DeviceId,
+    /// `serving`, `recovering`, `fenced` or `full`.
+    pub state: String,
+    /// Bytes in all.
+    pub bytes_total: u64,
+    /// Bytes in extents that hold something.
+    pub bytes_used: u64,
+    /// Live shards.
+    pub shards: u64,
+    /// Findings since it was opened, by kind, in the order of [`FindingKind`].
+    pub findings: Vec<FindingCount>,
+}
+
+/// So many findings of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct FindingCount {
+    /// Which kind.
+    pub kind: FindingKind,
+    /// How many.
+    pub count: u64,
+}
+
+/// How a replica of a partition is doing.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// `head` or `follower`.
+    pub role: String,
+    /// `serving`, `sealing`, `waiting` …
+    pub state: String,
+    /// Its term.
+    pub term: Term,
+    /// Last entry in its log.
+    pub last: Seq,
+    /// Last entry known to be committed.
+    pub committed: Seq,
+    /// Objects in its index.
+    pub objects: u64,
+}
+
+/// What the replicas of a chain say to each other; one way, no replies by request id.
+/// The frame's payload is named where there is one: whole encoded journal entries.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct ChainMessage {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// The sender's place in the chain, 0 for the head.
+    pub from: u8,
+    /// The reign that this belongs to.
+    pub term: Term,
+    /// What it says.
+    pub body: ChainBody,
+}
+
+/// What a [`ChainMessage`] says.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub enum ChainBody {
+    /// Head to all: a new reign; older terms are refused from now on.
+    Seal,
+    /// To the head: sealed, and this is the log that the sender holds durably.
+    Sealed {
+        /// Its last entry's number,
+        last: Seq,
+        /// and that entry's term.
+        last_term: Term,
+        /// Ranges (first, last) below `last` that it cannot read.
+        holes: Vec<(Seq, Seq)>,
+    },
+    /// Ask for entries `first..=last`, durable or not.
+    Fetch {
+        /// First one wanted.
+        first: Seq,
+        /// Last one wanted.
+        last: Seq,
+    },
+    /// Payload: entries from `first` on, contiguous; none if the sender does not have `first`.
+    Entries {
+        /// The first one's number.
+        first: Seq,
+        /// How many.
+        count: u32,
+    },
+    /// Down the chain. Payload: entries from `prev + 1` on; they may be none.
+    Append {
+        /// The entry before the first one here,
+        prev: Seq,
+        /// and its term: a receiver that holds another refuses.
+        prev_term: Term,
+        /// How many entries the payload holds.
+        count: u32,
+        /// Committed so far.
+        committed: Seq,
+    },
+    /// To the head: durable up to here, contiguously.
+    Ack {
+        /// The last durable entry.
+        durable: Seq,
+    },
+    /// To the head: what came does not join on; go on from `last + 1` whose term is `last_term`.
+    Mismatch {
+        /// The sender's last entry that may match,
+        last: Seq,
+        /// and its term.
+        last_term: Term,
+    },
+}

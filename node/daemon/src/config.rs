@@ -1,0 +1,98 @@
+//! A node's configuration file: TOML, read once at the start.
+
+use std::path::{Path, PathBuf};
+
+use ashlar_layout::ids::{DeviceNo, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// What `ashlar node run --config FILE` reads. Relative paths are relative to the file's folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which node of the map this is.
+    pub node: NodeId,
+    /// The cluster map, JSON.
+    pub map: PathBuf,
+    /// Its devices.
+    #[serde(rename = "device")]
+    pub devices: Vec<DeviceConfig>,
+    /// Bytes of the buffer pool of each core.
+    #[serde(default = "default_pool_bytes")]
+    pub pool_bytes: usize,
+    /// How long a core polls before it sleeps, in microseconds; 0 never polls.
+    #[serde(default)]
+    pub spin_us: u32,
+    /// Pin each core's thread to a processor, in order, from this one on.
+    #[serde(default)]
+    pub first_cpu: Option<usize>,
+}
+
+fn default_pool_bytes() -> usize {
+    64 * 1024 * 1024
+}
+
+/// One device of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// Its number in the map.
+    pub no: DeviceNo,
+    /// Block device or file.
+    pub path: PathBuf,
+    /// Whether a write is durable only after a flush.
+    #[serde(default)]
+    pub cache: CacheMode,
+}
+
+/// Whether a device's write cache loses data when the power goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Ask the kernel.
+    #[default]
+    Auto,
+    /// It does: flush.
+    Volatile,
+    /// It does not: a completed write is durable.
+    None,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a configuration.
+    #[error("{path} is not a node configuration: {message}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads a file; makes its paths absolute.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config: Config = toml::from_str(&text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            message: e.to_string(),
+        })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        config.map = folder.join(&config.map);
+        for device in &mut config.devices {
+            device.path = folder.join(&device.path);
+        }
+        Ok(config)
+    }
+}
