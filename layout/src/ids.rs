@@ -121,12 +121,15 @@ macro_rules! uuid {
 
         impl Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
+                if s.is_human_readable() { s.collect_str(self) } else { self.0.serialize(s) }
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                if !d.is_human_readable() {
+                    return <[u8; 16]>::deserialize(d).map($name);
+                }
                 let text = String::deserialize(d)?;
                 text.parse().map_err(serde::de::Error::custom)
             }
@@ -152,7 +155,18 @@ uuid!(
 ///
 /// A retry makes a new one, so shards of two attempts are never mixed.
 #[derive(
-    Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaWrite, SchemaRead,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    SchemaWrite,
+    SchemaRead,
 )]
 pub struct StripeId {
     /// Random per writer.
@@ -175,7 +189,18 @@ impl fmt::Debug for StripeId {
 
 /// One shard: its stripe, and its index in it (0..k data, k..k+m parity).
 #[derive(
-    Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaWrite, SchemaRead,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    SchemaWrite,
+    SchemaRead,
 )]
 pub struct ShardId {
     /// The stripe that it belongs to.

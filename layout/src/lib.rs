@@ -4,9 +4,35 @@
 //!
 //! **Architecture invariant:** this crate alone is enough to read a dead device; it depends on no
 //! other crate of the workspace, and does no I/O.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod checkpoint;
+pub mod control;
+pub mod crc;
+mod election;
+pub mod extent;
+pub mod footer;
+pub mod frame;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what wincode derives calls mem::forget"
+)]
 pub mod ids;
+pub mod journal;
 pub mod limits;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what wincode derives calls mem::forget"
+)]
 pub mod manifest;
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what wincode derives calls mem::forget"
+)]
 pub mod message;
+pub mod names;
+pub mod record;
+pub mod stamp;
+pub mod superblock;
 pub mod time;
+pub mod version;

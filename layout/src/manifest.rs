@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::ids::{PgId, Seq, StripeId};
+use crate::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX, SHARD_ALIGN, SHARD_SIZE_MAX, SHARDS_MAX};
 
 /// One stripe of an object, as its manifest names it. The placement group says on which devices
 /// its shards are: shard `i` is on the group's `i`-th device.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct Stripe {
     /// The stripe's name: unique per attempt.
     pub id: StripeId,
@@ -25,19 +26,122 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// Bytes of each shard: `data_len / k` rounded up to [`crate::limits::SHARD_ALIGN`].
+    /// Bytes of each shard: `data_len / k` rounded up to [`SHARD_ALIGN`].
     pub fn shard_len(&self) -> u32 {
         shard_len(self.data_len, self.k)
     }
+
+    /// Checks what was received: the numbers fit each other and the limits.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let shards = usize::from(self.k) + usize::from(self.m);
+        if self.k == 0 || shards > SHARDS_MAX {
+            return Err(ManifestError::Class {
+                k: self.k,
+                m: self.m,
+            });
+        }
+        if self.shard_crcs.len() != shards {
+            let got = self.shard_crcs.len();
+            return Err(ManifestError::Checksums {
+                expected: shards,
+                got,
+            });
+        }
+        if self.data_len == 0 || self.shard_len() > SHARD_SIZE_MAX {
+            return Err(ManifestError::StripeLength { got: self.data_len });
+        }
+        Ok(())
+    }
+}
+
+/// Why a manifest makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// No data shards, or too many shards.
+    #[error("a stripe of {k}+{m} shards; it takes a data shard, and at most {SHARDS_MAX} in all")]
+    Class {
+        /// Data shards.
+        k: u8,
+        /// Parity shards.
+        m: u8,
+    },
+    /// Not one checksum per shard.
+    #[error("a stripe of {expected} shards with {got} checksums")]
+    Checksums {
+        /// Shards.
+        expected: usize,
+        /// Checksums.
+        got: usize,
+    },
+    /// A stripe with nothing in it, or with more than its shards may hold.
+    #[error("a stripe of {got} bytes; shards of 1 to {SHARD_SIZE_MAX} bytes are allowed")]
+    StripeLength {
+        /// Its bytes.
+        got: u32,
+    },
+    /// No stripes, or more than a manifest's root may name.
+    #[error("{got} stripes in a manifest; 1 to {MANIFEST_STRIPES_MAX} are allowed")]
+    StripeCount {
+        /// Stripes.
+        got: usize,
+    },
+    /// A stripe that is not the last one is of another length than the first.
+    #[error("stripe {stripe} has {got} bytes, those before it {expected}")]
+    Uneven {
+        /// Which one.
+        stripe: usize,
+        /// The first one's length.
+        expected: u32,
+        /// Its length.
+        got: u32,
+    },
+    /// The stripes, or the inline payload, are not as long as the object.
+    #[error("an object of {expected} bytes, whose parts have {got}")]
+    Size {
+        /// The object's bytes.
+        expected: u64,
+        /// The parts' bytes.
+        got: u64,
+    },
+    /// Too long to be inline.
+    #[error("an inline object of {got} bytes; at most {INLINE_MAX} are allowed")]
+    InlineLength {
+        /// The object's bytes.
+        got: u64,
+    },
+}
+
+fn check_stripes(stripes: &[Stripe]) -> Result<u64, ManifestError> {
+    let first = match stripes.first() {
+        Some(first) if stripes.len() <= MANIFEST_STRIPES_MAX => first,
+        _ => return Err(ManifestError::StripeCount { got: stripes.len() }),
+    };
+    let mut bytes = 0;
+    for (i, stripe) in stripes.iter().enumerate() {
+        stripe.check()?;
+        let (expected, got) = (first.data_len, stripe.data_len);
+        if got > expected || (got < expected && i + 1 < stripes.len()) {
+            return Err(ManifestError::Uneven {
+                stripe: i,
+                expected,
+                got,
+            });
+        }
+        bytes += u64::from(got);
+    }
+    Ok(bytes)
 }
 
 /// Bytes of each shard of a stripe that holds `data_len` bytes over `k` data shards.
 pub fn shard_len(data_len: u32, k: u8) -> u32 {
-    data_len.div_ceil(u32::from(k.max(1))).next_multiple_of(crate::limits::SHARD_ALIGN)
+    let least = data_len.div_ceil(u32::from(k.max(1)));
+    least
+        .checked_next_multiple_of(SHARD_ALIGN)
+        .unwrap_or(u32::MAX)
 }
 
 /// Where an object's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum Body {
     /// In the journal entry itself.
     Inline,
@@ -48,7 +152,7 @@ pub enum Body {
 }
 
 /// An object, whole.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct Manifest {
     /// Bytes of the object.
     pub size: u64,
@@ -58,8 +162,29 @@ pub struct Manifest {
     pub body: Body,
 }
 
+impl Manifest {
+    /// Checks what was received: the numbers fit each other and the limits. What a tree's stripes
+    /// list cannot be seen from here.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        match &self.body {
+            Body::Inline if self.size > u64::from(INLINE_MAX) => {
+                Err(ManifestError::InlineLength { got: self.size })
+            }
+            Body::Inline => Ok(()),
+            Body::Stripes(stripes) => match check_stripes(stripes)? {
+                got if got == self.size => Ok(()),
+                got => Err(ManifestError::Size {
+                    expected: self.size,
+                    got,
+                }),
+            },
+            Body::Tree(stripes) => check_stripes(stripes).map(|_| ()),
+        }
+    }
+}
+
 /// A change of metadata: what a journal entry records.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum Op {
     /// A head's own record: what it inherited is committed when this is.
     TermStart,
@@ -92,7 +217,9 @@ pub enum Op {
 }
 
 /// What must hold for a change to be made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize,
+)]
 pub enum Precondition {
     /// Nothing.
     #[default]
@@ -103,4 +230,114 @@ pub enum Precondition {
     Present,
     /// The object is at just this version (`If-Match: etag`).
     Version(Seq),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripe(k: u8, m: u8, data_len: u32) -> Stripe {
+        let shard_crcs = vec![7; usize::from(k) + usize::from(m)];
+        Stripe {
+            id: StripeId::default(),
+            pg: PgId(1),
+            k,
+            m,
+            data_len,
+            shard_crcs,
+        }
+    }
+
+    fn manifest(size: u64, body: Body) -> Manifest {
+        Manifest { size, crc: 0, body }
+    }
+
+    #[test]
+    fn shard_lengths() {
+        assert_eq!(shard_len(1, 4), 64);
+        assert_eq!(shard_len(256, 4), 64);
+        assert_eq!(shard_len(257, 4), 128);
+        assert_eq!(shard_len(4 << 20, 1), 4 << 20);
+        assert_eq!(shard_len(0, 0), 0);
+        assert_eq!(
+            shard_len(u32::MAX, 1),
+            u32::MAX,
+            "refused by check, but no overflow"
+        );
+    }
+
+    #[test]
+    fn manifests_that_make_sense() {
+        manifest(0, Body::Inline).check().unwrap();
+        manifest(100, Body::Stripes(vec![stripe(4, 2, 100)]))
+            .check()
+            .unwrap();
+        let two = vec![stripe(4, 2, 1000), stripe(3, 2, 10)];
+        manifest(1010, Body::Stripes(two.clone())).check().unwrap();
+        manifest(1 << 40, Body::Tree(two)).check().unwrap();
+    }
+
+    #[test]
+    fn manifests_that_make_none() {
+        use ManifestError as E;
+        let stripes = |size, stripes| manifest(size, Body::Stripes(stripes)).check();
+        assert_eq!(stripes(0, vec![]), Err(E::StripeCount { got: 0 }));
+        assert_eq!(
+            stripes(257, vec![stripe(4, 2, 1); 257]),
+            Err(E::StripeCount { got: 257 })
+        );
+        assert_eq!(
+            stripes(9, vec![stripe(0, 2, 9)]),
+            Err(E::Class { k: 0, m: 2 })
+        );
+        assert_eq!(
+            stripes(9, vec![stripe(63, 2, 9)]),
+            Err(E::Class { k: 63, m: 2 })
+        );
+        assert_eq!(
+            stripes(9, vec![stripe(4, 2, 0)]),
+            Err(E::StripeLength { got: 0 })
+        );
+        assert_eq!(
+            stripes(9, vec![stripe(4, 2, u32::MAX)]),
+            Err(E::StripeLength { got: u32::MAX })
+        );
+        assert_eq!(
+            stripes(9, vec![stripe(4, 2, 8)]),
+            Err(E::Size {
+                expected: 9,
+                got: 8
+            })
+        );
+        let uneven = vec![stripe(4, 2, 8), stripe(4, 2, 7), stripe(4, 2, 8)];
+        assert_eq!(
+            stripes(23, uneven),
+            Err(E::Uneven {
+                stripe: 1,
+                expected: 8,
+                got: 7
+            })
+        );
+        let longer = vec![stripe(4, 2, 8), stripe(4, 2, 9)];
+        assert_eq!(
+            stripes(17, longer),
+            Err(E::Uneven {
+                stripe: 1,
+                expected: 8,
+                got: 9
+            })
+        );
+        let mut short = stripe(4, 2, 8);
+        short.shard_crcs.pop();
+        assert_eq!(
+            stripes(8, vec![short]),
+            Err(E::Checksums {
+                expected: 6,
+                got: 5
+            })
+        );
+        let most = u64::from(INLINE_MAX);
+        let inline = manifest(most + 1, Body::Inline).check();
+        assert_eq!(inline, Err(E::InlineLength { got: most + 1 }));
+    }
 }

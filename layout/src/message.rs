@@ -13,7 +13,7 @@ use crate::ids::{
 use crate::manifest::{Manifest, Op, Precondition};
 
 /// What a client asks of a core. The frame's payload is named where there is one.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum Request {
     /// First on every connection: who is calling, of which cluster.
     Hello {
@@ -111,7 +111,7 @@ pub enum Request {
 }
 
 /// The answer to a [`Request`].
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum Reply {
     /// To `Hello`.
     Hello {
@@ -159,7 +159,7 @@ pub enum Reply {
 }
 
 /// An object as the index knows it.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct ObjectMeta {
     /// Its version: the number of the entry that made it.
     pub version: Seq,
@@ -179,7 +179,7 @@ pub struct BucketMeta {
 }
 
 /// A page of a listing, in UTF-8 byte order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct ListPage {
     /// Objects.
     pub objects: Vec<ListEntry>,
@@ -190,7 +190,7 @@ pub struct ListPage {
 }
 
 /// An object in a listing.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct ListEntry {
     /// Its key.
     pub key: String,
@@ -205,7 +205,9 @@ pub struct ListEntry {
 }
 
 /// What was refused or failed. A caller branches on the code; the text is for a person.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, thiserror::Error)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize, thiserror::Error,
+)]
 #[error("{detail}")]
 pub struct WireError {
     /// What it was.
@@ -341,7 +343,7 @@ pub struct ReplicaStatus {
 
 /// What the replicas of a chain say to each other; one way, no replies by request id.
 /// The frame's payload is named where there is one: whole encoded journal entries.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct ChainMessage {
     /// Which partition.
     pub partition: PartitionId,
@@ -354,7 +356,7 @@ pub struct ChainMessage {
 }
 
 /// What a [`ChainMessage`] says.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum ChainBody {
     /// Head to all: a new reign; older terms are refused from now on.
     Seal,

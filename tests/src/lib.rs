@@ -1,1 +1,16 @@
-//! Under construction.
+//! Doubt: what the tests of the whole store share.
+//!
+//! [`rig`] drives a rig of real processes through the `ashlar` command, as a person would;
+//! [`content`] makes bytes that can be told apart; [`model`] knows which states a key may be in
+//! after a history of answers and crashes; [`wire`] speaks to a node's port, well or badly.
+//!
+//! Everything here panics with the whole story when the store does not do what it should: a
+//! test's message is its report.
+
+pub mod binary;
+pub mod content;
+pub mod folder;
+pub mod load;
+pub mod model;
+pub mod rig;
+pub mod wire;

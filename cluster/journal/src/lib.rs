@@ -1,1 +1,37 @@
-//! Under construction.
+//! The chained journal and its index, as state machines.
+//!
+//! A partition's replicas stand in a chain. The head orders changes; each replica forwards what it
+//! receives before it writes it; what n − f replicas hold durably, the head among them, is
+//! committed and applied in order to an index of buckets and objects.
+//!
+//! **Architecture invariant:** no I/O, no clock, no randomness. A [`Replica`] is driven by
+//! [`Event`]s and answers with [`Action`]s; the same type runs in a node, in the simulator and
+//! under the model checker, so it is `Clone` and `Hash`, and the same events give the same actions.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod api;
+mod apply;
+mod check;
+mod dedup;
+mod entry;
+mod follower;
+mod head;
+mod index;
+mod list;
+mod log;
+mod pending;
+mod progress;
+mod repair;
+mod replica;
+#[cfg(test)]
+mod replica_tests;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod sim_clients;
+#[cfg(test)]
+mod sim_tests;
+mod start;
+
+pub use api::{Action, Config, Event, InlineRef, Limits, ListParams};
+pub use replica::Replica;

@@ -4,6 +4,7 @@
 //! **Architecture invariant:** no I/O here. Reading and writing the map's file is a driver's job.
 
 pub mod map;
+mod rules;
 pub mod solve;
 
 pub use map::{

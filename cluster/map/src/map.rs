@@ -40,10 +40,12 @@ impl FromStr for Class {
     fn from_str(text: &str) -> Result<Self, MapError> {
         let parse = || {
             let (k, m) = text.split_once('+')?;
-            let class = Class { k: k.parse().ok()?, m: m.parse().ok()? };
-            let fits = class.k >= 1
-                && class.m >= 1
-                && class.shards() <= ashlar_layout::limits::SHARDS_MAX;
+            let class = Class {
+                k: k.parse().ok()?,
+                m: m.parse().ok()?,
+            };
+            let fits =
+                class.k >= 1 && class.m >= 1 && class.shards() <= ashlar_layout::limits::SHARDS_MAX;
             fits.then_some(class)
         };
         parse().ok_or_else(|| MapError::BadClass(text.to_owned()))
@@ -58,7 +60,9 @@ impl Serialize for Class {
 
 impl<'de> Deserialize<'de> for Class {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -186,7 +190,9 @@ pub struct ClusterMap {
 #[non_exhaustive]
 pub enum MapError {
     /// Not a class.
-    #[error("'{0}' is not a durability class: it takes K+M with K >= 1, M >= 1 and K+M <= 64, such as 4+2")]
+    #[error(
+        "'{0}' is not a durability class: it takes K+M with K >= 1, M >= 1 and K+M <= 64, such as 4+2"
+    )]
     BadClass(String),
     /// Not JSON, or not a map.
     #[error("the cluster map cannot be read: {0}")]

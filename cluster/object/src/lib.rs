@@ -1,1 +1,58 @@
-//! Under construction.
+//! Object operations as state machines: put, get, ranged get, delete.
+//!
+//! An operation is a [`Machine`]: it takes events and says what is to be sent. A driver (tokio in
+//! `node/client`, a simulator in tests) sends it and hands over the answers.
+//!
+//! - [`Put`], [`Get`], [`Delete`]: whole operations, built from
+//! - [`StripeWrite`] and [`StripeRead`]: one stripe, [`Ask`]: one question to a partition's head,
+//!   [`Free`]: shards that nothing names any more.
+//! - [`Common`] is what the operations of one client share: the map, [`Health`], numbers, buffers.
+//!
+//! **The margin rule.** A stripe of class k+m is acknowledged when k+m−1 of its shards are durable:
+//! with m = 2, any one of the shards that were acknowledged may still be lost. That holds for the
+//! smaller classes that are used while devices are away too: 1+2 is acknowledged at 2 of 3.
+//!
+//! **Architecture invariant:** no I/O here, no clock, no randomness: time and the client's number
+//! are arguments, and equal events give equal actions.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod ask;
+pub mod call;
+pub mod choose;
+pub mod common;
+pub mod delete;
+pub mod encode;
+pub mod error;
+pub mod free;
+pub mod get;
+pub mod health;
+pub mod latency;
+pub mod pool;
+pub mod put;
+pub mod range;
+pub mod stripe_read;
+pub mod stripe_write;
+pub mod tree;
+
+#[cfg(test)]
+mod object_tests;
+#[cfg(test)]
+mod stripe_tests;
+#[cfg(test)]
+mod testing;
+
+pub use ask::Ask;
+pub use call::{Action, Answer, CallId, Event, Leftover, Machine};
+pub use common::{Common, Tuning};
+pub use delete::{Delete, Deleted};
+pub use encode::{STRIPE_SLACK, StripeBuf};
+pub use error::{Away, Code, Fault, ObjectError, ShardFault};
+pub use free::Free;
+pub use get::Get;
+pub use health::{Health, Probed};
+pub use pool::{BufferPool, PoolBuf};
+pub use put::{Put, PutDone};
+pub use range::ByteRange;
+pub use stripe_read::StripeRead;
+pub use stripe_write::StripeWrite;

@@ -1,1 +1,30 @@
-//! Under construction.
+//! The native client: no HTTP, straight to the owning core.
+//!
+//! [`Client`] is a tokio driver of the state machines in `ashlar-cluster-object`: what to send, when
+//! to hedge, what a reply means is decided there; here are sockets, timers and tasks.
+//!
+//! A request is written by the task that makes it, in one system call; a connection's own task reads
+//! replies, each with one read if it is small, and wakes who asked.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod client;
+mod drive;
+pub mod error;
+pub mod get;
+mod inner;
+mod link;
+mod list;
+mod mailbox;
+pub mod options;
+mod put;
+mod reader;
+
+pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, ObjectError, ShardFault};
+pub use client::Client;
+pub use error::ClientError;
+pub use get::GetStream;
+pub use options::{
+    ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
+    PutOutcome,
+};

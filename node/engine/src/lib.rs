@@ -1,1 +1,32 @@
-//! Under construction.
+//! The disk engine of one device: append, acknowledge, read, delete, recover.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`api`] | events in, actions out: the seam to the driver |
+//! | [`error`] | what can go wrong, typed; what was found wrong on the device |
+//! | [`format`] | what a fresh device holds |
+//! | [`opening`] | recovery: from a raw device to an [`engine::Engine`] |
+//! | [`engine`] | the running engine |
+//!
+//! **Architecture invariants:**
+//! - No I/O, no clock, no randomness: a driver (io_uring on nodes, a simulated disk in tests)
+//!   carries out [`api::Action`]s and reports by [`api::Event::IoDone`].
+//! - The extent is the log: a shard is durable by one write, and everything in memory can be
+//!   rebuilt from the device. A checkpoint only saves reading.
+//! - No byte leaves the engine that did not match its checksum.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod api;
+mod append;
+mod checkpoint;
+pub mod engine;
+pub mod error;
+mod extents;
+pub mod format;
+pub mod index;
+pub mod opening;
+mod read;
+mod recovery;
+mod scan;
+mod superblocks;

@@ -1,2 +1,82 @@
-//! Under construction.
-fn main() {}
+//! `cargo xtask`: the automation of this tree, in Rust.
+//!
+//! - `tidy` checks what the compiler and clippy cannot see; it also runs as a test of this crate.
+//! - `fuzz` builds every fuzz target and runs each for some seconds.
+
+mod fuzz;
+mod tidy;
+mod tree;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Automation of the Ashlar tree.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check the tree against its own rules: layers, widths, names, forbidden calls, docs that drifted.
+    Tidy,
+    /// Build every fuzz target and run each for some seconds.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Only targets whose name contains this.
+        #[arg(long, default_value = "")]
+        target: String,
+        /// List the targets and stop.
+        #[arg(long)]
+        list: bool,
+    },
+}
+
+/// The root of the workspace: the folder above `tools/`.
+fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).map(PathBuf::from).unwrap_or(here)
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Tidy => run_tidy(),
+        Command::Fuzz {
+            seconds,
+            target,
+            list,
+        } => fuzz::run(&root(), seconds, &target, list).map_err(|e| e.to_string()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_tidy() -> Result<(), String> {
+    let tree = tree::Tree::read(&root()).map_err(|e| e.to_string())?;
+    let findings = tidy::check(&tree);
+    for finding in &findings {
+        eprintln!("{finding}");
+    }
+    if findings.is_empty() {
+        println!("tidy: {} files, nothing to report", tree.files().len());
+        Ok(())
+    } else {
+        Err(format!(
+            "tidy: {} findings in {} files",
+            findings.len(),
+            tree.files().len()
+        ))
+    }
+}

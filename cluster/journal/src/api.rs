@@ -1,0 +1,278 @@
+//! What goes into a replica and what comes out of it.
+//!
+//! A driver turns what happens (messages, completions, time) into [`Event`]s and carries out the
+//! [`Action`]s, in their order. What it promises:
+//! - `Persist` actions of one partition become durable in the order in which they were given: after
+//!   a crash, what is missing of them is a tail. (A later one that survives an earlier one looks
+//!   like damage, and is treated as such.) Completions may come in any order.
+//! - Each `Persist`, `ReadLog` gets exactly one completion, unless the process ends.
+//! - Messages to one peer arrive in order or not at all; what was under way on a connection is gone
+//!   once `PeerDown` was reported, and never arrives after the next `PeerUp`. Nothing that a process
+//!   sent is delivered to, or on behalf of, its successor after a restart.
+//! - `Send` is best effort: one whose queue is full may be dropped by the driver; the replica
+//!   notices and sends again.
+
+use std::time::Duration;
+
+use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq, Term};
+use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::message::{ChainMessage, Reply, WireError};
+use bytes::Bytes;
+
+/// What a replica is told when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Its place in the chain; 0 is the head.
+    pub me: u8,
+    /// Replicas in the chain: an odd number, n = 2f + 1.
+    pub replicas: u8,
+    /// Bounds and times.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// With the default limits.
+    pub fn new(partition: PartitionId, me: u8, replicas: u8) -> Self {
+        Self {
+            partition,
+            me,
+            replicas,
+            limits: Limits::default(),
+        }
+    }
+
+    /// How many replicas hold what is committed: n − f.
+    pub(crate) fn quorum(&self) -> usize {
+        usize::from(self.replicas) - usize::from(self.replicas.saturating_sub(1) / 2)
+    }
+}
+
+/// Every queue, cache and wait of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Proposals that are not committed yet, at most; more are answered `Busy`.
+    pub pending: usize,
+    /// Bytes of entries that are not committed yet, at most; more are answered `Busy`.
+    pub pending_bytes: usize,
+    /// Bytes of entries kept in memory; beyond it those on the device are read from there.
+    pub memory_bytes: usize,
+    /// Bytes of entries received but not durable yet, at most; what comes beyond is not taken.
+    pub unpersisted_bytes: usize,
+    /// Bytes sent to a follower and not acknowledged by it, at most.
+    pub window_bytes: usize,
+    /// Entries sent to a follower and not acknowledged by it, at most.
+    pub window_entries: u64,
+    /// Bytes of entries in one message or one read of the log (or one entry, if that is larger).
+    pub batch_bytes: usize,
+    /// Clients whose requests are remembered.
+    pub clients: usize,
+    /// Requests remembered of each client.
+    pub requests: usize,
+    /// Refusals that a head remembers, so that a retry under way is refused as well.
+    pub refusals: usize,
+    /// Entries at the end of the log that replay does not put into the index yet: they may still
+    /// be superseded.
+    pub replay_held: u64,
+    /// Entries under repair (lost on the device, fetched from a peer) at once.
+    pub repairs: usize,
+    /// How long a starting head waits for replicas that it can do without.
+    pub grace: Duration,
+    /// How long until a message that had no effect is sent again.
+    pub resend: Duration,
+    /// Shortest and longest time that a follower fed by its predecessor may be silent.
+    pub silent_min: Duration,
+    /// See `silent_min`.
+    pub silent_max: Duration,
+    /// How long until a follower that was bypassed is fed through the chain again.
+    pub rechain: Duration,
+    /// How long an idle head waits until it tells followers what is committed,
+    pub announce: Duration,
+    /// and how long until it says so again.
+    pub heartbeat: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pending: 4096,
+            pending_bytes: 16 << 20,
+            memory_bytes: 16 << 20,
+            unpersisted_bytes: 32 << 20,
+            window_bytes: 4 << 20,
+            window_entries: 4096,
+            batch_bytes: 256 << 10,
+            clients: 4096,
+            requests: 512,
+            refusals: 1024,
+            replay_held: 8192,
+            repairs: 256,
+            grace: Duration::from_secs(1),
+            resend: Duration::from_millis(200),
+            silent_min: Duration::from_millis(2),
+            silent_max: Duration::from_millis(50),
+            rechain: Duration::from_secs(1),
+            announce: Duration::from_millis(5),
+            heartbeat: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What happens to a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Replay is over. A head takes office with this term, higher than any it had before; a
+    /// follower needs no term and ignores it.
+    Start {
+        /// The head's new reign: its device's owner epoch.
+        term: Term,
+    },
+    /// A client asks for a change. Answered by [`Action::Reply`].
+    Propose {
+        /// The driver's name for the answer.
+        reply_to: u64,
+        /// Who asks,
+        client: ClientId,
+        /// and which of its requests this is.
+        request: RequestNo,
+        /// What must hold.
+        precondition: Precondition,
+        /// The change.
+        op: Op,
+        /// The object, if inline.
+        inline: Bytes,
+        /// The wall clock, in milliseconds since 1970: the object's time.
+        wall_ms: u64,
+    },
+    /// Another replica says something.
+    Message {
+        /// What.
+        message: ChainMessage,
+        /// The frame's payload.
+        payload: Bytes,
+    },
+    /// Entries are durable.
+    Persisted {
+        /// Of [`Action::Persist`].
+        token: u64,
+        /// Device byte address of the first entry.
+        at: u64,
+    },
+    /// Entries could not be made durable: the replica stops. The driver makes another, from the
+    /// device's log, when the device is well again.
+    PersistFailed {
+        /// Of [`Action::Persist`].
+        token: u64,
+        /// Because there is no room.
+        full: bool,
+    },
+    /// A read of the log is finished.
+    LogRead {
+        /// Of [`Action::ReadLog`].
+        token: u64,
+        /// What the device gave; `None`: unreadable, or known to be damaged.
+        bytes: Option<Bytes>,
+    },
+    /// The connection with this replica works (again).
+    PeerUp {
+        /// Which.
+        peer: u8,
+    },
+    /// The connection with this replica broke or cannot be made.
+    PeerDown {
+        /// Which.
+        peer: u8,
+    },
+    /// The entry cannot be read on this device: it is fetched from a peer and written again.
+    /// Answered by [`Action::Restored`].
+    InlineLost {
+        /// Which.
+        seq: Seq,
+    },
+    /// The device is (nearly) full, or has room again: while it is full, proposals that add to it
+    /// are refused with `DeviceFull`; deletes go on.
+    Full {
+        /// Whether it is.
+        full: bool,
+    },
+    /// The time of [`crate::Replica::next_deadline`] has come.
+    Deadline,
+}
+
+/// What a replica wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make entries durable; answer with `Persisted` or `PersistFailed`.
+    Persist {
+        /// For the answer.
+        token: u64,
+        /// The first entry's number,
+        first: Seq,
+        /// and the last one's: they are contiguous.
+        last: Seq,
+        /// The entries, encoded.
+        entries: Bytes,
+    },
+    /// Say something to another replica.
+    Send {
+        /// Its place in the chain.
+        to: u8,
+        /// What.
+        message: ChainMessage,
+        /// The frame's payload.
+        payload: Bytes,
+    },
+    /// Answer a proposal.
+    Reply {
+        /// Of [`Event::Propose`].
+        reply_to: u64,
+        /// `Committed` or `Error`.
+        reply: Reply,
+    },
+    /// Read bytes of the log; answer with `LogRead`. They may span records' payloads only where
+    /// these were persisted by one action.
+    ReadLog {
+        /// For the answer.
+        token: u64,
+        /// Device byte address of an entry.
+        at: u64,
+        /// So many bytes.
+        len: u32,
+    },
+    /// To `InlineLost`: the entry is readable again (look up its place again), or is not.
+    Restored {
+        /// Which.
+        seq: Seq,
+        /// Why not.
+        result: Result<(), WireError>,
+    },
+}
+
+/// Where an inline object's entry is on this replica's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InlineRef {
+    /// The entry's number: to be checked against what is read, and for `InlineLost`.
+    pub seq: Seq,
+    /// The entry's term: to be checked as well.
+    pub term: Term,
+    /// Device byte address of the entry.
+    pub at: u64,
+    /// Length of the entry, header and all.
+    pub len: u32,
+}
+
+/// Which page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListParams {
+    /// The bucket.
+    pub bucket: String,
+    /// Only keys that start with this.
+    pub prefix: String,
+    /// Keys are rolled up after the first of these behind the prefix; empty: none.
+    pub delimiter: String,
+    /// Only keys or common prefixes after this; inside of a common prefix: after all of it.
+    pub after: String,
+    /// At most so many; at most `LIST_PAGE_MAX` whatever it says.
+    pub max: u32,
+}

@@ -1,0 +1,73 @@
+//! Whether a proposed change makes sense by itself, whatever the state.
+
+use ashlar_layout::crc::crc32;
+use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
+use ashlar_layout::message::ErrorCode;
+use ashlar_layout::names::{check_bucket, check_key};
+
+use crate::pending::Refusal;
+
+/// Refuses what must never stand in the journal.
+pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(), Refusal> {
+    let bad = |detail: String| Err(Refusal::new(ErrorCode::BadRequest, detail));
+    let named = |result: Result<(), ashlar_layout::names::NameError>| {
+        result.map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))
+    };
+    match op {
+        Op::TermStart => return bad("a term's start is not for clients to propose".to_owned()),
+        Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
+            named(check_bucket(bucket))?;
+            if precondition != Precondition::None {
+                return bad("a change of a bucket takes no precondition".to_owned());
+            }
+        }
+        Op::Delete { bucket, key } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+        }
+        Op::Put {
+            bucket,
+            key,
+            manifest,
+        } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+            return body(manifest, inline);
+        }
+    }
+    if inline.is_empty() {
+        return Ok(());
+    }
+    bad(format!(
+        "{} bytes of payload come with a change that takes none",
+        inline.len()
+    ))
+}
+
+fn body(manifest: &Manifest, inline: &[u8]) -> Result<(), Refusal> {
+    let bad = |detail: String| Err(Refusal::new(ErrorCode::BadRequest, detail));
+    manifest
+        .check()
+        .map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))?;
+    let got = inline.len() as u64;
+    if manifest.body != Body::Inline {
+        if got == 0 {
+            return Ok(());
+        }
+        return bad(format!("{got} bytes inline with a manifest of stripes"));
+    }
+    if got != manifest.size {
+        return bad(format!(
+            "{got} bytes inline, the manifest says {}",
+            manifest.size
+        ));
+    }
+    let crc = crc32(inline);
+    if crc != manifest.crc {
+        let expected = manifest.crc;
+        return bad(format!(
+            "inline payload's CRC is {crc:#010x}, the manifest says {expected:#010x}"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! Encoded entries as pieces of shared bytes.
+
+use ashlar_layout::ids::{ClientId, RequestNo, Seq, Term};
+use ashlar_layout::journal::{Entry, EntryError, encode_entry};
+use ashlar_layout::manifest::Op;
+use bytes::{Bytes, BytesMut};
+
+/// One whole entry whose checksum was verified; the operation is not decoded yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Piece {
+    pub(crate) seq: Seq,
+    pub(crate) term: Term,
+    /// Of a `TermStart`: the term of the entry before it.
+    pub(crate) prev_term: Option<Term>,
+    pub(crate) bytes: Bytes,
+}
+
+/// An entry, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Decoded {
+    pub(crate) client: ClientId,
+    pub(crate) request: RequestNo,
+    pub(crate) time_ms: u64,
+    pub(crate) op: Op,
+}
+
+/// The bytes of a proposal's entry.
+pub(crate) fn encode(
+    seq: Seq,
+    term: Term,
+    decoded: &Decoded,
+    inline: &[u8],
+) -> Result<Bytes, EntryError> {
+    let mut out = Vec::new();
+    let Decoded {
+        client,
+        request,
+        time_ms,
+        op,
+    } = decoded;
+    encode_entry(&mut out, seq, term, *client, *request, *time_ms, op, inline)?;
+    Ok(Bytes::from(out))
+}
+
+/// A head's own record. The request number, which nobody retries, holds the term of the entry
+/// before it: a replica whose device lost the start of a term can tell by it.
+pub(crate) fn term_start(prev_term: Term) -> Decoded {
+    Decoded {
+        client: ClientId(0),
+        request: RequestNo(prev_term.0),
+        time_ms: 0,
+        op: Op::TermStart,
+    }
+}
+
+/// The entry that `bytes` are, no more and no less, decoded.
+pub(crate) fn decode(bytes: &Bytes) -> Result<Decoded, EntryError> {
+    let entry = Entry::decode(bytes)?;
+    Ok(Decoded {
+        client: entry.header.client,
+        request: entry.header.request,
+        time_ms: entry.header.time_ms,
+        op: entry.op()?,
+    })
+}
+
+/// Cuts a run of whole entries into pieces. What was cut before an error is kept in `out`.
+pub(crate) fn split(bytes: &Bytes, out: &mut Vec<Piece>) -> Result<(), EntryError> {
+    let mut at = 0;
+    while at < bytes.len() {
+        let entry = Entry::decode(&bytes[at..])?;
+        // Only a `TermStart` is that short; so only few operations are decoded here.
+        let prev_term = (entry.op_bytes.len() <= 4 && matches!(entry.op(), Ok(Op::TermStart)))
+            .then_some(Term(entry.header.request.0));
+        let piece = Piece {
+            seq: entry.header.seq,
+            term: entry.header.term,
+            prev_term,
+            bytes: bytes.slice(at..at + entry.len()),
+        };
+        at += entry.len();
+        out.push(piece);
+    }
+    Ok(())
+}
+
+/// Puts entries together; no copy if it is one.
+pub(crate) fn join(parts: &[Bytes]) -> Bytes {
+    match parts {
+        [] => Bytes::new(),
+        [one] => one.clone(),
+        many => {
+            let mut all = BytesMut::with_capacity(many.iter().map(Bytes::len).sum());
+            many.iter().for_each(|part| all.extend_from_slice(part));
+            all.freeze()
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Proposals that are not committed yet, and the state as it will be when they are.
+//!
+//! Invariants:
+//! - entries are in the order of the log and end at its last entry;
+//! - a precondition is judged by the *virtual* state: the index, with every pending entry applied;
+//! - a refusal that rests on a pending entry is itself held back until that entry is committed:
+//!   otherwise it would tell of a change that a crash may still undo;
+//! - a request that is pending is not proposed twice: its retries wait for the same entry;
+//! - what was refused stays refused, among the last `refusals_max` of them: a retry that was sent
+//!   before the refusal arrived must not do what its client was told is not done. A head's end
+//!   loses these, but the connections on which such retries are under way end with it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
+
+use ashlar_layout::ids::{ClientId, RequestNo, Seq};
+use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::message::{ErrorCode, WireError};
+
+use crate::entry::Decoded;
+use crate::index::Index;
+
+/// How many may wait for one entry: its proposer, and retries of that.
+const WAITERS_MAX: usize = 64;
+
+/// Why something is refused; a [`WireError`] that can be hashed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Refusal {
+    pub(crate) code: ErrorCode,
+    pub(crate) detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl From<Refusal> for WireError {
+    fn from(refusal: Refusal) -> Self {
+        WireError {
+            code: refusal.code,
+            detail: refusal.detail,
+        }
+    }
+}
+
+/// A refusal, and whether it rests on pending entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    pub(crate) refusal: Refusal,
+    pub(crate) pending: bool,
+}
+
+/// A proposal in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Proposal {
+    pub(crate) seq: Seq,
+    pub(crate) decoded: Decoded,
+    pub(crate) bytes: usize,
+    /// Who waits: the first one proposed it, the others are its retries.
+    pub(crate) waiters: Vec<u64>,
+    /// By how many objects it changes its bucket.
+    delta: i64,
+}
+
+impl Hash for Proposal {
+    /// Its number names the entry, and that determines the rest.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.seq.hash(state);
+        self.decoded.client.hash(state);
+        self.decoded.request.hash(state);
+        self.waiters.hash(state);
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct PendingKey {
+    entries: u32,
+    version: Option<Seq>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct PendingBucket {
+    entries: u32,
+    bucket_entries: u32,
+    exists: bool,
+    delta: i64,
+    keys: BTreeMap<Box<str>, PendingKey>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Deferred {
+    until: Seq,
+    reply_to: u64,
+    refusal: Refusal,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Pending {
+    entries: VecDeque<Proposal>,
+    bytes: usize,
+    buckets: BTreeMap<Box<str>, PendingBucket>,
+    requests: BTreeMap<(ClientId, RequestNo), Seq>,
+    deferred: VecDeque<Deferred>,
+    refused: BTreeMap<(ClientId, RequestNo), Refusal>,
+    refused_order: VecDeque<(ClientId, RequestNo)>,
+}
+
+impl Pending {
+    /// Remembers a refusal; of those at most `refusals_max`, the latest.
+    pub(crate) fn refuse(
+        &mut self,
+        client: ClientId,
+        request: RequestNo,
+        refusal: &Refusal,
+        refusals_max: usize,
+    ) {
+        self.refused.insert((client, request), refusal.clone());
+        self.refused_order.push_back((client, request));
+        if self.refused_order.len() > refusals_max
+            && let Some(oldest) = self.refused_order.pop_front()
+        {
+            self.refused.remove(&oldest);
+        }
+    }
+
+    /// How this request was refused, if it was.
+    pub(crate) fn refused(&self, client: ClientId, request: RequestNo) -> Option<&Refusal> {
+        self.refused.get(&(client, request))
+    }
+
+    /// Proposals and held refusals.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() + self.deferred.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// If this request is pending, `reply_to` waits for it too; `Some(false)` if too many do.
+    pub(crate) fn join(
+        &mut self,
+        client: ClientId,
+        request: RequestNo,
+        reply_to: u64,
+    ) -> Option<bool> {
+        let seq = self.requests.get(&(client, request))?;
+        let at = self
+            .entries
+            .binary_search_by_key(seq, |entry| entry.seq)
+            .ok()?;
+        let entry = self.entries.get_mut(at)?;
+        let room = entry.waiters.len() < WAITERS_MAX;
+        if room {
+            entry.waiters.push(reply_to);
+        }
+        Some(room)
+    }
+
+    /// Whether the change may be made, as things will stand.
+    pub(crate) fn judge(
+        &self,
+        index: &Index,
+        precondition: Precondition,
+        op: &Op,
+    ) -> Result<(), Judgement> {
+        let (bucket, key) = target(op);
+        let overlay = self.buckets.get(bucket);
+        let refuse = |code, detail: String, pending| {
+            Err(Judgement {
+                refusal: Refusal { code, detail },
+                pending,
+            })
+        };
+        let exists = self.has_bucket(index, bucket);
+        let bucket_pending = overlay.is_some_and(|overlay| overlay.bucket_entries > 0);
+        match op {
+            Op::TermStart => {
+                let detail = "a term's start is not for clients to propose".to_owned();
+                refuse(ErrorCode::BadRequest, detail, false)
+            }
+            Op::CreateBucket { .. } if exists => {
+                let detail = format!("bucket {bucket:?} exists already");
+                refuse(ErrorCode::BucketExists, detail, bucket_pending)
+            }
+            Op::CreateBucket { .. } => Ok(()),
+            _ if !exists => {
+                let detail = format!("there is no bucket {bucket:?}");
+                refuse(ErrorCode::NoSuchBucket, detail, bucket_pending)
+            }
+            Op::DeleteBucket { .. } => {
+                let held = index
+                    .bucket(bucket)
+                    .map_or(0, |objects| objects.len() as i64);
+                let delta = overlay.map_or(0, |overlay| overlay.delta);
+                if held + delta == 0 {
+                    return Ok(());
+                }
+                let detail = format!("bucket {bucket:?} still holds {} object(s)", held + delta);
+                refuse(ErrorCode::BucketNotEmpty, detail, overlay.is_some())
+            }
+            Op::Put { .. } | Op::Delete { .. } => {
+                let version = self.version(index, bucket, key);
+                let holds = match precondition {
+                    Precondition::None => true,
+                    Precondition::Absent => version.is_none(),
+                    Precondition::Present => version.is_some(),
+                    Precondition::Version(wanted) => version == Some(wanted),
+                };
+                if holds {
+                    return Ok(());
+                }
+                let wanted = match precondition {
+                    Precondition::Version(wanted) => format!("version {wanted}"),
+                    Precondition::Absent => "no object".to_owned(),
+                    _ => "an object".to_owned(),
+                };
+                let there = version.map_or("none".to_owned(), |v| format!("version {v}"));
+                let detail = format!("{bucket:?}/{key:?}: {wanted} is asked for, there is {there}");
+                let pending =
+                    bucket_pending || overlay.is_some_and(|overlay| overlay.keys.contains_key(key));
+                refuse(ErrorCode::PreconditionFailed, detail, pending)
+            }
+        }
+    }
+
+    /// Entry `seq` is in the log.
+    pub(crate) fn push(
+        &mut self,
+        index: &Index,
+        seq: Seq,
+        decoded: Decoded,
+        bytes: usize,
+        reply_to: u64,
+    ) {
+        let (bucket, key) = target(&decoded.op);
+        let was = self.version(index, bucket, key).is_some();
+        let overlay = self.buckets.entry(bucket.into()).or_default();
+        overlay.entries += 1;
+        let mut delta = 0;
+        match &decoded.op {
+            Op::CreateBucket { .. } | Op::DeleteBucket { .. } => {
+                overlay.bucket_entries += 1;
+                overlay.exists = matches!(decoded.op, Op::CreateBucket { .. });
+            }
+            Op::Put { .. } | Op::Delete { .. } => {
+                let is = matches!(decoded.op, Op::Put { .. });
+                let held = overlay.keys.entry(key.into()).or_default();
+                held.entries += 1;
+                held.version = is.then_some(seq);
+                delta = i64::from(is) - i64::from(was);
+                overlay.delta += delta;
+            }
+            Op::TermStart => {}
+        }
+        self.bytes += bytes;
+        self.requests.insert((decoded.client, decoded.request), seq);
+        self.entries.push_back(Proposal {
+            seq,
+            decoded,
+            bytes,
+            waiters: vec![reply_to],
+            delta,
+        });
+    }
+
+    /// Answers only when everything up to `until` is committed.
+    pub(crate) fn defer(&mut self, until: Seq, reply_to: u64, refusal: Refusal) {
+        self.deferred.push_back(Deferred {
+            until,
+            reply_to,
+            refusal,
+        });
+    }
+
+    /// Takes the proposal that is entry `seq`, which is committed.
+    pub(crate) fn pop(&mut self, seq: Seq) -> Option<Proposal> {
+        if self.entries.front()?.seq != seq {
+            return None;
+        }
+        let proposal = self.entries.pop_front()?;
+        self.bytes -= proposal.bytes;
+        self.requests
+            .remove(&(proposal.decoded.client, proposal.decoded.request));
+        let (bucket, key) = target(&proposal.decoded.op);
+        if let Some(overlay) = self.buckets.get_mut(bucket) {
+            overlay.entries -= 1;
+            overlay.delta -= proposal.delta;
+            match proposal.decoded.op {
+                Op::CreateBucket { .. } | Op::DeleteBucket { .. } => overlay.bucket_entries -= 1,
+                _ => {
+                    if let Some(held) = overlay.keys.get_mut(key) {
+                        held.entries -= 1;
+                        if held.entries == 0 {
+                            overlay.keys.remove(key);
+                        }
+                    }
+                }
+            }
+            if overlay.entries == 0 {
+                self.buckets.remove(bucket);
+            }
+        }
+        Some(proposal)
+    }
+
+    /// A refusal that may be told now that everything up to `committed` is.
+    pub(crate) fn pop_deferred(&mut self, committed: Seq) -> Option<(u64, Refusal)> {
+        if self.deferred.front()?.until > committed {
+            return None;
+        }
+        self.deferred
+            .pop_front()
+            .map(|deferred| (deferred.reply_to, deferred.refusal))
+    }
+
+    /// Everyone who waits; nothing is pending afterwards.
+    pub(crate) fn abandon(&mut self) -> Vec<u64> {
+        let Pending {
+            entries, deferred, ..
+        } = std::mem::take(self);
+        let proposals = entries.into_iter().flat_map(|entry| entry.waiters);
+        proposals
+            .chain(deferred.into_iter().map(|deferred| deferred.reply_to))
+            .collect()
+    }
+
+    fn has_bucket(&self, index: &Index, bucket: &str) -> bool {
+        match self.buckets.get(bucket) {
+            Some(overlay) if overlay.bucket_entries > 0 => overlay.exists,
+            _ => index.has_bucket(bucket),
+        }
+    }
+
+    fn version(&self, index: &Index, bucket: &str, key: &str) -> Option<Seq> {
+        match self
+            .buckets
+            .get(bucket)
+            .and_then(|overlay| overlay.keys.get(key))
+        {
+            Some(held) => held.version,
+            None => index.object(bucket, key).map(|object| object.version),
+        }
+    }
+}
+
+/// The bucket and key of a change; empty where it has none.
+fn target(op: &Op) -> (&str, &str) {
+    match op {
+        Op::TermStart => ("", ""),
+        Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, ""),
+        Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, key),
+    }
+}

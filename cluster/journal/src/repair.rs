@@ -1,0 +1,213 @@
+//! Entries that the log has and the device does not give back: fetched from a peer, written again.
+//!
+//! Invariants:
+//! - what comes from a peer is taken only if it is the entry: number, term, checksum;
+//! - its number does not change: it is written at another place, and replay takes that for the
+//!   same entry, moved;
+//! - an entry is asked of one peer at a time; when all were asked in vain, those who wait are told,
+//!   and if the replica itself needs it, it is asked for again, and again.
+
+use std::collections::BTreeSet;
+
+use ashlar_layout::ids::Seq;
+use ashlar_layout::message::{ChainBody, ErrorCode};
+use ashlar_layout::time::Instant;
+use bytes::Bytes;
+
+use crate::api::Action;
+use crate::entry::{self, Piece};
+use crate::pending::Refusal;
+use crate::replica::{Replica, Role};
+
+/// An entry under repair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Repair {
+    /// The driver waits for it.
+    pub(crate) asked: bool,
+    /// The replica cannot go on without it.
+    needed: bool,
+    /// Whoever is asked now,
+    peer: Option<u8>,
+    /// since when,
+    since: Instant,
+    /// and who was before.
+    tried: BTreeSet<u8>,
+    /// It came, and is on its way to the device.
+    writing: bool,
+}
+
+impl Replica {
+    pub(crate) fn on_inline_lost(&mut self, now: Instant, seq: Seq, out: &mut Vec<Action>) {
+        let busy = self.repairs.len() >= self.config.limits.repairs;
+        let refused = if self.log.slot(seq).is_none() {
+            Some(Refusal::new(
+                ErrorCode::NotFound,
+                format!("there is no entry {seq}"),
+            ))
+        } else if busy && !self.repairs.contains_key(&seq) {
+            let detail = format!("{} entries are being repaired already", self.repairs.len());
+            Some(Refusal::new(ErrorCode::Busy, detail))
+        } else {
+            None
+        };
+        match refused {
+            Some(refusal) => out.push(Action::Restored {
+                seq,
+                result: Err(refusal.into()),
+            }),
+            None => self.repair(now, seq, true, out),
+        }
+    }
+
+    /// Gets entry `seq` again: for the driver, or for the replica itself.
+    pub(crate) fn repair(&mut self, now: Instant, seq: Seq, asked: bool, out: &mut Vec<Action>) {
+        let new = !self.repairs.contains_key(&seq);
+        let repair = self.repairs.entry(seq).or_default();
+        repair.asked |= asked;
+        repair.needed |= !asked;
+        if !new {
+            return;
+        }
+        match self.log.recent(seq).cloned() {
+            Some(bytes) => self.rewrite(seq, bytes, out),
+            None => self.ask_next(now, seq, out),
+        }
+    }
+
+    fn rewrite(&mut self, seq: Seq, bytes: Bytes, out: &mut Vec<Action>) {
+        let (Some(term), Some(repair)) = (self.log.term(seq), self.repairs.get_mut(&seq)) else {
+            return;
+        };
+        repair.writing = true;
+        repair.peer = None;
+        let piece = Piece {
+            seq,
+            term,
+            prev_term: None,
+            bytes,
+        };
+        self.persist(seq, seq, &[piece], true, out);
+    }
+
+    fn ask_next(&mut self, now: Instant, seq: Seq, out: &mut Vec<Action>) {
+        let Some(repair) = self.repairs.get(&seq) else {
+            return;
+        };
+        let next = self
+            .peers()
+            .find(|peer| self.is_up(*peer) && !repair.tried.contains(peer));
+        let Some(repair) = self.repairs.get_mut(&seq) else {
+            return;
+        };
+        repair.peer = next;
+        repair.since = now;
+        if let Some(peer) = next {
+            repair.tried.insert(peer);
+            return self.send(
+                peer,
+                ChainBody::Fetch {
+                    first: seq,
+                    last: seq,
+                },
+                Bytes::new(),
+                out,
+            );
+        }
+        if std::mem::take(&mut repair.asked) {
+            let detail = format!(
+                "entry {seq} cannot be read on this device, and no replica that can be reached \
+                 gave it"
+            );
+            let error = Refusal::new(ErrorCode::Corrupt, detail).into();
+            out.push(Action::Restored {
+                seq,
+                result: Err(error),
+            });
+        }
+        repair.tried.clear();
+        if !repair.needed {
+            self.repairs.remove(&seq);
+        }
+    }
+
+    pub(crate) fn on_repair_entries(
+        &mut self,
+        now: Instant,
+        from: u8,
+        first: Seq,
+        pieces: &[Piece],
+        out: &mut Vec<Action>,
+    ) {
+        let Some(repair) = self.repairs.get(&first) else {
+            return;
+        };
+        if repair.writing || repair.peer != Some(from) {
+            return;
+        }
+        match pieces.first() {
+            Some(piece) if self.log.term(first) == Some(piece.term) => {
+                self.log.remember(first, piece.bytes.clone());
+                self.rewrite(first, piece.bytes.clone(), out);
+                self.use_repaired(now, first, &piece.bytes, out);
+            }
+            _ => self.ask_next(now, first, out),
+        }
+    }
+
+    /// Applying waits for an entry that may be pushed out of memory before it is durable again.
+    fn use_repaired(&mut self, now: Instant, seq: Seq, bytes: &Bytes, out: &mut Vec<Action>) {
+        let next = seq.0 == self.applied.0 + 1 && seq <= self.committed;
+        if next && let Ok(decoded) = entry::decode(bytes) {
+            self.apply_read(seq, decoded, out);
+        }
+        if self.role == Role::Head {
+            self.feed_all(now, out);
+        }
+    }
+
+    /// Another copy of the entry is durable.
+    pub(crate) fn repaired(&mut self, now: Instant, seq: Seq, out: &mut Vec<Action>) {
+        if self.repairs.remove(&seq).is_some_and(|repair| repair.asked) {
+            out.push(Action::Restored {
+                seq,
+                result: Ok(()),
+            });
+        }
+        if self.role == Role::Head {
+            self.feed_all(now, out);
+        }
+    }
+
+    pub(crate) fn repair_deadline(&self) -> Option<Instant> {
+        let waiting = self.repairs.values().filter(|repair| !repair.writing);
+        waiting
+            .map(|repair| repair.since + self.config.limits.resend)
+            .min()
+    }
+
+    pub(crate) fn on_deadline_repair(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let resend = self.config.limits.resend;
+        let overdue = |repair: &Repair| !repair.writing && repair.since + resend <= now;
+        let overdue: Vec<Seq> = self
+            .repairs
+            .iter()
+            .filter(|(_, r)| overdue(r))
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in overdue {
+            self.ask_next(now, seq, out);
+        }
+    }
+
+    pub(crate) fn repair_peer_down(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
+        let asked: Vec<Seq> = self
+            .repairs
+            .iter()
+            .filter(|(_, repair)| repair.peer == Some(peer))
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in asked {
+            self.ask_next(now, seq, out);
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! Single behaviours of the whole replica, one by one, against the simulated driver.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use ashlar_layout::crc::crc32;
+use ashlar_layout::ids::{ClientId, RequestNo, Seq};
+use ashlar_layout::journal::Entry;
+use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
+use ashlar_layout::message::{ErrorCode, Reply};
+use ashlar_layout::time::Instant;
+use bytes::Bytes;
+
+use crate::api::{Action, Event, ListParams};
+use crate::sim::{MICRO, MILLI, Plan, SCRIPTED, World, limits};
+
+const QUIET: Plan = Plan {
+    crashes: false,
+    torn: false,
+    lossy: false,
+    pauses: false,
+    victim: None,
+};
+
+/// A chain of three that serves.
+fn world() -> World {
+    let mut world = World::new(1, 3, QUIET);
+    world.run_until(200 * MILLI);
+    assert!(world.head().serving(), "{}", world.status(0));
+    world
+}
+
+fn create(bucket: &str) -> Op {
+    Op::CreateBucket {
+        bucket: bucket.to_owned(),
+    }
+}
+
+fn put(key: &str, inline: &[u8]) -> Op {
+    let manifest = Manifest {
+        size: inline.len() as u64,
+        crc: crc32(inline),
+        body: Body::Inline,
+    };
+    Op::Put {
+        bucket: "bucket".to_owned(),
+        key: key.to_owned(),
+        manifest,
+    }
+}
+
+fn delete(key: &str) -> Op {
+    Op::Delete {
+        bucket: "bucket".to_owned(),
+        key: key.to_owned(),
+    }
+}
+
+struct Script {
+    world: World,
+    asked: u64,
+}
+
+impl Script {
+    fn new() -> Self {
+        let mut script = Self {
+            world: world(),
+            asked: SCRIPTED,
+        };
+        script.done(create("bucket"), Precondition::None, b"");
+        script
+    }
+
+    fn ask_as(&mut self, request: u64, op: Op, precondition: Precondition, inline: &[u8]) -> u64 {
+        self.asked += 1;
+        let event = Event::Propose {
+            reply_to: self.asked,
+            client: ClientId(42),
+            request: RequestNo(request),
+            precondition,
+            op,
+            inline: Bytes::copy_from_slice(inline),
+            wall_ms: 1234,
+        };
+        self.world.tell(0, event);
+        self.asked
+    }
+
+    fn ask(&mut self, op: Op, precondition: Precondition, inline: &[u8]) -> u64 {
+        self.ask_as(self.asked - SCRIPTED + 1, op, precondition, inline)
+    }
+
+    /// Runs until the question is answered; how long that took.
+    fn wait(&mut self, asked: u64) -> u64 {
+        let since = self.world.now;
+        while !self.world.answers.contains_key(&asked) {
+            let end = self.world.now + 10 * MICRO;
+            self.world.run_until(end);
+            assert!(
+                self.world.now - since < 5000 * MILLI,
+                "no answer: {}",
+                self.world.status(0)
+            );
+        }
+        self.world.now - since
+    }
+
+    fn answer(&mut self, asked: u64) -> Reply {
+        self.wait(asked);
+        self.world.answers.remove(&asked).unwrap()
+    }
+
+    fn done(
+        &mut self,
+        op: Op,
+        precondition: Precondition,
+        inline: &[u8],
+    ) -> (Seq, Option<Manifest>) {
+        let asked = self.ask(op, precondition, inline);
+        match self.answer(asked) {
+            Reply::Committed { seq, displaced } => (seq, displaced),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(&mut self, op: Op, precondition: Precondition, inline: &[u8]) -> ErrorCode {
+        let asked = self.ask(op, precondition, inline);
+        match self.answer(asked) {
+            Reply::Error(error) => error.code,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn conditions_are_judged_by_what_is_committed_and_pending() {
+    let mut script = Script::new();
+    let none = Precondition::None;
+    assert_eq!(
+        script.refused(put("k", b"x"), Precondition::Present, b"x"),
+        ErrorCode::PreconditionFailed
+    );
+    let (first, displaced) = script.done(put("k", b"x"), Precondition::Absent, b"x");
+    assert_eq!(displaced, None);
+    assert_eq!(
+        script.refused(put("k", b"y"), Precondition::Absent, b"y"),
+        ErrorCode::PreconditionFailed
+    );
+    let (second, displaced) = script.done(put("k", b"y"), Precondition::Version(first), b"y");
+    assert_eq!(displaced.map(|manifest| manifest.crc), Some(crc32(b"x")));
+    assert_eq!(
+        script.refused(delete("k"), Precondition::Version(first), b""),
+        ErrorCode::PreconditionFailed
+    );
+
+    // Two at once: the second sees the first, though that is not committed yet.
+    let one = script.ask(delete("k"), Precondition::Version(second), b"");
+    let two = script.ask(put("k", b"z"), Precondition::Present, b"z");
+    let three = script.ask(put("k", b"z"), Precondition::Absent, b"z");
+    assert!(
+        !script.world.answers.contains_key(&two),
+        "a refusal that rests on what may be undone"
+    );
+    assert!(matches!(
+        script.answer(one),
+        Reply::Committed {
+            displaced: Some(_),
+            ..
+        }
+    ));
+    assert!(
+        matches!(script.answer(two), Reply::Error(e) if e.code == ErrorCode::PreconditionFailed)
+    );
+    assert!(matches!(
+        script.answer(three),
+        Reply::Committed {
+            displaced: None,
+            ..
+        }
+    ));
+    // Removing what is not there is no error.
+    script.done(delete("k"), none, b"");
+    assert_eq!(script.done(delete("k"), none, b"").1, None);
+}
+
+#[test]
+fn buckets() {
+    let mut script = Script::new();
+    let none = Precondition::None;
+    assert_eq!(
+        script.refused(create("bucket"), none, b""),
+        ErrorCode::BucketExists
+    );
+    assert_eq!(
+        script.refused(create("No"), none, b""),
+        ErrorCode::BadRequest
+    );
+    assert_eq!(
+        script.refused(create("other"), Precondition::Absent, b""),
+        ErrorCode::BadRequest
+    );
+    assert_eq!(
+        script.refused(Op::TermStart, none, b""),
+        ErrorCode::BadRequest
+    );
+    let drop = Op::DeleteBucket {
+        bucket: "bucket".to_owned(),
+    };
+    // A pending put is enough to keep the bucket.
+    let first = script.ask(put("k", b"x"), none, b"x");
+    let second = script.ask(drop.clone(), none, b"");
+    assert!(
+        matches!(script.answer(second), Reply::Error(e) if e.code == ErrorCode::BucketNotEmpty)
+    );
+    assert!(matches!(script.answer(first), Reply::Committed { .. }));
+    // And a pending delete of the last object is enough to let it go; then nothing goes in.
+    script.ask(delete("k"), none, b"");
+    let dropped = script.ask(drop.clone(), none, b"");
+    let late = script.ask(put("k", b"x"), none, b"x");
+    assert!(matches!(script.answer(late), Reply::Error(e) if e.code == ErrorCode::NoSuchBucket));
+    assert!(matches!(script.answer(dropped), Reply::Committed { .. }));
+    assert_eq!(script.refused(drop, none, b""), ErrorCode::NoSuchBucket);
+    script.done(create("aaa"), none, b"");
+    script.done(create("bbb"), none, b"");
+    let (page, more) = script.world.head().list_buckets("", 1).unwrap();
+    assert_eq!(
+        (page[0].name.as_str(), page[0].created_ms, more),
+        ("aaa", 1234, true)
+    );
+    let (page, more) = script.world.head().list_buckets("aaa", 9).unwrap();
+    assert_eq!((page[0].name.as_str(), more), ("bbb", false));
+    let error = script
+        .world
+        .head()
+        .list(&ListParams::default())
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::NoSuchBucket);
+}
+
+#[test]
+fn a_retry_is_answered_and_not_done_again() {
+    let mut script = Script::new();
+    let first = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
+    // One while it is pending, one afterwards, one after the head started again.
+    let second = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
+    let Reply::Committed { seq, .. } = script.answer(first) else {
+        panic!("not committed")
+    };
+    let done = Reply::Committed {
+        seq,
+        displaced: None,
+    };
+    assert_eq!(script.answer(second), done);
+    let third = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
+    assert_eq!(script.answer(third), done);
+    script.world.crash(0);
+    script.world.start(0);
+    let end = script.world.now + 300 * MILLI;
+    script.world.run_until(end);
+    let fourth = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
+    assert_eq!(script.answer(fourth), done);
+    assert_eq!(
+        script.world.head().lookup("bucket", "k").unwrap().0.version,
+        seq
+    );
+}
+
+#[test]
+fn payloads_are_checked_and_found_on_the_device() {
+    let mut script = Script::new();
+    let none = Precondition::None;
+    assert_eq!(
+        script.refused(put("k", b"right"), none, b"wrong"),
+        ErrorCode::BadRequest
+    );
+    assert_eq!(
+        script.refused(put("k", b"right"), none, b"righ"),
+        ErrorCode::BadRequest
+    );
+    assert_eq!(
+        script.refused(put("", b""), none, b""),
+        ErrorCode::BadRequest
+    );
+    assert_eq!(
+        script.refused(delete("k"), none, b"payload"),
+        ErrorCode::BadRequest
+    );
+    script.done(put("k", b"right"), none, b"right");
+    let (meta, inline) = script.world.head().lookup("bucket", "k").unwrap();
+    let inline = inline.unwrap();
+    let bytes = script.world.nodes[0]
+        .device
+        .read(inline.at, inline.len)
+        .unwrap();
+    assert_eq!(Entry::decode(&bytes).unwrap().inline, b"right");
+    assert_eq!((meta.modified_ms, inline.seq), (1234, meta.version));
+    let error = script.world.head().lookup("bucket", "none").unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotFound);
+}
+
+#[test]
+fn each_link_carries_a_payload_once() {
+    let mut script = Script::new();
+    for n in 0..20 {
+        script.done(put(&format!("warm{n}"), b"x"), Precondition::None, b"x");
+    }
+    script.world.stats.clear();
+    for n in 0..50 {
+        script.done(put(&format!("k{n}"), b"x"), Precondition::None, b"x");
+    }
+    let count = |what| script.world.stats.get(what).copied().unwrap_or(0);
+    assert_eq!(
+        (count("to the first"), count("forwarded"), count("bypassed")),
+        (50, 50, 0)
+    );
+}
+
+#[test]
+fn a_stopped_successor_is_bypassed_and_catches_up() {
+    let mut script = Script::new();
+    for n in 0..20 {
+        script.done(put(&format!("warm{n}"), b"x"), Precondition::None, b"x");
+    }
+    script.world.pause(1);
+    let asked = script.ask(put("k", b"x"), Precondition::None, b"x");
+    let took = script.wait(asked);
+    assert!(took < 60 * MILLI, "took {took} ns");
+    for n in 0..100 {
+        let asked = script.ask(
+            put(&format!("k{n}"), &[7; 100]),
+            Precondition::None,
+            &[7; 100],
+        );
+        let took = script.wait(asked);
+        assert!(took < 30 * MILLI, "took {took} ns");
+    }
+    let reads = script.world.stats.get("log reads").copied().unwrap_or(0);
+    script.world.resume(1);
+    let end = script.world.now + 3000 * MILLI;
+    script.world.run_until(end);
+    let follower = script.world.nodes[1].replica.as_ref().unwrap();
+    assert_eq!(follower.index, script.world.head().index);
+    assert!(
+        script.world.stats["log reads"] > reads,
+        "what left memory is read from the log"
+    );
+}
+
+#[test]
+fn without_enough_replicas_changes_are_refused_and_reads_go_on() {
+    let mut script = Script::new();
+    script.done(put("k", b"x"), Precondition::None, b"x");
+    script.world.crash(1);
+    script.done(put("k", b"y"), Precondition::None, b"y");
+    script.world.crash(2);
+    let asked = script.ask(put("k", b"z"), Precondition::None, b"z");
+    let Reply::Error(error) = script.answer(asked) else {
+        panic!("done alone")
+    };
+    assert_eq!(error.code, ErrorCode::PartitionUnavailable);
+    assert!(error.detail.contains("replicas 1, 2"), "{}", error.detail);
+    assert!(script.world.head().lookup("bucket", "k").is_ok());
+    // A head alone does not take office.
+    script.world.crash(0);
+    script.world.start(0);
+    let end = script.world.now + 3000 * MILLI;
+    script.world.run_until(end);
+    let error = script.world.head().lookup("bucket", "k").unwrap_err();
+    assert_eq!(error.code, ErrorCode::PartitionUnavailable);
+    assert!(error.detail.contains("1 of 3 replicas"), "{}", error.detail);
+    script.world.start(2);
+    let end = script.world.now + 300 * MILLI;
+    script.world.run_until(end);
+    assert!(script.world.head().lookup("bucket", "k").is_ok());
+}
+
+#[test]
+fn what_only_a_missing_replica_may_hold_is_waited_for() {
+    let mut script = Script::new();
+    script.world.crash(2);
+    let (seq, _) = script.done(put("k", b"x"), Precondition::None, b"x");
+    script.world.crash(1);
+    script.world.crash(0);
+    // The head's copy rots; replica 2 never had it; replica 1 is away.
+    script.world.nodes[0]
+        .device
+        .records
+        .last_mut()
+        .unwrap()
+        .rotten = true;
+    script.world.start(0);
+    script.world.start(2);
+    let end = script.world.now + 5000 * MILLI;
+    script.world.run_until(end);
+    assert!(
+        !script.world.head().serving(),
+        "it would serve without entry {seq}"
+    );
+    let state = script.world.head().status().state;
+    assert!(
+        state.contains("damaged") && state.contains("replicas 1"),
+        "{state}"
+    );
+    script.world.start(1);
+    let end = script.world.now + 300 * MILLI;
+    script.world.run_until(end);
+    assert_eq!(
+        script.world.head().lookup("bucket", "k").unwrap().0.version,
+        seq
+    );
+}
+
+#[test]
+fn bounds_are_told() {
+    let mut script = Script::new();
+    script.world.pause(1);
+    script.world.pause(2);
+    let most = limits().pending;
+    let asked: Vec<u64> = (0..most as u64 + 5)
+        .map(|n| script.ask(put(&format!("k{n}"), b"x"), Precondition::None, b"x"))
+        .collect();
+    for late in &asked[most..] {
+        assert!(matches!(script.answer(*late), Reply::Error(e) if e.code == ErrorCode::Busy));
+    }
+    script.world.resume(1);
+    for early in &asked[..most] {
+        assert!(matches!(script.answer(*early), Reply::Committed { .. }));
+    }
+    script.world.tell(0, Event::Full { full: true });
+    assert_eq!(
+        script.refused(put("k", b"x"), Precondition::None, b"x"),
+        ErrorCode::DeviceFull
+    );
+    script.done(delete("k0"), Precondition::None, b"");
+    script.world.tell(0, Event::Full { full: false });
+    script.done(put("k", b"x"), Precondition::None, b"x");
+}
+
+#[test]
+fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
+    let script = Script::new();
+    let mut head = script.world.head().clone();
+    let now = Instant(script.world.now);
+    let mut out = Vec::new();
+    let event = |reply_to| Event::Propose {
+        reply_to,
+        client: ClientId(42),
+        request: RequestNo(reply_to),
+        precondition: Precondition::None,
+        op: put("k", b"x"),
+        inline: Bytes::from_static(b"x"),
+        wall_ms: 5,
+    };
+    head.on_event(now, event(77), &mut out);
+    let place = |wanted: fn(&Action) -> bool| out.iter().position(wanted).unwrap();
+    let sent = place(|action| matches!(action, Action::Send { .. }));
+    let written = place(|action| matches!(action, Action::Persist { .. }));
+    assert!(sent < written, "forward first");
+    let Action::Persist { token, .. } = out[written] else {
+        unreachable!()
+    };
+    out.clear();
+    head.on_event(now, Event::PersistFailed { token, full: true }, &mut out);
+    let Some(Action::Reply {
+        reply_to: 77,
+        reply: Reply::Error(error),
+    }) = out.first()
+    else {
+        panic!("{out:?}")
+    };
+    assert_eq!(error.code, ErrorCode::PartitionUnavailable);
+    assert!(error.detail.contains("not known"), "{}", error.detail);
+    assert!(!head.serving());
+    out.clear();
+    head.on_event(now, event(78), &mut out);
+    assert!(matches!(
+        &out[..],
+        [Action::Reply {
+            reply_to: 78,
+            reply: Reply::Error(_)
+        }]
+    ));
+    assert_eq!(head.next_deadline(), None);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_states() {
+    let hash = |seed| {
+        let plan = Plan {
+            crashes: true,
+            torn: true,
+            lossy: true,
+            pauses: true,
+            victim: Some(1),
+        };
+        let mut world = World::new(seed, 3, plan);
+        world.unleash();
+        world.run_until(300 * MILLI);
+        let mut hasher = DefaultHasher::new();
+        for node in &world.nodes {
+            if let Some(replica) = &node.replica {
+                replica.hash(&mut hasher);
+                replica.clone().hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    };
+    assert_eq!(hash(5), hash(5));
+    assert_ne!(hash(5), hash(6));
+}

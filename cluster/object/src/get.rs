@@ -1,0 +1,566 @@
+//! An object, or a part of it, on its way to its reader.
+//!
+//! Invariants:
+//! - a byte is given out only after what it came in matched its checksum, and in order;
+//! - at most `get_stripes` stripes are in memory, given out or not;
+//! - all bytes of one reading are of one version: if a stripe cannot be read because the object was
+//!   replaced or removed, the reading starts over if no byte was given out yet, and fails with
+//!   [`ObjectError::ObjectChanged`] otherwise;
+//! - the end of a whole reading is only reached if the CRC-32 of all that was given out is the
+//!   manifest's.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ashlar_layout::crc::{crc32, crc32_combine};
+use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_layout::manifest::{Body, Stripe};
+use ashlar_layout::message::{ObjectMeta, Reply, Request};
+use ashlar_layout::time::Instant;
+use bytes::Bytes;
+
+use crate::ask::{Ask, Told, Untold};
+use crate::call::{Action, Event, Machine, sooner};
+use crate::common::{Common, unexpected};
+use crate::error::{Code, ObjectError};
+use crate::range::ByteRange;
+use crate::stripe_read::StripeRead;
+use crate::tree::decode_node;
+
+/// So often a reading starts over because the object was replaced.
+const RESTARTS_MAX: u32 = 16;
+
+/// Where the stripes of the range are.
+#[derive(Debug)]
+struct Cursor {
+    /// The object's stripes, or those of the tree's current node.
+    stripes: Vec<Stripe>,
+    /// First byte of the object that `stripes` hold.
+    base: u64,
+    /// The next stripe to read.
+    next: usize,
+    /// The tree's nodes; empty if there is no tree.
+    nodes: Vec<Stripe>,
+    /// The node that is to be read next.
+    next_node: usize,
+    /// Bytes of all but the last stripe, and stripes of all but the last node; known after the
+    /// first node.
+    stripe_data: u64,
+    node_stripes: u64,
+}
+
+#[derive(Debug)]
+struct Reading {
+    lane: u32,
+    read: StripeRead,
+}
+
+/// The state machine that reads one object.
+#[derive(Debug)]
+pub struct Get {
+    common: Arc<Common>,
+    bucket: String,
+    key: String,
+    partition: PartitionId,
+    asked: Option<ByteRange>,
+    lane: u32,
+    ask: Option<(u32, Ask)>,
+    /// The version that a stripe could not be read of, and why: the running look-up decides.
+    doubt: Option<(Seq, ObjectError)>,
+    /// Shards that their nodes did not have: reported if the object still stands at the end.
+    missing: Vec<Action>,
+    checking: bool,
+    meta: Option<ObjectMeta>,
+    range: Range<u64>,
+    cursor: Option<Cursor>,
+    node: Option<Reading>,
+    reads: VecDeque<Reading>,
+    chunks: VecDeque<Bytes>,
+    /// Bytes of the range whose stripes were asked for.
+    asked_to: u64,
+    /// Bytes of the range that are in `chunks`, or were given out.
+    read_to: u64,
+    given: u64,
+    crc: u32,
+    rebuilt: u64,
+    restarts: u32,
+    error: Option<ObjectError>,
+    finished: bool,
+}
+
+impl Get {
+    /// Reads `key` of `bucket`, or a part of it.
+    pub fn new(
+        common: Arc<Common>,
+        bucket: &str,
+        key: &str,
+        range: Option<ByteRange>,
+    ) -> Result<Get, ObjectError> {
+        let partition = common.partition_of(bucket, key)?;
+        Ok(Get {
+            common,
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            partition,
+            asked: range,
+            lane: 0,
+            ask: None,
+            doubt: None,
+            missing: Vec::new(),
+            checking: false,
+            meta: None,
+            range: 0..0,
+            cursor: None,
+            node: None,
+            reads: VecDeque::new(),
+            chunks: VecDeque::new(),
+            asked_to: 0,
+            read_to: 0,
+            given: 0,
+            crc: 0,
+            rebuilt: 0,
+            restarts: 0,
+            error: None,
+            finished: false,
+        })
+    }
+
+    /// What is known of the object; `None` until it was looked up. Stands once a byte is there.
+    pub fn meta(&self) -> Option<&ObjectMeta> {
+        self.meta.as_ref()
+    }
+
+    /// The bytes that will be given out.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Shards that had to be rebuilt so far.
+    pub fn rebuilt(&self) -> u64 {
+        self.rebuilt
+    }
+
+    /// Why there is not a single byte, if so.
+    pub fn error_before_bytes(&self) -> Option<&ObjectError> {
+        self.error.as_ref().filter(|_| self.chunks.is_empty() && self.given == 0)
+    }
+
+    /// Whether [`Get::take`] has something to give, or to say.
+    pub fn is_ready(&self) -> bool {
+        !self.chunks.is_empty() || self.error.is_some() || self.finished
+    }
+
+    /// The next bytes; `None` if there are none yet ([`Get::is_ready`] is false), or no more.
+    pub fn take(&mut self, now: Instant, out: &mut Vec<Action>) -> Option<Result<Bytes, ObjectError>> {
+        if let Some(chunk) = self.chunks.pop_front() {
+            self.given += chunk.len() as u64;
+            self.advance(now, out);
+            return Some(Ok(chunk));
+        }
+        let error = self.error.take()?;
+        self.finished = true;
+        Some(Err(error))
+    }
+
+    fn next_lane(&mut self) -> u32 {
+        self.lane += 1;
+        self.lane
+    }
+
+    fn look_up(&mut self, now: Instant, payload: bool, out: &mut Vec<Action>) {
+        let request = Request::Lookup {
+            partition: self.partition,
+            bucket: self.bucket.clone(),
+            key: self.key.clone(),
+            payload,
+        };
+        let lane = self.next_lane();
+        let names = (self.bucket.as_str(), self.key.as_str());
+        let common = self.common.clone();
+        let mut ask = Ask::new(common, lane, names, self.partition, request, Bytes::new());
+        ask.on_event(now, Event::Start, out);
+        self.ask = Some((lane, ask));
+    }
+
+    fn fail(&mut self, error: ObjectError) {
+        self.error = Some(error);
+        self.ask = None;
+        self.node = None;
+        self.reads.clear();
+        self.cursor = None;
+    }
+
+    fn bad(&self, detail: String) -> ObjectError {
+        let (bucket, key) = (self.bucket.clone(), self.key.clone());
+        ObjectError::BadManifest { bucket, key, detail }
+    }
+
+    fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
+        loop {
+            if self.error.is_some() || self.finished {
+                return;
+            }
+            if self.ask.as_ref().is_some_and(|(_, ask)| ask.is_answered()) {
+                self.on_told(out);
+                continue;
+            }
+            if self.ask.is_some() || self.meta.is_none() {
+                return;
+            }
+            if self.node.as_ref().is_some_and(|n| n.read.is_answered()) {
+                self.on_node(now, out);
+                continue;
+            }
+            // One stripe's bytes at a time: what is not fetched from here counts as held.
+            if self.chunks.is_empty() && self.reads.front().is_some_and(|r| r.read.is_answered()) {
+                self.on_part(now, out);
+                continue;
+            }
+            if self.read_to == self.range.end && self.cursor.is_some() {
+                self.on_end(now, out);
+                continue;
+            }
+            if !self.read_ahead(now, out) {
+                return;
+            }
+        }
+    }
+
+    /// The look-up's answer: the first one, a second one because of doubt, or the check of what was
+    /// missing.
+    fn on_told(&mut self, out: &mut Vec<Action>) {
+        let Some((_, ask)) = self.ask.take() else { return };
+        let told = ask.into_outcome();
+        let doubt = self.doubt.take();
+        let found = match told {
+            Some(Ok(Told { reply: Reply::Found { meta }, payload, payload_crc })) => {
+                Ok((meta, payload, payload_crc))
+            }
+            Some(Ok(told)) => Err(unexpected("Found", &told.reply)),
+            Some(Err(Untold { error, .. })) => Err(error),
+            None => return,
+        };
+        if self.checking {
+            // Only a shard of an object that still stands is missing.
+            if let (Ok((meta, ..)), Some(known)) = (&found, &self.meta)
+                && meta.version == known.version
+            {
+                out.append(&mut self.missing);
+            }
+            self.missing.clear();
+            self.finished = true;
+            return;
+        }
+        match (found, doubt) {
+            (Ok((meta, ..)), Some((version, error))) if meta.version == version => {
+                // The object stands: it is just not readable.
+                out.append(&mut self.missing);
+                self.fail(error);
+            }
+            (Err(error), Some((_, cause))) if !gone(&error) => {
+                // Neither the object nor its head can be read: the first is what was asked for.
+                self.fail(cause);
+            }
+            (_, Some(_)) if self.given > 0 || !self.chunks.is_empty() => {
+                let (bucket, key) = (self.bucket.clone(), self.key.clone());
+                let given = self.read_to - self.range.start;
+                self.fail(ObjectError::ObjectChanged { bucket, key, given });
+            }
+            (Ok((meta, payload, crc)), doubt) => {
+                self.restarts += u32::from(doubt.is_some());
+                if self.restarts > RESTARTS_MAX {
+                    let (bucket, key) = (self.bucket.clone(), self.key.clone());
+                    self.fail(ObjectError::ObjectChanged { bucket, key, given: 0 });
+                } else {
+                    self.begin(meta, payload, crc);
+                }
+            }
+            (Err(error), _) => self.fail(error),
+        }
+    }
+
+    /// Starts to read the object that was found.
+    fn begin(&mut self, meta: ObjectMeta, payload: Bytes, payload_crc: u32) {
+        self.missing.clear();
+        self.reads.clear();
+        self.node = None;
+        self.cursor = None;
+        self.rebuilt = 0;
+        self.crc = 0;
+        let size = meta.manifest.size;
+        self.range = match self.asked {
+            None => 0..size,
+            Some(asked) => match asked.resolve(size) {
+                Some(range) => range,
+                None => {
+                    self.fail(ObjectError::RangeNotSatisfiable { range: asked, size });
+                    return;
+                }
+            },
+        };
+        (self.asked_to, self.read_to) = (self.range.start, self.range.start);
+        let (expected, body) = (meta.manifest.crc, meta.manifest.body.clone());
+        self.meta = Some(meta);
+        let (stripes, nodes) = match body {
+            Body::Inline => {
+                self.begin_inline(payload, payload_crc, size, expected);
+                return;
+            }
+            Body::Stripes(stripes) => (stripes, Vec::new()),
+            Body::Tree(nodes) => (Vec::new(), nodes),
+        };
+        if stripes.is_empty() && nodes.is_empty() {
+            self.fail(self.bad("it names no stripe".to_owned()));
+            return;
+        }
+        let stripe_data = stripes.first().map_or(0, |s| u64::from(s.data_len));
+        if nodes.is_empty()
+            && let Err(detail) = check(&stripes, stripe_data, Some(size))
+        {
+            self.fail(self.bad(detail));
+            return;
+        }
+        let next = self.range.start.checked_div(stripe_data).unwrap_or(0);
+        self.cursor = Some(Cursor {
+            stripes,
+            base: 0,
+            next: usize::try_from(next).unwrap_or(usize::MAX),
+            nodes,
+            next_node: 0,
+            stripe_data,
+            node_stripes: 0,
+        });
+    }
+
+    fn begin_inline(&mut self, payload: Bytes, payload_crc: u32, size: u64, expected: u32) {
+        if payload.len() as u64 != size || payload_crc != expected {
+            let what = format!(
+                "the inline object '{}' in bucket '{}' ({size} bytes, {} came)",
+                self.key,
+                self.bucket,
+                payload.len()
+            );
+            self.fail(ObjectError::Corrupt { what, expected, got: payload_crc });
+            return;
+        }
+        // Both ends are within the payload: the range is within `size`.
+        let bytes = payload.slice(self.range.start as usize..self.range.end as usize);
+        if !bytes.is_empty() {
+            self.chunks.push_back(bytes);
+        }
+        self.finished = true;
+    }
+
+    /// Asks for the next stripe, or the next node; false if there is nothing to ask for now.
+    fn read_ahead(&mut self, now: Instant, out: &mut Vec<Action>) -> bool {
+        let held = self.reads.len() + usize::from(!self.chunks.is_empty());
+        if self.node.is_some()
+            || self.asked_to >= self.range.end
+            || held >= self.common.tuning().get_stripes
+        {
+            return false;
+        }
+        let Some(cursor) = &mut self.cursor else { return false };
+        let Some(stripe) = cursor.stripes.get(cursor.next) else {
+            let Some(node) = cursor.nodes.get(cursor.next_node).cloned() else {
+                self.fail(self.bad("it names fewer bytes than it has".to_owned()));
+                return true;
+            };
+            let want = 0..node.data_len;
+            self.node = self.read(now, node, want, out);
+            return true;
+        };
+        let start = cursor.base + cursor.stripe_data * cursor.next as u64;
+        let end = start + u64::from(stripe.data_len);
+        // A stripe's length fits u32, and so do places in it.
+        let want = (self.asked_to.max(start) - start) as u32
+            ..(self.range.end.min(end).saturating_sub(start)) as u32;
+        let stripe = stripe.clone();
+        cursor.next += 1;
+        self.asked_to = self.range.end.min(end);
+        if let Some(reading) = self.read(now, stripe, want, out) {
+            self.reads.push_back(reading);
+        }
+        true
+    }
+
+    fn read(
+        &mut self,
+        now: Instant,
+        stripe: Stripe,
+        want: Range<u32>,
+        out: &mut Vec<Action>,
+    ) -> Option<Reading> {
+        let lane = self.next_lane();
+        match StripeRead::new(self.common.clone(), lane, stripe, want) {
+            Ok(mut read) => {
+                read.on_event(now, Event::Start, out);
+                Some(Reading { lane, read })
+            }
+            Err(detail) => {
+                self.fail(self.bad(detail));
+                None
+            }
+        }
+    }
+
+    /// A stripe could not be read. Whether that is because the object has changed, the head knows.
+    fn doubt(&mut self, now: Instant, error: ObjectError, out: &mut Vec<Action>) {
+        let Some(version) = self.meta.as_ref().map(|m| m.version) else { return };
+        self.reads.clear();
+        self.node = None;
+        self.doubt = Some((version, error));
+        // A restart may find an inline object.
+        self.look_up(now, true, out);
+    }
+
+    fn on_node(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(reading) = self.node.take() else { return };
+        self.missing.extend(reading.read.missing());
+        let part = match reading.read.into_outcome() {
+            Some(Ok(part)) => part,
+            Some(Err(error)) => return self.doubt(now, error, out),
+            None => return,
+        };
+        self.rebuilt += u64::from(part.rebuilt);
+        let stripes = match decode_node(&part) {
+            Ok(stripes) => stripes,
+            Err(detail) => return self.fail(self.bad(detail)),
+        };
+        let Some(cursor) = &mut self.cursor else { return };
+        if cursor.next_node == 0 && cursor.node_stripes == 0 {
+            cursor.stripe_data = stripes.first().map_or(1, |s| u64::from(s.data_len)).max(1);
+            cursor.node_stripes = stripes.len() as u64;
+        }
+        let node_bytes = cursor.stripe_data * cursor.node_stripes;
+        let base = cursor.next_node as u64 * node_bytes;
+        let last = cursor.next_node + 1 == cursor.nodes.len();
+        let size = (!last).then_some(node_bytes);
+        if let Err(detail) = check(&stripes, cursor.stripe_data, size) {
+            let detail = format!("node {} of its tree: {detail}", cursor.next_node);
+            return self.fail(self.bad(detail));
+        }
+        let wanted = usize::try_from(self.asked_to / node_bytes).unwrap_or(usize::MAX);
+        if wanted > cursor.next_node {
+            // Only now is it known where the range begins.
+            cursor.next_node = wanted;
+            return;
+        }
+        if wanted < cursor.next_node {
+            return self.fail(self.bad("a node of its tree is short".to_owned()));
+        }
+        cursor.base = base;
+        cursor.next = ((self.asked_to - base) / cursor.stripe_data) as usize;
+        cursor.stripes = stripes;
+        cursor.next_node += 1;
+    }
+
+    fn on_part(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(reading) = self.reads.pop_front() else { return };
+        self.missing.extend(reading.read.missing());
+        let part = match reading.read.into_outcome() {
+            Some(Ok(part)) => part,
+            Some(Err(error)) => return self.doubt(now, error, out),
+            None => return,
+        };
+        self.rebuilt += u64::from(part.rebuilt);
+        for (chunk, crc) in part.chunks.into_iter().zip(part.crcs) {
+            if self.is_whole() {
+                let crc = crc.unwrap_or_else(|| crc32(&chunk));
+                self.crc = crc32_combine(self.crc, crc, chunk.len() as u64);
+            }
+            self.read_to += chunk.len() as u64;
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.meta.as_ref().is_some_and(|m| self.range == (0..m.manifest.size))
+    }
+
+    /// All bytes are there.
+    fn on_end(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let expected = self.meta.as_ref().map_or(0, |m| m.manifest.crc);
+        if self.is_whole() && self.crc != expected {
+            let what = format!("the object '{}' in bucket '{}'", self.key, self.bucket);
+            let got = self.crc;
+            return self.fail(ObjectError::Corrupt { what, expected, got });
+        }
+        self.cursor = None;
+        if self.missing.is_empty() {
+            self.finished = true;
+        } else {
+            self.checking = true;
+            self.look_up(now, false, out);
+        }
+    }
+}
+
+/// Whether the object that was looked up is certainly not what it was.
+fn gone(error: &ObjectError) -> bool {
+    matches!(error.code(), Code::NotFound | Code::NoSuchBucket)
+}
+
+/// Checks that stripes stand where they can be computed to stand.
+fn check(stripes: &[Stripe], stripe_data: u64, size: Option<u64>) -> Result<(), String> {
+    let Some((last, others)) = stripes.split_last() else {
+        return Err("it lists no stripe".to_owned());
+    };
+    let uneven = others.iter().any(|s| u64::from(s.data_len) != stripe_data);
+    if stripe_data == 0 || uneven || u64::from(last.data_len) > stripe_data {
+        return Err("its stripes differ in length".to_owned());
+    }
+    let sum = others.len() as u64 * stripe_data + u64::from(last.data_len);
+    match size {
+        Some(size) if size != sum => {
+            Err(format!("it has {size} bytes, and its stripes hold {sum}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Machine for Get {
+    fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Start => self.look_up(now, true, out),
+            Event::Answer { call, answer } => {
+                let lane = call.lane;
+                let event = Event::Answer { call, answer };
+                if let Some((_, ask)) = self.ask.as_mut().filter(|(l, _)| *l == lane) {
+                    ask.on_event(now, event, out);
+                } else if let Some(node) = self.node.as_mut().filter(|n| n.lane == lane) {
+                    node.read.on_event(now, event, out);
+                } else if let Some(reading) = self.reads.iter_mut().find(|r| r.lane == lane) {
+                    reading.read.on_event(now, event, out);
+                }
+            }
+            Event::Deadline => {
+                if let Some((_, ask)) = &mut self.ask {
+                    ask.on_event(now, Event::Deadline, out);
+                }
+                let reads = self.reads.iter_mut().chain(&mut self.node);
+                for reading in reads {
+                    reading.read.on_event(now, Event::Deadline, out);
+                }
+            }
+            Event::Abort => self.fail(ObjectError::Aborted),
+            Event::Inline(_) | Event::Stripe(_) | Event::End => return,
+        }
+        self.advance(now, out);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let ask = self.ask.as_ref().and_then(|(_, ask)| ask.next_deadline());
+        let reads = self.reads.iter().chain(&self.node);
+        sooner(ask, reads.filter_map(|r| r.read.next_deadline()).min())
+    }
+
+    fn is_answered(&self) -> bool {
+        self.is_ready()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.finished || self.error.is_some()
+    }
+}

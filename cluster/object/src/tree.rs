@@ -1,0 +1,84 @@
+//! Manifests of many stripes: the root names stripes that hold lists of stripes.
+//!
+//! Invariants:
+//! - each node but the last lists the same number of stripes, and each stripe but the object's last
+//!   holds the same number of bytes: where a byte is can be computed from the first node;
+//! - a node fits one stripe.
+
+use ashlar_layout::control::{decode_stripes, encode_stripes};
+use ashlar_layout::manifest::Stripe;
+use bytes::{Bytes, BytesMut};
+
+use crate::stripe_read::Part;
+
+/// Bytes of a stripe in a list, at the least and but for its checksums.
+const STRIPE_BYTES: usize = 16 + 4 + 1 + 1 + 4 + 8;
+/// Bytes of a list but for its stripes.
+const LIST_BYTES: usize = 8;
+
+/// How many stripes of up to `shards` shards one node may list, so that it fits `node_bytes`.
+pub(crate) fn fanout(most: usize, shards: usize, node_bytes: u32) -> usize {
+    let each = STRIPE_BYTES + 4 * shards;
+    ((node_bytes as usize).saturating_sub(LIST_BYTES) / each).clamp(1, most.max(1))
+}
+
+/// A node's bytes.
+pub(crate) fn encode_node(stripes: &Vec<Stripe>) -> Bytes {
+    Bytes::from(encode_stripes(stripes))
+}
+
+/// The stripes that a node lists.
+pub(crate) fn decode_node(part: &Part) -> Result<Vec<Stripe>, String> {
+    let stripes = match part.chunks.as_slice() {
+        [one] => decode_stripes(one),
+        chunks => {
+            let mut bytes = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+            for chunk in chunks {
+                bytes.extend_from_slice(chunk);
+            }
+            decode_stripes(&bytes)
+        }
+    };
+    let stripes = stripes.map_err(|error| error.to_string())?;
+    if stripes.is_empty() { Err("a node of its tree is empty".to_owned()) } else { Ok(stripes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_layout::ids::{PgId, StripeId};
+
+    use super::*;
+
+    #[test]
+    fn a_full_node_fits() {
+        for shards in [2usize, 6, 64] {
+            let fanout = fanout(usize::MAX, shards, 100_000);
+            let stripe = Stripe {
+                id: StripeId { writer: 1, attempt: 2 },
+                pg: PgId(3),
+                k: 1,
+                m: 1,
+                data_len: 9,
+                shard_crcs: vec![7; shards],
+            };
+            let stripes = vec![stripe; fanout];
+            let bytes = encode_node(&stripes);
+            assert!(bytes.len() <= 100_000 && bytes.len() > 99_000);
+            let (a, b) = (bytes.slice(..1000), bytes.slice(1000..));
+            let part = Part { chunks: vec![a, b], crcs: vec![None; 2], rebuilt: 0 };
+            assert_eq!(decode_node(&part).unwrap(), stripes);
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let part = |bytes: &'static [u8]| Part {
+            chunks: vec![Bytes::from_static(bytes)],
+            crcs: vec![None],
+            rebuilt: 0,
+        };
+        for bytes in [&b""[..], b"\0\0\0\0\0\0\0\0", b"\xff\xff\xff\xff\xff\xff\xff\xff", b"x"] {
+            assert!(decode_node(&part(bytes)).is_err());
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Generators of random values.
+
+use ashlar_layout::ids::*;
+use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::message::Request;
+use ashlar_layout::record::Subject;
+use proptest::prelude::*;
+
+pub fn shard_id() -> impl Strategy<Value = ShardId> {
+    (any::<u64>(), any::<u64>(), any::<u16>()).prop_map(|(writer, attempt, index)| ShardId {
+        stripe: StripeId { writer, attempt },
+        index,
+    })
+}
+
+pub fn subject() -> impl Strategy<Value = Subject> {
+    prop_oneof![
+        shard_id().prop_map(Subject::Shard),
+        shard_id().prop_map(Subject::Tombstone),
+        (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(p, a, b)| Subject::Journal {
+            partition: PartitionId(p),
+            first: Seq(a.min(b)),
+            last: Seq(a.max(b)),
+        }),
+    ]
+}
+
+pub fn stripe() -> impl Strategy<Value = Stripe> {
+    let crcs = proptest::collection::vec(any::<u32>(), 0..20);
+    (
+        shard_id(),
+        any::<u32>(),
+        any::<[u8; 2]>(),
+        any::<u32>(),
+        crcs,
+    )
+        .prop_map(|(shard, pg, [k, m], data_len, shard_crcs)| Stripe {
+            id: shard.stripe,
+            pg: PgId(pg),
+            k,
+            m,
+            data_len,
+            shard_crcs,
+        })
+}
+
+pub fn stripes() -> impl Strategy<Value = Vec<Stripe>> {
+    proptest::collection::vec(stripe(), 0..10)
+}
+
+pub fn op() -> impl Strategy<Value = Op> {
+    let body = prop_oneof![
+        Just(Body::Inline),
+        stripes().prop_map(Body::Stripes),
+        stripes().prop_map(Body::Tree)
+    ];
+    let manifest = (any::<u64>(), any::<u32>(), body).prop_map(|(size, crc, body)| Manifest {
+        size,
+        crc,
+        body,
+    });
+    prop_oneof![
+        Just(Op::TermStart),
+        ".{0,20}".prop_map(|bucket| Op::CreateBucket { bucket }),
+        (".{0,20}", ".{0,100}", manifest).prop_map(|(bucket, key, manifest)| Op::Put {
+            bucket,
+            key,
+            manifest
+        }),
+        (".{0,20}", ".{0,100}").prop_map(|(bucket, key)| Op::Delete { bucket, key }),
+    ]
+}
+
+pub fn request() -> impl Strategy<Value = Request> {
+    let precondition = prop_oneof![
+        Just(Precondition::None),
+        Just(Precondition::Absent),
+        Just(Precondition::Present),
+        any::<u64>().prop_map(|seq| Precondition::Version(Seq(seq))),
+    ];
+    let lookup = (any::<u32>(), ".{0,20}", ".{0,100}", any::<bool>()).prop_map(
+        |(partition, bucket, key, payload)| Request::Lookup {
+            partition: PartitionId(partition),
+            bucket,
+            key,
+            payload,
+        },
+    );
+    let propose = (any::<[u64; 2]>(), any::<u32>(), precondition, op()).prop_map(
+        |([client, request], partition, precondition, op)| Request::Propose {
+            partition: PartitionId(partition),
+            client: ClientId(client),
+            request: RequestNo(request),
+            precondition,
+            op,
+        },
+    );
+    let read = (any::<[u32; 3]>(), shard_id()).prop_map(|([device, offset, len], shard)| {
+        Request::ShardRead {
+            device: DeviceNo(device),
+            shard,
+            offset,
+            len,
+        }
+    });
+    prop_oneof![lookup, propose, read]
+}

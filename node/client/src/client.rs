@@ -1,0 +1,201 @@
+//! The client's operations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_object::{
+    Answer, BufferPool, Common, Delete, ObjectError, Tuning, common::unexpected,
+};
+use ashlar_layout::ids::{ClientId, NodeId};
+use ashlar_layout::message::{BucketMeta, ListPage, NodeStatus, ObjectMeta, Reply, Request};
+use ashlar_layout::names::{check_bucket, check_key};
+use bytes::Bytes;
+use tokio::io::AsyncRead;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::drive::Drive;
+use crate::error::ClientError;
+use crate::get::GetStream;
+use crate::inner::Inner;
+use crate::link::LinkSetup;
+use crate::options::{
+    ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
+    PutOutcome,
+};
+use crate::{list, put};
+
+/// A client of one cluster. Cheap to clone; clones share connections.
+///
+/// It lives in a tokio runtime. For the lowest latency run it on a current-thread runtime, or in
+/// spawned tasks: a caller that is the main future of a multi-threaded runtime is woken across
+/// threads.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+/// Waits until another operation may begin.
+pub(crate) async fn admit(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    // Nobody closes it.
+    permits.clone().acquire_owned().await.ok()
+}
+
+fn check(bucket: &str, key: Option<&str>) -> Result<(), ClientError> {
+    let named = check_bucket(bucket).and_then(|()| key.map_or(Ok(()), check_key));
+    named.map_err(|error| ObjectError::BadRequest { detail: error.to_string() }.into())
+}
+
+impl Client {
+    /// A client of the cluster that `map` describes. Connections are made when they are needed.
+    pub fn connect(map: ClusterMap, options: ClientOptions) -> Result<Client, ClientError> {
+        map.validate().map_err(|error| ClientError::Setup { detail: error.to_string() })?;
+        let mut random = [0u8; 8];
+        getrandom::fill(&mut random).map_err(|error| ClientError::Setup {
+            detail: format!("the system gives no random number to name this client: {error}"),
+        })?;
+        let client = ClientId(u64::from_le_bytes(random));
+        let pool = BufferPool::new(options.buffers_kept);
+        let setup = LinkSetup {
+            cluster: map.cluster,
+            connect_timeout: options.connect_timeout,
+            silence_max: options.silence_max,
+            pool: pool.clone(),
+        };
+        let tuning = Tuning {
+            unavailable_wait: options.unavailable_wait,
+            put_stripes: options.put_stripes.max(1),
+            put_stripes_kept: options.put_stripes.max(1).saturating_mul(2),
+            get_stripes: options.get_stripes.max(1),
+            ..Tuning::default()
+        };
+        let common = Common::new(Arc::new(map), client, pool, tuning);
+        Ok(Client { inner: Arc::new(Inner::new(common, options, setup)) })
+    }
+
+    /// The newest map that the client knows.
+    pub fn map(&self) -> Arc<ClusterMap> {
+        self.inner.common.map()
+    }
+
+    /// Makes or replaces an object of what `body` gives. Nothing is visible before all of it is
+    /// durable; if the source fails, nothing of it ever is. Dropping the future gives the put up,
+    /// unless its last step, the manifest, is already on its way.
+    pub async fn put(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: impl AsyncRead + Unpin + Send,
+        options: PutOptions,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        put::put(&self.inner, bucket, key, body, options).await
+    }
+
+    /// Makes or replaces an object whose bytes are at hand.
+    pub async fn put_bytes(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: Bytes,
+        options: PutOptions,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        put::put_bytes(&self.inner, bucket, key, body, options).await
+    }
+
+    /// Reads an object or a part of it. Returns when the first bytes are there.
+    pub async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        options: GetOptions,
+    ) -> Result<GetStream, ClientError> {
+        check(bucket, Some(key))?;
+        GetStream::open(&self.inner, bucket, key, options).await
+    }
+
+    /// What is known of an object.
+    pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectMeta, ClientError> {
+        check(bucket, Some(key))?;
+        list::head(&self.inner, bucket, key).await
+    }
+
+    /// Removes an object; removing what is not there is no error. Returns when that is durable; the
+    /// space is freed behind it.
+    pub async fn delete(
+        &self,
+        bucket: &str,
+        key: &str,
+        options: DeleteOptions,
+    ) -> Result<DeleteOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        let permit = admit(&self.inner.writers).await;
+        let common = self.inner.common.clone();
+        let delete = Delete::new(common, bucket, key, options.precondition)?;
+        let mut drive = Drive::start(self.inner.clone(), delete, permit);
+        drive.until_answered().await;
+        let outcome = drive.machine().and_then(Delete::outcome).cloned();
+        let deleted = outcome.unwrap_or(Err(ObjectError::Aborted))?;
+        Ok(DeleteOutcome { version: deleted.version, existed: deleted.existed })
+    }
+
+    /// One page of a bucket's keys, in order, across its partitions.
+    pub async fn list(&self, bucket: &str, options: ListOptions) -> Result<ListPage, ClientError> {
+        check(bucket, None)?;
+        list::list(&self.inner, bucket, &options).await
+    }
+
+    /// Makes a bucket.
+    pub async fn create_bucket(&self, bucket: &str) -> Result<(), ClientError> {
+        check(bucket, None)?;
+        list::create_bucket(&self.inner, bucket).await
+    }
+
+    /// Removes an empty bucket.
+    pub async fn delete_bucket(&self, bucket: &str) -> Result<(), ClientError> {
+        check(bucket, None)?;
+        list::delete_bucket(&self.inner, bucket).await
+    }
+
+    /// All buckets, in order.
+    pub async fn buckets(&self) -> Result<Vec<BucketMeta>, ClientError> {
+        list::buckets(&self.inner).await
+    }
+
+    /// How a node is doing: one answer per core, in the map's order.
+    pub async fn node_status(&self, node: NodeId) -> Result<Vec<NodeStatus>, ClientError> {
+        let map = self.map();
+        let Some(known) = map.node(node) else {
+            let detail = format!("map {} has no node {node}", map.epoch);
+            return Err(ClientError::Setup { detail });
+        };
+        let mut statuses = Vec::with_capacity(known.cores.len());
+        for core in &known.cores {
+            let link = self.inner.link(&core.address);
+            let wait = self.inner.options.connect_timeout + self.inner.options.unavailable_wait;
+            let answer = self.inner.ask(&link, Request::Status, wait).await;
+            let silent = |detail| ClientError::Node {
+                node,
+                address: link.address().to_owned(),
+                detail,
+            };
+            statuses.push(match answer {
+                Answer::Reply { reply: Reply::Status(status), .. } => status,
+                Answer::Reply { reply: Reply::Error(error), .. } => {
+                    let (code, detail) = (error.code, error.detail);
+                    return Err(ObjectError::Refused { code, detail }.into());
+                }
+                Answer::Reply { reply, .. } => return Err(unexpected("Status", &reply).into()),
+                Answer::NotSent { detail } | Answer::Lost { detail } => return Err(silent(detail)),
+            });
+        }
+        Ok(statuses)
+    }
+
+    /// Waits, at most so long, for what is being finished behind acknowledgements: late shards, and
+    /// shards to be freed. A program that ends before that leaves them to the auditor.
+    pub async fn drain(&self, wait: Duration) -> Drained {
+        self.inner.drain(wait).await
+    }
+}

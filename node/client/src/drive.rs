@@ -1,0 +1,153 @@
+//! Drives one operation: carries out what its state machine asks for, and hands it what happens.
+//!
+//! Invariants:
+//! - the machine gets each answer once, and its deadline when the time has come;
+//! - an operation that is dropped before its end is aborted, and what is left to do for it (shards
+//!   to be freed, a question that was asked) is done behind, as is what an answered one left.
+
+use std::sync::Arc;
+
+use ashlar_cluster_object::{Action, Answer, Event, Machine};
+use ashlar_layout::message::{ErrorCode, Reply, WireError};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep_until;
+
+use crate::inner::Inner;
+use crate::mailbox::{Arrived, Mailbox};
+
+/// An operation under way.
+pub(crate) struct Drive<M: Machine + Send + 'static> {
+    inner: Arc<Inner>,
+    mailbox: Arc<Mailbox>,
+    actions: Vec<Action>,
+    machine: Option<M>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<M: Machine + Send + 'static> Drive<M> {
+    /// Starts `machine`.
+    pub(crate) fn start(
+        inner: Arc<Inner>,
+        machine: M,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Drive<M> {
+        let mut drive = Drive {
+            inner,
+            mailbox: Arc::default(),
+            actions: Vec::new(),
+            machine: Some(machine),
+            permit,
+        };
+        drive.event(Event::Start);
+        drive
+    }
+
+    /// The machine. It is only taken away when the drive is dropped.
+    pub(crate) fn machine(&self) -> Option<&M> {
+        self.machine.as_ref()
+    }
+
+    /// Lets `f` do something with the machine that may ask for actions.
+    pub(crate) fn with<R>(
+        &mut self,
+        f: impl FnOnce(&mut M, ashlar_layout::time::Instant, &mut Vec<Action>) -> R,
+    ) -> Option<R> {
+        let now = self.inner.now();
+        let result = f(self.machine.as_mut()?, now, &mut self.actions);
+        self.carry_out();
+        Some(result)
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.with(|machine, now, out| machine.on_event(now, event, out));
+    }
+
+    fn carry_out(&mut self) {
+        self.inner.carry_out(&mut self.actions, &self.mailbox);
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        self.machine.as_ref().is_none_or(M::is_answered)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.machine.as_ref().is_none_or(M::is_settled)
+    }
+
+    /// Waits for the next thing that happens, and hands it over. May be dropped at any time.
+    pub(crate) async fn step(&mut self) {
+        let deadline = self.machine.as_ref().and_then(M::next_deadline);
+        let arrived = match deadline {
+            None => Some(self.mailbox.take().await),
+            Some(deadline) => {
+                let at = self.inner.at(deadline);
+                tokio::select! {
+                    biased;
+                    arrived = self.mailbox.take() => Some(arrived),
+                    () = sleep_until(at) => None,
+                }
+            }
+        };
+        match arrived {
+            Some(Arrived { call, from, answer }) => {
+                if is_stale(&answer) {
+                    self.inner.refresh_map(from);
+                }
+                self.event(Event::Answer { call, answer });
+            }
+            None => self.event(Event::Deadline),
+        }
+    }
+
+    /// Runs until the caller can be answered.
+    pub(crate) async fn until_answered(&mut self) {
+        while !self.is_answered() {
+            self.step().await;
+        }
+    }
+}
+
+fn is_stale(answer: &Answer) -> bool {
+    let Answer::Reply { reply: Reply::Error(WireError { code, .. }), .. } = answer else {
+        return false;
+    };
+    matches!(code, ErrorCode::StaleEpoch | ErrorCode::NotHere)
+}
+
+impl<M: Machine + Send + 'static> Drop for Drive<M> {
+    fn drop(&mut self) {
+        if !self.is_settled() {
+            self.event(Event::Abort);
+        }
+        let Some(machine) = self.machine.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if machine.is_settled() {
+            self.inner.left(machine.leftover());
+            return;
+        }
+        let mut tail = Drive {
+            inner: self.inner.clone(),
+            mailbox: self.mailbox.clone(),
+            actions: Vec::new(),
+            machine: Some(machine),
+            permit: self.permit.take(),
+        };
+        self.inner.tail_begins();
+        let ended = Ended(self.inner.clone());
+        runtime.spawn(async move {
+            let _ended = ended;
+            while !tail.is_settled() {
+                tail.step().await;
+            }
+        });
+    }
+}
+
+/// Counts a tail for as long as it lives, whether it ends or its runtime does.
+struct Ended(Arc<Inner>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.tail_ends();
+    }
+}

@@ -1,0 +1,264 @@
+//! What the clones of a client share, and what goes on behind its callers.
+//!
+//! Invariants:
+//! - there is one link per address, for as long as the client lives;
+//! - at most `operations_max` writing and as many reading operations are under way, tails included;
+//! - the map is fetched by one task at a time, and only replaced by a newer one of the same cluster;
+//! - when the last clone and the last tail are gone, all connections are closed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_object::health::PROBE_TIME;
+use ashlar_cluster_object::{Action, Answer, CallId, Common, Leftover, Probed};
+use ashlar_layout::ids::{DeviceNo, Epoch};
+use ashlar_layout::message::{NodeStatus, Reply, Request};
+use ashlar_layout::time::Instant;
+use bytes::Bytes;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::link::{Link, LinkSetup, Outgoing, ReplyTo};
+use crate::mailbox::{Arrived, Mailbox};
+use crate::options::{ClientOptions, Drained};
+
+/// Links by the devices behind them, for one map.
+#[derive(Debug)]
+struct Routes {
+    epoch: Epoch,
+    by_device: HashMap<DeviceNo, Arc<Link>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) common: Arc<Common>,
+    pub(crate) options: ClientOptions,
+    pub(crate) writers: Arc<Semaphore>,
+    pub(crate) readers: Arc<Semaphore>,
+    began: tokio::time::Instant,
+    setup: LinkSetup,
+    links: Mutex<HashMap<String, Arc<Link>>>,
+    routes: RwLock<Arc<Routes>>,
+    refreshing: AtomicBool,
+    tails: AtomicUsize,
+    tails_done: Notify,
+    late_lost: AtomicU64,
+    unfreed: AtomicU64,
+}
+
+impl Inner {
+    pub(crate) fn new(common: Common, options: ClientOptions, setup: LinkSetup) -> Inner {
+        let permits = options.operations_max.clamp(1, Semaphore::MAX_PERMITS);
+        let no_routes = Routes { epoch: Epoch(0), by_device: HashMap::new() };
+        Inner {
+            common: Arc::new(common),
+            writers: Arc::new(Semaphore::new(permits)),
+            readers: Arc::new(Semaphore::new(permits)),
+            options,
+            began: tokio::time::Instant::now(),
+            setup,
+            links: Mutex::default(),
+            routes: RwLock::new(Arc::new(no_routes)),
+            refreshing: AtomicBool::new(false),
+            tails: AtomicUsize::new(0),
+            tails_done: Notify::new(),
+            late_lost: AtomicU64::new(0),
+            unfreed: AtomicU64::new(0),
+        }
+    }
+
+    /// The time, as state machines count it: never 0.
+    pub(crate) fn now(&self) -> Instant {
+        let nanos = self.began.elapsed().as_nanos();
+        Instant(u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(1))
+    }
+
+    /// The same instant, as tokio counts it.
+    pub(crate) fn at(&self, instant: Instant) -> tokio::time::Instant {
+        // Far away is far enough: a year.
+        let nanos = instant.0.saturating_sub(1).min(31_536_000_000_000_000);
+        self.began + Duration::from_nanos(nanos)
+    }
+
+    pub(crate) fn link(&self, address: &str) -> Arc<Link> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(address) {
+            return link.clone();
+        }
+        let link = Arc::new(Link::new(address.to_owned(), self.setup.clone()));
+        links.insert(address.to_owned(), link.clone());
+        link
+    }
+
+    /// The link to the core that owns a device, and the epoch to say.
+    fn route(&self, device: DeviceNo) -> (Epoch, Option<Arc<Link>>) {
+        let map = self.common.map();
+        {
+            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+            if routes.epoch == map.epoch
+                && let Some(link) = routes.by_device.get(&device)
+            {
+                return (map.epoch, Some(link.clone()));
+            }
+        }
+        let by_device: HashMap<DeviceNo, Arc<Link>> = map
+            .devices
+            .iter()
+            .filter_map(|d| Some((d.no, self.link(map.address(d.no)?))))
+            .collect();
+        let link = by_device.get(&device).cloned();
+        let routes = Arc::new(Routes { epoch: map.epoch, by_device });
+        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
+        (map.epoch, link)
+    }
+
+    /// Carries out what state machines ask for; answers go to `mailbox`.
+    pub(crate) fn carry_out(self: &Arc<Self>, actions: &mut Vec<Action>, mailbox: &Arc<Mailbox>) {
+        for action in actions.drain(..) {
+            match action {
+                Action::Send { call, to, request, payload, payload_crc } => {
+                    let reply_to = Some((mailbox.clone(), call, to));
+                    self.send(to, request, payload, payload_crc, reply_to);
+                }
+                Action::Tell { to, request } => self.send(to, request, Bytes::new(), Some(0), None),
+                Action::Probe { device } => self.probe(device),
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        to: DeviceNo,
+        request: Request,
+        payload: Bytes,
+        payload_crc: Option<u32>,
+        reply_to: ReplyTo,
+    ) {
+        match self.route(to) {
+            (epoch, Some(link)) => {
+                link.submit(Outgoing { request, epoch, payload, payload_crc, reply_to });
+            }
+            (epoch, None) => {
+                if let Some((mailbox, call, from)) = reply_to {
+                    let detail = format!("map {epoch} does not say where device {to} is");
+                    mailbox.put(Arrived { call, from, answer: Answer::NotSent { detail } });
+                }
+            }
+        }
+    }
+
+    /// Asks one core one thing, and waits for the answer at most so long.
+    pub(crate) async fn ask(&self, link: &Arc<Link>, request: Request, wait: Duration) -> Answer {
+        let mailbox = Arc::new(Mailbox::default());
+        let call = CallId { lane: 0, call: 0 };
+        let reply_to = Some((mailbox.clone(), call, DeviceNo(0)));
+        let epoch = self.common.map().epoch;
+        let payload = Bytes::new();
+        link.submit(Outgoing { request, epoch, payload, payload_crc: Some(0), reply_to });
+        match tokio::time::timeout(wait, mailbox.take()).await {
+            Ok(arrived) => arrived.answer,
+            Err(_) => {
+                let detail = format!("no answer within {} ms", wait.as_millis());
+                Answer::Lost { detail }
+            }
+        }
+    }
+
+    /// Asks a device's node how the device is, and remembers it.
+    fn probe(self: &Arc<Self>, device: DeviceNo) {
+        let inner = self.clone();
+        tokio::spawn(async move {
+            let found = match inner.route(device) {
+                (_, Some(link)) => found(device, inner.ask(&link, Request::Status, PROBE_TIME).await),
+                (..) => Probed::Away("the map does not say where it is".to_owned()),
+            };
+            let now = inner.now();
+            inner.common.health().probed(now, device, found);
+        });
+    }
+
+    /// A node has another map: fetches its map, behind the caller, who asks again.
+    pub(crate) fn refresh_map(self: &Arc<Self>, device: DeviceNo) {
+        if self.refreshing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            if let (_, Some(link)) = inner.route(device) {
+                let wait = inner.options.connect_timeout + PROBE_TIME;
+                let answer = inner.ask(&link, Request::GetMap, wait).await;
+                if let Answer::Reply { reply: Reply::Map, payload, .. } = answer
+                    && let Ok(map) = ClusterMap::from_json(&payload)
+                {
+                    inner.common.learn(map);
+                }
+            }
+            inner.refreshing.store(false, Ordering::Release);
+        });
+    }
+
+    pub(crate) fn tail_begins(&self) {
+        self.tails.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn tail_ends(&self) {
+        self.tails.fetch_sub(1, Ordering::AcqRel);
+        self.tails_done.notify_waiters();
+    }
+
+    pub(crate) fn left(&self, leftover: Leftover) {
+        self.late_lost.fetch_add(leftover.late_lost, Ordering::Relaxed);
+        let unfreed = leftover.unfreed + leftover.unread_nodes;
+        self.unfreed.fetch_add(unfreed, Ordering::Relaxed);
+    }
+
+    /// Waits, at most so long, until no tail is under way.
+    pub(crate) async fn drain(&self, wait: Duration) -> Drained {
+        let until_idle = async {
+            loop {
+                let done = self.tails_done.notified();
+                tokio::pin!(done);
+                // Listens before it looks: a tail that ends in between is not missed.
+                done.as_mut().enable();
+                if self.tails.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                done.await;
+            }
+        };
+        // Whether the time was up, the count says.
+        let _ = tokio::time::timeout(wait, until_idle).await;
+        Drained {
+            unfinished: self.tails.load(Ordering::Acquire),
+            shards_late_lost: self.late_lost.load(Ordering::Relaxed),
+            shards_unfreed: self.unfreed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let links = self.links.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for link in links.values() {
+            link.close();
+        }
+    }
+}
+
+/// What a node's status says of one of its devices.
+fn found(device: DeviceNo, answer: Answer) -> Probed {
+    let status: NodeStatus = match answer {
+        Answer::Reply { reply: Reply::Status(status), .. } => status,
+        Answer::Reply { reply: Reply::Error(error), .. } => return Probed::Away(error.detail),
+        Answer::Reply { .. } => return Probed::Away("it gives no status".to_owned()),
+        Answer::NotSent { detail } | Answer::Lost { detail } => return Probed::Away(detail),
+    };
+    match status.devices.iter().find(|d| d.device == device).map(|d| d.state.as_str()) {
+        Some("serving") => Probed::Serving,
+        Some("full") => Probed::Full,
+        Some(state) => Probed::Away(format!("it is {state}")),
+        None => Probed::Away("its node does not know it".to_owned()),
+    }
+}

@@ -1,0 +1,116 @@
+//! What a caller can choose, and what it gets back.
+
+use std::time::Duration;
+
+use ashlar_cluster_object::ByteRange;
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::Precondition;
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// How long an unavailable partition, or too few devices, are waited for.
+    pub unavailable_wait: Duration,
+    /// Operations under way at once, their tails included; more wait.
+    pub operations_max: usize,
+    /// How long a connection may take to come about.
+    pub connect_timeout: Duration,
+    /// A connection on which requests wait and nothing came for so long is given up.
+    pub silence_max: Duration,
+    /// Stripes of one put that may be on their way and not yet acknowledged.
+    pub put_stripes: usize,
+    /// Stripes of one get that are read ahead.
+    pub get_stripes: usize,
+    /// Bytes of buffers kept for the next operation.
+    pub buffers_kept: usize,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        ClientOptions {
+            unavailable_wait: Duration::from_secs(5),
+            operations_max: 256,
+            connect_timeout: Duration::from_secs(1),
+            silence_max: Duration::from_secs(10),
+            put_stripes: 4,
+            get_stripes: 3,
+            buffers_kept: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// How to put.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PutOptions {
+    /// What must hold for the object to be made.
+    pub precondition: Precondition,
+    /// About how many bytes will come, if known: saves memory, promises nothing.
+    pub size_hint: Option<u64>,
+    /// Exactly how many bytes must come; another number fails the put and leaves nothing visible.
+    pub size_exact: Option<u64>,
+}
+
+/// A put that is durable and visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutOutcome {
+    /// The object's version.
+    pub version: Seq,
+    /// Its bytes.
+    pub size: u64,
+    /// CRC-32 of all of it.
+    pub crc: u32,
+    /// Stripes that it takes, those of a manifest tree included; 0 if it rides in the journal.
+    pub stripes: u64,
+    /// Shards that are known not to have been stored: the object is readable, with less margin.
+    pub degraded_shards: u64,
+    /// Stripes stored in a smaller class, because devices were away.
+    pub reduced_stripes: u64,
+}
+
+/// How to get.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GetOptions {
+    /// Which part; all of it if `None`.
+    pub range: Option<ByteRange>,
+}
+
+/// How to delete.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeleteOptions {
+    /// What must hold for the object to be removed.
+    pub precondition: Precondition,
+}
+
+/// A delete that is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeleteOutcome {
+    /// The journal entry that recorded it.
+    pub version: Seq,
+    /// Whether it is known that there was an object.
+    pub existed: bool,
+}
+
+/// What to list.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    /// Only keys that start with this.
+    pub prefix: String,
+    /// Keys are rolled up after the first of these behind the prefix; empty: none.
+    pub delimiter: String,
+    /// Only keys or common prefixes after this: the last page's `next`.
+    pub after: String,
+    /// At most so many keys and common prefixes; 0 for as many as a page holds.
+    pub max: u32,
+}
+
+/// What [`crate::Client::drain`] found when it returned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Tails (late shards, shards to be freed) that were still under way when the time was up.
+    pub unfinished: usize,
+    /// Since the client was made: late shards that did not become durable after all.
+    pub shards_late_lost: u64,
+    /// Since the client was made: shards that should have been freed and may still be there. The
+    /// auditor collects them.
+    pub shards_unfreed: u64,
+}

@@ -1,0 +1,187 @@
+//! From a source to the store, stripe by stripe.
+//!
+//! Invariants:
+//! - the source is read no further than the stripes in flight allow;
+//! - a source that fails, or has another length than was promised, leaves nothing visible.
+
+use std::io;
+use std::sync::Arc;
+
+use ashlar_cluster_object::{Event, ObjectError, PoolBuf, Put, PutDone, STRIPE_SLACK, StripeBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::client::admit;
+use crate::drive::Drive;
+use crate::error::ClientError;
+use crate::inner::Inner;
+use crate::options::{PutOptions, PutOutcome};
+
+async fn start(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    options: PutOptions,
+) -> Result<Drive<Put>, ClientError> {
+    let permit = admit(&inner.writers).await;
+    let put = Put::new(inner.common.clone(), bucket, key, options.precondition)?;
+    Ok(Drive::start(inner.clone(), put, permit))
+}
+
+async fn finish(mut drive: Drive<Put>) -> Result<PutOutcome, ClientError> {
+    drive.until_answered().await;
+    let outcome = drive.machine().and_then(Put::outcome).cloned();
+    let done: PutDone = outcome.unwrap_or(Err(ObjectError::Aborted))?;
+    Ok(PutOutcome {
+        version: done.version,
+        size: done.size,
+        crc: done.crc,
+        stripes: done.stripes,
+        degraded_shards: done.degraded_shards,
+        reduced_stripes: done.reduced_stripes,
+    })
+}
+
+/// Puts bytes that are at hand, without a copy but for the last stripe's end.
+pub(crate) async fn put_bytes(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    mut body: Bytes,
+    options: PutOptions,
+) -> Result<PutOutcome, ClientError> {
+    let got = body.len() as u64;
+    if let Some(expected) = options.size_exact.filter(|expected| *expected != got) {
+        return Err(ClientError::SourceLength { expected, got });
+    }
+    let mut drive = start(inner, bucket, key, options).await?;
+    if body.len() <= inner.common.tuning().inline_max as usize {
+        drive.event(Event::Inline(body));
+        return finish(drive).await;
+    }
+    while !drive.is_answered() {
+        let Some(put) = drive.machine() else { break };
+        if !put.wants_data() {
+            drive.step().await;
+            continue;
+        }
+        if body.is_empty() {
+            drive.event(Event::End);
+            break;
+        }
+        let stripe = body.split_to(body.len().min(put.stripe_data() as usize));
+        drive.event(Event::Stripe(StripeBuf::exact(stripe)));
+    }
+    finish(drive).await
+}
+
+/// A source, with what was promised of it.
+struct Source<R> {
+    body: R,
+    read: u64,
+    exact: Option<u64>,
+}
+
+impl<R: AsyncRead + Unpin> Source<R> {
+    fn count(&mut self, read: io::Result<usize>) -> Result<usize, ClientError> {
+        let n = read.map_err(|source| ClientError::Source { read: self.read, source })?;
+        self.read += n as u64;
+        match self.exact {
+            Some(expected) if self.read > expected || n == 0 && self.read < expected => {
+                Err(ClientError::SourceLength { expected, got: self.read })
+            }
+            _ => Ok(n),
+        }
+    }
+
+    /// Reads until there is one byte more than fits the journal, or no more.
+    async fn head(&mut self, inline_max: usize, hint: usize) -> Result<Bytes, ClientError> {
+        let mut head = BytesMut::with_capacity(hint.min(inline_max) + 1);
+        while head.len() <= inline_max {
+            if head.len() == head.capacity() {
+                head.reserve((head.len() * 3).clamp(4096, inline_max + 1 - head.len()));
+            }
+            let read = (&mut self.body).take((inline_max + 1 - head.len()) as u64);
+            let mut read = read;
+            let n = read.read_buf(&mut head).await;
+            if self.count(n)? == 0 {
+                break;
+            }
+        }
+        Ok(head.freeze())
+    }
+}
+
+/// Puts what a source gives.
+pub(crate) async fn put(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    body: impl AsyncRead + Unpin + Send,
+    options: PutOptions,
+) -> Result<PutOutcome, ClientError> {
+    let mut source = Source { body, read: 0, exact: options.size_exact };
+    let inline_max = inner.common.tuning().inline_max as usize;
+    let hint = options.size_exact.or(options.size_hint).unwrap_or(inline_max as u64);
+    let hint = usize::try_from(hint).unwrap_or(usize::MAX);
+    // Nothing has been asked of the store yet: a source that fails here costs nothing.
+    let head = source.head(inline_max, hint).await?;
+    let mut drive = start(inner, bucket, key, options).await?;
+    if head.len() <= inline_max {
+        drive.event(Event::Inline(head));
+        return finish(drive).await;
+    }
+    stripes(inner, &mut drive, &mut source, &head).await?;
+    finish(drive).await
+}
+
+/// Hands over stripes until the source ends or the put has failed.
+async fn stripes(
+    inner: &Arc<Inner>,
+    drive: &mut Drive<Put>,
+    source: &mut Source<impl AsyncRead + Unpin + Send>,
+    head: &[u8],
+) -> Result<(), ClientError> {
+    let stripe_data = drive.machine().map_or(1, Put::stripe_data) as usize;
+    // A stripe may be shorter than what was read ahead.
+    let mut ahead = head;
+    let mut stripe: Option<(PoolBuf, usize)> = None;
+    let mut ended = false;
+    while !drive.is_answered() {
+        if !drive.machine().is_some_and(Put::wants_data) {
+            drive.step().await;
+            continue;
+        }
+        let (buf, filled) =
+            stripe.get_or_insert_with(|| (inner.common.pool().take(stripe_data + STRIPE_SLACK), 0));
+        if !ahead.is_empty() && *filled < stripe_data {
+            let n = ahead.len().min(stripe_data - *filled);
+            buf[*filled..*filled + n].copy_from_slice(&ahead[..n]);
+            ahead = &ahead[n..];
+            *filled += n;
+        } else if !ended && *filled < stripe_data {
+            let read = tokio::select! {
+                biased;
+                () = drive.step() => continue,
+                read = source.body.read(&mut buf[*filled..stripe_data]) => read,
+            };
+            let n = source.count(read)?;
+            ended = n == 0;
+            *filled += n;
+        } else if let Some((mut buf, filled)) = stripe.take() {
+            if filled > 0 {
+                let end = filled + STRIPE_SLACK;
+                buf[filled..end].fill(0);
+                buf.truncate(end);
+                // A stripe's length came from a u32.
+                let stripe = StripeBuf::padded(buf.freeze(), filled as u32);
+                drive.event(Event::Stripe(stripe));
+            }
+            if ended {
+                drive.event(Event::End);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,429 @@
+//! One data core: it owns its connections, devices and replicas, and nothing is shared with others.
+//!
+//! The reactor tells it what happened; it turns that into events for engines and replicas, and carries
+//! out their actions. It decides nothing about data itself.
+//!
+//! Invariants:
+//! - a request is answered once: its [`Pending`] is taken out of the slab when it is;
+//! - an answer that says "durable" or "committed" comes from an engine's or a replica's own action;
+//! - an engine is driven only by completions of its own generation of the device: what comes back for
+//!   one that was fenced is dropped;
+//! - what one event brings about is put on `todo` and worked off in order, never recursively.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use ashlar_cluster_journal as journal;
+use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::ids::{NodeId, PartitionId, Seq};
+use ashlar_layout::manifest::Manifest;
+use ashlar_layout::message::{ChainMessage, ErrorCode, ObjectMeta, Reply, Request};
+use ashlar_layout::time::Instant;
+use ashlar_node_engine::api::{self, Memory};
+use ashlar_node_engine::error::EngineError;
+use ashlar_node_reactor::{Buf, ConnId, Event, Handler, Io, Pool};
+use bytes::Bytes;
+
+use crate::devices::DeviceSlot;
+use crate::incoming::{Incoming, Progress};
+use crate::outgoing::{self, Payload};
+use crate::peers::Peer;
+use crate::replicas::ReplicaSlot;
+use crate::run::DaemonError;
+use crate::slab::Slab;
+
+/// How long a draining core waits for what is under way.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// What all cores of a node know, and what the main thread watches.
+pub struct Shared {
+    /// The cluster map.
+    pub map: ClusterMap,
+    /// The same as JSON, for `GetMap`.
+    pub map_json: Bytes,
+    /// Which node this is.
+    pub node: NodeId,
+    /// Set when the node is to drain and end.
+    pub stopping: AtomicBool,
+}
+
+/// What the main thread sees of one core.
+#[derive(Default)]
+pub struct Pulse {
+    /// Goes up whenever the core has gone round its loop.
+    pub beats: AtomicU64,
+    /// Whether its devices are open and its replicas started.
+    pub ready: AtomicBool,
+}
+
+/// The reactor's pool, as engines see it.
+pub(crate) struct PoolMemory(pub(crate) Pool);
+
+impl Memory for PoolMemory {
+    type Buf = Buf;
+
+    fn alloc(&mut self, len: usize) -> Option<Buf> {
+        self.0.alloc(len)
+    }
+}
+
+/// The engine of a device of ours.
+pub(crate) type Engine = ashlar_node_engine::engine::Engine<PoolMemory>;
+/// The recovery of a device of ours.
+pub(crate) type Opening = ashlar_node_engine::opening::Opening<PoolMemory>;
+
+/// What an engine operation is for.
+pub(crate) enum Pending {
+    /// A client's shard write or delete.
+    Shard { conn: ConnId, request: u64 },
+    /// A client's shard read.
+    Read { conn: ConnId, request: u64 },
+    /// A replica's append.
+    Persist { replica: usize, token: u64 },
+    /// A replica's read of its own log.
+    LogRead { replica: usize, token: u64 },
+    /// An inline object for a client.
+    Inline(InlineRead),
+    /// A journal record read for replay; its place in the line.
+    Replay { device: usize, record: usize },
+    /// The last operation of a device.
+    Shutdown { device: usize },
+}
+
+/// An inline object on its way to a client.
+pub(crate) struct InlineRead {
+    pub(crate) conn: ConnId,
+    pub(crate) request: u64,
+    pub(crate) replica: usize,
+    pub(crate) bucket: String,
+    pub(crate) key: String,
+    pub(crate) meta: ObjectMeta,
+    pub(crate) seq: Seq,
+    pub(crate) tries: u32,
+}
+
+/// Work that an event brought about.
+pub(crate) enum Todo {
+    Engine {
+        device: usize,
+        event: api::Event<Buf>,
+    },
+    Done {
+        op: u64,
+        result: Result<api::Output<Buf>, EngineError>,
+    },
+    Replica {
+        replica: usize,
+        event: journal::Event,
+    },
+    Inline(InlineRead),
+}
+
+/// What a frame's head said, kept until its payload is in.
+pub(crate) enum Message {
+    Request(Request),
+    Chain(ChainMessage),
+    Reply(Reply),
+}
+
+/// One connection.
+pub(crate) struct Conn {
+    pub(crate) incoming: Incoming,
+    /// The frame whose payload is coming in.
+    pub(crate) head: Option<(ashlar_layout::frame::FrameHeader, Message)>,
+    /// Requests not answered yet.
+    pub(crate) under_way: usize,
+    pub(crate) paused: bool,
+    /// The peer that this core connected to, if it did.
+    pub(crate) peer_out: Option<usize>,
+    /// Who said hello: node 0 is a client.
+    pub(crate) hello: Option<NodeId>,
+}
+
+/// One data core.
+pub struct Core {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) memory: PoolMemory,
+    pub(crate) conns: HashMap<ConnId, Conn>,
+    pub(crate) devices: Vec<DeviceSlot>,
+    pub(crate) replicas: Vec<ReplicaSlot>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) ops: Slab<Pending>,
+    /// Device operations under way: which device, which generation of it, which of the engine's.
+    pub(crate) ios: Slab<(usize, u32, u64)>,
+    pub(crate) todo: VecDeque<Todo>,
+    pub(crate) started: Instant,
+    draining_until: Option<Instant>,
+    finished: bool,
+}
+
+impl Core {
+    /// A core with these devices and replicas, none of them open yet.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        pulse: Arc<Pulse>,
+        pool: Pool,
+        devices: Vec<DeviceSlot>,
+        replicas: Vec<ReplicaSlot>,
+        peers: Vec<Peer>,
+        now: Instant,
+    ) -> Core {
+        Core {
+            shared,
+            pulse,
+            memory: PoolMemory(pool),
+            conns: HashMap::new(),
+            devices,
+            replicas,
+            peers,
+            ops: Slab::default(),
+            ios: Slab::default(),
+            todo: VecDeque::new(),
+            started: now,
+            draining_until: None,
+            finished: false,
+        }
+    }
+
+    /// Opens the devices and calls the peers: to be done once, before the loop.
+    pub(crate) fn start(&mut self, now: Instant, io: &mut Io) {
+        for device in 0..self.devices.len() {
+            self.open_device(device, now, io);
+        }
+        self.tend_peers(now, io);
+        self.work(now, io);
+    }
+
+    /// Works off what has been brought about.
+    pub(crate) fn work(&mut self, now: Instant, io: &mut Io) {
+        while let Some(todo) = self.todo.pop_front() {
+            match todo {
+                Todo::Engine { device, event } => self.engine_event(device, event, now, io),
+                Todo::Done { op, result } => self.engine_done(op, result, now, io),
+                Todo::Replica { replica, event } => self.replica_event(replica, event, now, io),
+                Todo::Inline(read) => self.read_inline(read, io),
+            }
+        }
+    }
+
+    fn engine_done(
+        &mut self,
+        op: u64,
+        result: Result<api::Output<Buf>, EngineError>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        match self.ops.remove(op) {
+            None => {}
+            Some(Pending::Shard { conn, request }) => {
+                let reply = match result {
+                    Ok(_) => Reply::Done,
+                    Err(e) => crate::devices::refusal(&e),
+                };
+                self.answer(io, conn, request, &reply, Payload::None);
+            }
+            Some(Pending::Read { conn, request }) => self.shard_read(conn, request, result, io),
+            Some(Pending::Persist { replica, token }) => self.persisted(replica, token, result),
+            Some(Pending::LogRead { replica, token }) => {
+                let bytes = match result {
+                    Ok(api::Output::Bytes { buf, range }) => {
+                        Some(Bytes::copy_from_slice(&buf[range]))
+                    }
+                    _ => None,
+                };
+                let event = journal::Event::LogRead { token, bytes };
+                self.todo.push_back(Todo::Replica { replica, event });
+            }
+            Some(Pending::Inline(read)) => self.inline_read(read, result, io),
+            Some(Pending::Replay { device, record }) => {
+                self.replayed(device, record, result, now, io);
+            }
+            Some(Pending::Shutdown { device }) => self.devices[device].shut_down(io),
+        }
+    }
+
+    /// Answers a request, once.
+    pub(crate) fn answer(
+        &mut self,
+        io: &mut Io,
+        conn: ConnId,
+        request: u64,
+        reply: &Reply,
+        payload: Payload,
+    ) {
+        // The connection may have closed meanwhile: then nobody waits for the answer.
+        let Some(state) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        state.under_way = state.under_way.saturating_sub(1);
+        outgoing::reply(io, conn, self.shared.map.epoch, request, reply, payload);
+        self.ease(conn, io);
+    }
+
+    fn received(&mut self, conn: ConnId, mut data: &[u8], now: Instant, io: &mut Io) {
+        while !data.is_empty() {
+            let Some(state) = self.conns.get_mut(&conn) else {
+                return;
+            };
+            match state.incoming.feed(&mut data) {
+                Ok(Progress::More) => break,
+                Ok(progress) => self.progress(conn, progress, now, io),
+                Err(e) => {
+                    // Where the next frame would begin is unknown: say why, and end the connection.
+                    let reply = outgoing::error(ErrorCode::BadFrame, e.to_string());
+                    let epoch = self.shared.map.epoch;
+                    outgoing::reply(io, conn, epoch, 0, &reply, Payload::None);
+                    io.close(conn);
+                    self.forget_conn(conn, now);
+                    return;
+                }
+            }
+        }
+        if let Some(state) = self.conns.get_mut(&conn)
+            && let Some((buf, from, to)) = state.incoming.take_direct()
+        {
+            io.recv_into(conn, buf, from, to);
+        }
+    }
+
+    fn progress(&mut self, conn: ConnId, progress: Progress, now: Instant, io: &mut Io) {
+        match progress {
+            Progress::More => {}
+            Progress::Head(header, control) => self.head(conn, header, &control, now, io),
+            Progress::Payload(bytes) => {
+                if let Some((header, message)) = self.take_head(conn) {
+                    self.message(conn, &header, message, bytes, now, io);
+                }
+            }
+            Progress::Filled(buf) => {
+                if let Some((header, message)) = self.take_head(conn) {
+                    self.shard_write(conn, &header, message, buf, io);
+                }
+            }
+            Progress::Discarded => {}
+        }
+    }
+
+    fn take_head(&mut self, conn: ConnId) -> Option<(ashlar_layout::frame::FrameHeader, Message)> {
+        self.conns.get_mut(&conn)?.head.take()
+    }
+
+    fn forget_conn(&mut self, conn: ConnId, now: Instant) {
+        if let Some(state) = self.conns.remove(&conn)
+            && let Some(peer) = state.peer_out
+        {
+            self.peer_lost(peer, conn, now);
+        }
+    }
+
+    fn drain(&mut self, now: Instant, io: &mut Io) {
+        if self.draining_until.is_none() {
+            self.draining_until = Some(now + DRAIN_MAX);
+            for device in 0..self.devices.len() {
+                self.shut_device(device);
+            }
+        }
+        let quiet = self.devices.iter().all(DeviceSlot::is_down);
+        if quiet || self.draining_until.is_some_and(|until| now >= until) {
+            let conns: Vec<ConnId> = self.conns.keys().copied().collect();
+            for conn in conns {
+                io.close(conn);
+            }
+            self.finished = true;
+        }
+    }
+
+    /// How it went, after the loop.
+    pub(crate) fn outcome(&self) -> Result<(), DaemonError> {
+        match self.fatal().and_then(|d| Some((d, d.fatal.clone()?))) {
+            None => Ok(()),
+            Some((device, message)) => Err(DaemonError::Device {
+                no: device.no,
+                path: device.path().to_owned(),
+                message,
+            }),
+        }
+    }
+
+    /// Whether the node is ending: new requests are refused.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining_until.is_some()
+    }
+}
+
+impl Handler for Core {
+    fn on_event(&mut self, now: Instant, event: Event<'_>, io: &mut Io) {
+        match event {
+            Event::Accepted { conn, .. } => {
+                self.conns.insert(conn, Conn::new(None));
+            }
+            Event::Connected { conn } => self.peer_connected(conn, io),
+            Event::Closed { conn, .. } => self.forget_conn(conn, now),
+            Event::Received { conn, data } => self.received(conn, data, now, io),
+            Event::Filled { conn, buf } => {
+                self.progress(conn, Progress::Filled(buf), now, io);
+            }
+            Event::Drained { conn } => self.ease(conn, io),
+            Event::Device { token, result, buf } => self.device_done(token, result, buf, now, io),
+            Event::Deadline | Event::Woken => {}
+        }
+        self.work(now, io);
+    }
+
+    fn on_batch(&mut self, now: Instant, io: &mut Io) {
+        if self.shared.stopping.load(Ordering::Relaxed) && !self.finished {
+            self.drain(now, io);
+        }
+        self.tend_devices(now, io);
+        self.tend_peers(now, io);
+        self.tend_replicas(now);
+        self.work(now, io);
+        self.kick_engines(now, io);
+        self.work(now, io);
+        let ready = self.devices.iter().all(DeviceSlot::is_settled)
+            && self.devices.iter().any(DeviceSlot::is_serving);
+        self.pulse.ready.store(ready, Ordering::Relaxed);
+        self.pulse.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let devices = self.devices.iter().filter_map(DeviceSlot::next_deadline);
+        let peers = self.peers.iter().filter_map(Peer::next_deadline);
+        let replicas = self.replicas.iter().filter_map(ReplicaSlot::next_deadline);
+        devices
+            .chain(peers)
+            .chain(replicas)
+            .chain(self.draining_until)
+            .min()
+    }
+
+    fn finished(&self) -> bool {
+        self.finished || self.fatal().is_some()
+    }
+}
+
+impl Conn {
+    pub(crate) fn new(peer_out: Option<usize>) -> Conn {
+        Conn {
+            incoming: Incoming::default(),
+            head: None,
+            under_way: 0,
+            paused: false,
+            peer_out,
+            hello: None,
+        }
+    }
+}
+
+/// A manifest that has nothing on shards: for replies that must not be taken for an object.
+pub(crate) fn is_inline(manifest: &Manifest) -> bool {
+    matches!(manifest.body, ashlar_layout::manifest::Body::Inline)
+}
+
+/// Where a partition's replica is on this core.
+pub(crate) fn replica_of(replicas: &[ReplicaSlot], partition: PartitionId) -> Option<usize> {
+    replicas.iter().position(|r| r.partition == partition)
+}

@@ -1,0 +1,662 @@
+//! The devices of a core, from opening to the last flush.
+//!
+//! Invariants:
+//! - an engine's I/O carries the generation of its device; completions of an older one are dropped;
+//! - a device that is fenced is closed, reopened and recovered: nothing is retried on the old state;
+//! - a device serves only when its journal has been replayed into its replicas.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ashlar_cluster_journal::Replica;
+use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo};
+use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
+use ashlar_layout::time::Instant;
+use ashlar_node_engine::api::{self, Action, IoFailure};
+use ashlar_node_engine::error::{self, EngineError, OpenError};
+use ashlar_node_engine::opening::{JournalRecord, OpenParams, Opened, RecoveryReport};
+use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Io, OpenOptions};
+use bytes::Bytes;
+
+use crate::config::{CacheMode, DeviceConfig};
+use crate::core::{Core, Engine, Opening, Pending, PoolMemory, Todo};
+use crate::outgoing;
+
+/// Wait before a device that failed is opened again, at first and at most.
+const REOPEN_MIN: Duration = Duration::from_millis(200);
+const REOPEN_MAX: Duration = Duration::from_secs(10);
+/// Journal records read ahead while a log is replayed.
+const REPLAY_AHEAD: usize = 8;
+/// How long a node waits at its start for a device that another process still holds: one that was
+/// just killed may need a moment to let go.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+/// Free extents below which a journal should not grow: room for deletes, and to close in order.
+const JOURNAL_SPARE: u32 = 2;
+/// The kinds that findings are counted by.
+const KINDS: [FindingKind; 5] = [
+    FindingKind::Rot,
+    FindingKind::WrongRecord,
+    FindingKind::Unreadable,
+    FindingKind::Missing,
+    FindingKind::Skipped,
+];
+
+/// The replay of a device's journal.
+struct Replay {
+    engine: Engine,
+    records: Vec<JournalRecord>,
+    /// Next record to be read.
+    next: usize,
+    /// Next record to be replayed.
+    due: usize,
+    /// Read, but not yet due.
+    held: BTreeMap<usize, Option<Bytes>>,
+    /// The replicas being rebuilt, by slot.
+    replicas: Vec<(usize, Replica)>,
+}
+
+enum Phase {
+    /// Not open; the next attempt is at this time, if there is to be one.
+    Closed {
+        retry_at: Option<Instant>,
+        why: String,
+    },
+    Opening(Box<Opening>),
+    Replaying(Box<Replay>),
+    Serving(Box<Engine>),
+    /// The last operation is under way.
+    Stopping(Box<Engine>),
+    Down,
+}
+
+/// One device.
+pub struct DeviceSlot {
+    pub(crate) no: DeviceNo,
+    id: DeviceId,
+    cluster: ClusterId,
+    path: PathBuf,
+    cache: CacheMode,
+    dev: Option<Dev>,
+    generation: u32,
+    phase: Phase,
+    reopen_after: Duration,
+    /// A replica asked for its log to be read again.
+    reopen: bool,
+    findings: [u64; KINDS.len()],
+    /// Whether it has ever served: before that, a failure to open ends the node.
+    served: bool,
+    /// Why the node cannot go on with this device, if so.
+    pub(crate) fatal: Option<String>,
+    size: u64,
+}
+
+impl DeviceSlot {
+    /// A device of the map at the path that the configuration gives.
+    pub(crate) fn new(
+        device: &ashlar_cluster_map::Device,
+        config: &DeviceConfig,
+        map: &ClusterMap,
+    ) -> DeviceSlot {
+        DeviceSlot {
+            no: device.no,
+            id: device.id,
+            cluster: map.cluster,
+            path: config.path.clone(),
+            cache: config.cache,
+            dev: None,
+            generation: 0,
+            phase: Phase::Closed {
+                retry_at: None,
+                why: "not opened yet".into(),
+            },
+            reopen_after: REOPEN_MIN,
+            reopen: false,
+            findings: [0; KINDS.len()],
+            served: false,
+            fatal: None,
+            size: device.size,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving(_))
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        matches!(self.phase, Phase::Down | Phase::Closed { .. })
+    }
+
+    /// Whether its opening has come to an end, good or bad.
+    pub(crate) fn is_settled(&self) -> bool {
+        !matches!(self.phase, Phase::Opening(_) | Phase::Replaying(_))
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Closed { retry_at, .. } => *retry_at,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn block_size(&self) -> u32 {
+        match &self.phase {
+            Phase::Serving(engine) | Phase::Stopping(engine) => engine.geometry().block_size,
+            _ => ashlar_layout::limits::BLOCK_SIZE,
+        }
+    }
+
+    pub(crate) fn state(&self) -> String {
+        match &self.phase {
+            Phase::Closed { why, .. } => format!("fenced: {why}"),
+            Phase::Opening(_) | Phase::Replaying(_) => "recovering".into(),
+            Phase::Serving(engine) if is_full(engine) => "full".into(),
+            Phase::Serving(_) => "serving".into(),
+            Phase::Stopping(_) | Phase::Down => "stopping".into(),
+        }
+    }
+
+    /// Whether the journal should not grow any more.
+    pub(crate) fn nearly_full(&self) -> bool {
+        matches!(&self.phase, Phase::Serving(engine) if engine.stats().extents_free < JOURNAL_SPARE)
+    }
+
+    pub(crate) fn found(&mut self, kind: FindingKind) {
+        if let Some(index) = KINDS.iter().position(|k| *k == kind) {
+            self.findings[index] += 1;
+        }
+    }
+
+    /// The log on the device and a replica may disagree: read it again.
+    pub(crate) fn reopen_wanted(&mut self, full: bool) {
+        // A full device does not get emptier by being reopened: its replica was told that it is
+        // full, and starts its term again only with the node.
+        self.reopen |= !full;
+    }
+
+    pub(crate) fn status(&self) -> DeviceStatus {
+        let (bytes_used, shards) = match &self.phase {
+            Phase::Serving(engine) | Phase::Stopping(engine) => {
+                let stats = engine.stats();
+                (stats.bytes_used, stats.shards_live)
+            }
+            _ => (0, 0),
+        };
+        let findings = KINDS
+            .iter()
+            .zip(self.findings)
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| FindingCount { kind: *kind, count })
+            .collect();
+        DeviceStatus {
+            device: self.no,
+            id: self.id,
+            state: self.state(),
+            bytes_total: self.size,
+            bytes_used,
+            shards,
+            findings,
+        }
+    }
+
+    /// The engine's last operation has ended.
+    pub(crate) fn shut_down(&mut self, io: &mut Io) {
+        self.phase = Phase::Down;
+        if let Some(dev) = self.dev.take() {
+            io.close_device(dev);
+        }
+    }
+
+    /// Closes it. A `hopeless` reason ends the node if the device has never served: whoever
+    /// started it had better know.
+    fn close(&mut self, why: String, hopeless: bool, now: Instant, io: &mut Io) {
+        if let Some(dev) = self.dev.take() {
+            io.close_device(dev);
+        }
+        self.generation += 1;
+        eprintln!("device {} at {}: {why}", self.no, self.path.display());
+        if hopeless && !self.served {
+            self.fatal = Some(why.clone());
+        }
+        self.phase = Phase::Closed {
+            retry_at: Some(now + self.reopen_after),
+            why,
+        };
+        self.reopen_after = (self.reopen_after * 2).min(REOPEN_MAX);
+    }
+}
+
+impl Core {
+    /// Opens a device and begins its recovery.
+    pub(crate) fn open_device(&mut self, device: usize, now: Instant, io: &mut Io) {
+        let alone = self.devices.len() == 1;
+        let slot = &mut self.devices[device];
+        let cache = match slot.cache {
+            CacheMode::Auto => reactor::CacheMode::Auto,
+            CacheMode::Volatile => reactor::CacheMode::Volatile,
+            CacheMode::None => reactor::CacheMode::None,
+        };
+        let options = OpenOptions {
+            cache,
+            ..OpenOptions::default()
+        };
+        let opened = io.open_device(&slot.path, options);
+        let dev = match opened {
+            Ok(dev) => dev,
+            Err(e) => {
+                let busy = matches!(e, ashlar_node_reactor::OpenError::Busy { .. });
+                let patient = busy && now.since(self.started) < BUSY_MAX;
+                let hopeless = (busy && !patient) || (alone && !patient);
+                return slot.close(e.to_string(), hopeless, now, io);
+            }
+        };
+        let Some(info) = io.device_info(dev).cloned() else {
+            return slot.close("it closed while it was opened".into(), false, now, io);
+        };
+        slot.dev = Some(dev);
+        slot.size = info.size;
+        let params = OpenParams {
+            cluster: slot.cluster,
+            device: Some(slot.id),
+            device_size: info.size,
+            logical_block: info.logical_block,
+            volatile_cache: info.volatile_cache,
+        };
+        let mut actions = Vec::new();
+        let mut opening = Opening::new(params);
+        let ended = opening.start(&mut self.memory, &mut actions);
+        slot.phase = Phase::Opening(Box::new(opening));
+        self.carry_out(device, actions, now, io);
+        self.opened(device, ended, now, io);
+    }
+
+    /// Opens devices again whose time has come, and those whose log must be read again.
+    pub(crate) fn tend_devices(&mut self, now: Instant, io: &mut Io) {
+        if self.draining() {
+            return;
+        }
+        for device in 0..self.devices.len() {
+            let slot = &mut self.devices[device];
+            if slot.reopen && slot.is_serving() {
+                slot.reopen = false;
+                self.fence(
+                    device,
+                    "its journal is read again after a failed append".into(),
+                    now,
+                    io,
+                );
+            }
+            let due = self.devices[device]
+                .next_deadline()
+                .is_some_and(|at| at <= now);
+            if due && self.devices[device].fatal.is_none() {
+                self.open_device(device, now, io);
+            }
+        }
+    }
+
+    /// Gives an engine an event, and carries out what it wants.
+    pub(crate) fn engine_event(
+        &mut self,
+        device: usize,
+        event: api::Event<Buf>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let mut actions = Vec::new();
+        match &mut self.devices[device].phase {
+            Phase::Serving(engine) | Phase::Stopping(engine) => {
+                engine.on_event(now, event, &mut self.memory, &mut actions);
+            }
+            Phase::Replaying(replay) => {
+                replay
+                    .engine
+                    .on_event(now, event, &mut self.memory, &mut actions);
+            }
+            _ => {
+                if let Some(op) = operation(&event) {
+                    let error = EngineError::ShuttingDown {
+                        device: self.devices[device].id,
+                    };
+                    self.todo.push_back(Todo::Done {
+                        op,
+                        result: Err(error),
+                    });
+                }
+            }
+        }
+        self.carry_out(device, actions, now, io);
+    }
+
+    /// Lets engines send out as one batch what one round of the loop brought.
+    pub(crate) fn kick_engines(&mut self, now: Instant, io: &mut Io) {
+        for device in 0..self.devices.len() {
+            let mut actions = Vec::new();
+            if let Phase::Serving(engine) | Phase::Stopping(engine) =
+                &mut self.devices[device].phase
+            {
+                engine.kick(now, &mut self.memory, &mut actions);
+            }
+            if !actions.is_empty() {
+                self.carry_out(device, actions, now, io);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, device: usize, actions: Vec<Action<Buf>>, now: Instant, io: &mut Io) {
+        let generation = self.devices[device].generation;
+        for action in actions {
+            let slot = &mut self.devices[device];
+            match action {
+                Action::Done { op, result } => self.todo.push_back(Todo::Done { op, result }),
+                Action::Finding(finding) => {
+                    eprintln!("finding: device {}: {finding}", slot.no);
+                    slot.found(kind(finding.kind));
+                }
+                Action::Fenced { error } => self.fence(device, error.to_string(), now, io),
+                Action::Write {
+                    io: number,
+                    offset,
+                    buf,
+                    len,
+                    durable,
+                } => {
+                    let Some(dev) = slot.dev else { continue };
+                    let token = self.ios.insert((device, generation, number));
+                    io.write(dev, token, offset, buf, 0..len, durable);
+                }
+                Action::Read {
+                    io: number,
+                    offset,
+                    buf,
+                    len,
+                } => {
+                    let Some(dev) = slot.dev else { continue };
+                    let token = self.ios.insert((device, generation, number));
+                    io.read(dev, token, offset, buf, 0..len);
+                }
+                Action::Flush { io: number } => {
+                    let Some(dev) = slot.dev else { continue };
+                    let token = self.ios.insert((device, generation, number));
+                    io.flush(dev, token);
+                }
+            }
+        }
+    }
+
+    /// A device operation has ended.
+    pub(crate) fn device_done(
+        &mut self,
+        token: u64,
+        result: Result<usize, DeviceIoError>,
+        buf: Option<Buf>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let Some((device, generation, number)) = self.ios.remove(token) else {
+            return;
+        };
+        if self.devices[device].generation != generation {
+            return;
+        }
+        let result = result.map(|_| ()).map_err(|e| {
+            eprintln!("device {}: {e}", self.devices[device].no);
+            IoFailure { errno: errno(&e) }
+        });
+        let event = api::Event::IoDone {
+            io: number,
+            result,
+            buf,
+        };
+        if !matches!(self.devices[device].phase, Phase::Opening(_)) {
+            return self.engine_event(device, event, now, io);
+        }
+        let mut actions = Vec::new();
+        let Phase::Opening(opening) = &mut self.devices[device].phase else {
+            return;
+        };
+        let ended = opening.on_event(now, event, &mut self.memory, &mut actions);
+        self.carry_out(device, actions, now, io);
+        self.opened(device, ended, now, io);
+    }
+
+    fn opened(
+        &mut self,
+        device: usize,
+        ended: Option<Result<Opened<PoolMemory>, OpenError>>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let alone = self.devices.len() == 1;
+        match ended {
+            None => {}
+            Some(Ok(opened)) => self.replay(device, opened, now, io),
+            Some(Err(e)) => {
+                let hopeless = alone || is_misuse(&e);
+                self.devices[device].close(e.to_string(), hopeless, now, io);
+            }
+        }
+    }
+
+    /// A device is recovered: its journal goes into its replicas.
+    fn replay(&mut self, device: usize, opened: Opened<PoolMemory>, now: Instant, io: &mut Io) {
+        let slot = &self.devices[device];
+        eprintln!(
+            "device {} at {}: {}",
+            slot.no,
+            slot.path.display(),
+            summary(&opened.report)
+        );
+        let mut replicas: Vec<(usize, Replica)> = Vec::new();
+        for (index, replica) in self.replicas.iter().enumerate() {
+            if replica.device == device {
+                replicas.push((index, replica.fresh()));
+            }
+        }
+        for damaged in &opened.damaged {
+            for (index, replica) in &mut replicas {
+                if damaged
+                    .entries
+                    .is_none_or(|(p, ..)| p == self.replicas[*index].partition)
+                {
+                    replica.replay_damaged(damaged.entries.map(|(_, first, last)| (first, last)));
+                }
+            }
+        }
+        let replay = Replay {
+            engine: opened.engine,
+            records: opened.journal,
+            next: 0,
+            due: 0,
+            held: BTreeMap::new(),
+            replicas,
+        };
+        self.devices[device].phase = Phase::Replaying(Box::new(replay));
+        self.read_ahead(device, now, io);
+    }
+
+    /// Reads the next journal records; ends the replay when there are none.
+    fn read_ahead(&mut self, device: usize, now: Instant, io: &mut Io) {
+        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
+            return;
+        };
+        if replay.due == replay.records.len() {
+            let phase = std::mem::replace(&mut self.devices[device].phase, Phase::Down);
+            let Phase::Replaying(replay) = phase else {
+                return;
+            };
+            let term = replay.engine.owner_epoch();
+            let slot = &mut self.devices[device];
+            slot.phase = Phase::Serving(Box::new(replay.engine));
+            slot.served = true;
+            slot.reopen_after = REOPEN_MIN;
+            for (index, replica) in replay.replicas {
+                self.start_replica(index, replica, ashlar_layout::ids::Term(term.0));
+            }
+            return;
+        }
+        let mut events = VecDeque::new();
+        while replay.next < replay.records.len() && replay.next < replay.due + REPLAY_AHEAD {
+            let record = &replay.records[replay.next];
+            let op = self.ops.insert(Pending::Replay {
+                device,
+                record: replay.next,
+            });
+            events.push_back(api::Event::ReadJournal {
+                op,
+                at: record.at,
+                len: record.len,
+            });
+            replay.next += 1;
+        }
+        for event in events {
+            self.engine_event(device, event, now, io);
+        }
+    }
+
+    /// A journal record was read for replay.
+    pub(crate) fn replayed(
+        &mut self,
+        device: usize,
+        record: usize,
+        result: Result<api::Output<Buf>, EngineError>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
+            return;
+        };
+        let bytes = match result {
+            Ok(api::Output::Bytes { buf, range }) => Some(Bytes::copy_from_slice(&buf[range])),
+            _ => None,
+        };
+        replay.held.insert(record, bytes);
+        while let Some(bytes) = replay.held.remove(&replay.due) {
+            let record = &replay.records[replay.due];
+            replay.due += 1;
+            for (index, replica) in &mut replay.replicas {
+                if self.replicas[*index].partition != record.partition {
+                    continue;
+                }
+                match &bytes {
+                    Some(bytes) => replica.replay(bytes, record.at),
+                    None => replica.replay_damaged(Some((record.first, record.last))),
+                }
+            }
+        }
+        self.read_ahead(device, now, io);
+    }
+
+    /// A device can be used no more as it is: it is closed, and opened again later.
+    fn fence(&mut self, device: usize, why: String, now: Instant, io: &mut Io) {
+        for replica in 0..self.replicas.len() {
+            if self.replicas[replica].device == device {
+                self.stop_replica(replica, io);
+            }
+        }
+        self.devices[device].close(why, false, now, io);
+    }
+
+    /// The node ends: a device takes nothing more, and is left clean.
+    pub(crate) fn shut_device(&mut self, device: usize) {
+        let phase = std::mem::replace(&mut self.devices[device].phase, Phase::Down);
+        if let Phase::Serving(engine) = phase {
+            self.devices[device].phase = Phase::Stopping(engine);
+            let op = self.ops.insert(Pending::Shutdown { device });
+            let event = api::Event::Shutdown { op };
+            self.todo.push_back(Todo::Engine { device, event });
+        }
+    }
+
+    /// Why the node cannot go on, if so.
+    pub(crate) fn fatal(&self) -> Option<&DeviceSlot> {
+        self.devices.iter().find(|d| d.fatal.is_some())
+    }
+}
+
+/// The operation that an event asks for.
+fn operation(event: &api::Event<Buf>) -> Option<u64> {
+    match event {
+        api::Event::IoDone { .. } => None,
+        api::Event::WriteShard { op, .. }
+        | api::Event::AppendJournal { op, .. }
+        | api::Event::ReadShard { op, .. }
+        | api::Event::ReadJournal { op, .. }
+        | api::Event::DeleteShard { op, .. }
+        | api::Event::Shutdown { op } => Some(*op),
+    }
+}
+
+fn kind(kind: error::FindingKind) -> FindingKind {
+    use error::FindingKind as K;
+    match kind {
+        K::Unreadable => FindingKind::Unreadable,
+        K::RecordHeader | K::Misdirected => FindingKind::WrongRecord,
+        K::RecordPayload | K::Footer | K::Checkpoint | K::Superblock | K::ExtentHeader => {
+            FindingKind::Rot
+        }
+        K::RecordTorn => FindingKind::Skipped,
+    }
+}
+
+/// The error number to tell an engine: it only distinguishes failure from success.
+fn errno(e: &DeviceIoError) -> i32 {
+    const EIO: i32 = 5;
+    match e {
+        DeviceIoError::Failed { errno, .. } => errno.raw_os_error(),
+        _ => EIO,
+    }
+}
+
+/// What a client is told when an engine refuses or fails.
+pub(crate) fn refusal(e: &EngineError) -> Reply {
+    let code = match e {
+        EngineError::NotFound { .. } => ErrorCode::NotFound,
+        EngineError::Exists { .. } => ErrorCode::Exists,
+        EngineError::Deleted { .. } => ErrorCode::Exists,
+        EngineError::Corrupt { .. } | EngineError::Unreadable { .. } => ErrorCode::Corrupt,
+        EngineError::BadRange { .. } => ErrorCode::RangeNotSatisfiable,
+        EngineError::BadPayload { .. } => ErrorCode::BadRequest,
+        EngineError::DeviceFull { .. } => ErrorCode::DeviceFull,
+        EngineError::Busy { .. } => ErrorCode::Busy,
+        EngineError::Fenced { .. } => ErrorCode::DeviceError,
+        EngineError::ShuttingDown { .. } => ErrorCode::NotServing,
+    };
+    outgoing::error(code, e.to_string())
+}
+
+/// Whether a device takes no more shards.
+fn is_full(engine: &Engine) -> bool {
+    let stats = engine.stats();
+    stats.extents_free <= stats.extents_reserved
+}
+
+/// What recovery did, for the log.
+fn summary(report: &RecoveryReport) -> String {
+    format!(
+        "recovered {}: {} shards, {} tombstones, {} journal records; {} extents scanned, {} footers and {} bytes read, {} findings",
+        if report.clean {
+            "after a clean stop"
+        } else {
+            "after a crash"
+        },
+        report.shards,
+        report.tombstones,
+        report.journal_records,
+        report.extents_scanned,
+        report.footers_read,
+        report.bytes_read,
+        report.findings.iter().sum::<u64>(),
+    )
+}
+
+/// Whether a device does not belong here, so that trying again would not help.
+fn is_misuse(e: &OpenError) -> bool {
+    use OpenError as E;
+    !matches!(e, E::Write { .. } | E::NoMemory { .. } | E::NoQuorum { .. })
+}

@@ -1,0 +1,722 @@
+//! What clients ask of a core.
+
+use ashlar_layout::crc::crc32;
+use ashlar_layout::frame::{FrameHeader, Opcode, decode_control, encode_control};
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, ShardId};
+use ashlar_layout::limits::{
+    CONNECTION_REQUESTS_MAX, FRAME_CONTROL_MAX, INLINE_MAX, SHARD_SIZE_MAX,
+};
+use ashlar_layout::manifest::{Body, Op};
+use ashlar_layout::message::{
+    ChainMessage, ErrorCode, FindingKind, NodeStatus, Reply, Request, WireError,
+};
+use ashlar_layout::record::header_len;
+use ashlar_layout::time::Instant;
+use ashlar_node_engine::api::{self, Memory};
+use ashlar_node_engine::error::EngineError;
+use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
+use bytes::Bytes;
+
+use crate::core::{Core, InlineRead, Message, Pending, Todo, is_inline, replica_of};
+use crate::incoming::Sink;
+use crate::outgoing::{self, Payload};
+
+/// Bytes that may wait to be sent on a connection before it is read no further.
+const SEND_QUEUE_MAX: usize = 16 * 1024 * 1024;
+/// How often a lost inline object is asked of the other replicas before the read fails.
+const INLINE_TRIES: u32 = 3;
+
+impl Core {
+    /// A frame's head is in: decides where its payload goes, or handles it if it has none.
+    pub(crate) fn head(
+        &mut self,
+        conn: ConnId,
+        header: FrameHeader,
+        control: &[u8],
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let message = match header.opcode {
+            Opcode::Request => decode_control::<Request>(control).map(Message::Request),
+            Opcode::Reply => decode_control::<Reply>(control).map(Message::Reply),
+            Opcode::Chain => decode_control::<ChainMessage>(control).map(Message::Chain),
+        };
+        let Some(state) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        if header.opcode == Opcode::Request {
+            state.under_way += 1;
+            if state.under_way >= CONNECTION_REQUESTS_MAX || io.queued(conn) > SEND_QUEUE_MAX {
+                state.paused = true;
+                io.pause(conn);
+            }
+        }
+        let sink = match message {
+            Ok(message) => match self.sink(conn, &header, &message) {
+                Ok(sink) => {
+                    if header.payload_len == 0 {
+                        self.message(conn, &header, message, Bytes::new(), now, io);
+                        return;
+                    }
+                    if let Some(state) = self.conns.get_mut(&conn) {
+                        state.head = Some((header.clone(), message));
+                    }
+                    sink
+                }
+                Err(refusal) => {
+                    self.refuse(conn, &header, refusal, io);
+                    Sink::Discard
+                }
+            },
+            Err(e) => {
+                let error = WireError {
+                    code: ErrorCode::BadFrame,
+                    detail: e.to_string(),
+                };
+                self.refuse(conn, &header, error, io);
+                Sink::Discard
+            }
+        };
+        if let Some(state) = self.conns.get_mut(&conn)
+            && header.payload_len > 0
+        {
+            state.incoming.expect(sink);
+        }
+    }
+
+    fn refuse(&mut self, conn: ConnId, header: &FrameHeader, error: WireError, io: &mut Io) {
+        if header.opcode == Opcode::Request {
+            self.answer(
+                io,
+                conn,
+                header.request,
+                &Reply::Error(error),
+                Payload::None,
+            );
+        }
+    }
+
+    /// Whether a request may be served at all, and where its payload is to go.
+    fn sink(
+        &mut self,
+        conn: ConnId,
+        header: &FrameHeader,
+        message: &Message,
+    ) -> Result<Sink, WireError> {
+        let refuse = |code, detail: String| Err(WireError { code, detail });
+        let Some(state) = self.conns.get(&conn) else {
+            return Ok(Sink::Discard);
+        };
+        let request = match message {
+            Message::Reply(_) if state.peer_out.is_some() => return Ok(Sink::Discard),
+            Message::Reply(_) => {
+                return refuse(
+                    ErrorCode::BadFrame,
+                    "a reply came where none was asked for".into(),
+                );
+            }
+            Message::Chain(_) => return Ok(Sink::Bytes),
+            Message::Request(request) => request,
+        };
+        let carries = matches!(
+            request,
+            Request::ShardWrite { .. } | Request::Propose { .. }
+        );
+        if header.payload_len > 0 && !carries {
+            return refuse(
+                ErrorCode::BadRequest,
+                "this request takes no payload".into(),
+            );
+        }
+        if matches!(request, Request::Hello { .. }) {
+            return Ok(Sink::Discard);
+        }
+        if state.hello.is_none() {
+            return refuse(
+                ErrorCode::BadRequest,
+                "the first request on a connection must be Hello".into(),
+            );
+        }
+        let epoch = self.shared.map.epoch;
+        let unversioned = matches!(request, Request::GetMap | Request::Status);
+        if header.epoch != epoch && !unversioned {
+            return refuse(
+                ErrorCode::StaleEpoch,
+                format!(
+                    "the request is for map epoch {}, this node is at {epoch}",
+                    header.epoch
+                ),
+            );
+        }
+        if self.draining() && !unversioned {
+            return refuse(
+                ErrorCode::NotServing,
+                format!(
+                    "node {} is stopping: ask again when it is back",
+                    self.shared.node
+                ),
+            );
+        }
+        match request {
+            Request::ShardWrite { device, shard } => self.shard_sink(*device, *shard, header),
+            Request::Propose { .. } if header.payload_len > INLINE_MAX => refuse(
+                ErrorCode::BadRequest,
+                format!(
+                    "an inline object has at most {INLINE_MAX} bytes, this one {}",
+                    header.payload_len
+                ),
+            ),
+            _ => Ok(Sink::Bytes),
+        }
+    }
+
+    fn shard_sink(
+        &mut self,
+        device: DeviceNo,
+        shard: ShardId,
+        header: &FrameHeader,
+    ) -> Result<Sink, WireError> {
+        let len = header.payload_len;
+        if len == 0 || len > SHARD_SIZE_MAX {
+            return Err(WireError {
+                code: ErrorCode::BadRequest,
+                detail: format!("shard {shard} has {len} bytes; 1 to {SHARD_SIZE_MAX} are allowed"),
+            });
+        }
+        let slot = self.serving_device(device)?;
+        let block = self.devices[slot].block_size();
+        let room = header_len(len, block) as usize;
+        let total = room + (len.next_multiple_of(block)) as usize;
+        let Some(mut buf) = self.memory.alloc(total) else {
+            return Err(WireError {
+                code: ErrorCode::Busy,
+                detail: format!(
+                    "node {} has no buffer free: send again later",
+                    self.shared.node
+                ),
+            });
+        };
+        buf[room + len as usize..total].fill(0);
+        Ok(Sink::Buf(buf, room))
+    }
+
+    /// The slot of a device that serves, or why it does not.
+    fn serving_device(&self, device: DeviceNo) -> Result<usize, WireError> {
+        let Some(slot) = self.devices.iter().position(|d| d.no == device) else {
+            return Err(WireError {
+                code: ErrorCode::NotHere,
+                detail: format!(
+                    "device {device} is not on this core of node {}",
+                    self.shared.node
+                ),
+            });
+        };
+        if self.devices[slot].is_serving() {
+            return Ok(slot);
+        }
+        Err(WireError {
+            code: ErrorCode::NotServing,
+            detail: format!(
+                "device {device} does not serve now: {}",
+                self.devices[slot].state()
+            ),
+        })
+    }
+
+    /// A shard's payload is in its buffer.
+    pub(crate) fn shard_write(
+        &mut self,
+        conn: ConnId,
+        header: &FrameHeader,
+        message: Message,
+        buf: Buf,
+        io: &mut Io,
+    ) {
+        let Message::Request(Request::ShardWrite { device, shard }) = message else {
+            return;
+        };
+        let slot = match self.serving_device(device) {
+            Ok(slot) => slot,
+            Err(error) => return self.refuse(conn, header, error, io),
+        };
+        let op = self.ops.insert(Pending::Shard {
+            conn,
+            request: header.request,
+        });
+        let event = api::Event::WriteShard {
+            op,
+            shard,
+            buf,
+            payload_len: header.payload_len,
+            payload_crc: header.payload_crc,
+        };
+        self.todo.push_back(Todo::Engine {
+            device: slot,
+            event,
+        });
+    }
+
+    /// A frame is in, whole.
+    pub(crate) fn message(
+        &mut self,
+        conn: ConnId,
+        header: &FrameHeader,
+        message: Message,
+        payload: Bytes,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        match message {
+            Message::Request(request) => self.request(conn, header, request, payload, now, io),
+            Message::Chain(message) => self.chain_message(conn, header, message, payload, io),
+            Message::Reply(reply) => self.peer_reply(conn, &reply, now, io),
+        }
+    }
+
+    fn request(
+        &mut self,
+        conn: ConnId,
+        header: &FrameHeader,
+        request: Request,
+        payload: Bytes,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let number = header.request;
+        let outcome = match request {
+            Request::Hello { cluster, node } => Some(self.hello(conn, cluster, node)),
+            Request::GetMap => {
+                let map = Payload::Bytes(self.shared.map_json.clone());
+                return self.answer(io, conn, number, &Reply::Map, map);
+            }
+            Request::ShardWrite { shard, .. } => Some(Err(WireError {
+                code: ErrorCode::BadRequest,
+                detail: format!("shard {shard} came without a payload"),
+            })),
+            Request::ShardRead {
+                device,
+                shard,
+                offset,
+                len,
+            } => self.device_op(
+                device,
+                Pending::Read {
+                    conn,
+                    request: number,
+                },
+                |op| api::Event::ReadShard {
+                    op,
+                    shard,
+                    offset,
+                    len,
+                },
+            ),
+            Request::ShardDelete { device, shard } => self.device_op(
+                device,
+                Pending::Shard {
+                    conn,
+                    request: number,
+                },
+                |op| api::Event::DeleteShard { op, shard },
+            ),
+            Request::Propose {
+                partition,
+                client,
+                request,
+                precondition,
+                op,
+            } => {
+                let checked = check_op(&op, header, &payload);
+                match checked.and_then(|()| self.replica(partition)) {
+                    Ok(replica) => {
+                        let reply_to = self.replicas[replica].ask(conn, number);
+                        let event = ashlar_cluster_journal::Event::Propose {
+                            reply_to,
+                            client,
+                            request,
+                            precondition,
+                            op,
+                            inline: payload,
+                            wall_ms: crate::run::wall_ms(),
+                        };
+                        self.todo.push_back(Todo::Replica { replica, event });
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
+                }
+            }
+            Request::Lookup {
+                partition,
+                bucket,
+                key,
+                payload,
+            } => self.lookup(conn, number, partition, bucket, key, payload),
+            Request::List { .. } => Some(self.list(&request)),
+            Request::ListBuckets {
+                partition,
+                after,
+                max,
+            } => Some(self.replica(partition).and_then(|r| {
+                let (buckets, more) = self.replicas[r].serve()?.list_buckets(&after, max)?;
+                Ok(Reply::Buckets { buckets, more })
+            })),
+            Request::Status => Some(Ok(Reply::Status(self.status(now)))),
+            Request::ReportShard {
+                device,
+                shard,
+                fault,
+            } => Some(self.report(device, shard, fault)),
+        };
+        match outcome {
+            None => {}
+            Some(Ok(reply)) => self.answer(io, conn, number, &reply, Payload::None),
+            Some(Err(error)) => {
+                let fatal = error.code == ErrorCode::WrongCluster;
+                self.answer(io, conn, number, &Reply::Error(error), Payload::None);
+                if fatal {
+                    io.close(conn);
+                }
+            }
+        }
+    }
+
+    fn hello(
+        &mut self,
+        conn: ConnId,
+        cluster: ashlar_layout::ids::ClusterId,
+        node: NodeId,
+    ) -> Result<Reply, WireError> {
+        let map = &self.shared.map;
+        if cluster != map.cluster {
+            return Err(WireError {
+                code: ErrorCode::WrongCluster,
+                detail: format!(
+                    "this is node {} of cluster {}, the caller belongs to {cluster}",
+                    self.shared.node, map.cluster
+                ),
+            });
+        }
+        if node.0 != 0 && map.node(node).is_none() {
+            return Err(WireError {
+                code: ErrorCode::BadRequest,
+                detail: format!(
+                    "node {node} is not in the cluster map of epoch {}",
+                    map.epoch
+                ),
+            });
+        }
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.hello = Some(node);
+        }
+        Ok(Reply::Hello {
+            node: self.shared.node,
+            epoch: map.epoch,
+        })
+    }
+
+    fn device_op(
+        &mut self,
+        device: DeviceNo,
+        pending: Pending,
+        event: impl FnOnce(u64) -> api::Event<Buf>,
+    ) -> Option<Result<Reply, WireError>> {
+        match self.serving_device(device) {
+            Ok(slot) => {
+                let op = self.ops.insert(pending);
+                self.todo.push_back(Todo::Engine {
+                    device: slot,
+                    event: event(op),
+                });
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// The slot of the replica of a partition.
+    fn replica(&self, partition: PartitionId) -> Result<usize, WireError> {
+        replica_of(&self.replicas, partition).ok_or_else(|| WireError {
+            code: ErrorCode::NotHere,
+            detail: format!(
+                "partition {partition} has no replica on this core of node {}",
+                self.shared.node
+            ),
+        })
+    }
+
+    fn lookup(
+        &mut self,
+        conn: ConnId,
+        request: u64,
+        partition: PartitionId,
+        bucket: String,
+        key: String,
+        payload: bool,
+    ) -> Option<Result<Reply, WireError>> {
+        let found = self.replica(partition).and_then(|replica| {
+            let (meta, inline) = self.replicas[replica].serve()?.lookup(&bucket, &key)?;
+            Ok((replica, meta, inline))
+        });
+        match found {
+            Err(error) => Some(Err(error)),
+            Ok((replica, meta, Some(inline))) if payload && meta.manifest.size > 0 => {
+                let seq = inline.seq;
+                self.todo.push_back(Todo::Inline(InlineRead {
+                    conn,
+                    request,
+                    replica,
+                    bucket,
+                    key,
+                    meta,
+                    seq,
+                    tries: 0,
+                }));
+                None
+            }
+            Ok((_, meta, _)) => Some(Ok(Reply::Found { meta })),
+        }
+    }
+
+    /// Reads an inline object's entry from where the index says that it is now.
+    pub(crate) fn read_inline(&mut self, read: InlineRead, io: &mut Io) {
+        let looked_up = self.replicas[read.replica]
+            .serve()
+            .and_then(|replica| replica.lookup(&read.bucket, &read.key));
+        match looked_up {
+            Err(error) => {
+                self.answer(
+                    io,
+                    read.conn,
+                    read.request,
+                    &Reply::Error(error),
+                    Payload::None,
+                );
+            }
+            Ok((meta, Some(at))) if is_inline(&meta.manifest) && meta.manifest.size > 0 => {
+                let device = self.replicas[read.replica].device;
+                let read = InlineRead {
+                    meta,
+                    seq: at.seq,
+                    ..read
+                };
+                let op = self.ops.insert(Pending::Inline(read));
+                let event = api::Event::ReadJournal {
+                    op,
+                    at: at.at,
+                    len: at.len,
+                };
+                self.todo.push_back(Todo::Engine { device, event });
+            }
+            Ok((meta, _)) => {
+                // Overwritten by another kind of object while its payload was on the way.
+                self.answer(
+                    io,
+                    read.conn,
+                    read.request,
+                    &Reply::Found { meta },
+                    Payload::None,
+                );
+            }
+        }
+    }
+
+    /// An inline object's entry came from the device: verified before a byte of it goes out.
+    pub(crate) fn inline_read(
+        &mut self,
+        mut read: InlineRead,
+        result: Result<api::Output<Buf>, EngineError>,
+        io: &mut Io,
+    ) {
+        if let Ok(api::Output::Bytes { buf, range }) = result {
+            let start = range.start;
+            let found = ashlar_layout::journal::entries(&buf[range])
+                .next()
+                .and_then(Result::ok)
+                .filter(|e| {
+                    e.header.seq == read.seq && e.inline.len() as u64 == read.meta.manifest.size
+                })
+                .map(|e| (e.inline_offset(), e.inline.len(), crc32(e.inline)))
+                .filter(|(_, _, crc)| *crc == read.meta.manifest.crc);
+            if let Some((offset, len, crc)) = found {
+                let from = start + offset;
+                let chunk = Chunk::Buf(buf, from..from + len);
+                let payload = Payload::Chunk {
+                    chunk,
+                    len: len as u32,
+                    crc,
+                };
+                let reply = Reply::Found { meta: read.meta };
+                return self.answer(io, read.conn, read.request, &reply, payload);
+            }
+        }
+        read.tries += 1;
+        if read.tries > INLINE_TRIES {
+            let error = outgoing::error(
+                ErrorCode::Corrupt,
+                format!(
+                    "the entry {} that holds {}/{} is damaged here and no other replica gave it",
+                    read.seq, read.bucket, read.key
+                ),
+            );
+            return self.answer(io, read.conn, read.request, &error, Payload::None);
+        }
+        let device = self.replicas[read.replica].device;
+        self.devices[device].found(FindingKind::Rot);
+        self.inline_lost(read);
+    }
+
+    fn list(&self, request: &Request) -> Result<Reply, WireError> {
+        let Request::List {
+            partition,
+            bucket,
+            prefix,
+            delimiter,
+            after,
+            max,
+        } = request
+        else {
+            return Err(WireError {
+                code: ErrorCode::Internal,
+                detail: "not a list".into(),
+            });
+        };
+        let replica = self.replica(*partition)?;
+        let replica = self.replicas[replica].serve()?;
+        let mut max = (*max).clamp(1, ashlar_layout::limits::LIST_PAGE_MAX);
+        loop {
+            let page = replica.list(&ashlar_cluster_journal::ListParams {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+                delimiter: delimiter.clone(),
+                after: after.clone(),
+                max,
+            })?;
+            let reply = Reply::Page(page);
+            // Long keys make a page too large for a frame: then it is a shorter page.
+            if max == 1 || encode_control(&reply).len() <= FRAME_CONTROL_MAX as usize {
+                return Ok(reply);
+            }
+            max = (max / 2).max(1);
+        }
+    }
+
+    fn status(&self, now: Instant) -> NodeStatus {
+        NodeStatus {
+            node: self.shared.node,
+            epoch: self.shared.map.epoch,
+            uptime_ms: now.since(self.started).as_millis() as u64,
+            devices: self.devices.iter().map(|d| d.status()).collect(),
+            replicas: self.replicas.iter().map(|r| r.status()).collect(),
+        }
+    }
+
+    fn report(
+        &mut self,
+        device: DeviceNo,
+        shard: ShardId,
+        fault: FindingKind,
+    ) -> Result<Reply, WireError> {
+        let slot = self.serving_device(device)?;
+        eprintln!("finding: device {device}: shard {shard}: {fault:?}, reported by a reader");
+        self.devices[slot].found(fault);
+        Ok(Reply::Done)
+    }
+
+    /// A shard was read and verified by the engine.
+    pub(crate) fn shard_read(
+        &mut self,
+        conn: ConnId,
+        request: u64,
+        result: Result<api::Output<Buf>, EngineError>,
+        io: &mut Io,
+    ) {
+        match result {
+            Ok(api::Output::Shard {
+                buf,
+                range,
+                shard_len,
+                shard_crc,
+            }) => {
+                let whole = range.len() == shard_len as usize;
+                let crc = if whole {
+                    shard_crc
+                } else {
+                    crc32(&buf[range.clone()])
+                };
+                let len = range.len() as u32;
+                let payload = Payload::Chunk {
+                    chunk: Chunk::Buf(buf, range),
+                    len,
+                    crc,
+                };
+                let reply = Reply::Shard {
+                    shard_len,
+                    shard_crc,
+                };
+                self.answer(io, conn, request, &reply, payload);
+            }
+            Ok(_) => {
+                let reply = outgoing::error(ErrorCode::Internal, "a read gave no shard");
+                self.answer(io, conn, request, &reply, Payload::None);
+            }
+            Err(e) => {
+                let reply = crate::devices::refusal(&e);
+                self.answer(io, conn, request, &reply, Payload::None);
+            }
+        }
+    }
+
+    /// Reads a connection again that had too much under way, once it has less.
+    pub(crate) fn ease(&mut self, conn: ConnId, io: &mut Io) {
+        let Some(state) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        if state.paused
+            && state.under_way <= CONNECTION_REQUESTS_MAX / 2
+            && io.queued(conn) <= SEND_QUEUE_MAX / 2
+        {
+            state.paused = false;
+            io.resume(conn);
+        }
+    }
+}
+
+/// Whether a change makes sense, before any replica sees it.
+fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireError> {
+    let bad = |detail: String| {
+        Err(WireError {
+            code: ErrorCode::BadRequest,
+            detail,
+        })
+    };
+    let (bucket, key) = match op {
+        Op::TermStart => return bad("only a head starts a term".into()),
+        Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, None),
+        Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, Some(key)),
+    };
+    if let Err(e) = ashlar_layout::names::check_bucket(bucket) {
+        return bad(e.to_string());
+    }
+    if let Some(key) = key
+        && let Err(e) = ashlar_layout::names::check_key(key)
+    {
+        return bad(e.to_string());
+    }
+    match op {
+        Op::Put { manifest, .. } if manifest.body == Body::Inline => {
+            if manifest.size != payload.len() as u64 {
+                return bad(format!(
+                    "the manifest says {} bytes inline, the payload has {}",
+                    manifest.size,
+                    payload.len()
+                ));
+            }
+            if !payload.is_empty() && manifest.crc != header.payload_crc {
+                return bad("the manifest's CRC is not the payload's".into());
+            }
+            Ok(())
+        }
+        _ if !payload.is_empty() => bad("only an inline object has a payload".into()),
+        _ => Ok(()),
+    }
+}

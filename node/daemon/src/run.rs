@@ -1,0 +1,388 @@
+//! A node from start to end: its threads, its signals, and what it tells systemd.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ashlar_cluster_map::ClusterMap;
+use ashlar_node_reactor::{Options, Reactor, Waker};
+use bytes::Bytes;
+
+use crate::config::Config;
+use crate::core::{Core, Pulse, Shared};
+use crate::devices::DeviceSlot;
+use crate::peers::Peer;
+use crate::replicas::ReplicaSlot;
+
+/// How often readiness and life are looked at when systemd sets no watchdog.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// Why a node could not start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DaemonError {
+    /// The map's file cannot be read.
+    #[error("cannot read the cluster map {path}: {source}")]
+    MapFile {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The map is not valid.
+    #[error(transparent)]
+    Map(#[from] ashlar_cluster_map::MapError),
+    /// Configuration and map disagree.
+    #[error("{0}")]
+    Config(String),
+    /// The reactor cannot start or go on.
+    #[error(transparent)]
+    Reactor(#[from] ashlar_node_reactor::ReactorError),
+    /// A device cannot be opened.
+    #[error("device {no} at {path}: {message}")]
+    Device {
+        /// Its number.
+        no: ashlar_layout::ids::DeviceNo,
+        /// Where it is.
+        path: std::path::PathBuf,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// Signals or threads cannot be had.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A core's thread ended by a panic.
+    #[error("core {0} ended by a panic: see the log")]
+    Panicked(usize),
+}
+
+enum Word {
+    /// A core can be woken with this.
+    Waker(Waker),
+    /// A core has ended.
+    Ended(Result<(), DaemonError>),
+    /// A signal asks us to end.
+    Stop,
+}
+
+/// Runs a node until SIGTERM or SIGINT has drained it.
+pub fn run(config: &Config) -> Result<(), DaemonError> {
+    let map_json = std::fs::read(&config.map).map_err(|source| DaemonError::MapFile {
+        path: config.map.clone(),
+        source,
+    })?;
+    let map = ClusterMap::from_json(&map_json)?;
+    let node = map.node(config.node).ok_or_else(|| {
+        DaemonError::Config(format!(
+            "node {} is not in {}",
+            config.node,
+            config.map.display()
+        ))
+    })?;
+    let cores = node.cores.len();
+    check_devices(config, &map)?;
+    let shared = Arc::new(Shared {
+        map_json: Bytes::from(map_json),
+        node: config.node,
+        stopping: AtomicBool::new(false),
+        map,
+    });
+
+    let (words, heard) = channel();
+    signals(&words)?;
+    let mut pulses = Vec::new();
+    let mut threads = Vec::new();
+    for core in 0..cores {
+        let pulse = Arc::new(Pulse::default());
+        pulses.push(pulse.clone());
+        let (shared, config, words) = (shared.clone(), config.clone(), words.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("core-{core}"))
+            .spawn(move || {
+                let ended = Ended {
+                    core,
+                    words: words.clone(),
+                };
+                let result = run_core(core, &config, &shared, pulse, &words);
+                ended.with(result);
+            })
+            .map_err(|source| DaemonError::System {
+                what: "cannot start a thread",
+                source,
+            })?;
+        threads.push(thread);
+    }
+    drop(words);
+    let result = watch(cores, &shared, &pulses, &heard);
+    for thread in threads {
+        // A panic was told by `Ended` already.
+        let _ = thread.join();
+    }
+    result
+}
+
+/// Tells the main thread how a core ended, also when it panics.
+struct Ended {
+    core: usize,
+    words: Sender<Word>,
+}
+
+impl Ended {
+    fn with(self, result: Result<(), DaemonError>) {
+        let _ = self.words.send(Word::Ended(result));
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self
+            .words
+            .send(Word::Ended(Err(DaemonError::Panicked(self.core))));
+    }
+}
+
+fn check_devices(config: &Config, map: &ClusterMap) -> Result<(), DaemonError> {
+    for device in map.devices.iter().filter(|d| d.node == config.node) {
+        if !config.devices.iter().any(|c| c.no == device.no) {
+            return Err(DaemonError::Config(format!(
+                "the map gives device {} ({}) to node {}, but the configuration has no path for it",
+                device.no, device.id, config.node
+            )));
+        }
+    }
+    for device in &config.devices {
+        if map.device(device.no).is_none_or(|d| d.node != config.node) {
+            return Err(DaemonError::Config(format!(
+                "the configuration names device {} at {}, which the map does not give to node {}",
+                device.no,
+                device.path.display(),
+                config.node
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn signals(words: &Sender<Word>) -> Result<(), DaemonError> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(|source| {
+        DaemonError::System {
+            what: "cannot take signals",
+            source,
+        }
+    })?;
+    let words = words.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                if words.send(Word::Stop).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(|source| DaemonError::System {
+            what: "cannot start a thread",
+            source,
+        })?;
+    Ok(())
+}
+
+/// The main thread: tells systemd when all cores serve and that they live, and ends them.
+fn watch(
+    cores: usize,
+    shared: &Shared,
+    pulses: &[Arc<Pulse>],
+    heard: &Receiver<Word>,
+) -> Result<(), DaemonError> {
+    let mut wakers: Vec<Waker> = Vec::new();
+    let mut running = cores;
+    let mut result = Ok(());
+    let mut ready = false;
+    let mut beats = vec![0u64; cores];
+    // Twice per watchdog period, as sd_watchdog_enabled(3) advises.
+    let watchdog = watchdog_period().map(|period| period / 2);
+    let pause = watchdog.unwrap_or(WATCH).min(WATCH);
+    let mut fed = std::time::Duration::ZERO;
+    while running > 0 {
+        match heard.recv_timeout(if ready {
+            pause
+        } else {
+            Duration::from_millis(10)
+        }) {
+            Ok(Word::Waker(waker)) => wakers.push(waker),
+            Ok(Word::Stop) => {
+                notify(&[sd_notify::NotifyState::Stopping]);
+                shared.stopping.store(true, Ordering::Relaxed);
+            }
+            Ok(Word::Ended(ended)) => {
+                running -= 1;
+                // One core short is a node short: its peers must see it gone.
+                shared.stopping.store(true, Ordering::Relaxed);
+                if result.is_ok() {
+                    result = ended;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => fed += pause,
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        for waker in &wakers {
+            waker.wake();
+        }
+        if !ready && pulses.iter().all(|p| p.ready.load(Ordering::Relaxed)) {
+            ready = true;
+            notify(&[sd_notify::NotifyState::Ready]);
+            eprintln!("node {} serves", shared.node);
+        }
+        if let Some(every) = watchdog
+            && ready
+            && fed >= every.min(pause)
+        {
+            fed = Duration::ZERO;
+            let now: Vec<u64> = pulses
+                .iter()
+                .map(|p| p.beats.load(Ordering::Relaxed))
+                .collect();
+            // Fed only if *every* core went round since the last time.
+            if now.iter().zip(&beats).all(|(now, before)| now > before) {
+                notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+            beats = now;
+        }
+    }
+    result
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(false, states) {
+        eprintln!("cannot tell the service manager: {e}");
+    }
+}
+
+fn watchdog_period() -> Option<Duration> {
+    let mut micros = 0;
+    sd_notify::watchdog_enabled(false, &mut micros).then(|| Duration::from_micros(micros))
+}
+
+fn run_core(
+    core: usize,
+    config: &Config,
+    shared: &Arc<Shared>,
+    pulse: Arc<Pulse>,
+    words: &Sender<Word>,
+) -> Result<(), DaemonError> {
+    let address = &shared
+        .map
+        .node(config.node)
+        .map(|n| n.cores[core].address.clone());
+    let listen = resolve(address.as_deref().unwrap_or_default())?;
+    let options = Options {
+        listen: Some(listen),
+        cpu: config.first_cpu.map(|first| first + core),
+        pool_bytes: config.pool_bytes,
+        spin: Duration::from_micros(u64::from(config.spin_us)),
+        ..Options::default()
+    };
+    let mut reactor = Reactor::new(options)?;
+    let _ = words.send(Word::Waker(reactor.waker()));
+    let io = reactor.io();
+    let now = io.now();
+
+    let devices: Vec<DeviceSlot> = shared
+        .map
+        .devices
+        .iter()
+        .filter(|d| d.node == config.node && d.core as usize == core)
+        .filter_map(|d| {
+            let config = config.devices.iter().find(|c| c.no == d.no)?;
+            Some(DeviceSlot::new(d, config, &shared.map))
+        })
+        .collect();
+    let (replicas, peers) = chains(shared, &devices)?;
+    let mut handler = Core::new(
+        shared.clone(),
+        pulse,
+        io.pool(),
+        devices,
+        replicas,
+        peers,
+        now,
+    );
+    handler.start(now, io);
+    reactor.run(&mut handler)?;
+    handler.outcome()
+}
+
+/// The replicas that this core's devices hold, and the peers that they talk to.
+fn chains(
+    shared: &Shared,
+    devices: &[DeviceSlot],
+) -> Result<(Vec<ReplicaSlot>, Vec<Peer>), DaemonError> {
+    let map = &shared.map;
+    let mut replicas = Vec::new();
+    let mut peers: Vec<Peer> = Vec::new();
+    for partition in &map.partitions {
+        let chain = &partition.chain.devices;
+        for (place, no) in chain.iter().enumerate() {
+            let Some(device) = devices.iter().position(|d| d.no == *no) else {
+                continue;
+            };
+            let mut places = Vec::new();
+            for (other, no) in chain.iter().enumerate() {
+                if other == place {
+                    places.push(None);
+                    continue;
+                }
+                let node = map.device(*no).map(|d| d.node).unwrap_or_default();
+                let address = resolve(map.address(*no).unwrap_or_default())?;
+                let known = peers.iter().position(|p| p.node == node);
+                places.push(Some(known.unwrap_or_else(|| {
+                    peers.push(Peer::new(node, address));
+                    peers.len() - 1
+                })));
+            }
+            let names = chain.iter().map(|no| describe(map, *no)).collect();
+            replicas.push(ReplicaSlot::new(
+                partition.id,
+                place as u8,
+                device,
+                places,
+                names,
+            ));
+        }
+    }
+    Ok((replicas, peers))
+}
+
+fn describe(map: &ClusterMap, no: ashlar_layout::ids::DeviceNo) -> String {
+    let node = map.device(no).map(|d| d.node).unwrap_or_default();
+    format!("node {node} at {}", map.address(no).unwrap_or("?"))
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, DaemonError> {
+    let bad = || DaemonError::Config(format!("'{address}' is not an address: it takes host:port"));
+    address
+        .to_socket_addrs()
+        .map_err(|_| bad())?
+        .next()
+        .ok_or_else(bad)
+}
+
+/// Milliseconds since 1970: what objects are stamped with.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a driver: this is where the clock is read"
+)]
+pub(crate) fn wall_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
+}

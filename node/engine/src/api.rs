@@ -1,0 +1,187 @@
+//! The seam between the engine and its driver: events in, actions out.
+//!
+//! Both [`crate::opening::Opening`] and [`crate::engine::Engine`] speak it. Invariants that a
+//! driver keeps:
+//! - Every `Write`, `Read` and `Flush` is answered by exactly one `IoDone` of the same number, with
+//!   its buffer. A short transfer is a failure.
+//! - The numbers of an engine's I/O go on where those of its opening ended.
+//! - A flush covers the writes that were reported done before it was handed out.
+
+use std::ops::{DerefMut, Range};
+
+use ashlar_layout::ids::{PartitionId, Seq, ShardId};
+use bytes::Bytes;
+
+use crate::error::{EngineError, Finding};
+
+/// Where the engine gets its buffers from.
+pub trait Memory {
+    /// An owned buffer, aligned as the device wants it.
+    type Buf: DerefMut<Target = [u8]>;
+
+    /// A buffer of at least `len` bytes, of any content; `None` when there is no room for it now.
+    fn alloc(&mut self, len: usize) -> Option<Self::Buf>;
+}
+
+/// Why the device did not carry out an I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("errno {errno}")]
+pub struct IoFailure {
+    /// The kernel's error number; a short transfer is `EIO` (5).
+    pub errno: i32,
+}
+
+/// What the driver tells the engine.
+#[derive(Debug)]
+pub enum Event<B> {
+    /// Store a shard. `buf` holds, from its start, room for the record header
+    /// (`ashlar_layout::record::header_len(payload_len, block_size)` bytes), the payload, and zeros
+    /// up to a whole block. The engine fills in the header, having checked `payload_crc`.
+    WriteShard {
+        /// The caller's number for this.
+        op: u64,
+        /// The shard's name, never used for other bytes, nor again after a delete.
+        shard: ShardId,
+        /// Header room, payload, padding.
+        buf: B,
+        /// Bytes of payload.
+        payload_len: u32,
+        /// CRC-32 of the payload.
+        payload_crc: u32,
+    },
+    /// Append whole entries of one partition, as `ashlar_layout::journal` encodes them.
+    AppendJournal {
+        /// The caller's number for this.
+        op: u64,
+        /// Whose journal.
+        partition: PartitionId,
+        /// Sequence number of the first entry.
+        first: Seq,
+        /// Sequence number of the last entry.
+        last: Seq,
+        /// The entries, back to back.
+        entries: Bytes,
+    },
+    /// Read a shard, or a range of it.
+    ReadShard {
+        /// The caller's number for this.
+        op: u64,
+        /// Which shard.
+        shard: ShardId,
+        /// First byte of the payload.
+        offset: u32,
+        /// Bytes from there; `u32::MAX` is "to the end".
+        len: u32,
+    },
+    /// Read bytes of a journal record as they stand on the device; the caller checks the entry's CRC.
+    ReadJournal {
+        /// The caller's number for this.
+        op: u64,
+        /// Byte offset on the device.
+        at: u64,
+        /// Bytes from there.
+        len: u32,
+    },
+    /// Forget a shard. Of an unknown one there is nothing to forget: done.
+    DeleteShard {
+        /// The caller's number for this.
+        op: u64,
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// A device I/O has ended.
+    IoDone {
+        /// The number that its action carried.
+        io: u64,
+        /// How it went.
+        result: Result<(), IoFailure>,
+        /// Its buffer; `None` for a flush.
+        buf: Option<B>,
+    },
+    /// Finish what was accepted, write a checkpoint, and refuse everything afterwards.
+    Shutdown {
+        /// The caller's number for this.
+        op: u64,
+    },
+}
+
+/// What the engine wants done.
+#[derive(Debug)]
+pub enum Action<B> {
+    /// Write the first `len` bytes of `buf` at `offset`.
+    Write {
+        /// Number of this I/O.
+        io: u64,
+        /// Byte offset on the device.
+        offset: u64,
+        /// What to write.
+        buf: B,
+        /// How much of it.
+        len: usize,
+        /// Must be durable when reported done (`RWF_DSYNC`).
+        durable: bool,
+    },
+    /// Read `len` bytes at `offset` into the front of `buf`.
+    Read {
+        /// Number of this I/O.
+        io: u64,
+        /// Byte offset on the device.
+        offset: u64,
+        /// Where to.
+        buf: B,
+        /// How much.
+        len: usize,
+    },
+    /// Make every write that was reported done durable.
+    Flush {
+        /// Number of this I/O.
+        io: u64,
+    },
+    /// An operation has ended.
+    Done {
+        /// The number that its event carried.
+        op: u64,
+        /// How it went.
+        result: Result<Output<B>, EngineError>,
+    },
+    /// Something is wrong on the device: for the log, the metrics, and the repairer.
+    Finding(Finding),
+    /// The engine has stopped for good: a write or a flush failed, so what is durable is no longer
+    /// known. Reopen the device through [`crate::opening::Opening`].
+    Fenced {
+        /// What happened.
+        error: EngineError,
+    },
+}
+
+/// What an operation gives.
+#[derive(Debug)]
+pub enum Output<B> {
+    /// The shard, or its deletion, is durable.
+    Durable,
+    /// The journal entries are durable.
+    Journal {
+        /// Byte offset on the device of the first of them; the others follow without a gap.
+        at: u64,
+    },
+    /// A shard's bytes, checked.
+    Shard {
+        /// Holds them.
+        buf: B,
+        /// Where in `buf`.
+        range: Range<usize>,
+        /// Bytes of the whole shard's payload.
+        shard_len: u32,
+        /// CRC-32 of the whole shard's payload.
+        shard_crc: u32,
+    },
+    /// Bytes of a journal record, as they stand on the device.
+    Bytes {
+        /// Holds them.
+        buf: B,
+        /// Where in `buf`.
+        range: Range<usize>,
+    },
+    /// Everything accepted is durable and a checkpoint is written.
+    ShutDown,
+}

@@ -1,0 +1,757 @@
+//! Appending: what waits becomes a batch, a batch becomes few writes, and is then acknowledged.
+//!
+//! Two streams (journal, data), each with one open extent.
+//!
+//! Invariants:
+//! - A batch lies in one extent. It is durable by one durable write; or, of several writes, by a
+//!   flush that is handed out after all of them are done; or, where the device has no volatile cache,
+//!   by its writes alone. At most [`IN_FLIGHT`] batches of a stream are under way; they are
+//!   acknowledged strictly in order.
+//! - A new extent's header goes out in the first batch of the extent, so nothing in an extent is
+//!   acknowledged before its header is durable.
+//! - A record never reaches into the room that the footer of its extent will take.
+//! - An extent's footer is written when every batch in it has been acknowledged: it names durable
+//!   records only, and all of them. The extent counts as open until the footer is durable.
+//! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
+
+use std::collections::VecDeque;
+
+use ashlar_layout::extent::{ExtentHeader, ExtentKind};
+use ashlar_layout::footer::{Footer, FooterEntry, footer_len};
+use ashlar_layout::ids::{ExtentNo, Incarnation, PartitionId, Seq, ShardId};
+use ashlar_layout::limits::JOURNAL_BATCH_MAX;
+use ashlar_layout::record::{RecordHeader, Subject, header_len, piece_crcs, record_len};
+use bytes::Bytes;
+
+use crate::api::{Action, IoFailure, Memory, Output};
+use crate::engine::{Engine, Purpose, StreamNo};
+use crate::error::EngineError;
+use crate::index::{Candidate, UNIT};
+
+/// Batches of a stream that are under way at most.
+pub const IN_FLIGHT: usize = 2;
+/// Records up to this many bytes are copied together into one write.
+const COALESCE_MAX: u64 = 64 * 1024;
+/// Bytes of such a write at most, unless one record alone is longer.
+const STAGING_MAX: u64 = 512 * 1024;
+/// Bytes of a batch at most, unless one record alone is longer.
+const BATCH_MAX: u64 = 4 * 1024 * 1024;
+/// Free extents that the journal may not take: tombstones need a place to go.
+const TOMBSTONE_RESERVE: u32 = 1;
+
+/// An append that waits.
+pub(crate) enum Item<B> {
+    Shard {
+        shard: ShardId,
+        buf: B,
+        payload_len: u32,
+        payload_crc: u32,
+        pieces: Vec<u32>,
+    },
+    Tombstone {
+        shard: ShardId,
+        /// Blocks of the records that it kills.
+        targets: Vec<u64>,
+        /// It may kill more than it knows of: keep its extent.
+        hold: bool,
+        /// The index goes on pointing to a record of the shard that could not be read.
+        shadow: bool,
+    },
+    Journal {
+        op: u64,
+        partition: PartitionId,
+        first: Seq,
+        last: Seq,
+        entries: Bytes,
+    },
+}
+
+/// One of the two streams.
+pub(crate) struct Stream<B> {
+    pub kind: ExtentKind,
+    pub queue: VecDeque<Item<B>>,
+    pub open: Option<OpenExtent>,
+    pub flying: VecDeque<Batch>,
+}
+
+/// The extent that a stream appends to.
+pub(crate) struct OpenExtent {
+    pub no: ExtentNo,
+    pub incarnation: Incarnation,
+    /// Where the next record goes; the extent's start if its header has not gone out.
+    pub pos: u64,
+    pub entries: Vec<FooterEntry>,
+}
+
+/// An extent to which no more is appended, and whose footer is still to be written.
+pub(crate) struct Seal {
+    pub extent: OpenExtent,
+    /// The footer is on its way.
+    pub writing: bool,
+}
+
+/// A batch under way.
+pub(crate) struct Batch {
+    id: u64,
+    extent: ExtentNo,
+    /// It carries the extent's header.
+    opens: bool,
+    offset: u64,
+    writes_left: usize,
+    flush: bool,
+    durable: bool,
+    records: Vec<Appended>,
+}
+
+/// A record of a batch under way: what to do when it is durable.
+enum Appended {
+    Shard { shard: ShardId, candidate: Candidate },
+    Tombstone { shard: ShardId, targets: Vec<u64>, hold: bool, shadow: bool },
+    Journal { ops: Vec<(u64, u64)> },
+}
+
+/// A record that has a place in the batch being built.
+struct Planned<B> {
+    at: u64,
+    len: u64,
+    what: What<B>,
+}
+
+enum What<B> {
+    Header,
+    Item(Item<B>),
+    Entries {
+        partition: PartitionId,
+        first: Seq,
+        last: Seq,
+        len: u32,
+        parts: Vec<(u64, Seq, Seq, Bytes)>,
+    },
+}
+
+impl<B> Item<B> {
+    fn payload_len(&self) -> u32 {
+        match self {
+            Item::Shard { payload_len, .. } => *payload_len,
+            Item::Tombstone { .. } => 0,
+            Item::Journal { entries, .. } => entries.len() as u32,
+        }
+    }
+}
+
+impl<B> Stream<B> {
+    pub fn new(kind: ExtentKind) -> Stream<B> {
+        Stream { kind, queue: VecDeque::new(), open: None, flying: VecDeque::new() }
+    }
+
+    pub fn idle(&self) -> bool {
+        self.queue.is_empty() && self.flying.is_empty()
+    }
+
+    /// Takes out the journal operations that wait or are under way.
+    pub fn drain_journal_ops(&mut self) -> Vec<u64> {
+        let mut ops = Vec::new();
+        for item in self.queue.drain(..) {
+            if let Item::Journal { op, .. } = item {
+                ops.push(op);
+            }
+        }
+        for record in self.flying.drain(..).flat_map(|batch| batch.records) {
+            if let Appended::Journal { ops: done } = record {
+                ops.extend(done.into_iter().map(|(op, _)| op));
+            }
+        }
+        ops
+    }
+
+    /// The next record: the item at the front, and if that is of the journal, all that wait for the
+    /// same partition and continue it.
+    fn next_record(&mut self) -> Option<What<B>> {
+        let item = self.queue.pop_front()?;
+        let Item::Journal { op, partition, first, last, entries } = item else {
+            return Some(What::Item(item));
+        };
+        let mut len = entries.len();
+        let mut end = last;
+        let mut parts = vec![(op, first, last, entries)];
+        let mut at = 0;
+        while let Some(Item::Journal { partition: other, first, last, entries, .. }) =
+            self.queue.get(at)
+        {
+            if *other != partition {
+                at += 1;
+                continue;
+            }
+            if first.0 != end.0 + 1 || len + entries.len() > JOURNAL_BATCH_MAX as usize {
+                break;
+            }
+            len += entries.len();
+            end = *last;
+            if let Some(Item::Journal { op, first, last, entries, .. }) = self.queue.remove(at) {
+                parts.push((op, first, last, entries));
+            }
+        }
+        Some(What::Entries { partition, first, last: end, len: len as u32, parts })
+    }
+
+    /// Puts back what [`Stream::next_record`] took.
+    fn put_back(&mut self, what: What<B>) {
+        match what {
+            What::Header => {}
+            What::Item(item) => self.queue.push_front(item),
+            What::Entries { partition, parts, .. } => {
+                for (op, first, last, entries) in parts.into_iter().rev() {
+                    self.queue.push_front(Item::Journal { op, partition, first, last, entries });
+                }
+            }
+        }
+    }
+}
+
+impl<B> What<B> {
+    fn payload_len(&self) -> u32 {
+        match self {
+            What::Header => 0,
+            What::Item(item) => item.payload_len(),
+            What::Entries { len, .. } => *len,
+        }
+    }
+
+    /// Whether its bytes are in a buffer that can be written as it is.
+    fn has_buffer(&self) -> bool {
+        matches!(self, What::Item(Item::Shard { .. }))
+    }
+}
+
+impl<M: Memory> Engine<M> {
+    /// Sends off what waits in a stream, as long as there is room for another batch.
+    pub(crate) fn send_batches(
+        &mut self,
+        stream: StreamNo,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        loop {
+            let waits = &self.streams[stream as usize];
+            if waits.queue.is_empty() || waits.flying.len() >= IN_FLIGHT {
+                return;
+            }
+            let Some(plan) = self.plan(stream, out) else {
+                return;
+            };
+            if plan.is_empty() {
+                continue;
+            }
+            if !self.send(stream, plan, mem, out) {
+                self.starved(stream, out);
+                return;
+            }
+        }
+    }
+
+    /// There was no buffer. As long as anything is under way one will come back; otherwise the
+    /// caller is told to try later, rather than left waiting.
+    fn starved(&mut self, stream: StreamNo, out: &mut Vec<Action<M::Buf>>) {
+        if self.ios.is_empty()
+            && !self.superblocks.turning()
+            && let Some(what) = self.streams[stream as usize].next_record()
+        {
+            let error = EngineError::Busy { device: self.device, what: "no buffer" };
+            self.refuse(what, &error, out);
+        }
+    }
+
+    /// Gives the records at the front of the queue their places. Empty if the first one was refused;
+    /// `None` if nothing can go out now.
+    fn plan(
+        &mut self,
+        stream: StreamNo,
+        out: &mut Vec<Action<M::Buf>>,
+    ) -> Option<Vec<Planned<M::Buf>>> {
+        let block_size = self.geometry.block_size;
+        let mut plan: Vec<Planned<M::Buf>> = Vec::new();
+        let mut bytes = 0;
+        let mut records = 0;
+        let mut pos = None;
+        loop {
+            if self.numbers.record + records >= self.numbers.record_ceiling {
+                // The superblock is being turned to reserve more.
+                break;
+            }
+            let Some(what) = self.streams[stream as usize].next_record() else {
+                break;
+            };
+            let len = record_len(what.payload_len(), block_size);
+            if !plan.is_empty() && bytes + len > BATCH_MAX {
+                self.streams[stream as usize].put_back(what);
+                break;
+            }
+            let fits = self.streams[stream as usize].open.as_ref().is_some_and(|open| {
+                let start = self.geometry.records_start(open.no);
+                let at = pos.unwrap_or(open.pos).max(start);
+                let count = open.entries.len() + records as usize + 1;
+                at + len + footer_len(count, block_size) <= self.geometry.extent_end(open.no)
+            });
+            if !fits && !plan.is_empty() {
+                self.streams[stream as usize].put_back(what);
+                break;
+            }
+            if !fits && let Err(error) = self.next_extent(stream, &what) {
+                let Some(error) = error else {
+                    self.streams[stream as usize].put_back(what);
+                    return None;
+                };
+                self.refuse(what, &error, out);
+                return Some(plan);
+            }
+            let Some(open) = &self.streams[stream as usize].open else {
+                self.streams[stream as usize].put_back(what);
+                return None;
+            };
+            let mut at = pos.unwrap_or(open.pos);
+            if at == self.geometry.extent_start(open.no) {
+                let len = u64::from(block_size);
+                plan.push(Planned { at, len, what: What::Header });
+                at += len;
+            }
+            plan.push(Planned { at, len, what });
+            pos = Some(at + len);
+            bytes += len;
+            records += 1;
+        }
+        (!plan.is_empty()).then_some(plan)
+    }
+
+    /// Opens another extent for a stream, and lets the present one be sealed. An error of `None`
+    /// means that it must wait; otherwise the device is full, and the present extent stays open for
+    /// smaller records.
+    fn next_extent(
+        &mut self,
+        stream: StreamNo,
+        what: &What<M::Buf>,
+    ) -> Result<(), Option<EngineError>> {
+        let reserve = match what {
+            What::Item(Item::Shard { .. }) => self.extents.reserve(),
+            What::Item(Item::Tombstone { .. }) => 0,
+            _ => TOMBSTONE_RESERVE,
+        };
+        let free = self.extents.free_count();
+        if free <= reserve {
+            let (free, reserve) = (u64::from(free), u64::from(reserve));
+            return Err(Some(EngineError::DeviceFull { device: self.device, free, reserve }));
+        }
+        let incarnation = self.take_incarnation().ok_or(None)?;
+        let kind = self.streams[stream as usize].kind;
+        let no = self.extents.open(kind, incarnation, reserve).ok_or(None)?;
+        let pos = self.geometry.extent_start(no);
+        let open = OpenExtent { no, incarnation, pos, entries: Vec::new() };
+        if let Some(full) = self.streams[stream as usize].open.replace(open) {
+            self.seals.push(Seal { extent: full, writing: false });
+        }
+        Ok(())
+    }
+
+    /// Answers an append that cannot be done.
+    fn refuse(
+        &mut self,
+        what: What<M::Buf>,
+        error: &EngineError,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let ops = match what {
+            What::Header => Vec::new(),
+            What::Item(Item::Shard { shard, .. }) => {
+                let writing = self.writing.remove(&shard);
+                let (ops, deletes) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
+                for op in deletes {
+                    // It was not written, so there is nothing to delete.
+                    out.push(Action::Done { op, result: Ok(Output::Durable) });
+                }
+                ops
+            }
+            What::Item(Item::Tombstone { shard, .. }) => {
+                self.deleting.remove(&shard).unwrap_or_default()
+            }
+            What::Item(Item::Journal { op, .. }) => vec![op],
+            What::Entries { parts, .. } => parts.into_iter().map(|(op, ..)| op).collect(),
+        };
+        for op in ops {
+            out.push(Action::Done { op, result: Err(error.clone()) });
+        }
+    }
+
+    /// Makes writes of a plan. False if there is no buffer for the first of them; all is as it was then.
+    fn send(
+        &mut self,
+        stream: StreamNo,
+        mut plan: Vec<Planned<M::Buf>>,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) -> bool {
+        let mut runs: Vec<(usize, Option<M::Buf>)> = Vec::new();
+        let mut from = 0;
+        while from < plan.len() {
+            let mut to = from;
+            let mut bytes = 0;
+            while to < plan.len() {
+                let planned = &plan[to];
+                let small = planned.len <= COALESCE_MAX || !planned.what.has_buffer();
+                if to > from && (!small || bytes + planned.len > STAGING_MAX) {
+                    break;
+                }
+                bytes += planned.len;
+                to += 1;
+                if !small {
+                    break;
+                }
+            }
+            let direct = to - from == 1 && plan[from].what.has_buffer();
+            let buf = if direct { None } else { mem.alloc(bytes as usize) };
+            if !direct && buf.is_none() {
+                if plan[from].what.has_buffer() {
+                    // Not gathered, then: each in its own buffer.
+                    to = from + 1;
+                } else {
+                    break;
+                }
+            }
+            runs.push((to, buf));
+            from = to;
+        }
+        // A header alone, before a record that found no buffer, would be no use.
+        for planned in plan.drain(from..).rev() {
+            self.streams[stream as usize].put_back(planned.what);
+        }
+        if plan.iter().all(|planned| matches!(planned.what, What::Header)) {
+            return false;
+        }
+        self.write_runs(stream, plan, runs, out);
+        true
+    }
+
+    fn write_runs(
+        &mut self,
+        stream: StreamNo,
+        plan: Vec<Planned<M::Buf>>,
+        runs: Vec<(usize, Option<M::Buf>)>,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let Some(mut open) = self.streams[stream as usize].open.take() else {
+            return;
+        };
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut batch = Batch {
+            id,
+            extent: open.no,
+            opens: matches!(plan.first().map(|planned| &planned.what), Some(What::Header)),
+            offset: plan.first().map_or(0, |planned| planned.at),
+            writes_left: runs.len(),
+            flush: self.volatile_cache && runs.len() > 1,
+            durable: false,
+            records: Vec::with_capacity(plan.len()),
+        };
+        let mut planned = plan.into_iter();
+        let mut done = 0;
+        for (to, staging) in runs {
+            let mut staging = staging;
+            let mut bytes = 0usize;
+            let mut offset = None;
+            for Planned { at, len, what } in planned.by_ref().take(to - done) {
+                offset.get_or_insert(at);
+                let from = bytes;
+                bytes += len as usize;
+                open.pos = at + len;
+                let room = staging.as_mut().map(|buf| &mut buf[from..bytes]);
+                if let Some(buf) = self.put(&mut open, at, what, room, &mut batch) {
+                    staging = Some(buf);
+                }
+            }
+            done = to;
+            if let (Some(buf), Some(offset)) = (staging, offset) {
+                let io = self.io(Purpose::Write { stream, batch: id });
+                let durable = !batch.flush;
+                out.push(Action::Write { io, offset, buf, len: bytes, durable });
+                self.writes += 1;
+            }
+        }
+        self.batches += 1;
+        self.records += batch.records.len() as u64;
+        let stream = &mut self.streams[stream as usize];
+        stream.open = Some(open);
+        stream.flying.push_back(batch);
+    }
+
+    /// Puts a record into the room it has in a shared buffer; or, if there is none, gives back the
+    /// record's own buffer, made ready.
+    fn put(
+        &mut self,
+        open: &mut OpenExtent,
+        at: u64,
+        what: What<M::Buf>,
+        room: Option<&mut [u8]>,
+        batch: &mut Batch,
+    ) -> Option<M::Buf> {
+        let block_size = self.geometry.block_size;
+        let mut header = RecordHeader {
+            device: self.device,
+            extent: open.no,
+            incarnation: open.incarnation,
+            owner_epoch: self.owner_epoch,
+            address: at,
+            sequence: self.numbers.record,
+            subject: Subject::Tombstone(ShardId::default()),
+            payload_len: what.payload_len(),
+            payload_crc: 0,
+            table_crc: 0,
+        };
+        let head = header_len(header.payload_len, block_size) as usize;
+        let mut own = None;
+        match what {
+            What::Header => {
+                if let Some(room) = room {
+                    room.fill(0);
+                    let bytes = self.extent_header(open, at).encode();
+                    room[..bytes.len()].copy_from_slice(&bytes);
+                }
+                return None;
+            }
+            What::Item(Item::Shard { shard, mut buf, payload_len, payload_crc, pieces }) => {
+                header.subject = Subject::Shard(shard);
+                header.payload_crc = payload_crc;
+                encode_head(&mut header, &pieces, &mut buf[..head], block_size);
+                let len = record_len(payload_len, block_size);
+                match room {
+                    Some(room) => room.copy_from_slice(&buf[..len as usize]),
+                    None => own = Some(buf),
+                }
+                let block = at / u64::from(block_size);
+                let candidate = Candidate { block, units: len.div_ceil(UNIT) as u16 };
+                batch.records.push(Appended::Shard { shard, candidate });
+            }
+            What::Item(Item::Tombstone { shard, targets, hold, shadow }) => {
+                header.subject = Subject::Tombstone(shard);
+                if let Some(room) = room {
+                    encode_head(&mut header, &[], room, block_size);
+                }
+                batch.records.push(Appended::Tombstone { shard, targets, hold, shadow });
+            }
+            // Journal items always come gathered.
+            What::Item(Item::Journal { .. }) => return None,
+            What::Entries { partition, first, last, parts, .. } => {
+                header.subject = Subject::Journal { partition, first, last };
+                let mut to = head;
+                let mut ops = Vec::with_capacity(parts.len());
+                if let Some(room) = room {
+                    for (op, _, _, entries) in parts {
+                        room[to..to + entries.len()].copy_from_slice(&entries);
+                        ops.push((op, at + to as u64));
+                        to += entries.len();
+                    }
+                    room[to..].fill(0);
+                    let (head, payload) = room.split_at_mut(head);
+                    let mut pieces = Vec::new();
+                    let payload = &payload[..header.payload_len as usize];
+                    header.payload_crc = piece_crcs(payload, |_, crc| pieces.push(crc));
+                    encode_head(&mut header, &pieces, head, block_size);
+                }
+                batch.records.push(Appended::Journal { ops });
+            }
+        }
+        self.numbers.record += 1;
+        let base = u64::from(open.no.0) * self.geometry.extent_size;
+        open.entries.push(FooterEntry::of(&header, base, block_size));
+        own
+    }
+
+    /// The header of an extent that is being opened.
+    pub(crate) fn extent_header(&self, open: &OpenExtent, address: u64) -> ExtentHeader {
+        ExtentHeader {
+            device: self.device,
+            extent: open.no,
+            incarnation: open.incarnation,
+            owner_epoch: self.owner_epoch,
+            kind: self.extents.get(open.no).kind.unwrap_or(ExtentKind::Data),
+            address,
+            block_size: self.geometry.block_size,
+            extent_size: self.geometry.extent_size,
+            first_sequence: self.numbers.record,
+        }
+    }
+
+    pub(crate) fn write_done(
+        &mut self,
+        stream: StreamNo,
+        id: u64,
+        result: Result<(), IoFailure>,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let flying = &mut self.streams[stream as usize].flying;
+        let Some(batch) = flying.iter_mut().find(|batch| batch.id == id) else {
+            return;
+        };
+        let offset = batch.offset;
+        if let Err(failure) = result {
+            return self.fence("write", offset, failure, out);
+        }
+        batch.writes_left -= 1;
+        if batch.writes_left > 0 {
+            return;
+        }
+        if batch.flush {
+            let io = self.io(Purpose::Flush { stream, batch: id });
+            self.flushes += 1;
+            out.push(Action::Flush { io });
+        } else {
+            batch.durable = true;
+            self.acknowledge(stream, mem, out);
+        }
+    }
+
+    pub(crate) fn flush_done(
+        &mut self,
+        stream: StreamNo,
+        id: u64,
+        result: Result<(), IoFailure>,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let flying = &mut self.streams[stream as usize].flying;
+        let Some(batch) = flying.iter_mut().find(|batch| batch.id == id) else {
+            return;
+        };
+        if let Err(failure) = result {
+            let offset = batch.offset;
+            return self.fence("flush", offset, failure, out);
+        }
+        batch.durable = true;
+        self.acknowledge(stream, mem, out);
+    }
+
+    /// Acknowledges the batches at the front that are durable.
+    fn acknowledge(&mut self, stream: StreamNo, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
+        while let Some(batch) =
+            self.streams[stream as usize].flying.pop_front_if(|batch| batch.durable)
+        {
+            if batch.opens {
+                self.extents.header_durable(batch.extent);
+            }
+            for record in batch.records {
+                self.publish(batch.extent, record, mem, out);
+            }
+        }
+    }
+
+    fn publish(
+        &mut self,
+        extent: ExtentNo,
+        record: Appended,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        match record {
+            Appended::Shard { shard, candidate } => {
+                self.index.insert(self.index.hash(&shard), candidate);
+                self.extents.born(extent);
+                self.written(shard, mem, out);
+            }
+            Appended::Tombstone { shard, targets, hold, shadow } => {
+                let hash = self.index.hash(&shard);
+                if hold {
+                    self.extents.hold(extent);
+                }
+                if shadow {
+                    self.shadows.insert(shard);
+                }
+                for block in targets {
+                    let address = block * u64::from(self.geometry.block_size);
+                    if self.index.remove(hash, block)
+                        && let Some(target) = self.geometry.extent_of(address)
+                    {
+                        self.extents.killed(target, extent);
+                    }
+                }
+                for op in self.deleting.remove(&shard).unwrap_or_default() {
+                    out.push(Action::Done { op, result: Ok(Output::Durable) });
+                }
+            }
+            Appended::Journal { ops } => {
+                for (op, at) in ops {
+                    out.push(Action::Done { op, result: Ok(Output::Journal { at }) });
+                }
+            }
+        }
+    }
+
+    /// A shard is durable, or was so already: answers who waits for that.
+    pub(crate) fn written(
+        &mut self,
+        shard: ShardId,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let Some(writing) = self.writing.remove(&shard) else {
+            return;
+        };
+        for op in writing.ops {
+            out.push(Action::Done { op, result: Ok(Output::Durable) });
+        }
+        for op in writing.deletes {
+            self.delete_shard(op, shard, mem, out);
+        }
+    }
+
+    /// Writes the footers of extents in which nothing is under way any more.
+    pub(crate) fn write_footers(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
+        for at in 0..self.seals.len() {
+            let Seal { extent, writing } = &self.seals[at];
+            let no = extent.no;
+            let busy = |batch: &Batch| batch.extent == no;
+            if *writing || self.streams.iter().any(|stream| stream.flying.iter().any(busy)) {
+                continue;
+            }
+            let end = self.geometry.extent_end(no);
+            let footer = Footer {
+                device: self.device,
+                extent: no,
+                incarnation: extent.incarnation,
+                owner_epoch: self.owner_epoch,
+                records_end: extent.pos,
+                entries: extent.entries.clone(),
+            };
+            let bytes = footer.encode(end, self.geometry.block_size);
+            let Some(mut buf) = mem.alloc(bytes.len()) else {
+                return;
+            };
+            buf[..bytes.len()].copy_from_slice(&bytes);
+            let offset = end - bytes.len() as u64;
+            self.seals[at].writing = true;
+            let io = self.io(Purpose::Footer(no));
+            out.push(Action::Write { io, offset, buf, len: bytes.len(), durable: true });
+        }
+    }
+
+    pub(crate) fn footer_done(
+        &mut self,
+        no: ExtentNo,
+        result: Result<(), IoFailure>,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        if let Err(failure) = result {
+            let end = self.geometry.extent_end(no);
+            return self.fence("write of a footer", end, failure, out);
+        }
+        self.seals.retain(|seal| seal.extent.no != no);
+        self.extents.seal(no);
+        self.extents.free_if_dead(no);
+        self.seals_since_checkpoint += 1;
+    }
+}
+
+/// Head and table, into room of the right length.
+fn encode_head(header: &mut RecordHeader, pieces: &[u32], room: &mut [u8], block_size: u32) {
+    let encoded = header.encode_into(pieces, room, block_size);
+    // Lengths were checked when the append was accepted.
+    debug_assert!(encoded.is_ok(), "{encoded:?}");
+}

@@ -1,0 +1,275 @@
+//! The extents of a device: what each is for, and when it may be used again.
+//!
+//! Invariants:
+//! - An extent is free, open (one per stream), sealed, or quarantined; only a free one is opened, and
+//!   opening gives it an incarnation that no extent of the device ever had.
+//! - *A tombstone outlives what it kills.* A deleted record can be found on the device until its
+//!   extent's header has durably got a new incarnation. Until then the extent that holds the
+//!   tombstone is *pinned* by it: `pins` counts, over the tombstones of an extent, the dead records in
+//!   *other* extents that are still of the same life. (Record and tombstone in one extent vanish in
+//!   the same instant and need no pin.)
+//! - A sealed data extent is freed when no live record and no pin is left in it. Freeing changes
+//!   nothing on the device: after a crash the same extent is found dead again, by the same tombstones.
+//! - Pins point from an extent to one that was opened no later (a tombstone is written after its
+//!   record, and one data extent is open at a time), so they form no circle: of all dead extents, the
+//!   one opened first can always be freed.
+//! - The lowest free number is opened first. Numbers above the highest that was ever opened are
+//!   therefore untouched, and recovery needs to look at no more than their headers.
+//! - Journal and checkpoint extents are never freed for want of live records: their owners free them.
+
+use std::collections::BTreeSet;
+
+use ashlar_layout::extent::ExtentKind;
+use ashlar_layout::ids::{ExtentNo, Incarnation};
+
+/// What is being done with an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing in it is needed.
+    Free,
+    /// Records are being appended.
+    Open,
+    /// No more are; the footer is written, or will be at leisure.
+    Sealed,
+    /// Not understood (parts cannot be read): never written in this session, so that what it may
+    /// hold is still there for the next one.
+    Quarantined,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Extent {
+    pub state: State,
+    /// `None` for an extent that was never opened.
+    pub kind: Option<ExtentKind>,
+    /// Its present life; 0 if it never had one.
+    pub incarnation: Incarnation,
+    /// Live records.
+    pub live: u32,
+    /// Dead records elsewhere that the tombstones in here keep dead.
+    pub pins: u32,
+    /// Keep it for this session whatever the counts say.
+    pub held: bool,
+    /// Which extents hold tombstones for records in this one, and how many.
+    killers: Vec<(ExtentNo, u32)>,
+}
+
+impl Extent {
+    /// Whether records in it are dead because of tombstones in other extents.
+    pub fn is_killed_elsewhere(&self) -> bool {
+        !self.killers.is_empty()
+    }
+}
+
+/// All extents of a device.
+pub(crate) struct ExtentTable {
+    extents: Vec<Extent>,
+    free: BTreeSet<u32>,
+}
+
+impl ExtentTable {
+    /// `count` extents, all free and never used.
+    pub fn new(count: u32) -> ExtentTable {
+        let extent = Extent {
+            state: State::Free,
+            kind: None,
+            incarnation: Incarnation(0),
+            live: 0,
+            pins: 0,
+            held: false,
+            killers: Vec::new(),
+        };
+        ExtentTable { extents: vec![extent; count as usize], free: (0..count).collect() }
+    }
+
+    pub fn count(&self) -> u32 {
+        self.extents.len() as u32
+    }
+
+    pub fn free_count(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    /// Free extents that data may not take: the journal and the tombstones need room on a device
+    /// that is full of shards.
+    pub fn reserve(&self) -> u32 {
+        (self.count() / 16).max(2)
+    }
+
+    pub fn get(&self, no: ExtentNo) -> &Extent {
+        &self.extents[no.0 as usize]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (ExtentNo, &Extent)> {
+        (0u32..).map(ExtentNo).zip(&self.extents)
+    }
+
+    /// Opens the lowest free extent, if more than `reserve` are free.
+    pub fn open(
+        &mut self,
+        kind: ExtentKind,
+        incarnation: Incarnation,
+        reserve: u32,
+    ) -> Option<ExtentNo> {
+        if self.free_count() <= reserve {
+            return None;
+        }
+        let no = self.free.pop_first()?;
+        let extent = &mut self.extents[no as usize];
+        debug_assert!(extent.live == 0 && extent.pins == 0 && !extent.held);
+        extent.state = State::Open;
+        extent.kind = Some(kind);
+        extent.incarnation = incarnation;
+        Some(ExtentNo(no))
+    }
+
+    /// Recovery found it in this state.
+    pub fn adopt(
+        &mut self,
+        no: ExtentNo,
+        state: State,
+        kind: Option<ExtentKind>,
+        incarnation: Incarnation,
+    ) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.state = state;
+        extent.kind = kind;
+        extent.incarnation = incarnation;
+        if state == State::Free {
+            self.free.insert(no.0);
+        } else {
+            self.free.remove(&no.0);
+        }
+    }
+
+    /// The header of its present life is durable: nothing of an earlier life can be found in it any
+    /// more, and the tombstones for that are of no more use.
+    pub fn header_durable(&mut self, no: ExtentNo) {
+        let killers = std::mem::take(&mut self.extents[no.0 as usize].killers);
+        for (killer, count) in killers {
+            let extent = &mut self.extents[killer.0 as usize];
+            debug_assert!(extent.pins >= count);
+            extent.pins -= count;
+            self.free_if_dead(killer);
+        }
+    }
+
+    /// A record in it is live.
+    pub fn born(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].live += 1;
+    }
+
+    /// A live record in `target` was killed by a durable tombstone in `by`.
+    pub fn killed(&mut self, target: ExtentNo, by: ExtentNo) {
+        let extent = &mut self.extents[target.0 as usize];
+        debug_assert!(extent.live > 0);
+        extent.live -= 1;
+        self.pin(target, by);
+        self.free_if_dead(target);
+    }
+
+    /// A record in `target` is dead because of the tombstone in `by`.
+    pub fn pin(&mut self, target: ExtentNo, by: ExtentNo) {
+        if target == by {
+            return;
+        }
+        self.extents[by.0 as usize].pins += 1;
+        let killers = &mut self.extents[target.0 as usize].killers;
+        match killers.iter_mut().rev().find(|(killer, _)| *killer == by) {
+            Some((_, count)) => *count += 1,
+            None => killers.push((by, 1)),
+        }
+    }
+
+    /// Whatever the counts say, keep it in this session.
+    pub fn hold(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].held = true;
+    }
+
+    /// No more records will be appended to it.
+    pub fn seal(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].state = State::Sealed;
+    }
+
+    /// Frees it if it is a sealed data extent of which nothing is needed any more.
+    pub fn free_if_dead(&mut self, no: ExtentNo) -> bool {
+        let extent = &self.extents[no.0 as usize];
+        let dead = extent.state == State::Sealed
+            && extent.kind == Some(ExtentKind::Data)
+            && extent.live == 0
+            && extent.pins == 0
+            && !extent.held;
+        if dead {
+            self.release(no);
+        }
+        dead
+    }
+
+    /// Frees it: its owner needs nothing of it any more.
+    pub fn release(&mut self, no: ExtentNo) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.state = State::Free;
+        self.free.insert(no.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sealed(table: &mut ExtentTable, incarnation: u64) -> ExtentNo {
+        let no = table.open(ExtentKind::Data, Incarnation(incarnation), 0).unwrap();
+        table.header_durable(no);
+        table.seal(no);
+        no
+    }
+
+    #[test]
+    fn a_tombstone_outlives_what_it_kills() {
+        let mut table = ExtentTable::new(4);
+        let old = sealed(&mut table, 1);
+        table.born(old);
+        let killer = sealed(&mut table, 2);
+        table.killed(old, killer);
+        assert_eq!(table.get(old).state, State::Free, "dead, and nothing of it is needed");
+        assert!(!table.free_if_dead(killer), "the record can still be found on the device");
+        let again = table.open(ExtentKind::Data, Incarnation(3), 0).unwrap();
+        assert_eq!(again, old, "the lowest number goes first");
+        assert_eq!(table.get(killer).state, State::Sealed, "a header in flight is not durable");
+        table.header_durable(again);
+        assert_eq!(table.get(killer).state, State::Free);
+    }
+
+    #[test]
+    fn record_and_tombstone_in_one_extent_need_no_pin() {
+        let mut table = ExtentTable::new(4);
+        let no = sealed(&mut table, 1);
+        table.born(no);
+        table.killed(no, no);
+        assert_eq!(table.get(no).state, State::Free);
+    }
+
+    #[test]
+    fn the_reserve_is_kept_from_data() {
+        let mut table = ExtentTable::new(4);
+        assert_eq!(table.reserve(), 2);
+        assert!(table.open(ExtentKind::Data, Incarnation(1), table.reserve()).is_some());
+        assert!(table.open(ExtentKind::Data, Incarnation(2), table.reserve()).is_some());
+        assert!(table.open(ExtentKind::Data, Incarnation(3), table.reserve()).is_none());
+        assert!(table.open(ExtentKind::Journal, Incarnation(3), 0).is_some());
+    }
+
+    #[test]
+    fn held_and_open_extents_stay() {
+        let mut table = ExtentTable::new(4);
+        let held = table.open(ExtentKind::Data, Incarnation(1), 0).unwrap();
+        table.hold(held);
+        table.seal(held);
+        assert!(!table.free_if_dead(held));
+        let open = table.open(ExtentKind::Data, Incarnation(2), 0).unwrap();
+        assert!(!table.free_if_dead(open));
+        let journal = table.open(ExtentKind::Journal, Incarnation(3), 0).unwrap();
+        table.seal(journal);
+        assert!(!table.free_if_dead(journal));
+    }
+}

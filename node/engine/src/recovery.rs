@@ -1,0 +1,540 @@
+//! What recovery puts together from what [`crate::opening`] reads: extents, index, journal.
+//!
+//! Invariants: see [`crate::opening`]. Here in particular:
+//! - an extent's records come from its footer if that is whole and of the extent's present life, and
+//!   from a scan otherwise; never from both;
+//! - a valid extent header is believed about its incarnation, unless something in the extent is of a
+//!   later one; without a header, the checkpoint gives a lower bound;
+//! - a table is taken in only when all tables of later incarnations have been.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
+use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, footer_len, trailer_at};
+use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, ShardId};
+use ashlar_layout::record::{Subject, header_len, record_len};
+use ashlar_layout::stamp::{HeadFault, Place};
+
+use crate::api::Memory;
+use crate::append::{OpenExtent, Seal, Stream};
+use crate::engine::{Engine, Numbers, Recovered};
+use crate::error::{Finding, FindingKind, extent_finding};
+use crate::extents::{ExtentTable, State};
+use crate::index::{Candidate, Index, UNIT};
+use crate::opening::{DamagedJournal, JournalRecord, Opened, RecoveryReport};
+use crate::scan::{Scan, Scanned, Wholeness};
+use crate::superblocks::Superblocks;
+
+/// Extents above the highest used one whose header is not believed to be merely unwritten.
+const BEYOND: u32 = 4;
+/// Footers that are held in memory before they are taken in.
+const TABLES_AHEAD: usize = 64;
+
+/// A read that recovery wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    Copy(u8),
+    Checkpoint,
+    Header(ExtentNo),
+    Trailer(ExtentNo),
+    Scan(ExtentNo),
+    Footer(ExtentNo),
+    Flush,
+}
+
+/// Reads that wait for their turn, last first: what for, where, how much.
+pub(crate) type Queue = Vec<(Want, u64, usize)>;
+
+/// What is known of an extent.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub header: Option<ExtentHeader>,
+    /// The checkpoint of a clean device calls it free.
+    pub skip: bool,
+    /// Lower bound of its incarnation, by the checkpoint.
+    pub floor: Incarnation,
+    trailer: Option<Trailer>,
+    /// Something in it could not be read.
+    unreadable: bool,
+    scan: Option<Box<Scan>>,
+    scanned: bool,
+    records: Option<Vec<FooterEntry>>,
+    tail: u64,
+    incarnation: Incarnation,
+}
+
+/// What recovery has put together.
+pub(crate) struct Work {
+    pub geometry: Geometry,
+    pub device: DeviceId,
+    pub seen: Vec<Seen>,
+    /// Highest extent that was ever used, as far as is known.
+    pub highest: Option<u32>,
+    scans: BTreeSet<u32>,
+    /// Extents whose tables are to be taken in, oldest first.
+    order: Vec<ExtentNo>,
+    index: Index,
+    extents: ExtentTable,
+    /// Where each deleted shard's tombstone is, and whether a record was found that it kills.
+    tombstones: HashMap<ShardId, (ExtentNo, bool)>,
+    journal: Vec<JournalRecord>,
+    damaged: Vec<DamagedJournal>,
+    /// Something could not be read that may have held records.
+    blind: bool,
+}
+
+impl Work {
+    pub fn new(geometry: Geometry, device: DeviceId) -> Work {
+        let count = geometry.extent_count();
+        Work {
+            geometry,
+            device,
+            seen: (0..count).map(|_| Seen::default()).collect(),
+            highest: None,
+            scans: BTreeSet::new(),
+            order: Vec::new(),
+            index: Index::new(device),
+            extents: ExtentTable::new(count),
+            tombstones: HashMap::new(),
+            journal: Vec::new(),
+            damaged: Vec::new(),
+            blind: false,
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = ExtentNo> + use<> {
+        (0..self.geometry.extent_count()).map(ExtentNo)
+    }
+
+    fn block(&self) -> u64 {
+        u64::from(self.geometry.block_size)
+    }
+
+    fn place(&self, no: ExtentNo, address: u64) -> Place {
+        Place { device: self.device, extent: no, incarnation: None, address }
+    }
+
+    fn unreadable(&mut self, no: ExtentNo, offset: u64, len: u64, findings: &mut Vec<Finding>) {
+        self.seen[no.0 as usize].unreadable = true;
+        self.blind = true;
+        findings.push(extent_finding(FindingKind::Unreadable, self.device, offset, len));
+    }
+
+    pub fn ask_headers(&self, queue: &mut Queue) {
+        for no in self.all() {
+            if !self.seen[no.0 as usize].skip {
+                let at = self.geometry.extent_start(no);
+                queue.push((Want::Header(no), at, self.block() as usize));
+            }
+        }
+        queue.reverse();
+    }
+
+    pub fn take_header(
+        &mut self,
+        no: ExtentNo,
+        bytes: Option<&[u8]>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let at = self.geometry.extent_start(no);
+        let Some(bytes) = bytes else {
+            return self.unreadable(no, at, self.block(), findings);
+        };
+        let header = ExtentHeader::decode(bytes, &self.place(no, at)).ok().filter(|header| {
+            header.block_size == self.geometry.block_size
+                && header.extent_size == self.geometry.extent_size
+        });
+        if header.is_some() {
+            self.highest = self.highest.max(Some(no.0));
+        }
+        self.seen[no.0 as usize].header = header;
+    }
+
+    pub fn ask_trailers(&self, queue: &mut Queue) {
+        for no in self.all() {
+            let header = &self.seen[no.0 as usize].header;
+            if header.is_some_and(|header| header.kind != ExtentKind::Checkpoint) {
+                let at = self.geometry.extent_end(no) - self.block();
+                queue.push((Want::Trailer(no), at, self.block() as usize));
+            }
+        }
+        queue.reverse();
+    }
+
+    pub fn take_trailer(
+        &mut self,
+        no: ExtentNo,
+        bytes: Option<&[u8]>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let end = self.geometry.extent_end(no);
+        let at = end - self.block();
+        let Some(bytes) = bytes else {
+            return self.unreadable(no, at, self.block(), findings);
+        };
+        let bytes = &bytes[self.block() as usize - TRAILER_LEN..self.block() as usize];
+        let place = self.place(no, trailer_at(end));
+        match Trailer::decode(bytes, &place) {
+            Ok(trailer) => {
+                let seen = &mut self.seen[no.0 as usize];
+                let present = seen.header.map(|header| header.incarnation);
+                let inside = trailer.footer >= self.geometry.records_start(no);
+                if present == Some(trailer.incarnation) && inside {
+                    seen.trailer = Some(trailer);
+                }
+            }
+            Err(error) => {
+                use ashlar_layout::footer::FooterError;
+                if let FooterError::Head(head) = error
+                    && matches!(head.fault, HeadFault::BadCrc { .. })
+                {
+                    findings.push(extent_finding(FindingKind::Footer, self.device, at, self.block()));
+                }
+            }
+        }
+    }
+
+    /// Which extents have to be searched: those in use without a trailer, and those without a valid
+    /// header that may be in use.
+    pub fn choose_scans(&mut self) {
+        let limit = self.highest.map_or(0, |highest| highest + 1) + BEYOND;
+        for no in 0..self.geometry.extent_count() {
+            let seen = &self.seen[no as usize];
+            let search = match seen.header {
+                Some(header) => header.kind != ExtentKind::Checkpoint && seen.trailer.is_none(),
+                None => !seen.skip && (no < limit || seen.unreadable),
+            };
+            if search && !seen.scanned {
+                self.scans.insert(no);
+            }
+        }
+    }
+
+    /// Begins the next search; false if none is left.
+    pub fn next_scan(&mut self, queue: &mut Queue) -> bool {
+        match self.scans.pop_first() {
+            Some(no) => {
+                self.begin_scan(ExtentNo(no), queue);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn begin_scan(&mut self, no: ExtentNo, queue: &mut Queue) {
+        let seen = &mut self.seen[no.0 as usize];
+        let floor = seen.header.map_or(seen.floor, |header| header.incarnation);
+        let mut scan = Box::new(Scan::new(self.geometry, self.device, no, floor));
+        if let Some((at, len)) = scan.want() {
+            queue.push((Want::Scan(no), at, len));
+        }
+        seen.scanned = true;
+        seen.trailer = None;
+        seen.scan = Some(scan);
+    }
+
+    pub fn take_scan(
+        &mut self,
+        no: ExtentNo,
+        bytes: Option<&[u8]>,
+        queue: &mut Queue,
+        report: &mut RecoveryReport,
+        findings: &mut Vec<Finding>,
+    ) {
+        let Some(mut scan) = self.seen[no.0 as usize].scan.take() else {
+            return;
+        };
+        match bytes {
+            Some(bytes) => {
+                let len = scan.asked();
+                scan.feed(&bytes[..len]);
+            }
+            None => scan.fail(),
+        }
+        if let Some((at, len)) = scan.want() {
+            queue.push((Want::Scan(no), at, len));
+            self.seen[no.0 as usize].scan = Some(scan);
+            return;
+        }
+        report.extents_scanned += 1;
+        self.scanned(no, *scan, findings);
+    }
+
+    /// A search has ended.
+    fn scanned(&mut self, no: ExtentNo, scan: Scan, findings: &mut Vec<Finding>) {
+        let (device, block) = (self.device, self.block());
+        for at in &scan.misdirected {
+            findings.push(extent_finding(FindingKind::Misdirected, device, *at, block));
+        }
+        let base = u64::from(no.0) * self.geometry.extent_size;
+        let block_size = self.geometry.block_size;
+        let header = self.seen[no.0 as usize].header;
+        let is_journal = |scanned: &Scanned| matches!(scanned.header.subject, Subject::Journal { .. });
+        let journal = header.is_some_and(|header| header.kind == ExtentKind::Journal)
+            || scan.found.iter().any(is_journal);
+        for (at, len) in &scan.unreadable {
+            self.unreadable(no, *at, *len, findings);
+            if journal || header.is_none() {
+                self.damaged.push(DamagedJournal { offset: *at, len: *len, entries: None });
+            }
+        }
+        let mut records = Vec::with_capacity(scan.found.len());
+        let mut expected = self.geometry.records_start(no);
+        for Scanned { header, wholeness } in &scan.found {
+            let (offset, len) = (header.address, header.record_len(block_size));
+            if journal && offset > expected {
+                let len = offset - expected;
+                self.damaged.push(DamagedJournal { offset: expected, len, entries: None });
+            }
+            expected = expected.max(offset + len);
+            let entries = match header.subject {
+                Subject::Journal { partition, first, last } => Some((partition, first, last)),
+                _ => None,
+            };
+            let usable = *wholeness == Wholeness::Whole
+                || (*wholeness == Wholeness::Unreadable && entries.is_none());
+            if usable {
+                records.push(FooterEntry::of(header, base, block_size));
+                continue;
+            }
+            if entries.is_some() {
+                self.damaged.push(DamagedJournal { offset, len, entries });
+            }
+            let kind = FindingKind::RecordTorn;
+            let shard = header.subject.shard();
+            findings.push(Finding { kind, device, offset, len, shard, journal: entries });
+        }
+        let seen = &mut self.seen[no.0 as usize];
+        seen.incarnation = scan.incarnation();
+        seen.tail = scan.tail;
+        let found = !scan.found.is_empty();
+        let header_good = seen.header.is_some_and(|h| h.incarnation == seen.incarnation);
+        if !header_good && found {
+            let at = self.geometry.extent_start(no);
+            findings.push(extent_finding(FindingKind::ExtentHeader, device, at, block));
+            // The record heads tell what the header does not.
+            seen.header = None;
+        }
+        seen.records = Some(records);
+        if found && self.highest.is_none_or(|highest| highest < no.0) {
+            self.highest = Some(no.0);
+            self.choose_scans();
+        }
+    }
+
+    /// Which tables to take in, and in which order.
+    pub fn order_tables(&mut self) {
+        let mut count = 0;
+        for no in self.all() {
+            let seen = &mut self.seen[no.0 as usize];
+            if let (Some(trailer), Some(header)) = (&seen.trailer, &seen.header) {
+                seen.incarnation = header.incarnation;
+                count += u64::from(trailer.count);
+                self.order.push(no);
+            } else if let Some(records) = &seen.records {
+                count += records.len() as u64;
+                self.order.push(no);
+            }
+        }
+        let seen = &self.seen;
+        self.order.sort_by_key(|no| seen[no.0 as usize].incarnation);
+        self.index.reserve(count);
+    }
+
+    /// Asks for the next tables; false if all were taken in.
+    pub fn ask_tables(&mut self, queue: &mut Queue) -> bool {
+        for no in self.order.iter().rev().take(TABLES_AHEAD).rev() {
+            let seen = &self.seen[no.0 as usize];
+            if let (Some(trailer), None) = (&seen.trailer, &seen.records) {
+                queue.push((Want::Footer(*no), trailer.footer, trailer.len as usize));
+            }
+        }
+        !self.order.is_empty()
+    }
+
+    pub fn take_footer(
+        &mut self,
+        no: ExtentNo,
+        bytes: Option<&[u8]>,
+        queue: &mut Queue,
+        report: &mut RecoveryReport,
+        findings: &mut Vec<Finding>,
+    ) {
+        let seen = &self.seen[no.0 as usize];
+        let Some(trailer) = seen.trailer else {
+            return;
+        };
+        let place = Place {
+            incarnation: Some(trailer.incarnation),
+            ..self.place(no, trailer.footer)
+        };
+        let base = u64::from(no.0) * self.geometry.extent_size;
+        let start = self.geometry.records_start(no);
+        let inside = |entry: &FooterEntry| {
+            let at = base + u64::from(entry.offset_blocks) * self.block();
+            let len = record_len(entry.payload_len, self.geometry.block_size);
+            at >= start && at + len <= trailer.footer
+        };
+        let footer = bytes
+            .and_then(|bytes| Footer::decode(&bytes[..trailer.len as usize], &place).ok())
+            .filter(|footer| footer.entries.iter().all(inside));
+        if let Some(footer) = footer {
+            report.footers_read += 1;
+            let seen = &mut self.seen[no.0 as usize];
+            seen.tail = footer.records_end;
+            seen.records = Some(footer.entries);
+            return;
+        }
+        let (at, len) = (trailer.footer, u64::from(trailer.len));
+        if bytes.is_none() {
+            self.unreadable(no, at, len, findings);
+        } else {
+            findings.push(extent_finding(FindingKind::Footer, self.device, at, len));
+        }
+        self.begin_scan(no, queue);
+    }
+
+    /// Takes in the tables that are there, newest first, up to the first that is not.
+    pub fn take_tables(&mut self, report: &mut RecoveryReport) {
+        while let Some(no) = self.order.last().copied() {
+            let seen = &mut self.seen[no.0 as usize];
+            let Some(records) = seen.records.take() else {
+                return;
+            };
+            self.order.pop();
+            let journal =
+                records.iter().any(|entry| matches!(entry.subject, Subject::Journal { .. }));
+            let kind = match seen.header {
+                Some(header) => header.kind,
+                None if journal => ExtentKind::Journal,
+                None => ExtentKind::Data,
+            };
+            self.extents.adopt(no, State::Sealed, Some(kind), seen.incarnation);
+            self.take_table(no, &records, report);
+            if self.seen[no.0 as usize].scanned {
+                self.seen[no.0 as usize].records = Some(records);
+            }
+        }
+    }
+
+    fn take_table(&mut self, no: ExtentNo, entries: &[FooterEntry], report: &mut RecoveryReport) {
+        for entry in entries {
+            if let Subject::Tombstone(shard) = entry.subject {
+                report.tombstones += 1;
+                self.tombstones.entry(shard).or_insert((no, false));
+            }
+        }
+        let base = u64::from(no.0) * self.geometry.extent_size;
+        for entry in entries {
+            let address = base + u64::from(entry.offset_blocks) * self.block();
+            match entry.subject {
+                Subject::Tombstone(_) => {}
+                Subject::Shard(shard) => {
+                    if let Some((by, kills)) = self.tombstones.get_mut(&shard) {
+                        *kills = true;
+                        self.extents.pin(no, *by);
+                        report.shards_dead += 1;
+                        continue;
+                    }
+                    let len = record_len(entry.payload_len, self.geometry.block_size);
+                    let units = len.div_ceil(UNIT) as u16;
+                    let candidate = Candidate { block: address / self.block(), units };
+                    self.index.insert(self.index.hash(&shard), candidate);
+                    self.extents.born(no);
+                    report.shards += 1;
+                }
+                Subject::Journal { partition, first, last } => {
+                    let head = header_len(entry.payload_len, self.geometry.block_size);
+                    report.journal_records += 1;
+                    self.journal.push(JournalRecord {
+                        partition,
+                        at: address + u64::from(head),
+                        len: entry.payload_len,
+                        first,
+                        last,
+                        sequence: entry.sequence,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Makes an engine of it.
+    pub fn hand_over<M: Memory>(
+        mut self,
+        superblocks: Superblocks<M::Buf>,
+        numbers: Numbers,
+        volatile_cache: bool,
+        next_io: u64,
+        mut report: RecoveryReport,
+    ) -> Opened<M> {
+        let mut streams = [Stream::new(ExtentKind::Journal), Stream::new(ExtentKind::Data)];
+        let mut seals = Vec::new();
+        let named = superblocks.current().checkpoint;
+        let mut unsealed = Vec::new();
+        for no in self.all() {
+            let seen = &mut self.seen[no.0 as usize];
+            let checkpoint = seen.header.filter(|h| h.kind == ExtentKind::Checkpoint);
+            if let Some(header) = checkpoint {
+                let used = named
+                    .is_some_and(|n| n.extent == no && n.incarnation == header.incarnation);
+                let state = if used { State::Open } else { State::Free };
+                self.extents.adopt(no, state, Some(header.kind), header.incarnation);
+            } else if seen.unreadable {
+                let kind = self.extents.get(no).kind;
+                self.extents.adopt(no, State::Quarantined, kind, seen.incarnation);
+            } else if let Some(entries) = seen.records.take() {
+                // Searched: it has no footer, or none that can be used.
+                match seen.header {
+                    Some(header) if !entries.is_empty() => {
+                        unsealed.push((header.kind, seen.incarnation, no, entries));
+                    }
+                    None if !entries.is_empty() => {}
+                    _ => self.extents.adopt(no, State::Free, None, seen.incarnation.max(seen.floor)),
+                }
+            } else if seen.skip || self.extents.get(no).state == State::Free {
+                self.extents.adopt(no, State::Free, None, seen.floor);
+            }
+        }
+        // Of each kind the newest unsealed extent goes on, if there is room in it.
+        unsealed.sort_by_key(|(_, incarnation, ..)| std::cmp::Reverse(*incarnation));
+        for (kind, incarnation, no, entries) in unsealed {
+            let pos = self.seen[no.0 as usize].tail;
+            self.extents.adopt(no, State::Open, Some(kind), incarnation);
+            let room = self.geometry.extent_end(no)
+                - footer_len(entries.len() + 1, self.geometry.block_size);
+            let open = OpenExtent { no, incarnation, pos, entries };
+            match streams.iter_mut().find(|stream| stream.kind == kind && stream.open.is_none()) {
+                Some(stream) if pos + 2 * self.block() <= room => stream.open = Some(open),
+                _ => seals.push(Seal { extent: open, writing: false }),
+            }
+        }
+        if self.blind {
+            for (by, kills) in self.tombstones.values() {
+                if !kills {
+                    self.extents.hold(*by);
+                }
+            }
+        }
+        for no in self.all() {
+            self.extents.free_if_dead(no);
+        }
+        self.index.trim();
+        self.journal.sort_by_key(|record| record.sequence);
+        report.shards = self.index.len();
+        let findings = report.findings;
+        let engine = Engine::new(Recovered {
+            superblocks,
+            numbers,
+            volatile_cache,
+            extents: self.extents,
+            index: self.index,
+            streams,
+            seals,
+            blind: self.blind,
+            next_io,
+            findings,
+        });
+        Opened { engine, journal: self.journal, damaged: self.damaged, report }
+    }
+}

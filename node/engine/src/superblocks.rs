@@ -1,0 +1,150 @@
+//! Turning the superblock: writing its next version to four copies so that a crash at any point
+//! leaves two copies that agree.
+//!
+//! Invariants:
+//! - At any instant two copies that hold the believed superblock, or two that hold the next one, are
+//!   durable. Copies that do *not* hold the believed one are therefore written first: the first pair
+//!   leaves at least two holders of the old one untouched, and the second pair begins only when the
+//!   first is durable. (Always writing 0 and 1 first would lose the device to two crashes in a row:
+//!   one that tears 2 and 3, and one that then tears 0 and 1.)
+//! - The sequence number is above every one that was seen on any copy, believed or not.
+//! - One turn at a time. A failed write ends the turn; what is believed is then not known, and the
+//!   owner reopens the device.
+
+use ashlar_layout::limits::SUPERBLOCK_COPIES;
+use ashlar_layout::superblock::{self, SUPERBLOCK_LEN, Superblock};
+
+use crate::api::{Action, IoFailure, Memory};
+
+/// The superblock of an open device, and what each copy of it holds.
+pub(crate) struct Superblocks<B> {
+    current: Superblock,
+    /// Which copies are known to hold `current`.
+    holders: [bool; SUPERBLOCK_COPIES],
+    newest: u64,
+    turn: Option<Turn<B>>,
+}
+
+struct Turn<B> {
+    next: Superblock,
+    /// Buffers of the second pair, kept until the first is durable.
+    second: Vec<(u8, B)>,
+    /// I/Os under way, with their offsets.
+    waiting: Vec<(u64, u64)>,
+}
+
+/// What became of a turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// The I/O is not one of this turn.
+    NotMine,
+    /// It goes on.
+    Waiting,
+    /// The next superblock is durable on all copies.
+    Turned,
+    /// A write failed, at this offset.
+    Failed(u64, IoFailure),
+}
+
+impl<B> Superblocks<B>
+where
+    B: std::ops::DerefMut<Target = [u8]>,
+{
+    /// `current` was elected from `copies`.
+    pub fn new(current: Superblock, copies: &[Option<Superblock>; SUPERBLOCK_COPIES]) -> Self {
+        let holders = std::array::from_fn(|place| {
+            copies[place].as_ref().is_some_and(|copy| {
+                usize::from(copy.copy) == place && copy.body_crc() == current.body_crc()
+            })
+        });
+        let newest = superblock::newest_sequence(copies);
+        Superblocks { current, holders, newest, turn: None }
+    }
+
+    /// The superblock that is durable.
+    pub fn current(&self) -> &Superblock {
+        &self.current
+    }
+
+    pub fn turning(&self) -> bool {
+        self.turn.is_some()
+    }
+
+    /// Starts a turn to the superblock that `change` makes of its successor. False if there was no
+    /// buffer, or a turn is under way: nothing has happened then.
+    pub fn start<M: Memory<Buf = B>>(
+        &mut self,
+        change: impl FnOnce(&mut Superblock),
+        mem: &mut M,
+        next_io: &mut u64,
+        out: &mut Vec<Action<B>>,
+    ) -> bool {
+        if self.turn.is_some() {
+            return false;
+        }
+        let mut next = self.current.succeed(self.newest);
+        change(&mut next);
+        let mut order: [u8; SUPERBLOCK_COPIES] = std::array::from_fn(|copy| copy as u8);
+        order.sort_by_key(|copy| self.holders[usize::from(*copy)]);
+        let mut buffers = Vec::with_capacity(SUPERBLOCK_COPIES);
+        for copy in order {
+            let Some(mut buf) = mem.alloc(SUPERBLOCK_LEN) else {
+                return false;
+            };
+            buf[..SUPERBLOCK_LEN].copy_from_slice(&next.encode(copy));
+            buffers.push((copy, buf));
+        }
+        let second = buffers.split_off(SUPERBLOCK_COPIES / 2);
+        self.newest = next.sequence;
+        let mut turn = Turn { next, second, waiting: Vec::new() };
+        turn.write(buffers, next_io, out);
+        self.turn = Some(turn);
+        true
+    }
+
+    /// An I/O has ended.
+    pub fn done(
+        &mut self,
+        io: u64,
+        result: Result<(), IoFailure>,
+        next_io: &mut u64,
+        out: &mut Vec<Action<B>>,
+    ) -> Progress {
+        let Some(turn) = &mut self.turn else {
+            return Progress::NotMine;
+        };
+        let Some(at) = turn.waiting.iter().position(|(waiting, _)| *waiting == io) else {
+            return Progress::NotMine;
+        };
+        let (_, offset) = turn.waiting.swap_remove(at);
+        if let Err(failure) = result {
+            self.turn = None;
+            return Progress::Failed(offset, failure);
+        }
+        if !turn.waiting.is_empty() {
+            return Progress::Waiting;
+        }
+        let second = std::mem::take(&mut turn.second);
+        if !second.is_empty() {
+            turn.write(second, next_io, out);
+            return Progress::Waiting;
+        }
+        if let Some(turn) = self.turn.take() {
+            self.current = turn.next;
+            self.holders = [true; SUPERBLOCK_COPIES];
+        }
+        Progress::Turned
+    }
+}
+
+impl<B> Turn<B> {
+    fn write(&mut self, pair: Vec<(u8, B)>, next_io: &mut u64, out: &mut Vec<Action<B>>) {
+        for (copy, buf) in pair {
+            let io = *next_io;
+            *next_io += 1;
+            let offset = superblock::offset(copy, self.next.extent_size);
+            self.waiting.push((io, offset));
+            out.push(Action::Write { io, offset, buf, len: SUPERBLOCK_LEN, durable: true });
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A disk that may lose power.
+//!
+//! The fault model, in prose. A sector is 512 bytes and is never torn itself.
+//! - With a volatile cache, a completed write is durable only when a flush that was *handed out after it
+//!   completed* has completed, or when it was handed out as durable and completed. Without one, a completed
+//!   write is durable.
+//! - When power fails, each sector of every write that is not durable, completed or in flight, survives
+//!   or not on its own: after a crash a sector holds its last durable content, or that of any later write.
+//! - When only the process dies, completed writes stay; sectors of writes in flight land or not.
+//! - Any sector may become unreadable, and any bit may rot; a write may land elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub const SECTOR: u64 = 512;
+
+/// Numbers from a seed (splitmix64).
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// Versions of a sector that power loss may leave: the durable one first, each with when it completed.
+type Versions = Vec<(u64, Vec<u8>)>;
+
+#[derive(Clone)]
+pub struct Disk {
+    pub bytes: Vec<u8>,
+    pub volatile: bool,
+    /// Only sectors with something that is not durable.
+    loose: BTreeMap<u64, Versions>,
+    pub clock: u64,
+    pub bad: BTreeSet<u64>,
+}
+
+impl Disk {
+    pub fn new(size: u64, volatile: bool) -> Disk {
+        Disk {
+            bytes: vec![0; size as usize],
+            volatile,
+            loose: BTreeMap::new(),
+            clock: 1,
+            bad: BTreeSet::new(),
+        }
+    }
+
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
+        let end = offset + buf.len() as u64;
+        if end > self.bytes.len() as u64 {
+            return Err(5);
+        }
+        if self.bad.range(offset / SECTOR..end.div_ceil(SECTOR)).next().is_some() {
+            return Err(5);
+        }
+        buf.copy_from_slice(&self.bytes[offset as usize..end as usize]);
+        Ok(())
+    }
+
+    fn sectors(offset: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+        assert!(offset.is_multiple_of(SECTOR) && (len as u64).is_multiple_of(SECTOR), "aligned");
+        (0..len as u64 / SECTOR).map(move |i| {
+            let from = (i * SECTOR) as usize;
+            (offset / SECTOR + i, from..from + SECTOR as usize)
+        })
+    }
+
+    fn sector(&self, sector: u64) -> &[u8] {
+        &self.bytes[(sector * SECTOR) as usize..((sector + 1) * SECTOR) as usize]
+    }
+
+    /// The write completes.
+    pub fn write(&mut self, offset: u64, data: &[u8], durable: bool) {
+        self.clock += 1;
+        for (sector, range) in Disk::sectors(offset, data.len()) {
+            let old = self.sector(sector).to_vec();
+            let new = &data[range];
+            if durable || !self.volatile {
+                self.loose.remove(&sector);
+            } else {
+                let versions = self.loose.entry(sector).or_insert_with(|| vec![(0, old)]);
+                versions.push((self.clock, new.to_vec()));
+            }
+            // Writing a bad sector heals it.
+            self.bad.remove(&sector);
+            let from = (sector * SECTOR) as usize;
+            self.bytes[from..from + SECTOR as usize].copy_from_slice(new);
+        }
+    }
+
+    /// A flush that was handed out at `since` completes.
+    pub fn flush(&mut self, since: u64) {
+        self.loose.retain(|_, versions| {
+            let covered = versions.iter().rposition(|(at, _)| *at <= since).unwrap_or(0);
+            versions.drain(..covered);
+            versions.len() > 1
+        });
+    }
+
+    /// Power fails while these writes are in flight.
+    pub fn power_off(&mut self, flying: &[(u64, Vec<u8>)], rng: &mut Rng) {
+        self.loosen(flying);
+        // Mostly all or nothing of what is loose, sometimes each for itself.
+        let percent = [0, 10, 50, 90, 100][rng.below(5) as usize];
+        self.settle_loose(|_, versions| {
+            if rng.chance(percent) { 1 + rng.below(versions as u64 - 1) as usize } else { 0 }
+        });
+    }
+
+    /// Writes in flight may be on the disk from now on.
+    pub fn loosen(&mut self, flying: &[(u64, Vec<u8>)]) {
+        for (offset, data) in flying {
+            for (sector, range) in Disk::sectors(*offset, data.len()) {
+                let old = self.sector(sector).to_vec();
+                let versions = self.loose.entry(sector).or_insert_with(|| vec![(0, old)]);
+                versions.push((self.clock, data[range].to_vec()));
+            }
+        }
+    }
+
+    /// Sectors that are not durable.
+    pub fn loose(&self) -> usize {
+        self.loose.len()
+    }
+
+    /// Power is off: of the `i`-th loose sector, with so many versions, this one is left.
+    pub fn settle_loose(&mut self, mut pick: impl FnMut(usize, usize) -> usize) {
+        for (i, (sector, versions)) in std::mem::take(&mut self.loose).into_iter().enumerate() {
+            let pick = pick(i, versions.len());
+            let from = (sector * SECTOR) as usize;
+            self.bytes[from..from + SECTOR as usize].copy_from_slice(&versions[pick].1);
+        }
+    }
+
+    /// The process dies while these writes are in flight; the cache lives on.
+    pub fn kill(&mut self, flying: &[(u64, Vec<u8>)], rng: &mut Rng) {
+        for (offset, data) in flying {
+            let percent = [0, 50, 100][rng.below(3) as usize];
+            for (sector, range) in Disk::sectors(*offset, data.len()) {
+                if rng.chance(percent) {
+                    let data = data[range].to_vec();
+                    self.write(sector * SECTOR, &data, false);
+                }
+            }
+        }
+    }
+
+    /// Overwrites without a trace.
+    pub fn rot(&mut self, offset: u64, data: &[u8]) {
+        self.bytes[offset as usize..offset as usize + data.len()].copy_from_slice(data);
+        let sectors = offset / SECTOR..(offset + data.len() as u64).div_ceil(SECTOR);
+        for sector in sectors {
+            self.loose.remove(&sector);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Random histories of writes, deletes, appends, shutdowns and crashes, held against the model.
+//!
+//! A failing run prints its seed: `ASHLAR_SEED=<seed> cargo test -p ashlar-node-engine replay`
+//! runs that one alone. Seeds that once failed stay in [`REGRESSIONS`].
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::{Fate, Model};
+use crate::rig::{Answer, Crash, Rig};
+
+/// Seeds that found something once.
+const REGRESSIONS: &[u64] = &[];
+
+/// One history: block size, cache, and the weights of its steps all come from the seed.
+fn history(seed: u64, steps: u64) -> (Model, u64) {
+    let mut rng = crate::disk::Rng(seed);
+    let block_size = if rng.chance(70) { 4096 } else { 512 };
+    let volatile = rng.chance(70);
+    let mut rig = Rig::new(rng.next(), block_size, volatile);
+    let mut model = Model::default();
+    let opened = rig.open();
+    assert_eq!((opened.journal.len(), opened.report.shards), (0, 0), "a fresh device is empty");
+    // Some histories are of small records, some fill the device.
+    let large = [2, 10, 40][rng.below(3) as usize];
+    let deletes = [5, 30, 60][rng.below(3) as usize];
+    let crashes = [1, 2, 5][rng.below(3) as usize];
+    let mut next = 1;
+    let mut recoveries = 0;
+    for _ in 0..steps {
+        match rng.below(100) {
+            0..30 => {
+                let len = if rng.chance(large) {
+                    rng.below(400_000)
+                } else {
+                    [0, 1, 300, 4000, 4096, 9000, 40_000][rng.below(7) as usize]
+                };
+                model.write(&mut rig, next, len as usize);
+                next += 1;
+            }
+            30..35 => {
+                if let Some(number) = model.pick(&mut rng, Fate::Present) {
+                    model.write_again(&mut rig, number);
+                }
+            }
+            35..55 => {
+                if rng.chance(deletes)
+                    && let Some(number) = model.pick(&mut rng, Fate::Present)
+                {
+                    model.delete(&mut rig, number);
+                } else if rng.chance(5)
+                    && let Some(number) = model.pick(&mut rng, Fate::Writing)
+                {
+                    model.delete(&mut rig, number);
+                }
+            }
+            55..70 => {
+                let len = if rng.chance(10) { rng.below(200_000) } else { rng.below(3000) };
+                model.append(&mut rig, rng.below(3) as u32, 1 + rng.below(4), len as usize);
+            }
+            70..80 => {
+                let fate = if rng.chance(80) { Fate::Present } else { Fate::Absent };
+                if let Some(number) = model.pick(&mut rng, fate) {
+                    let whole = model.shards[&number].len as u32;
+                    let offset = rng.below(u64::from(whole) + 1) as u32;
+                    let len = rng.below(u64::from(whole - offset) + 1) as u32;
+                    let len = if rng.chance(30) { u32::MAX } else { len };
+                    model.read(&mut rig, number, offset, len);
+                }
+            }
+            80..95 => {
+                rig.kick();
+                for _ in 0..rng.below(12) {
+                    rig.step();
+                    if rng.chance(50) {
+                        rig.kick();
+                    }
+                }
+            }
+            95..96 => rig.settle(),
+            96 if rng.chance(30) => {
+                rig.settle();
+                model.hear(&mut rig);
+                assert_eq!(rig.shutdown(), Answer::ShutDown);
+                let opened = rig.open();
+                assert!(opened.report.clean || rig.engine().stats().extents_free == 0);
+                model.verify(&mut rig, &opened);
+            }
+            97.. if rng.chance(crashes * 10) => {
+                model.hear(&mut rig);
+                let how = if rng.chance(70) { Crash::Power } else { Crash::Kill };
+                rig.crash(how);
+                // Crash in recovery, too.
+                while rng.chance(30) {
+                    let after = if rng.chance(50) { rng.below(300) } else { rng.below(30) };
+                    match rig.try_open(Some(after)) {
+                        None => {}
+                        Some(opened) => drop(opened.unwrap()),
+                    }
+                    rig.crash(if rng.chance(70) { Crash::Power } else { Crash::Kill });
+                }
+                let opened = rig.open();
+                model.verify(&mut rig, &opened);
+                recoveries += 1;
+                if rng.chance(30) {
+                    // Recovery of a recovery shows the same.
+                    rig.settle();
+                    rig.crash(Crash::Power);
+                    let again = rig.open();
+                    assert_eq!(again.report.shards, opened.report.shards);
+                    model.verify(&mut rig, &again);
+                }
+            }
+            _ => {}
+        }
+        model.hear(&mut rig);
+    }
+    rig.settle();
+    model.hear(&mut rig);
+    assert_eq!(rig.shutdown(), Answer::ShutDown);
+    let opened = rig.open();
+    model.verify(&mut rig, &opened);
+    model.reused = reused(&rig);
+    (model, recoveries)
+}
+
+/// How often an extent's header was written over.
+fn reused(rig: &Rig) -> u64 {
+    let geometry = rig.engine.as_ref().unwrap().geometry();
+    let start = |no| geometry.extent_start(ashlar_layout::ids::ExtentNo(no));
+    let starts: HashSet<u64> = (0..geometry.extent_count()).map(start).collect();
+    let mut headers = HashMap::new();
+    for (offset, ..) in rig.writes.iter().filter(|(offset, ..)| starts.contains(offset)) {
+        *headers.entry(*offset).or_insert(0u64) += 1;
+    }
+    headers.values().map(|count| count - 1).sum()
+}
+
+fn run(seed: u64, steps: u64) -> (Model, u64) {
+    let result = std::panic::catch_unwind(|| history(seed, steps));
+    result.unwrap_or_else(|panic| {
+        eprintln!("history failed: ASHLAR_SEED={seed} ({steps} steps)");
+        std::panic::resume_unwind(panic)
+    })
+}
+
+#[test]
+fn short_histories() {
+    let (mut acknowledged, mut recoveries, mut reads) = (0, 0, 0);
+    for seed in 1..=250 {
+        let (model, more) = run(seed, 300);
+        acknowledged += model.acknowledged;
+        recoveries += more;
+        reads += model.reads_checked;
+    }
+    // Sometimes-properties: the histories did what they are for.
+    assert!(acknowledged > 20_000, "{acknowledged}");
+    assert!(recoveries > 150, "{recoveries}");
+    assert!(reads > 1000, "{reads}");
+}
+
+#[test]
+fn long_histories_that_fill_the_device() {
+    let (mut full, mut reused) = (0, 0);
+    for seed in 1001..=1012 {
+        let (model, _) = run(seed, 4000);
+        full += model.full;
+        reused += model.reused;
+    }
+    assert!(full > 0, "no history met the limit of the device");
+    assert!(reused > 200, "{reused} extents were used again");
+}
+
+#[test]
+fn regressions() {
+    for seed in REGRESSIONS {
+        run(*seed, 300);
+    }
+}
+
+#[test]
+fn replay() {
+    if let Ok(seed) = std::env::var("ASHLAR_SEED") {
+        let seed = seed.parse().unwrap();
+        run(seed, if seed > 1000 { 4000 } else { 300 });
+    }
+}

@@ -1,0 +1,10 @@
+//! The engine over a simulated disk: histories against a model, crashes, faults, limits.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod crashes;
+mod disk;
+mod faults;
+mod histories;
+mod limits;
+mod model;
+mod rig;

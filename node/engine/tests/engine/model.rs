@@ -1,0 +1,268 @@
+//! What the device has to hold: the readable specification of the engine.
+//!
+//! - A shard that was acknowledged, and not told to be deleted, is there, byte for byte.
+//! - One that was told to be written, but not acknowledged, is wholly there or not at all. Whichever a
+//!   recovery shows, it stays so.
+//! - One whose deletion was acknowledged is gone for good; one whose deletion was not may be either,
+//!   and stays what a recovery shows.
+//! - Acknowledged journal entries are there, byte for byte, at the place that was told.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_node_engine::api::Event;
+use ashlar_node_engine::error::EngineError;
+
+use crate::disk::Rng;
+use crate::rig::{Answer, Opened2, Rig, payload, shard};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Written, not acknowledged: either.
+    Writing,
+    Present,
+    /// Deletion not acknowledged: either.
+    Deleting,
+    Absent,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct ShardModel {
+    pub len: usize,
+    pub fate: Fate,
+}
+
+#[derive(Clone, Debug)]
+pub struct Entries {
+    pub bytes: Vec<u8>,
+    pub first: u64,
+    pub last: u64,
+    pub at: Option<u64>,
+}
+
+enum Asked {
+    Write(u64),
+    Delete(u64),
+    Read { number: u64, offset: u32, len: u32 },
+    Journal { partition: u32, at: usize },
+}
+
+#[derive(Default)]
+pub struct Model {
+    pub shards: BTreeMap<u64, ShardModel>,
+    pub journal: BTreeMap<u32, Vec<Entries>>,
+    asked: HashMap<u64, Asked>,
+    pub full: u64,
+    pub acknowledged: u64,
+    pub reads_checked: u64,
+    /// Extents that were opened again after they had been freed.
+    pub reused: u64,
+}
+
+impl Model {
+    /// The same expectations, with nothing asked.
+    pub fn copy(&self) -> Model {
+        Model { shards: self.shards.clone(), journal: self.journal.clone(), ..Model::default() }
+    }
+
+    pub fn pick(&self, rng: &mut Rng, fate: Fate) -> Option<u64> {
+        let of_fate: Vec<u64> = self
+            .shards
+            .iter()
+            .filter(|(_, shard)| shard.fate == fate)
+            .map(|(number, _)| *number)
+            .collect();
+        (!of_fate.is_empty()).then(|| of_fate[rng.below(of_fate.len() as u64) as usize])
+    }
+
+    pub fn write(&mut self, rig: &mut Rig, number: u64, len: usize) {
+        self.shards.insert(number, ShardModel { len, fate: Fate::Writing });
+        let op = rig.write_shard(shard(number), &payload(number, len));
+        self.asked.insert(op, Asked::Write(number));
+    }
+
+    /// Writes a shard once more, with the same bytes.
+    pub fn write_again(&mut self, rig: &mut Rig, number: u64) {
+        let len = self.shards[&number].len;
+        let op = rig.write_shard(shard(number), &payload(number, len));
+        self.asked.insert(op, Asked::Write(number));
+    }
+
+    pub fn delete(&mut self, rig: &mut Rig, number: u64) {
+        self.shards.get_mut(&number).unwrap().fate = Fate::Deleting;
+        let op = rig.delete(shard(number));
+        self.asked.insert(op, Asked::Delete(number));
+    }
+
+    pub fn read(&mut self, rig: &mut Rig, number: u64, offset: u32, len: u32) {
+        let op = rig.read(shard(number), offset, len);
+        self.asked.insert(op, Asked::Read { number, offset, len });
+    }
+
+    pub fn append(&mut self, rig: &mut Rig, partition: u32, count: u64, bytes: usize) {
+        let list = self.journal.entry(partition).or_default();
+        let first = list.last().map_or(1, |entries| entries.last + 1);
+        let last = first + count - 1;
+        let bytes = payload(u64::from(partition) << 32 | first, bytes.max(1));
+        list.push(Entries { bytes: bytes.clone(), first, last, at: None });
+        let at = list.len() - 1;
+        let op = rig.append(partition, first..last + 1, bytes);
+        self.asked.insert(op, Asked::Journal { partition, at });
+    }
+
+    /// Takes in the answers that have come.
+    pub fn hear(&mut self, rig: &mut Rig) {
+        for (op, answer) in std::mem::take(&mut rig.answers) {
+            let Some(asked) = self.asked.remove(&op) else {
+                panic!("an answer to nothing: {op} {answer:?}");
+            };
+            let refused = matches!(
+                answer.error(),
+                Some(EngineError::DeviceFull { .. } | EngineError::Busy { .. })
+            );
+            if refused {
+                self.full += 1;
+            } else {
+                self.acknowledged += 1;
+            }
+            match asked {
+                Asked::Write(number) => {
+                    let fate = &mut self.shards.get_mut(&number).unwrap().fate;
+                    match (&answer, *fate) {
+                        (Answer::Durable, Fate::Writing) => *fate = Fate::Present,
+                        (Answer::Durable, _) => {}
+                        (_, Fate::Writing | Fate::Deleting) if refused => *fate = Fate::Absent,
+                        (_, Fate::Present | Fate::Absent) if refused => {}
+                        (Answer::Failed(EngineError::Deleted { .. }), Fate::Deleting | Fate::Absent) => {}
+                        _ => panic!("write of {number} ({fate:?}): {answer:?}"),
+                    }
+                }
+                Asked::Delete(number) => {
+                    let fate = &mut self.shards.get_mut(&number).unwrap().fate;
+                    match &answer {
+                        Answer::Durable => *fate = Fate::Absent,
+                        // It is still there.
+                        _ if refused && *fate == Fate::Deleting => *fate = Fate::Present,
+                        _ if refused => {}
+                        _ => panic!("delete of {number}: {answer:?}"),
+                    }
+                }
+                Asked::Read { number, offset, len } => {
+                    self.check_read(number, offset, len, &answer, refused);
+                }
+                Asked::Journal { partition, at } => {
+                    let entries = &mut self.journal.get_mut(&partition).unwrap()[at];
+                    match answer {
+                        Answer::Journal(place) => entries.at = Some(place),
+                        _ if refused => {}
+                        _ => panic!("append to {partition}: {answer:?}"),
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_read(&mut self, number: u64, offset: u32, len: u32, answer: &Answer, refused: bool) {
+        let ShardModel { len: whole, fate } = self.shards[&number];
+        match answer {
+            Answer::Bytes(bytes) => {
+                let all = payload(number, whole);
+                let from = offset as usize;
+                let to = if len == u32::MAX { whole } else { from + len as usize };
+                assert!(*bytes == all[from..to], "shard {number}: other bytes at {offset}+{len}");
+                self.reads_checked += 1;
+            }
+            Answer::Failed(EngineError::NotFound { .. }) => {
+                assert_ne!(fate, Fate::Present, "shard {number} is not found");
+            }
+            _ if refused => {}
+            _ => panic!("read of {number}: {answer:?}"),
+        }
+    }
+
+    /// After a crash: asks for everything, and holds it against what may be.
+    pub fn verify(&mut self, rig: &mut Rig, opened: &Opened2) {
+        self.asked.clear();
+        let numbers: Vec<u64> = self.shards.keys().copied().collect();
+        let mut present = 0;
+        for number in numbers {
+            let op = rig.read(shard(number), 0, u32::MAX);
+            let answer = rig.finish(op);
+            let model = self.shards.get_mut(&number).unwrap();
+            match answer {
+                Answer::Bytes(bytes) => {
+                    assert!(bytes == payload(number, model.len), "shard {number}: other bytes");
+                    assert_ne!(model.fate, Fate::Absent, "shard {number} came back");
+                    model.fate = Fate::Present;
+                    present += 1;
+                }
+                Answer::Failed(EngineError::NotFound { .. }) => {
+                    assert_ne!(model.fate, Fate::Present, "shard {number} is lost");
+                    model.fate = Fate::Absent;
+                }
+                other => panic!("shard {number} ({:?}): {other:?}", model.fate),
+            }
+        }
+        assert_eq!(rig.engine().stats().shards_live, present, "the index holds nothing else");
+        self.verify_journal(rig, opened);
+    }
+
+    fn verify_journal(&mut self, rig: &mut Rig, opened: &Opened2) {
+        let mut last_sequence = 0;
+        let mut found: HashMap<(u32, u64), Vec<(u64, u64, Vec<u8>)>> = HashMap::new();
+        for record in &opened.journal {
+            assert!(record.sequence > last_sequence, "in the order of appends");
+            last_sequence = record.sequence;
+            let (at, len) = (record.at, record.len);
+            let op = rig.submit(|op| Event::ReadJournal { op, at, len });
+            let Answer::Bytes(bytes) = rig.finish(op) else {
+                panic!("journal record at {at} cannot be read");
+            };
+            let PartitionId(partition) = record.partition;
+            let (Seq(first), Seq(last)) = (record.first, record.last);
+            found.entry((partition, first)).or_default().push((last, at, bytes));
+        }
+        for (partition, list) in &mut self.journal {
+            let mut seen = vec![false; list.len()];
+            for ((_, first), records) in found.iter().filter(|((p, _), _)| p == partition) {
+                for (last, at, bytes) in records {
+                    // A record is a run of whole appends.
+                    let mut seq = *first;
+                    let mut from = 0;
+                    while seq <= *last {
+                        let i = list
+                            .iter()
+                            .position(|e| e.first == seq && bytes[from..].starts_with(&e.bytes));
+                        let i = i.unwrap_or_else(|| panic!("journal {partition}: {seq} is not ours"));
+                        if list[i].at.is_none_or(|told| told == at + from as u64) {
+                            seen[i] = true;
+                        }
+                        from += list[i].bytes.len();
+                        seq = list[i].last + 1;
+                    }
+                    assert_eq!((seq, from), (last + 1, bytes.len()));
+                }
+            }
+            for (entries, seen) in list.iter().zip(seen) {
+                let acknowledged = entries.at.is_some();
+                assert!(seen || !acknowledged, "journal {partition}: {} is lost", entries.first);
+            }
+            // What was not acknowledged and is not there is as if it had never been asked for.
+            let mut keep = Vec::new();
+            for entries in list.drain(..) {
+                let there = found.iter().any(|((p, first), records)| {
+                    p == partition
+                        && records
+                            .iter()
+                            .any(|(last, ..)| *first <= entries.first && entries.last <= *last)
+                });
+                if there {
+                    keep.push(entries);
+                } else {
+                    assert!(entries.at.is_none());
+                }
+            }
+            *list = keep;
+        }
+    }
+}

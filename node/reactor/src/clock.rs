@@ -1,0 +1,17 @@
+//! The one clock of the process.
+
+use std::sync::OnceLock;
+
+use ashlar_layout::time::Instant;
+
+/// Now, in nanoseconds since the process first asked; the same scale on every core.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is the driver that hands time to the logic; nobody else reads a clock"
+)]
+pub fn monotonic() -> Instant {
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    let start = START.get_or_init(std::time::Instant::now);
+    // 2^64 nanoseconds are 584 years.
+    Instant(start.elapsed().as_nanos() as u64)
+}

@@ -1,0 +1,185 @@
+//! A node as a service: it says when it is ready, feeds the watchdog, and drains when it is told to end.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use ashlar_node_client::ClientOptions;
+use ashlar_tests::binary;
+use ashlar_tests::content::Content;
+use ashlar_tests::load;
+use ashlar_tests::rig::{self, Options, PATIENCE, Rig};
+use bytes::Bytes;
+use rustix::process::{Pid, Signal, kill_process};
+
+fn run_node(rig: &Rig, node: u32, socket: &std::path::Path) -> Child {
+    Command::new(binary::ashlar())
+        .args(["node", "run", "--config"])
+        .arg(rig.config(node))
+        .env("NOTIFY_SOCKET", socket)
+        .env("WATCHDOG_USEC", "2000000")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("ashlar does not start: {e}"))
+}
+
+/// Reads notifications until one has this line.
+fn notified(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
+    let mut seen = Vec::new();
+    let mut buffer = [0u8; 4096];
+    socket
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a timeout is a setting");
+    loop {
+        let len = socket
+            .recv(&mut buffer)
+            .unwrap_or_else(|e| panic!("no {wanted} came: {e}; {seen:?}"));
+        let message = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        let found = message.lines().any(|line| line == wanted);
+        seen.extend(message.lines().map(str::to_owned));
+        if found {
+            return seen;
+        }
+    }
+}
+
+#[test]
+fn a_node_is_ready_when_it_serves_and_drains_when_it_is_told_to_end() {
+    let rig = Rig::up(Options::default());
+    rig.ok(&["mb", "ashlar://service"]);
+    let head = rig.chain()[0];
+    rig.nodes("kill", &[head]);
+
+    let path = rig.scratch().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut child = run_node(&rig, head, &path);
+    notified(&socket, "READY=1");
+    // Ready means serving: the very next request must succeed without a wait.
+    let runtime = rig::runtime();
+    let content = Content {
+        seed: 5,
+        len: 100_000,
+    };
+    runtime.block_on(async {
+        let options = ClientOptions {
+            unavailable_wait: Duration::ZERO,
+            ..ClientOptions::default()
+        };
+        let client = rig.client(options);
+        let body = Bytes::from(content.bytes());
+        let put = client
+            .put_bytes("service", "k", body, Default::default())
+            .await;
+        put.unwrap_or_else(|e| panic!("READY=1 was sent, and yet: {e}"));
+    });
+    notified(&socket, "WATCHDOG=1");
+    notified(&socket, "WATCHDOG=1");
+
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .expect("a pid");
+    kill_process(pid, Signal::TERM).expect("it lives");
+    notified(&socket, "STOPPING=1");
+    let status = rig::eventually("the node drains and ends", PATIENCE, || {
+        child.try_wait().ok().flatten()
+    });
+    assert!(status.success(), "SIGTERM must end it with 0, not {status}");
+
+    rig.nodes("start", &[head]);
+    let back = runtime.block_on(async {
+        let client = rig.client(ClientOptions::default());
+        load::read(&client, "service", "k").await
+    });
+    let (bytes, _) = back.expect("readable").expect("there");
+    assert_eq!(content.difference(&bytes), None);
+}
+
+#[test]
+fn a_stopped_watchdog_is_noticed_by_silence() {
+    let rig = Rig::up(Options::default());
+    let node = rig.chain()[1];
+    rig.nodes("kill", &[node]);
+    let path = rig.scratch().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut child = run_node(&rig, node, &path);
+    notified(&socket, "READY=1");
+    notified(&socket, "WATCHDOG=1");
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .expect("a pid");
+    kill_process(pid, Signal::STOP).expect("it lives");
+    // What it sent before it stopped is read off; then nothing more may come.
+    socket
+        .set_read_timeout(Some(Duration::from_millis(2500)))
+        .expect("a timeout is a setting");
+    let mut buffer = [0u8; 4096];
+    let mut late = 0;
+    while socket.recv(&mut buffer).is_ok() {
+        late += 1;
+        assert!(late < 5, "a stopped node goes on feeding the watchdog");
+    }
+    kill_process(pid, Signal::CONT).expect("it lives");
+    notified(&socket, "WATCHDOG=1");
+    child.kill().expect("it lives");
+    child.wait().expect("it ends");
+}
+
+#[test]
+fn a_rig_of_loop_devices_stores_and_survives() {
+    if !rig::is_root() {
+        eprintln!("skipped: attaching loop devices takes root");
+        return;
+    }
+    if !std::path::Path::new("/dev/loop-control").exists() {
+        eprintln!("skipped: this kernel or container has no /dev/loop-control");
+        return;
+    }
+    let rig = Rig::up(Options {
+        loops: true,
+        ..Options::default()
+    });
+    let device = rig.device(1);
+    assert!(
+        device.starts_with("/dev/"),
+        "--loop must store on a device, not on {}",
+        device.display()
+    );
+    rig.ok(&["mb", "ashlar://loops"]);
+    let source = rig.scratch().join("tree");
+    ashlar_tests::folder::write_tree(&source, 60, 11);
+    let from = source.to_str().expect("UTF-8");
+    rig.ok(&["put", "-r", from, "ashlar://loops/t/"]);
+    rig.nodes("kill", &rig.all());
+    rig.up_again();
+    let back = rig.scratch().join("back");
+    rig.ok(&[
+        "get",
+        "-r",
+        "ashlar://loops/t/",
+        back.to_str().expect("UTF-8"),
+    ]);
+    ashlar_tests::folder::assert_same(&source, &back);
+    rig.rig(&["down"]);
+    rig.up_again();
+    rig.ok(&[
+        "get",
+        "-r",
+        "ashlar://loops/t/",
+        rig.scratch().join("b2").to_str().expect("UTF-8"),
+    ]);
+    rig.rig(&["wipe", "--yes"]);
+    let attached = Command::new("losetup")
+        .arg("--list")
+        .output()
+        .expect("losetup runs");
+    let attached = String::from_utf8_lossy(&attached.stdout).into_owned();
+    let dir = rig.dir().to_str().expect("UTF-8");
+    assert!(
+        !attached.contains(dir),
+        "wipe left loop devices:\n{attached}"
+    );
+}

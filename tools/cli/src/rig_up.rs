@@ -1,0 +1,391 @@
+//! `ashlar rig up` and `start`: make a rig's files and map, start its nodes, wait until they serve.
+
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+use ashlar_cluster_map::{
+    Class, ClusterMap, Core, Device, DomainLevel, Domains, Node, solve,
+};
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId};
+use ashlar_layout::limits::STRIPE_DATA;
+use ashlar_node_daemon::config::{CacheMode, Config, DeviceConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::device_format::{self, Identity};
+use crate::fail::Fail;
+use crate::output::{self, human};
+use crate::process::{self, Started, State};
+use crate::rig::{self, CREATING, Lock, Rig, RigFile, UpArgs, write_whole};
+use crate::rig_files;
+
+const NODES: u32 = 6;
+const SIZE: u64 = 2 << 30;
+const CLASS: Class = Class { k: 4, m: 2 };
+/// Bytes of the buffer pool of each node: modest, for many share a machine.
+const POOL_BYTES: usize = 32 << 20;
+
+/// Makes or resumes a rig, starts it, and stays with it unless told otherwise.
+pub fn up(dir: &Path, args: &UpArgs, json: bool) -> Result<(), Fail> {
+    let made = !dir.exists();
+    if made {
+        std::fs::create_dir_all(dir).map_err(Fail::io("cannot make", dir))?;
+    }
+    let lock = Lock::take(dir).inspect_err(|_| {
+        if made {
+            let _ = std::fs::remove_dir(dir);
+        }
+    })?;
+    let rig = match Rig::find(dir)? {
+        Some(rig) => {
+            same(&rig, args)?;
+            rig
+        }
+        None => create(dir, args).inspect_err(|_| unmake(dir))?,
+    };
+    let idle: Vec<u32> = rig.nodes().filter(|n| rig.state(*n) == State::Dead).collect();
+    for node in rig.nodes().filter(|n| rig.state(*n) == State::Stopped) {
+        output::note(&format!("node {node} is stopped: 'ashlar rig cont {node}' lets it go on"));
+    }
+    let mut starting = spawn(&rig, &idle)?;
+    let outcome = wait(&mut starting, Duration::from_secs(args.wait));
+    let children = starting.into_iter().filter_map(|s| Some((s.node, s.into_child()?))).collect();
+    if outcome.is_ok() {
+        announce(&rig, args.detach, json)?;
+    }
+    drop(lock);
+    if args.detach {
+        return outcome;
+    }
+    if let Err(error) = &outcome {
+        error.report();
+    }
+    stay(&rig, children)?;
+    outcome
+}
+
+/// Starts dead nodes of a rig that is there.
+pub fn start(rig: &Rig, nodes: &[u32], limit: Duration, json: bool) -> Result<(), Fail> {
+    let mut idle = Vec::new();
+    for node in nodes {
+        match rig.state(*node) {
+            State::Dead => idle.push(*node),
+            State::Running => output::note(&format!("node {node} is running already")),
+            State::Stopped => {
+                return Err(Fail::Refused(format!(
+                    "node {node} is stopped, not dead: 'ashlar rig cont {node}' lets it go on"
+                )));
+            }
+        }
+    }
+    let mut starting = spawn(rig, &idle)?;
+    wait(&mut starting, limit)?;
+    if json {
+        return output::json(&serde_json::json!({ "started": idle }));
+    }
+    for node in idle {
+        output::line(&format!("node {node} serves"))?;
+    }
+    Ok(())
+}
+
+/// Refuses to resume a rig under other parameters than its own.
+fn same(rig: &Rig, args: &UpArgs) -> Result<(), Fail> {
+    let file = &rig.file;
+    let mut differences = Vec::new();
+    if let Some(nodes) = args.nodes.filter(|n| *n != file.nodes) {
+        differences.push(format!("it has {} nodes, not {nodes}", file.nodes));
+    }
+    if let Some(size) = args.size.filter(|s| *s != file.size) {
+        differences.push(format!("its devices have {}, not {}", human(file.size), human(size)));
+    }
+    if let Some(class) = args.class.filter(|c| *c != file.class) {
+        differences.push(format!("its class is {}, not {class}", file.class));
+    }
+    if args.loops && !file.loops {
+        differences.push("its devices are plain files, not loop devices".to_owned());
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Fail::Refused(format!(
+        "the rig in {} cannot be resumed so: {}; leave these out, choose another --dir, or remove it with \
+         'ashlar rig wipe'",
+        rig.dir.display(),
+        differences.join("; ")
+    )))
+}
+
+/// Takes away what a failed creation has left, so that nobody has to.
+fn unmake(dir: &Path) {
+    let only_lock = || {
+        std::fs::read_dir(dir).is_ok_and(|entries| {
+            entries.filter_map(Result::ok).all(|entry| entry.file_name() == "lock")
+        })
+    };
+    if dir.join(CREATING).exists() || only_lock() {
+        // What made the creation fail is told already; a second `up` tries again.
+        let _ = rig::remove(dir);
+    }
+}
+
+fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
+    check_folder(dir)?;
+    let dir = dir.canonicalize().map_err(Fail::io("cannot find", dir))?;
+    let file = RigFile {
+        version: 1,
+        nodes: args.nodes.unwrap_or(NODES),
+        size: args.size.unwrap_or(SIZE),
+        class: args.class.unwrap_or(CLASS),
+        loops: args.loops,
+    };
+    if args.loops && !rustix::process::geteuid().is_root() {
+        return Err(Fail::Refused(
+            "--loop attaches loop devices, which needs root: use sudo, or leave out --loop".into(),
+        ));
+    }
+    device_format::check_size(file.size)?;
+    // Solved before anything is written: a class that does not fit costs nothing.
+    let map = new_map(&file)?;
+
+    std::fs::write(dir.join(CREATING), b"").map_err(Fail::io("cannot write in", &dir))?;
+    let rig = Rig { dir, file };
+    let mut images = Vec::new();
+    for node in rig.nodes() {
+        let folder = rig.folder(node);
+        std::fs::create_dir(&folder).map_err(Fail::io("cannot make", &folder))?;
+        images.push(rig.image(node));
+    }
+    rig_files::create(&images, rig.file.size)?;
+    for device in &map.devices {
+        let image = rig.image(device.node.0);
+        device_format::format_image(&image, &identity(&map, device))?;
+    }
+    write_whole(&rig.dir.join(crate::locate::MAP_FILE), &map.to_json())?;
+    rig.save()?;
+    let mark = rig.dir.join(CREATING);
+    std::fs::remove_file(&mark).map_err(Fail::io("cannot remove", &mark))?;
+    Ok(rig)
+}
+
+/// The folder must be empty, or hold what is left of a rig that was never finished.
+fn check_folder(dir: &Path) -> Result<(), Fail> {
+    if dir.join(CREATING).exists() {
+        rig::remove(dir)?;
+        return std::fs::create_dir_all(dir).map_err(Fail::io("cannot make", dir));
+    }
+    for entry in std::fs::read_dir(dir).map_err(Fail::io("cannot read", dir))? {
+        let name = entry.map_err(Fail::io("cannot read", dir))?.file_name();
+        if name != "lock" {
+            return Err(Fail::Refused(format!(
+                "{} is no rig and not empty (it holds {}): choose another --dir",
+                dir.display(),
+                Path::new(&name).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn identity(map: &ClusterMap, device: &Device) -> Identity {
+    Identity { cluster: map.cluster, device: device.id, node: device.node, no: device.no }
+}
+
+fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
+    let mut cluster = ClusterId::default();
+    process::random(&mut cluster.0)?;
+    let mut seed = [0u8; 8];
+    process::random(&mut seed)?;
+    let mut nodes = Vec::new();
+    let mut devices = Vec::new();
+    // Each port is held until all are chosen, so that none is chosen twice.
+    let mut ports = Vec::new();
+    for number in 1..=file.nodes {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")
+            .map_err(Fail::io("cannot find a free port on", Path::new("127.0.0.1")))?;
+        let address = listener
+            .local_addr()
+            .map_err(Fail::io("cannot find a free port on", Path::new("127.0.0.1")))?;
+        ports.push(listener);
+        let mut id = DeviceId::default();
+        process::random(&mut id.0)?;
+        nodes.push(Node {
+            id: NodeId(number),
+            domains: Domains::default(),
+            cores: vec![Core { address: address.to_string() }],
+        });
+        devices.push(Device {
+            no: DeviceNo(number),
+            id,
+            node: NodeId(number),
+            core: 0,
+            size: file.size,
+        });
+    }
+    let mut map = ClusterMap {
+        cluster,
+        epoch: Epoch(1),
+        class: file.class,
+        stripe_data: STRIPE_DATA,
+        domain: DomainLevel::Host,
+        nodes,
+        devices,
+        groups: Vec::new(),
+        partitions: Vec::new(),
+    };
+    solve(&mut map, u64::from_le_bytes(seed))?;
+    Ok(map)
+}
+
+/// Writes a node's configuration; its loop device may have another number than last time.
+fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
+    let image = rig.image(node);
+    let path = if rig.file.loops { rig_files::attach_loop(&image)? } else { "device.img".into() };
+    let config = Config {
+        node: NodeId(node),
+        map: Path::new("..").join(crate::locate::MAP_FILE),
+        devices: vec![DeviceConfig { no: DeviceNo(node), path, cache: CacheMode::Auto }],
+        pool_bytes: POOL_BYTES,
+        spin_us: 0,
+        first_cpu: None,
+    };
+    let text = toml::to_string(&config)
+        .map_err(|e| Fail::Refused(format!("node.toml cannot be written: {e}")))?;
+    write_whole(&rig.folder(node).join("node.toml"), text.as_bytes())
+}
+
+fn spawn(rig: &Rig, nodes: &[u32]) -> Result<Vec<process::Starting>, Fail> {
+    for node in nodes {
+        configure(rig, *node)?;
+    }
+    nodes.iter().map(|node| process::spawn(*node, &rig.folder(*node))).collect()
+}
+
+/// Waits for all; tells of each that did not make it.
+fn wait(starting: &mut [process::Starting], limit: Duration) -> Result<(), Fail> {
+    let total = starting.len() as u64;
+    let progress = output::Progress::things("nodes ready", Some(total));
+    let outcomes = process::wait_ready(starting, limit, |_| progress.inc(1))?;
+    progress.finish();
+    let mut failed = 0;
+    for (node, outcome) in starting.iter().zip(outcomes) {
+        let number = node.node;
+        match outcome {
+            Started::Ready => continue,
+            Started::Died(how) => output::note(&format!("node {number} died: {how}")),
+            Started::Late(status) => output::note(&format!(
+                "node {number} runs, but does not serve after {} s{}{status}: see its node.log",
+                limit.as_secs(),
+                if status.is_empty() { "" } else { ": " }
+            )),
+        }
+        failed += 1;
+    }
+    if failed == 0 { Ok(()) } else { Err(Fail::Some { failed, total, things: "nodes" }) }
+}
+
+fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
+    let map = rig.map()?;
+    let chain = rig::chain_nodes(&map);
+    let (head, followers) = chain.split_first().map_or((None, &chain[..]), |(h, f)| (Some(h), f));
+    if json {
+        let nodes: Vec<_> = map
+            .nodes
+            .iter()
+            .map(|n| {
+                serde_json::json!({
+                    "node": n.id,
+                    "address": n.cores.first().map(|c| &c.address),
+                    "pid": rig.process(n.id.0).map(|p| p.pid),
+                })
+            })
+            .collect();
+        return output::json(&serde_json::json!({
+            "dir": rig.dir, "map": rig.dir.join(crate::locate::MAP_FILE), "cluster": map.cluster,
+            "class": map.class, "head": head, "followers": followers, "nodes": nodes,
+        }));
+    }
+    output::line(&format!(
+        "A store of {} nodes with {} each serves, class {}, in {}",
+        rig.file.nodes,
+        human(rig.file.size),
+        map.class,
+        rig.dir.display()
+    ))?;
+    for node in &map.nodes {
+        let role = match chain.iter().position(|n| *n == node.id) {
+            Some(0) => "  head of the journal's chain",
+            Some(_) => "  follower",
+            None => "",
+        };
+        let pid = rig.process(node.id.0).map_or_else(|| "-".to_owned(), |p| p.pid.to_string());
+        let address = node.cores.first().map_or("", |c| c.address.as_str());
+        output::line(&format!("  node {:<3} {address:<21} pid {pid:<8}{role}", node.id))?;
+    }
+    let default = Path::new(crate::locate::RIG_DIR).canonicalize().ok();
+    let here = default.as_deref() == Some(rig.dir.as_path());
+    let (cluster, dir) = if here {
+        (String::new(), String::new())
+    } else {
+        (format!(" --cluster {}", rig.dir.display()), format!(" --dir {}", rig.dir.display()))
+    };
+    output::line("Next:")?;
+    output::line(&format!("  ashlar{cluster} mb ashlar://photos"))?;
+    output::line(&format!("  ashlar{cluster} put -r /usr/include ashlar://photos/include"))?;
+    output::line(&format!("  ashlar{cluster} ls ashlar://photos/include/"))?;
+    output::line(&format!("  ashlar rig{dir} status"))?;
+    if detached {
+        output::line(&format!("  ashlar rig{dir} down"))
+    } else {
+        output::line("Ctrl-C drains the nodes and ends them.")
+    }
+}
+
+/// Stays until Ctrl-C or SIGTERM, tells of nodes that die, then ends all in order.
+fn stay(rig: &Rig, children: Vec<(u32, Child)>) -> Result<(), Fail> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fail::io("cannot wait for signals in", &rig.dir))?;
+    runtime.block_on(async {
+        let listen = |kind| signal(kind).map_err(Fail::io("cannot wait for signals in", &rig.dir));
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        let (dead, mut deaths) = tokio::sync::mpsc::channel(children.len().max(1));
+        for (node, mut child) in children {
+            let dead = dead.clone();
+            // A thread each, that also takes the zombie away: they end with their nodes.
+            std::thread::spawn(move || {
+                if let Ok(status) = child.wait() {
+                    let _ = dead.blocking_send((node, status));
+                }
+            });
+        }
+        drop(dead);
+        let mut ours = true;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                death = deaths.recv(), if ours => match death {
+                    Some((node, status)) => output::note(&format!("node {node} ended: {status}")),
+                    // All that we started have ended, but others may have started some since.
+                    None if rig.nodes().all(|n| rig.state(n) == State::Dead) => return Ok(()),
+                    None => ours = false,
+                },
+            }
+        }
+        output::note("draining; Ctrl-C again kills the nodes");
+        let drain = async {
+            let rig = Rig { dir: rig.dir.clone(), file: rig.file.clone() };
+            match tokio::task::spawn_blocking(move || rig::down(&rig)).await {
+                Ok(result) => result.map(drop),
+                Err(_) => Err(Fail::Refused("the drain panicked".into())),
+            }
+        };
+        tokio::select! {
+            result = drain => result,
+            _ = interrupt.recv() => rig::kill_all(rig),
+        }
+    })
+}
