@@ -314,13 +314,12 @@ impl Drop for Rig {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        if self.options.loops {
-            // Loop devices are detached by the command that attached them.
-            let _ = self.run(&self.rig_args(&["cont"]));
-            let _ = self.run(&self.rig_args(&["wipe", "--yes"]));
-        }
         for (pid, _) in node_processes(&self.dir) {
             let _ = kill_process(pid, Signal::KILL);
+        }
+        if self.options.loops {
+            // Loop devices are detached by the command that attached them.
+            let _ = self.run(&self.rig_args(&["wipe", "--yes"]));
         }
         if std::env::var_os("ASHLAR_KEEP").is_some()
             && let Some(temp) = self.temp.take()

@@ -86,7 +86,7 @@ fn a_dead_device_is_inspected_and_verified_without_its_node() {
     rig.ok(&["device", "inspect", text(&device)]);
 
     // Rot is found offline too.
-    rig.rig(&["corrupt", "1", "--blocks", "3000", "--seed", "5"]);
+    rig.rig(&["corrupt", "1", "--blocks", "300", "--seed", "5"]);
     let output = rig.run(&["device", "verify", text(&device)]);
     assert_eq!(
         output.status.code(),
@@ -209,7 +209,7 @@ fn future(bytes: &mut [u8]) {
 fn a_rig_that_does_not_fit_is_refused_before_anything_is_made() {
     let rig = Rig::prepare(Options::default());
     rig.fails(
-        &rig.rig_args(&["up", "--detach", "--size", "9999T"]),
+        &rig.rig_args(&["up", "--detach", "--size", "2T"]),
         1,
         &["free|room|space"],
     );
@@ -220,7 +220,7 @@ fn a_rig_that_does_not_fit_is_refused_before_anything_is_made() {
     );
     rig.fails(
         &rig.rig_args(&["up", "--detach", "--size", "1M"]),
-        1,
+        2,
         &["small|at least"],
     );
     rig.fails(&rig.rig_args(&["status"]), 1, &["rig"]);

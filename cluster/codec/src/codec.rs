@@ -90,7 +90,7 @@ impl<'a> Request<'a> {
 }
 
 impl Codec {
-    /// The code of class `k+m`. A wide class takes some 60 ms the first time, for tables that the process
+    /// The code of class `k+m`. A wide class takes 15 to 60 ms the first time, for tables that the process
     /// keeps; other classes take microseconds.
     pub fn new(k: usize, m: usize) -> Result<Self, CodecError> {
         Self::with_method(k, m, Method::of(m))

@@ -55,7 +55,7 @@ impl<T> Pool<T> {
 
 impl Wide {
     /// Class `k+m` (checked by the caller). Makes the process's tables now rather than in the first
-    /// request: some 60 ms, once.
+    /// request: 15 to 60 ms, once.
     pub(crate) fn new(k: usize, m: usize) -> Result<Self, CodecError> {
         let code = Self {
             k,

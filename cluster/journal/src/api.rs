@@ -85,7 +85,8 @@ pub struct Limits {
     pub silent_min: Duration,
     /// See `silent_min`.
     pub silent_max: Duration,
-    /// How long until a follower that was bypassed is fed through the chain again.
+    /// How long until a follower that was bypassed is fed through the chain again; twice as long
+    /// each time that this fails, up to 32 times.
     pub rechain: Duration,
     /// How long an idle head waits until it tells followers what is committed,
     pub announce: Duration,
@@ -112,7 +113,7 @@ impl Default for Limits {
             resend: Duration::from_millis(200),
             silent_min: Duration::from_millis(2),
             silent_max: Duration::from_millis(50),
-            rechain: Duration::from_secs(1),
+            rechain: Duration::from_millis(100),
             announce: Duration::from_millis(5),
             heartbeat: Duration::from_secs(1),
         }

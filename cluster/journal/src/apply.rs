@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - entries are applied once each, in order, and never beyond `committed` once replay is over;
-//! - one read of the log is under way for applying, at most one for each follower that is fed and
-//!   each peer that is answered;
+//! - one read of the log is under way for applying, at most one for each follower that is fed, and
+//!   a bounded number for the questions of each peer;
 //! - what a read gives is used only if it is the entry that the log says: number, term, checksum.
 //!   If it is not, the entry is fetched from a peer; it is never passed over.
 
@@ -186,8 +186,8 @@ impl Replica {
                 }
             }
             Purpose::Serve(peer) => {
-                if self.serves.get(&peer) == Some(&token) {
-                    self.serves.remove(&peer);
+                if self.serves.get(&(peer, read.first)) == Some(&token) {
+                    self.serves.remove(&(peer, read.first));
                     self.send_entries(peer, read.first, &pieces, out);
                 }
             }
@@ -237,11 +237,17 @@ impl Replica {
         let parts = self
             .log
             .recent_run(first, last, self.config.limits.batch_bytes);
-        self.serves.remove(&peer);
+        // A peer may repair several entries at once, and wants an answer for each; to the same
+        // question only the latest counts.
+        self.serves.remove(&(peer, first));
         if parts.is_empty() && !self.repairs.contains_key(&first) {
-            // The latest question of a peer is the one that it waits for.
+            let questions = (peer, Seq(0))..=(peer, Seq(u64::MAX));
+            if self.serves.range(questions).count() > self.config.limits.repairs {
+                // Silence, since "none" would be untrue: it will ask again.
+                return;
+            }
             if let Some(token) = self.read_log(Purpose::Serve(peer), first, last, out) {
-                self.serves.insert(peer, token);
+                self.serves.insert((peer, first), token);
                 return;
             }
         }

@@ -529,6 +529,7 @@ impl Replica {
             if caught_up {
                 progress.chained = true;
                 progress.chained_from = last;
+                progress.waiting_since = progress.waiting_since.map(|_| now);
                 progress.rechain_at = None;
             } else if progress.known {
                 progress.rechain_at = Some(now + wait);

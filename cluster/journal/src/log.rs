@@ -79,6 +79,9 @@ pub(crate) struct Log {
     tail_damaged: Option<Term>,
     /// The first entry that damaged records may have held.
     damaged_from: Option<Seq>,
+    /// The last entry that records may have held that were reported before anything was replayed:
+    /// whether they stood there, or were only reported there, is not known.
+    unplaced_to: Seq,
 }
 
 impl Log {
@@ -94,6 +97,7 @@ impl Log {
             writing_bytes: 0,
             tail_damaged: None,
             damaged_from: None,
+            unplaced_to: Seq(0),
         }
     }
 
@@ -386,11 +390,22 @@ impl Log {
 
 /// Replay: what the device gives, in append order.
 impl Log {
-    /// A record that cannot be read stands here; `first` is the first entry that it held, if known.
-    pub(crate) fn replay_damaged(&mut self, first: Option<Seq>) {
+    /// A record that cannot be read stands here; `hint`: the first and last entry that it held, if
+    /// known.
+    pub(crate) fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>) {
+        let (first, last) = hint.unwrap_or((Seq(1), Seq(u64::MAX)));
+        if self.slots.is_empty() {
+            self.unplaced_to = self.unplaced_to.max(last);
+        }
         self.tail_damaged.get_or_insert(self.last_term());
-        let first = first.unwrap_or(Seq(1));
         self.damaged_from = Some(self.damaged_from.map_or(first, |from| from.min(first)));
+    }
+
+    /// Replay is over.
+    pub(crate) fn replay_ends(&mut self) {
+        if self.unplaced_to > self.last() {
+            self.tail_damaged.get_or_insert(self.last_term());
+        }
     }
 
     /// An entry. Gives the lowest entry that was removed or is doubted now, if any was.

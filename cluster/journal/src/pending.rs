@@ -195,14 +195,15 @@ impl Pending {
                 refuse(ErrorCode::NoSuchBucket, detail, bucket_pending)
             }
             Op::DeleteBucket { .. } => {
-                let held = index
-                    .bucket(bucket)
-                    .map_or(0, |objects| objects.len() as i64);
+                let held = index.bucket(bucket).map_or(0, |objects| {
+                    i64::try_from(objects.len()).unwrap_or(i64::MAX)
+                });
                 let delta = overlay.map_or(0, |overlay| overlay.delta);
-                if held + delta == 0 {
+                let held = held.saturating_add(delta);
+                if held == 0 {
                     return Ok(());
                 }
-                let detail = format!("bucket {bucket:?} still holds {} object(s)", held + delta);
+                let detail = format!("bucket {bucket:?} still holds {held} object(s)");
                 refuse(ErrorCode::BucketNotEmpty, detail, overlay.is_some())
             }
             Op::Put { .. } | Op::Delete { .. } => {

@@ -102,7 +102,7 @@ pub struct Replica {
     pub(crate) writes: BTreeMap<u64, Write>,
     pub(crate) reads: BTreeMap<u64, Read>,
     pub(crate) applying: Option<u64>,
-    pub(crate) serves: BTreeMap<u8, u64>,
+    pub(crate) serves: BTreeMap<(u8, Seq), u64>,
     pub(crate) repairs: BTreeMap<Seq, Repair>,
 }
 
@@ -152,15 +152,21 @@ impl Replica {
             at += len as u64;
         }
         if damaged {
+            let first = pieces.last().map(|piece| Seq(piece.seq.0 + 1));
             self.log
-                .replay_damaged(pieces.last().map(|piece| Seq(piece.seq.0 + 1)));
+                .replay_damaged(first.map(|first| (first, Seq(u64::MAX))));
         }
     }
 
     /// A journal record that cannot be read stands here, in append order. `hint`: the first and
     /// last entry that it held, if its header still tells (`None` if it may have held anything).
+    ///
+    /// Its place matters: damage with entries behind it has made holes, which peers fill; damage
+    /// behind everything else may have taken the last entries, and until a new reign has begun this
+    /// replica alone does not vouch for the end of its log. Damage that is reported before anything
+    /// was replayed is taken for the latter, unless its hint says that it lies within the log.
     pub fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>) {
-        self.log.replay_damaged(hint.map(|(first, _)| first));
+        self.log.replay_damaged(hint);
     }
 
     /// Handles an event. The actions are appended to `out`, to be carried out in their order.
@@ -466,7 +472,7 @@ impl Replica {
         };
         *held = link;
         if link == Link::Down {
-            self.serves.remove(&peer);
+            self.serves.retain(|(to, _), _| *to != peer);
             self.repair_peer_down(now, peer, out);
         }
         match self.role {

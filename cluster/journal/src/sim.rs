@@ -150,6 +150,8 @@ pub(crate) struct Plan {
     pub(crate) torn: bool,
     pub(crate) lossy: bool,
     pub(crate) pauses: bool,
+    /// Now and then a device or a connection takes long.
+    pub(crate) jitter: bool,
     /// Whose device loses records.
     pub(crate) victim: Option<u8>,
 }
@@ -340,7 +342,14 @@ impl World {
                         let paused = self.nodes[usize::from(node)].paused;
                         assert!(
                             paused || after.is_none_or(|after| after.0 > self.now),
-                            "replica {node} wants a deadline in the past, for ever"
+                            "replica {node} wants a deadline in the past, for ever: {:#?}",
+                            self.nodes[usize::from(node)].replica.as_ref().map(|r| (
+                                r.role,
+                                &r.head.progress,
+                                &r.starting,
+                                &r.repairs,
+                                r.head.announce_at
+                            ))
                         );
                     } else {
                         self.arm(node);
@@ -413,7 +422,7 @@ impl World {
                 entries,
             } => {
                 let mut took = 20 * MICRO + self.rng.below(200 * MICRO);
-                if self.rng.one_in(100) {
+                if self.plan.jitter && self.rng.one_in(100) {
                     took += self.rng.below(20 * MILLI);
                 }
                 let gap = if self.rng.one_in(3) {
@@ -458,7 +467,7 @@ impl World {
                     });
                 }
                 let mut due = self.now + 10 * MICRO + self.rng.below(100 * MICRO);
-                if self.rng.one_in(200) {
+                if self.plan.jitter && self.rng.one_in(200) {
                     due += self.rng.below(10 * MILLI);
                 }
                 let fifo = self.fifo.entry((node, to)).or_default();

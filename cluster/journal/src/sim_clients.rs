@@ -126,21 +126,21 @@ fn random_op(rng: &mut Rng, newest: u64) -> (Op, Precondition, Bytes) {
     };
     let none = (Precondition::None, Bytes::new());
     match rng.below(20) {
-        0..=3 => (
+        0 | 1 => (
             Op::CreateBucket {
                 bucket: bucket(rng),
             },
             none.0,
             none.1,
         ),
-        4 => (
+        2 => (
             Op::DeleteBucket {
                 bucket: bucket(rng),
             },
             none.0,
             none.1,
         ),
-        5..=8 => (
+        3..=6 => (
             Op::Delete {
                 bucket: bucket(rng),
                 key: key(rng),

@@ -21,6 +21,7 @@ fn plan(seed: u64) -> (u8, Plan) {
         torn: rng.one_in(3),
         lossy: rng.one_in(3),
         pauses: rng.one_in(2),
+        jitter: !rng.one_in(4),
         victim: victim.filter(|_| replicas > 1),
     };
     (replicas, plan)

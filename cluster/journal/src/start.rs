@@ -102,6 +102,7 @@ impl Replica {
         if self.role != Role::Replaying {
             return;
         }
+        self.log.replay_ends();
         if self.config.me != 0 {
             self.role = Role::Follower;
             return;

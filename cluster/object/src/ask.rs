@@ -15,7 +15,7 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::call::{Action, Answer, CallId, Calls, Event, Machine, sooner};
-use crate::common::Common;
+use crate::common::{Common, unexpected};
 use crate::error::ObjectError;
 use crate::latency::Kind;
 
@@ -140,7 +140,11 @@ impl Ask {
         });
         self.open.push((call, now));
         let bytes = self.payload.len() as u32;
-        let patience = self.common.health().deadline(Kind::Head, bytes).max(PATIENCE_MIN);
+        let patience = self
+            .common
+            .health()
+            .deadline(Kind::Head, bytes)
+            .max(PATIENCE_MIN);
         self.ask_at = Some(now + patience);
     }
 
@@ -175,16 +179,37 @@ impl Ask {
     }
 
     fn on_answer(&mut self, now: Instant, call: CallId, answer: Answer) {
-        let Some(at) = self.open.iter().position(|(c, _)| *c == call) else { return };
+        let Some(at) = self.open.iter().position(|(c, _)| *c == call) else {
+            return;
+        };
         let (_, sent) = self.open.swap_remove(at);
         match answer {
-            Answer::Reply { reply: Reply::Error(error), .. } => self.on_error(now, error),
-            Answer::Reply { reply, payload, payload_crc } => {
+            Answer::Reply {
+                reply: Reply::Error(error),
+                ..
+            } => self.on_error(now, error),
+            Answer::Reply { reply, .. }
+                if self.is_change() && !matches!(reply, Reply::Committed { .. }) =>
+            {
+                self.uncertain = true;
+                self.end(Err(unexpected("Committed", &reply)));
+            }
+            Answer::Reply {
+                reply,
+                payload,
+                payload_crc,
+            } => {
                 let bytes = self.payload.len() as u32;
                 if let Some(head) = self.head() {
-                    self.common.health().worked(head, Kind::Head, bytes, now.since(sent));
+                    self.common
+                        .health()
+                        .worked(head, Kind::Head, bytes, now.since(sent));
                 }
-                self.end(Ok(Told { reply, payload, payload_crc }));
+                self.end(Ok(Told {
+                    reply,
+                    payload,
+                    payload_crc,
+                }));
             }
             Answer::NotSent { detail } => {
                 let detail = self.silent(&detail);
@@ -207,16 +232,26 @@ impl Ask {
                 self.uncertain = true;
                 return self.again(now, code, detail);
             }
-            ErrorCode::Busy | ErrorCode::NotServing | ErrorCode::StaleEpoch | ErrorCode::NotHere => {
+            ErrorCode::Busy
+            | ErrorCode::NotServing
+            | ErrorCode::StaleEpoch
+            | ErrorCode::NotHere => {
                 return self.again(now, code, detail);
+            }
+            ErrorCode::DeviceError | ErrorCode::Corrupt | ErrorCode::Internal => {
+                // Whatever broke may have broken after the others had it.
+                self.uncertain = true;
+                ObjectError::Refused { code, detail }
             }
             ErrorCode::NoSuchBucket => ObjectError::NoSuchBucket { bucket },
             ErrorCode::NotFound => ObjectError::NotFound { bucket, key },
             ErrorCode::BucketExists => ObjectError::BucketExists { bucket },
             ErrorCode::BucketNotEmpty => ObjectError::BucketNotEmpty { bucket },
-            ErrorCode::PreconditionFailed => {
-                ObjectError::PreconditionFailed { bucket, key, detail }
-            }
+            ErrorCode::PreconditionFailed => ObjectError::PreconditionFailed {
+                bucket,
+                key,
+                detail,
+            },
             ErrorCode::BadRequest => ObjectError::BadRequest { detail },
             code => ObjectError::Refused { code, detail },
         };
@@ -247,7 +282,11 @@ impl Ask {
 
     fn unavailable(&self, detail: String) -> ObjectError {
         let uncertain = self.may_be_made();
-        ObjectError::PartitionUnavailable { partition: self.partition, detail, uncertain }
+        ObjectError::PartitionUnavailable {
+            partition: self.partition,
+            detail,
+            uncertain,
+        }
     }
 
     fn head(&self) -> Option<ashlar_layout::ids::DeviceNo> {
@@ -261,7 +300,9 @@ impl Ask {
         let map = self.common.map();
         let head = self.head().and_then(|no| map.device(no));
         let node = head.map_or(0, |d| d.node.0);
-        let address = head.and_then(|d| map.address(d.no)).unwrap_or("no known address");
+        let address = head
+            .and_then(|d| map.address(d.no))
+            .unwrap_or("no known address");
         format!(
             "the head of partition {} is node {node} at {address}, which does not answer: {why}",
             self.partition

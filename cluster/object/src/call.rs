@@ -36,7 +36,10 @@ impl Calls {
     pub(crate) fn next(&mut self) -> CallId {
         let call = self.next;
         self.next += 1;
-        CallId { lane: self.lane, call }
+        CallId {
+            lane: self.lane,
+            call,
+        }
     }
 }
 
@@ -170,11 +173,19 @@ pub(crate) struct StripeIds {
 
 impl StripeIds {
     pub(crate) fn new(writer: u64) -> StripeIds {
-        StripeIds { writer, attempt: std::sync::atomic::AtomicU64::new(1) }
+        StripeIds {
+            writer,
+            attempt: std::sync::atomic::AtomicU64::new(1),
+        }
     }
 
     pub(crate) fn next(&self) -> StripeId {
-        let attempt = self.attempt.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        StripeId { writer: self.writer, attempt }
+        let attempt = self
+            .attempt
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        StripeId {
+            writer: self.writer,
+            attempt,
+        }
     }
 }

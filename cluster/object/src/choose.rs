@@ -26,10 +26,18 @@ pub fn choose<'a>(
             _ => (best, count) = (Some(group.class), 1),
         }
     }
-    let refused = || ObjectError::NoGroup { class: map.class, away: health.away(map) };
+    let refused = || ObjectError::NoGroup {
+        class: map.class,
+        away: health.away(map),
+    };
     let class = best.ok_or_else(refused)?;
     let nth = usize::try_from(counter % count).unwrap_or(0);
-    map.groups.iter().filter(usable).filter(|g| g.class == class).nth(nth).ok_or_else(refused)
+    map.groups
+        .iter()
+        .filter(usable)
+        .filter(|g| g.class == class)
+        .nth(nth)
+        .ok_or_else(refused)
 }
 
 /// Whether `a` is preferred to `b`: more data shards at no less parity, or more parity.
@@ -54,8 +62,9 @@ mod tests {
         let map = map(6, class(4, 2));
         let health = Health::default();
         let full = map.groups.iter().filter(|g| g.class == map.class).count() as u64;
-        let chosen: BTreeSet<_> =
-            (0..full).map(|i| choose(&map, &health, i).unwrap().id).collect();
+        let chosen: BTreeSet<_> = (0..full)
+            .map(|i| choose(&map, &health, i).unwrap().id)
+            .collect();
         assert_eq!(chosen.len() as u64, full);
     }
 

@@ -98,7 +98,10 @@ impl Common {
 
     /// The newest map.
     pub fn map(&self) -> Arc<ClusterMap> {
-        self.map.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.map
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Takes a map over, if it is of the same cluster and newer.
@@ -141,7 +144,10 @@ impl Common {
         let map = self.map();
         let partition = map.partition(bucket, key).map(|p| p.id);
         partition.ok_or_else(|| ObjectError::BadRequest {
-            detail: format!("map {} has no partition for '{key}' in '{bucket}'", map.epoch),
+            detail: format!(
+                "map {} has no partition for '{key}' in '{bucket}'",
+                map.epoch
+            ),
         })
     }
 
@@ -166,7 +172,10 @@ impl Common {
     /// The devices that hold a stripe's shards, in order; an error says what does not fit.
     pub(crate) fn devices_of(&self, stripe: &Stripe) -> Result<Vec<DeviceNo>, String> {
         let map = self.map();
-        let class = Class { k: stripe.k, m: stripe.m };
+        let class = Class {
+            k: stripe.k,
+            m: stripe.m,
+        };
         let fits = class.k > 0 && stripe.data_len.div_ceil(u32::from(class.k)) <= SHARD_SIZE_MAX;
         if !fits || stripe.data_len == 0 || stripe.shard_crcs.len() != class.shards() {
             let crcs = stripe.shard_crcs.len();
@@ -195,13 +204,24 @@ impl Common {
     /// A fault with its device's node.
     pub(crate) fn shard_fault(&self, index: usize, device: DeviceNo, fault: Fault) -> ShardFault {
         let node = self.map().device(device).map_or(NodeId(0), |d| d.node);
-        ShardFault { index: index as u16, device, node, fault }
+        ShardFault {
+            index: index as u16,
+            device,
+            node,
+            fault,
+        }
     }
 }
 
 /// The request that forgets a shard.
 pub(crate) fn forget(device: DeviceNo, stripe: StripeId, index: usize) -> Request {
-    Request::ShardDelete { device, shard: ShardId { stripe, index: index as u16 } }
+    Request::ShardDelete {
+        device,
+        shard: ShardId {
+            stripe,
+            index: index as u16,
+        },
+    }
 }
 
 /// The error for a reply of another kind than the request asks for.
@@ -218,5 +238,7 @@ pub fn unexpected(expected: &str, got: &Reply) -> ObjectError {
         Reply::Status(_) => "Status",
         Reply::Error(_) => "Error",
     };
-    ObjectError::Protocol { detail: format!("a reply {got} came where {expected} was expected") }
+    ObjectError::Protocol {
+        detail: format!("a reply {got} came where {expected} was expected"),
+    }
 }

@@ -51,11 +51,26 @@ impl Delete {
             client: common.client(),
             request: common.next_request(),
             precondition,
-            op: Op::Delete { bucket: bucket.to_owned(), key: key.to_owned() },
+            op: Op::Delete {
+                bucket: bucket.to_owned(),
+                key: key.to_owned(),
+            },
         };
         let names = (bucket, key);
-        let ask = Ask::new(common.clone(), ASK_LANE, names, partition, request, Bytes::new());
-        Ok(Delete { common, ask, free: None, outcome: None })
+        let ask = Ask::new(
+            common.clone(),
+            ASK_LANE,
+            names,
+            partition,
+            request,
+            Bytes::new(),
+        );
+        Ok(Delete {
+            common,
+            ask,
+            free: None,
+            outcome: None,
+        })
     }
 
     /// How it ended, once it has.
@@ -67,7 +82,9 @@ impl Delete {
         if self.outcome.is_some() {
             return;
         }
-        let Some(told) = self.ask.outcome() else { return };
+        let Some(told) = self.ask.outcome() else {
+            return;
+        };
         self.outcome = Some(match told {
             Ok(told) => match &told.reply {
                 Reply::Committed { seq, displaced } => {
@@ -77,7 +94,10 @@ impl Delete {
                         free.on_event(now, Event::Start, out);
                         self.free = Some(free);
                     }
-                    Ok(Deleted { version: *seq, existed: displaced.is_some() })
+                    Ok(Deleted {
+                        version: *seq,
+                        existed: displaced.is_some(),
+                    })
                 }
                 other => Err(crate::common::unexpected("Committed", other)),
             },
@@ -106,7 +126,10 @@ impl Machine for Delete {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        sooner(self.ask.next_deadline(), self.free.as_ref().and_then(Free::next_deadline))
+        sooner(
+            self.ask.next_deadline(),
+            self.free.as_ref().and_then(Free::next_deadline),
+        )
     }
 
     fn is_answered(&self) -> bool {
@@ -114,7 +137,9 @@ impl Machine for Delete {
     }
 
     fn leftover(&self) -> Leftover {
-        self.free.as_ref().map_or(Leftover::default(), Machine::leftover)
+        self.free
+            .as_ref()
+            .map_or(Leftover::default(), Machine::leftover)
     }
 
     fn is_settled(&self) -> bool {

@@ -123,7 +123,11 @@ pub(crate) fn encode(
         crcs.push(crc32(&shard));
         shards.push(shard.freeze());
     }
-    Ok(Encoded { shards, crcs, data_crc })
+    Ok(Encoded {
+        shards,
+        crcs,
+        data_crc,
+    })
 }
 
 /// Rebuilds one run of columns of the shards `wanted` from the same columns of `have`.
@@ -138,8 +142,11 @@ pub(crate) fn rebuild(
     let len = have.first().map_or(0, |(_, bytes)| bytes.len());
     let mut rebuilt: Vec<_> = wanted.iter().map(|_| pool.take(len)).collect();
     {
-        let mut out: Vec<(usize, &mut [u8])> =
-            wanted.iter().copied().zip(rebuilt.iter_mut().map(|r| &mut r[..])).collect();
+        let mut out: Vec<(usize, &mut [u8])> = wanted
+            .iter()
+            .copied()
+            .zip(rebuilt.iter_mut().map(|r| &mut r[..]))
+            .collect();
         codec.reconstruct(have, &mut out)?;
     }
     Ok(rebuilt.into_iter().map(|r| r.freeze()).collect())

@@ -84,7 +84,10 @@ impl Fault {
     pub(crate) fn of(answer: Answer) -> Fault {
         let error = match answer {
             Answer::NotSent { detail } | Answer::Lost { detail } => return Fault::Away(detail),
-            Answer::Reply { reply: Reply::Error(error), .. } => error,
+            Answer::Reply {
+                reply: Reply::Error(error),
+                ..
+            } => error,
             Answer::Reply { .. } => {
                 return Fault::Refused("the reply is of another kind than the request".to_owned());
             }
@@ -138,8 +141,16 @@ pub struct ShardFault {
 
 impl fmt::Display for ShardFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ShardFault { index, device, node, fault } = self;
-        write!(f, "shard {index} on device {device} of node {node}: {fault}")
+        let ShardFault {
+            index,
+            device,
+            node,
+            fault,
+        } = self;
+        write!(
+            f,
+            "shard {index} on device {device} of node {node}: {fault}"
+        )
     }
 }
 
@@ -158,7 +169,11 @@ pub struct Away {
 
 impl fmt::Display for Away {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "device {} of node {}: {}", self.device, self.node, self.cause)
+        write!(
+            f,
+            "device {} of node {}: {}",
+            self.device, self.node, self.cause
+        )
     }
 }
 
@@ -265,7 +280,10 @@ pub enum ObjectError {
         away: Vec<Away>,
     },
     /// A stripe could not be stored on any group that was tried.
-    #[error("a stripe could not be stored in {attempts} attempts; in the last one {durable} shards were durable where {quorum} are needed: {}", Listed(faults))]
+    #[error(
+        "a stripe could not be stored in {attempts} attempts; in the last one {durable} shards were durable where {quorum} are needed: {}",
+        Listed(faults)
+    )]
     StripeFailed {
         /// How often it was tried.
         attempts: u32,
@@ -277,7 +295,10 @@ pub enum ObjectError {
         faults: Vec<ShardFault>,
     },
     /// Fewer shards than it takes can be read now. The object is not absent.
-    #[error("stripe {stripe} cannot be read now: {readable} of its shards can be, {needed} are needed: {}", Listed(missing))]
+    #[error(
+        "stripe {stripe} cannot be read now: {readable} of its shards can be, {needed} are needed: {}",
+        Listed(missing)
+    )]
     Unreadable {
         /// Which stripe.
         stripe: StripeId,
@@ -309,7 +330,9 @@ pub enum ObjectError {
         detail: String,
     },
     /// The object was replaced or removed while it was read.
-    #[error("'{key}' in bucket '{bucket}' was replaced or removed while it was read, after {given} bytes")]
+    #[error(
+        "'{key}' in bucket '{bucket}' was replaced or removed while it was read, after {given} bytes"
+    )]
     ObjectChanged {
         /// The bucket.
         bucket: String,
@@ -386,7 +409,10 @@ impl ObjectError {
         matches!(
             self,
             ObjectError::OutcomeUnknown { .. }
-                | ObjectError::PartitionUnavailable { uncertain: true, .. }
+                | ObjectError::PartitionUnavailable {
+                    uncertain: true,
+                    ..
+                }
         )
     }
 }

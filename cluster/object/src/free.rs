@@ -108,8 +108,13 @@ impl Free {
     }
 
     fn take_node(&mut self) {
-        let Some((read, node)) = self.reading.take() else { return };
-        let listed = read.into_outcome().and_then(Result::ok).map(|part| decode_node(&part));
+        let Some((read, node)) = self.reading.take() else {
+            return;
+        };
+        let listed = read
+            .into_outcome()
+            .and_then(Result::ok)
+            .map(|part| decode_node(&part));
         match listed {
             Some(Ok(stripes)) => {
                 self.stripes.extend(stripes);
@@ -141,7 +146,11 @@ impl Free {
                     payload: Bytes::new(),
                     payload_crc: None,
                 });
-                self.open.push(Open { call, device, until: now + give_up });
+                self.open.push(Open {
+                    call,
+                    device,
+                    until: now + give_up,
+                });
                 self.next_shard += 1;
             }
             self.next_shard = 0;
@@ -150,11 +159,21 @@ impl Free {
     }
 
     fn on_answer(&mut self, now: Instant, call: CallId, answer: Answer) {
-        let Some(at) = self.open.iter().position(|o| o.call == call) else { return };
+        let Some(at) = self.open.iter().position(|o| o.call == call) else {
+            return;
+        };
         let open = self.open.swap_remove(at);
-        if !matches!(answer, Answer::Reply { reply: Reply::Done, .. }) {
+        if !matches!(
+            answer,
+            Answer::Reply {
+                reply: Reply::Done,
+                ..
+            }
+        ) {
             self.leftover.unfreed += 1;
-            self.common.health().failed(now, open.device, &Fault::of(answer));
+            self.common
+                .health()
+                .failed(now, open.device, &Fault::of(answer));
         }
     }
 }
@@ -184,7 +203,10 @@ impl Machine for Free {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let reading = self.reading.as_ref().and_then(|(read, _)| read.next_deadline());
+        let reading = self
+            .reading
+            .as_ref()
+            .and_then(|(read, _)| read.next_deadline());
         sooner(reading, self.open.iter().map(|o| o.until).min())
     }
 

@@ -143,7 +143,9 @@ impl Get {
 
     /// Why there is not a single byte, if so.
     pub fn error_before_bytes(&self) -> Option<&ObjectError> {
-        self.error.as_ref().filter(|_| self.chunks.is_empty() && self.given == 0)
+        self.error
+            .as_ref()
+            .filter(|_| self.chunks.is_empty() && self.given == 0)
     }
 
     /// Whether [`Get::take`] has something to give, or to say.
@@ -152,7 +154,11 @@ impl Get {
     }
 
     /// The next bytes; `None` if there are none yet ([`Get::is_ready`] is false), or no more.
-    pub fn take(&mut self, now: Instant, out: &mut Vec<Action>) -> Option<Result<Bytes, ObjectError>> {
+    pub fn take(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Option<Result<Bytes, ObjectError>> {
         if let Some(chunk) = self.chunks.pop_front() {
             self.given += chunk.len() as u64;
             self.advance(now, out);
@@ -193,7 +199,11 @@ impl Get {
 
     fn bad(&self, detail: String) -> ObjectError {
         let (bucket, key) = (self.bucket.clone(), self.key.clone());
-        ObjectError::BadManifest { bucket, key, detail }
+        ObjectError::BadManifest {
+            bucket,
+            key,
+            detail,
+        }
     }
 
     fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -230,13 +240,17 @@ impl Get {
     /// The look-up's answer: the first one, a second one because of doubt, or the check of what was
     /// missing.
     fn on_told(&mut self, out: &mut Vec<Action>) {
-        let Some((_, ask)) = self.ask.take() else { return };
+        let Some((_, ask)) = self.ask.take() else {
+            return;
+        };
         let told = ask.into_outcome();
         let doubt = self.doubt.take();
         let found = match told {
-            Some(Ok(Told { reply: Reply::Found { meta }, payload, payload_crc })) => {
-                Ok((meta, payload, payload_crc))
-            }
+            Some(Ok(Told {
+                reply: Reply::Found { meta },
+                payload,
+                payload_crc,
+            })) => Ok((meta, payload, payload_crc)),
             Some(Ok(told)) => Err(unexpected("Found", &told.reply)),
             Some(Err(Untold { error, .. })) => Err(error),
             None => return,
@@ -271,7 +285,11 @@ impl Get {
                 self.restarts += u32::from(doubt.is_some());
                 if self.restarts > RESTARTS_MAX {
                     let (bucket, key) = (self.bucket.clone(), self.key.clone());
-                    self.fail(ObjectError::ObjectChanged { bucket, key, given: 0 });
+                    self.fail(ObjectError::ObjectChanged {
+                        bucket,
+                        key,
+                        given: 0,
+                    });
                 } else {
                     self.begin(meta, payload, crc);
                 }
@@ -341,7 +359,11 @@ impl Get {
                 self.bucket,
                 payload.len()
             );
-            self.fail(ObjectError::Corrupt { what, expected, got: payload_crc });
+            self.fail(ObjectError::Corrupt {
+                what,
+                expected,
+                got: payload_crc,
+            });
             return;
         }
         // Both ends are within the payload: the range is within `size`.
@@ -361,7 +383,9 @@ impl Get {
         {
             return false;
         }
-        let Some(cursor) = &mut self.cursor else { return false };
+        let Some(cursor) = &mut self.cursor else {
+            return false;
+        };
         let Some(stripe) = cursor.stripes.get(cursor.next) else {
             let Some(node) = cursor.nodes.get(cursor.next_node).cloned() else {
                 self.fail(self.bad("it names fewer bytes than it has".to_owned()));
@@ -407,7 +431,9 @@ impl Get {
 
     /// A stripe could not be read. Whether that is because the object has changed, the head knows.
     fn doubt(&mut self, now: Instant, error: ObjectError, out: &mut Vec<Action>) {
-        let Some(version) = self.meta.as_ref().map(|m| m.version) else { return };
+        let Some(version) = self.meta.as_ref().map(|m| m.version) else {
+            return;
+        };
         self.reads.clear();
         self.node = None;
         self.doubt = Some((version, error));
@@ -416,7 +442,9 @@ impl Get {
     }
 
     fn on_node(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some(reading) = self.node.take() else { return };
+        let Some(reading) = self.node.take() else {
+            return;
+        };
         self.missing.extend(reading.read.missing());
         let part = match reading.read.into_outcome() {
             Some(Ok(part)) => part,
@@ -428,7 +456,9 @@ impl Get {
             Ok(stripes) => stripes,
             Err(detail) => return self.fail(self.bad(detail)),
         };
-        let Some(cursor) = &mut self.cursor else { return };
+        let Some(cursor) = &mut self.cursor else {
+            return;
+        };
         if cursor.next_node == 0 && cursor.node_stripes == 0 {
             cursor.stripe_data = stripes.first().map_or(1, |s| u64::from(s.data_len)).max(1);
             cursor.node_stripes = stripes.len() as u64;
@@ -457,7 +487,9 @@ impl Get {
     }
 
     fn on_part(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some(reading) = self.reads.pop_front() else { return };
+        let Some(reading) = self.reads.pop_front() else {
+            return;
+        };
         self.missing.extend(reading.read.missing());
         let part = match reading.read.into_outcome() {
             Some(Ok(part)) => part,
@@ -476,7 +508,9 @@ impl Get {
     }
 
     fn is_whole(&self) -> bool {
-        self.meta.as_ref().is_some_and(|m| self.range == (0..m.manifest.size))
+        self.meta
+            .as_ref()
+            .is_some_and(|m| self.range == (0..m.manifest.size))
     }
 
     /// All bytes are there.
@@ -485,7 +519,11 @@ impl Get {
         if self.is_whole() && self.crc != expected {
             let what = format!("the object '{}' in bucket '{}'", self.key, self.bucket);
             let got = self.crc;
-            return self.fail(ObjectError::Corrupt { what, expected, got });
+            return self.fail(ObjectError::Corrupt {
+                what,
+                expected,
+                got,
+            });
         }
         self.cursor = None;
         if self.missing.is_empty() {

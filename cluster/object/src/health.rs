@@ -78,9 +78,18 @@ impl Health {
     pub fn worked(&mut self, device: DeviceNo, kind: Kind, bytes: u32, took: Duration) {
         self.latencies.record(kind, bytes, took);
         // A read says nothing of a full device's room.
-        if self.suspects.get(&device).is_some_and(|s| !s.full || kind == Kind::Write) {
+        if self
+            .suspects
+            .get(&device)
+            .is_some_and(|s| !s.full || kind == Kind::Write)
+        {
             self.suspects.remove(&device);
         }
+    }
+
+    /// Something took at least so long, and was not waited for.
+    pub fn seen(&mut self, kind: Kind, bytes: u32, took: Duration) {
+        self.latencies.record(kind, bytes, took);
     }
 
     /// Something failed. A fault of a single shard (missing, corrupt) is none of the device.
@@ -135,7 +144,11 @@ impl Health {
 
     /// When the next suspect is to be probed.
     pub fn next_probe(&self) -> Option<Instant> {
-        self.suspects.values().filter(|s| !s.probing).map(|s| s.probe_at).min()
+        self.suspects
+            .values()
+            .filter(|s| !s.probing)
+            .map(|s| s.probe_at)
+            .min()
     }
 
     /// What a probe found.
@@ -158,7 +171,11 @@ impl Health {
             }
             Probed::Away(cause) => {
                 let backoff = self.suspects.get(&device).map_or(BACKOFF_MIN, |s| {
-                    if s.full { BACKOFF_MIN } else { (s.backoff * 2).min(BACKOFF_MAX) }
+                    if s.full {
+                        BACKOFF_MIN
+                    } else {
+                        (s.backoff * 2).min(BACKOFF_MAX)
+                    }
                 });
                 let away = Suspicion {
                     cause,
@@ -194,19 +211,25 @@ impl Health {
     /// Whether no suspect that comes back could help: every group has a full device.
     pub fn is_full(&self, map: &ClusterMap) -> bool {
         let full = |no: &DeviceNo| self.suspects.get(no).is_some_and(|s| s.full);
-        map.groups.iter().all(|group| group.devices.iter().any(full))
+        map.groups
+            .iter()
+            .all(|group| group.devices.iter().any(full))
     }
 
     /// After this time a shard is too late, and its device suspect.
     pub fn deadline(&self, kind: Kind, bytes: u32) -> Duration {
         let (min, max) = DEADLINE;
-        self.latencies.p95(kind, bytes).map_or(max, |p95| (p95 * 8).clamp(min, max))
+        self.latencies
+            .p95(kind, bytes)
+            .map_or(max, |p95| (p95 * 8).clamp(min, max))
     }
 
     /// After this time a read of so many bytes is hedged.
     pub fn hedge(&self, bytes: u32) -> Duration {
         let (min, max) = HEDGE;
-        self.latencies.p95(Kind::Read, bytes).map_or(HEDGE_UNKNOWN, |p95| p95.clamp(min, max))
+        self.latencies
+            .p95(Kind::Read, bytes)
+            .map_or(HEDGE_UNKNOWN, |p95| p95.clamp(min, max))
     }
 
     /// The latencies themselves.
@@ -280,7 +303,11 @@ mod tests {
     #[test]
     fn a_bad_shard_is_no_bad_device() {
         let mut health = Health::default();
-        for fault in [Fault::Missing, Fault::Corrupt("x".into()), Fault::Mismatch("y".into())] {
+        for fault in [
+            Fault::Missing,
+            Fault::Corrupt("x".into()),
+            Fault::Mismatch("y".into()),
+        ] {
             health.failed(at(0), D, &fault);
         }
         assert!(health.is_writable(D));

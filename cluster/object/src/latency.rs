@@ -39,7 +39,10 @@ struct Histogram {
 }
 
 impl Histogram {
-    const EMPTY: Histogram = Histogram { counts: [0; STEPS * DOUBLINGS], total: 0 };
+    const EMPTY: Histogram = Histogram {
+        counts: [0; STEPS * DOUBLINGS],
+        total: 0,
+    };
 
     fn record(&mut self, nanos: u64) {
         if self.total >= FULL {
@@ -57,7 +60,9 @@ impl Histogram {
         if self.total < ENOUGH {
             return None;
         }
-        let rank = (u64::from(self.total) * u64::from(per_mille)).div_ceil(1000).max(1);
+        let rank = (u64::from(self.total) * u64::from(per_mille))
+            .div_ceil(1000)
+            .max(1);
         let mut seen = 0u64;
         for (i, count) in self.counts.iter().enumerate() {
             seen += u64::from(*count);
@@ -98,13 +103,18 @@ pub struct Latencies {
 
 impl Default for Latencies {
     fn default() -> Self {
-        Latencies { by: [const { [Histogram::EMPTY; SIZES.len() + 1] }; 3] }
+        Latencies {
+            by: [const { [Histogram::EMPTY; SIZES.len() + 1] }; 3],
+        }
     }
 }
 
 impl Latencies {
     fn place(kind: Kind, bytes: u32) -> (usize, usize) {
-        let size = SIZES.iter().position(|end| bytes <= *end).unwrap_or(SIZES.len());
+        let size = SIZES
+            .iter()
+            .position(|end| bytes <= *end)
+            .unwrap_or(SIZES.len());
         (kind as usize, size)
     }
 

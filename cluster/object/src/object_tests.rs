@@ -21,7 +21,12 @@ use crate::testing::{Mood, World, class};
 
 /// Stripes of 4,000 bytes, nodes of 5 stripes, roots of 3: trees are soon needed.
 fn tuning() -> Tuning {
-    Tuning { tree_fanout: 5, manifest_stripes: 3, inline_max: 1000, ..Tuning::default() }
+    Tuning {
+        tree_fanout: 5,
+        manifest_stripes: 3,
+        inline_max: 1000,
+        ..Tuning::default()
+    }
 }
 
 fn world(seed: u64) -> World {
@@ -319,7 +324,11 @@ fn an_object_replaced_before_the_first_byte_is_read_anew() {
 fn an_object_replaced_in_the_middle_is_an_error_of_its_own() {
     for seed in 0..20 {
         let (result, ..) = replaced_after(1, seed);
-        assert_eq!(result.unwrap_err().code(), Code::ObjectChanged, "seed {seed}");
+        assert_eq!(
+            result.unwrap_err().code(),
+            Code::ObjectChanged,
+            "seed {seed}"
+        );
     }
 }
 
@@ -328,7 +337,12 @@ fn a_missing_shard_of_a_standing_object_is_reported() {
     let mut world = world(10);
     let data = world.bytes(9000);
     put(&mut world, "key", &data).unwrap();
-    let (lost, _) = world.shards.iter().next().map(|(at, b)| (*at, b.clone())).unwrap();
+    let (lost, _) = world
+        .shards
+        .iter()
+        .next()
+        .map(|(at, b)| (*at, b.clone()))
+        .unwrap();
     world.shards.remove(&lost);
     // It may be a parity shard that nobody reads: then nothing is found.
     assert_eq!(get(&mut world, "key", None).unwrap(), data);
@@ -346,14 +360,20 @@ fn a_wrong_whole_is_noticed_at_the_end() {
     put(&mut world, "key", &data).unwrap();
     let (meta, _) = world.objects.values_mut().next().unwrap();
     meta.manifest.crc ^= 1;
-    assert_eq!(get(&mut world, "key", None).unwrap_err().code(), Code::Corrupt);
+    assert_eq!(
+        get(&mut world, "key", None).unwrap_err().code(),
+        Code::Corrupt
+    );
     // A part of it has no checksum of its own to be wrong.
     get(&mut world, "key", Some(ByteRange::From(1))).unwrap();
     let small = world.bytes(10);
     put(&mut world, "key", &small).unwrap();
     let (_, inline) = world.objects.values_mut().next().unwrap();
     *inline = Bytes::from_static(b"0123456789");
-    assert_eq!(get(&mut world, "key", None).unwrap_err().code(), Code::Corrupt);
+    assert_eq!(
+        get(&mut world, "key", None).unwrap_err().code(),
+        Code::Corrupt
+    );
 }
 
 #[test]
@@ -363,7 +383,9 @@ fn a_manifest_that_makes_no_sense_is_an_error() {
         let data = world.bytes(11_000);
         put(&mut world, "key", &data).unwrap();
         let (meta, _) = world.objects.values_mut().next().unwrap();
-        let Body::Stripes(stripes) = &mut meta.manifest.body else { panic!() };
+        let Body::Stripes(stripes) = &mut meta.manifest.body else {
+            panic!()
+        };
         match damage {
             0 => meta.manifest.size += 1,
             1 => stripes.truncate(1),
@@ -426,7 +448,10 @@ fn a_reader_that_does_not_take_makes_no_reads() {
     let mut get = start_get(&mut world, "key", None);
     while world.step(&mut get) {}
     let before = world.reads.len();
-    assert!(before <= 4 + 4 * 4, "a node and few stripes, not {before} shards");
+    assert!(
+        before <= 4 + 4 * 4,
+        "a node and few stripes, not {before} shards"
+    );
     let mut all = Vec::new();
     while let Some(chunk) = take(&mut world, &mut get) {
         all.extend_from_slice(&chunk.unwrap());

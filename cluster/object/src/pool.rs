@@ -29,7 +29,10 @@ pub struct BufferPool {
 impl BufferPool {
     /// A pool that keeps at most `keep` bytes.
     pub fn new(keep: usize) -> BufferPool {
-        BufferPool { kept: Arc::default(), keep }
+        BufferPool {
+            kept: Arc::default(),
+            keep,
+        }
     }
 
     /// A buffer of `len` bytes; what is in it is left over from its last holder, or zeros.
@@ -43,7 +46,11 @@ impl BufferPool {
         if bytes.len() < len {
             bytes.resize(len, 0);
         }
-        PoolBuf { bytes, len, pool: self.clone() }
+        PoolBuf {
+            bytes,
+            len,
+            pool: self.clone(),
+        }
     }
 
     /// The smallest kept buffer that is long enough and not more than twice as long.

@@ -109,7 +109,12 @@ impl Put {
     ) -> Result<Put, ObjectError> {
         let partition = common.partition_of(bucket, key)?;
         let map = common.map();
-        let shards = map.groups.iter().map(|g| g.class.shards()).max().unwrap_or(1);
+        let shards = map
+            .groups
+            .iter()
+            .map(|g| g.class.shards())
+            .max()
+            .unwrap_or(1);
         let fanout = fanout(common.tuning().tree_fanout, shards, map.stripe_data);
         Ok(Put {
             common,
@@ -172,7 +177,12 @@ impl Put {
         self.next_lane += 1;
         let mut write = StripeWrite::new(self.common.clone(), lane, data);
         write.on_event(now, Event::Start, out);
-        self.jobs.push(Job { lane, what, write, noted: false });
+        self.jobs.push(Job {
+            lane,
+            what,
+            write,
+            noted: false,
+        });
     }
 
     fn on_stripe(&mut self, now: Instant, data: StripeBuf, out: &mut Vec<Action>) {
@@ -206,19 +216,33 @@ impl Put {
 
     fn propose(&mut self, now: Instant, body: Body, payload: Bytes, out: &mut Vec<Action>) {
         let crc = if payload.is_empty() { 0 } else { self.done.crc };
-        let manifest = Manifest { size: self.done.size, crc: self.done.crc, body };
+        let manifest = Manifest {
+            size: self.done.size,
+            crc: self.done.crc,
+            body,
+        };
         let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let request = Request::Propose {
             partition: self.partition,
             client: self.common.client(),
             request: self.common.next_request(),
             precondition: self.precondition,
-            op: Op::Put { bucket, key, manifest },
+            op: Op::Put {
+                bucket,
+                key,
+                manifest,
+            },
         };
         let names = (self.bucket.as_str(), self.key.as_str());
-        let mut ask =
-            Ask::new(self.common.clone(), ASK_LANE, names, self.partition, request, payload)
-                .with_crc(crc);
+        let mut ask = Ask::new(
+            self.common.clone(),
+            ASK_LANE,
+            names,
+            self.partition,
+            request,
+            payload,
+        )
+        .with_crc(crc);
         ask.on_event(now, Event::Start, out);
         self.ask = Some(ask);
     }
@@ -263,7 +287,10 @@ impl Put {
                     job.noted = true;
                     self.done.stripes += 1;
                     self.done.degraded_shards += u64::from(written.failed);
-                    let class = Class { k: written.stripe.k, m: written.stripe.m };
+                    let class = Class {
+                        k: written.stripe.k,
+                        m: written.stripe.m,
+                    };
                     self.done.reduced_stripes += u64::from(class != self.class);
                     match &job.what {
                         What::Data(number) => {
@@ -282,7 +309,9 @@ impl Put {
             return;
         }
         while let Some(Some(_)) = self.order.front() {
-            let Some(Some(written)) = self.order.pop_front() else { return };
+            let Some(Some(written)) = self.order.pop_front() else {
+                return;
+            };
             let len = u64::from(written.stripe.data_len);
             self.done.crc = crc32_combine(self.done.crc, written.data_crc, len);
             self.listed.push(written.stripe);
@@ -299,7 +328,11 @@ impl Put {
         let whole = self.ended && self.order.is_empty();
         while self.jobs.len() < self.common.tuning().put_stripes_kept {
             let full = self.listed.len() >= self.fanout;
-            let flush = if whole { self.is_tree() && !self.listed.is_empty() } else { full };
+            let flush = if whole {
+                self.is_tree() && !self.listed.is_empty()
+            } else {
+                full
+            };
             if !flush {
                 return;
             }
@@ -334,7 +367,9 @@ impl Put {
     }
 
     fn note_answer(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some(told) = self.ask.as_ref().and_then(Ask::outcome) else { return };
+        let Some(told) = self.ask.as_ref().and_then(Ask::outcome) else {
+            return;
+        };
         match told.clone() {
             Ok(told) => match told.reply {
                 Reply::Committed { seq, displaced } => {
@@ -372,7 +407,10 @@ impl Put {
         }
         stripes.extend(self.order.drain(..).flatten().map(|written| written.stripe));
         stripes.retain(|stripe| !alive.contains(&stripe.id));
-        let mut nodes: Vec<Stripe> = std::mem::take(&mut self.nodes).into_iter().flatten().collect();
+        let mut nodes: Vec<Stripe> = std::mem::take(&mut self.nodes)
+            .into_iter()
+            .flatten()
+            .collect();
         nodes.retain(|stripe| !alive.contains(&stripe.id));
         let mut free = Free::new(self.common.clone(), FREE_LANE, stripes, nodes);
         free.on_event(now, Event::Start, out);
@@ -427,7 +465,11 @@ impl Machine for Put {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let jobs = self.jobs.iter().filter_map(|j| j.write.next_deadline()).min();
+        let jobs = self
+            .jobs
+            .iter()
+            .filter_map(|j| j.write.next_deadline())
+            .min();
         let ask = self.ask.as_ref().and_then(Ask::next_deadline);
         let free = self.free.as_ref().and_then(Free::next_deadline);
         sooner(jobs, sooner(ask, free))

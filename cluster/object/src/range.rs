@@ -19,7 +19,9 @@ impl ByteRange {
     /// round. An empty object satisfies no range.
     pub fn resolve(self, size: u64) -> Option<Range<u64>> {
         let range = match self {
-            ByteRange::FromTo(first, last) if first <= last => first..last.saturating_add(1).min(size),
+            ByteRange::FromTo(first, last) if first <= last => {
+                first..last.saturating_add(1).min(size)
+            }
             ByteRange::FromTo(..) => return None,
             ByteRange::From(first) => first..size,
             ByteRange::Suffix(count) => size.saturating_sub(count)..size,
@@ -55,7 +57,11 @@ mod tests {
         assert_eq!(ByteRange::Suffix(4).resolve(10), Some(6..10));
         assert_eq!(ByteRange::Suffix(40).resolve(10), Some(0..10));
         assert_eq!(ByteRange::Suffix(0).resolve(10), None);
-        for range in [ByteRange::FromTo(0, 0), ByteRange::From(0), ByteRange::Suffix(1)] {
+        for range in [
+            ByteRange::FromTo(0, 0),
+            ByteRange::From(0),
+            ByteRange::Suffix(1),
+        ] {
             assert_eq!(range.resolve(0), None);
         }
     }

@@ -66,7 +66,9 @@ impl Slot {
 
     /// Whether these columns are on their way, and not late.
     fn coming(&self, cols: &Range<u32>) -> bool {
-        self.asked.as_ref().is_some_and(|a| !a.late && within(cols, &a.cols))
+        self.asked
+            .as_ref()
+            .is_some_and(|a| !a.late && within(cols, &a.cols))
     }
 
     fn late(&self) -> bool {
@@ -166,13 +168,25 @@ impl StripeRead {
     /// What to tell the nodes of shards that they said they do not have: only true as long as the
     /// object was not removed meanwhile, which the caller has to find out.
     pub fn missing(&self) -> impl Iterator<Item = Action> + '_ {
-        self.missing.iter().map(|index| self.report(*index, FindingKind::Missing))
+        self.missing
+            .iter()
+            .map(|index| self.report(*index, FindingKind::Missing))
     }
 
     fn report(&self, index: usize, fault: FindingKind) -> Action {
         let device = self.devices[index];
-        let shard = ShardId { stripe: self.stripe.id, index: index as u16 };
-        Action::Tell { to: device, request: Request::ReportShard { device, shard, fault } }
+        let shard = ShardId {
+            stripe: self.stripe.id,
+            index: index as u16,
+        };
+        Action::Tell {
+            to: device,
+            request: Request::ReportShard {
+                device,
+                shard,
+                fault,
+            },
+        }
     }
 
     fn k(&self) -> usize {
@@ -187,14 +201,18 @@ impl StripeRead {
         self.common.probe(now, out);
         let readable: Vec<bool> = {
             let health = self.common.health();
-            self.devices.iter().map(|d| health.is_readable(*d)).collect()
+            self.devices
+                .iter()
+                .map(|d| health.is_readable(*d))
+                .collect()
         };
         // Ask for what is needed and expected to come.
-        for index in 0..self.k() {
+        for (index, readable) in readable.iter().enumerate().take(self.k()) {
             let slot = &self.slots[index];
-            let Some(need) = slot.need.clone() else { continue };
-            if slot.got.is_none() && slot.asked.is_none() && slot.fault.is_none() && readable[index]
-            {
+            let Some(need) = slot.need.clone() else {
+                continue;
+            };
+            if slot.got.is_none() && slot.asked.is_none() && slot.fault.is_none() && *readable {
                 self.ask(now, index, need, out);
             }
         }
@@ -208,7 +226,7 @@ impl StripeRead {
             .collect();
         if lost.is_empty() {
             if self.slots.iter().all(Slot::has_need) {
-                self.finish(&[]);
+                self.finish(now, &[]);
             }
             return;
         }
@@ -216,7 +234,7 @@ impl StripeRead {
         if self.slots.iter().filter(|s| s.covers(&cols)).count() >= self.k() {
             let waiting = (0..self.k()).any(|i| !self.slots[i].has_need() && !lost.contains(&i));
             if !waiting {
-                self.finish_rebuilt(&lost, cols);
+                self.finish_rebuilt(now, &lost, cols);
             }
             return;
         }
@@ -246,13 +264,12 @@ impl StripeRead {
         let mut promised = self.slots.iter().filter(|s| counts(s)).count();
         // First those that should answer, then those that are not expected to.
         for hopeful in [true, false] {
-            for index in 0..self.slots.len() {
+            for (index, readable) in readable.iter().enumerate() {
                 if promised >= self.k() {
                     return;
                 }
                 let slot = &self.slots[index];
-                if counts(slot) || slot.late() || slot.fault.is_some() || readable[index] != hopeful
-                {
+                if counts(slot) || slot.late() || slot.fault.is_some() || *readable != hopeful {
                     continue;
                 }
                 // Its own part too, or the answer would push that out.
@@ -264,7 +281,11 @@ impl StripeRead {
                 promised += 1;
             }
         }
-        let late = self.slots.iter().filter(|s| s.late() && !s.covers(cols)).count();
+        let late = self
+            .slots
+            .iter()
+            .filter(|s| s.late() && !s.covers(cols))
+            .count();
         if promised >= self.k() || promised + late >= self.k() {
             return;
         }
@@ -309,7 +330,7 @@ impl StripeRead {
             readable: readable as u32,
             missing,
         }));
-        self.forget_shards();
+        self.forget_shards(now);
     }
 
     fn ask(&mut self, now: Instant, index: usize, cols: Range<u32>, out: &mut Vec<Action>) {
@@ -326,7 +347,10 @@ impl StripeRead {
             to: device,
             request: Request::ShardRead {
                 device,
-                shard: ShardId { stripe: self.stripe.id, index: index as u16 },
+                shard: ShardId {
+                    stripe: self.stripe.id,
+                    index: index as u16,
+                },
                 offset: cols.start,
                 len: if whole { u32::MAX } else { bytes },
             },
@@ -347,8 +371,12 @@ impl StripeRead {
 
     fn on_answer(&mut self, now: Instant, call: CallId, answer: Answer, out: &mut Vec<Action>) {
         let asked_by = |s: &Slot| s.asked.as_ref().is_some_and(|a| a.call == call);
-        let Some(index) = self.slots.iter().position(asked_by) else { return };
-        let Some(asked) = self.slots[index].asked.take() else { return };
+        let Some(index) = self.slots.iter().position(asked_by) else {
+            return;
+        };
+        let Some(asked) = self.slots[index].asked.take() else {
+            return;
+        };
         if self.outcome.is_some() {
             return;
         }
@@ -356,7 +384,9 @@ impl StripeRead {
         match self.check(index, &asked.cols, answer) {
             Ok(bytes) => {
                 let took = now.since(asked.sent);
-                self.common.health().worked(device, Kind::Read, bytes.len() as u32, took);
+                self.common
+                    .health()
+                    .worked(device, Kind::Read, bytes.len() as u32, took);
                 let slot = &mut self.slots[index];
                 slot.fault = None;
                 // A wider piece that is here already is kept.
@@ -386,9 +416,15 @@ impl StripeRead {
         answer: Answer,
     ) -> Result<Bytes, (Fault, Option<FindingKind>)> {
         let (len, crc, bytes, bytes_crc) = match answer {
-            Answer::Reply { reply: Reply::Shard { shard_len, shard_crc }, payload, payload_crc } => {
-                (shard_len, shard_crc, payload, payload_crc)
-            }
+            Answer::Reply {
+                reply:
+                    Reply::Shard {
+                        shard_len,
+                        shard_crc,
+                    },
+                payload,
+                payload_crc,
+            } => (shard_len, shard_crc, payload, payload_crc),
             answer => return Err((Fault::of(answer), None)),
         };
         let expected_len = self.stripe.shard_len();
@@ -413,7 +449,9 @@ impl StripeRead {
 
     fn on_deadline(&mut self, now: Instant) {
         for (slot, device) in self.slots.iter_mut().zip(&self.devices) {
-            let Some(asked) = &mut slot.asked else { continue };
+            let Some(asked) = &mut slot.asked else {
+                continue;
+            };
             asked.late |= asked.hedge_at <= now;
             if asked.suspect_at <= now && !asked.suspected {
                 asked.suspected = true;
@@ -426,8 +464,11 @@ impl StripeRead {
         }
     }
 
-    fn finish_rebuilt(&mut self, lost: &[usize], cols: Range<u32>) {
-        let class = Class { k: self.stripe.k, m: self.stripe.m };
+    fn finish_rebuilt(&mut self, now: Instant, lost: &[usize], cols: Range<u32>) {
+        let class = Class {
+            k: self.stripe.k,
+            m: self.stripe.m,
+        };
         let have: Vec<(usize, &[u8])> = self
             .slots
             .iter()
@@ -446,7 +487,7 @@ impl StripeRead {
             Err(error) => {
                 let detail = error.to_string();
                 self.outcome = Some(Err(ObjectError::BadRequest { detail }));
-                self.forget_shards();
+                self.forget_shards(now);
                 return;
             }
         };
@@ -456,17 +497,21 @@ impl StripeRead {
                 let (expected, got) = (self.stripe.shard_crcs[*index], crc32(&bytes));
                 if expected != got {
                     let what = format!("rebuilt shard {index} of stripe {}", self.stripe.id);
-                    self.outcome = Some(Err(ObjectError::Corrupt { what, expected, got }));
-                    self.forget_shards();
+                    self.outcome = Some(Err(ObjectError::Corrupt {
+                        what,
+                        expected,
+                        got,
+                    }));
+                    self.forget_shards(now);
                     return;
                 }
             }
             self.slots[*index].got = Some((cols.clone(), bytes));
         }
-        self.finish(lost);
+        self.finish(now, lost);
     }
 
-    fn finish(&mut self, rebuilt: &[usize]) {
+    fn finish(&mut self, now: Instant, rebuilt: &[usize]) {
         let len = self.stripe.shard_len();
         let (chunks, crcs) = self
             .slots
@@ -480,14 +525,25 @@ impl StripeRead {
                 Some((chunk, (*need == (0..len)).then_some(*crc)))
             })
             .unzip();
-        self.outcome = Some(Ok(Part { chunks, crcs, rebuilt: rebuilt.len() as u32 }));
-        self.forget_shards();
+        self.outcome = Some(Ok(Part {
+            chunks,
+            crcs,
+            rebuilt: rebuilt.len() as u32,
+        }));
+        self.forget_shards(now);
     }
 
-    fn forget_shards(&mut self) {
+    fn forget_shards(&mut self, now: Instant) {
         self.again_at = None;
         for slot in &mut self.slots {
-            slot.asked = None;
+            // What was not waited for took at least so long. Without this only the fast ones would
+            // be remembered, and hedging would feed itself.
+            if let Some(asked) = slot.asked.take().filter(|a| a.late) {
+                let bytes = asked.cols.end - asked.cols.start;
+                self.common
+                    .health()
+                    .seen(Kind::Read, bytes, now.since(asked.sent));
+            }
             slot.got = None;
         }
     }
@@ -501,7 +557,7 @@ impl Machine for StripeRead {
             Event::Deadline => self.on_deadline(now),
             Event::Abort => {
                 self.outcome.get_or_insert(Err(ObjectError::Aborted));
-                self.forget_shards();
+                self.forget_shards(now);
             }
             Event::Inline(_) | Event::Stripe(_) | Event::End => return,
         }

@@ -45,14 +45,20 @@ fn lay(world: &mut World, k: u8, m: u8, data: &Bytes) -> Stripe {
         shard_crcs: encoded.crcs,
     };
     for (index, (device, shard)) in group.devices.iter().zip(encoded.shards).enumerate() {
-        let id = ShardId { stripe: stripe.id, index: index as u16 };
+        let id = ShardId {
+            stripe: stripe.id,
+            index: index as u16,
+        };
         world.shards.insert((*device, id), shard);
     }
     stripe
 }
 
 fn shard(stripe: &Stripe, index: usize) -> ShardId {
-    ShardId { stripe: stripe.id, index: index as u16 }
+    ShardId {
+        stripe: stripe.id,
+        index: index as u16,
+    }
 }
 
 fn devices(world: &World, pg: PgId) -> Vec<DeviceNo> {
@@ -224,11 +230,19 @@ fn a_healthy_range_reads_only_the_shards_it_touches() {
     let len = stripe.shard_len();
     let mut one = read(&mut world, &stripe, len + 10..len + 30);
     world.answer_to(&mut one);
-    let reads: Vec<_> = world.reads.drain(..).map(|(_, id, len)| (id.index, len)).collect();
+    let reads: Vec<_> = world
+        .reads
+        .drain(..)
+        .map(|(_, id, len)| (id.index, len))
+        .collect();
     assert_eq!(reads, [(1, 20)]);
     let mut two = read(&mut world, &stripe, len - 5..2 * len);
     world.answer_to(&mut two);
-    let mut reads: Vec<_> = world.reads.drain(..).map(|(_, id, len)| (id.index, len)).collect();
+    let mut reads: Vec<_> = world
+        .reads
+        .drain(..)
+        .map(|(_, id, len)| (id.index, len))
+        .collect();
     reads.sort_unstable();
     assert_eq!(reads, [(0, 5), (1, u32::MAX)]);
 }
@@ -246,7 +260,11 @@ fn a_short_range_of_a_lost_shard_reads_just_its_columns() {
     let part = read.outcome().unwrap().as_ref().unwrap();
     assert_eq!(join(part), &data[len as usize + 10..len as usize + 30]);
     assert_eq!(part.rebuilt, 1);
-    assert!(world.reads.iter().all(|(_, _, len)| *len == 20), "{:?}", world.reads);
+    assert!(
+        world.reads.iter().all(|(_, _, len)| *len == 20),
+        "{:?}",
+        world.reads
+    );
     assert_eq!(world.reads.len(), 5);
     let missing: Vec<_> = read.missing().collect();
     assert_eq!(missing.len(), 1);
@@ -263,7 +281,11 @@ fn a_late_shard_is_hedged_long_before_its_node_is_given_up() {
     let mut read = read(&mut world, &stripe, 0..4000);
     world.answer_to(&mut read);
     assert_eq!(join(read.outcome().unwrap().as_ref().unwrap()), data);
-    assert!(world.now.since(began).as_millis() < 30, "{:?}", world.now.since(began));
+    assert!(
+        world.now.since(began).as_millis() < 30,
+        "{:?}",
+        world.now.since(began)
+    );
 }
 
 #[test]
@@ -287,12 +309,17 @@ fn a_foreign_record_is_reported_and_a_known_fault_is_not() {
     let stripe = lay(&mut world, 4, 2, &data);
     let devices = devices(&world, stripe.pg);
     let foreign = world.bytes(stripe.shard_len() as usize);
-    world.shards.insert((devices[0], shard(&stripe, 0)), foreign);
+    world
+        .shards
+        .insert((devices[0], shard(&stripe, 0)), foreign);
     world.rotten.insert((devices[1], shard(&stripe, 1)));
     let mut read = read(&mut world, &stripe, 0..4000);
     world.answer_to(&mut read);
     assert_eq!(read.outcome().unwrap().as_ref().unwrap().rebuilt, 2);
-    assert_eq!(world.reports, [(devices[0], shard(&stripe, 0), FindingKind::WrongRecord)]);
+    assert_eq!(
+        world.reports,
+        [(devices[0], shard(&stripe, 0), FindingKind::WrongRecord)]
+    );
 }
 
 #[test]
@@ -332,7 +359,10 @@ fn shards_that_stay_away_are_named() {
     let waited = world.now.since(began).as_millis();
     assert!((5000..6000).contains(&waited), "{waited}");
     let text = error.to_string();
-    assert!(text.contains("shard 1 on device 2 of node 2: away"), "{text}");
+    assert!(
+        text.contains("shard 1 on device 2 of node 2: away"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -370,8 +400,13 @@ fn too_few_devices_are_waited_for_and_then_named() {
     world.answer_to(&mut first);
     let error = first.outcome().unwrap().clone().unwrap_err();
     assert_eq!(error.code(), Code::DevicesAway);
-    let ObjectError::NoGroup { away, .. } = &error else { panic!("{error}") };
-    assert_eq!(away.iter().map(|a| a.device.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let ObjectError::NoGroup { away, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        away.iter().map(|a| a.device.0).collect::<Vec<_>>(),
+        [1, 2, 3, 4]
+    );
     assert!(world.now.since(began).as_secs() >= 5);
     // They come back while the next one waits.
     let mut second = write(&mut world, data);
@@ -414,7 +449,11 @@ fn an_abandoned_stripe_is_freed_whenever_its_shards_arrive() {
         }
         world.event(&mut write, Event::Abort);
         world.settle(&mut write);
-        assert!(world.shards.is_empty(), "seed {seed}: {:?}", world.shards.keys());
+        assert!(
+            world.shards.is_empty(),
+            "seed {seed}: {:?}",
+            world.shards.keys()
+        );
     }
 }
 
@@ -424,23 +463,52 @@ fn stray_answers_are_ignored() {
     let mut world = World::new(1, 6, class(4, 2), Tuning::default());
     let data = world.bytes(100);
     let mut out = Vec::new();
-    let mut write =
-        StripeWrite::new(world.common.clone(), 1, StripeBuf::exact(data));
+    let mut write = StripeWrite::new(world.common.clone(), 1, StripeBuf::exact(data));
     write.on_event(Instant(1), Event::Start, &mut out);
-    let done = || Answer::Reply { reply: Reply::Done, payload: Bytes::new(), payload_crc: 0 };
-    let Action::Send { call, .. } = out[0].clone() else { panic!() };
+    let done = || Answer::Reply {
+        reply: Reply::Done,
+        payload: Bytes::new(),
+        payload_crc: 0,
+    };
+    let Action::Send { call, .. } = out[0].clone() else {
+        panic!()
+    };
     for _ in 0..20 {
-        write.on_event(Instant(2), Event::Answer { call, answer: done() }, &mut out);
+        write.on_event(
+            Instant(2),
+            Event::Answer {
+                call,
+                answer: done(),
+            },
+            &mut out,
+        );
         let other = CallId { lane: 1, call: 999 };
-        write.on_event(Instant(2), Event::Answer { call: other, answer: done() }, &mut out);
+        write.on_event(
+            Instant(2),
+            Event::Answer {
+                call: other,
+                answer: done(),
+            },
+            &mut out,
+        );
     }
-    assert!(!write.is_answered(), "one shard is no quorum, however often it is reported");
+    assert!(
+        !write.is_answered(),
+        "one shard is no quorum, however often it is reported"
+    );
     let stripe = lay(&mut world, 4, 2, &Bytes::from_static(b"0123456789"));
     let mut read = StripeRead::new(world.common.clone(), 2, stripe, 0..10).unwrap();
     read.on_event(Instant(3), Event::Start, &mut out);
     let other = CallId { lane: 2, call: 77 };
     let answer = error(ErrorCode::NotFound, String::new());
-    read.on_event(Instant(3), Event::Answer { call: other, answer }, &mut out);
+    read.on_event(
+        Instant(3),
+        Event::Answer {
+            call: other,
+            answer,
+        },
+        &mut out,
+    );
     assert!(!read.is_answered());
 }
 
@@ -450,13 +518,45 @@ fn a_stripe_that_makes_no_sense_is_refused() {
     let good = lay(&mut world, 4, 2, &Bytes::from_static(b"0123456789"));
     let common = world.common.clone();
     let refused = |stripe: Stripe, want: Range<u32>| {
-        StripeRead::new(common.clone(), 1, stripe, want).map(|_| ()).unwrap_err()
+        StripeRead::new(common.clone(), 1, stripe, want)
+            .map(|_| ())
+            .unwrap_err()
     };
     refused(good.clone(), 0..11);
     refused(good.clone(), 4..4);
-    refused(Stripe { k: 0, ..good.clone() }, 0..1);
-    refused(Stripe { k: 3, ..good.clone() }, 0..1);
-    refused(Stripe { data_len: u32::MAX, ..good.clone() }, 0..1);
-    refused(Stripe { pg: PgId(9999), ..good.clone() }, 0..1);
-    refused(Stripe { shard_crcs: vec![], ..good }, 0..1);
+    refused(
+        Stripe {
+            k: 0,
+            ..good.clone()
+        },
+        0..1,
+    );
+    refused(
+        Stripe {
+            k: 3,
+            ..good.clone()
+        },
+        0..1,
+    );
+    refused(
+        Stripe {
+            data_len: u32::MAX,
+            ..good.clone()
+        },
+        0..1,
+    );
+    refused(
+        Stripe {
+            pg: PgId(9999),
+            ..good.clone()
+        },
+        0..1,
+    );
+    refused(
+        Stripe {
+            shard_crcs: vec![],
+            ..good
+        },
+        0..1,
+    );
 }

@@ -47,9 +47,18 @@ pub struct Written {
 #[derive(Debug)]
 enum Slot {
     /// Sent; too late after `late_at`.
-    Sent { call: CallId, sent: Instant, late_at: Instant, tries: u32 },
+    Sent {
+        call: CallId,
+        sent: Instant,
+        late_at: Instant,
+        tries: u32,
+    },
     /// Too late; taken for lost at `until`.
-    Late { call: CallId, sent: Instant, until: Instant },
+    Late {
+        call: CallId,
+        sent: Instant,
+        until: Instant,
+    },
     /// The node was busy.
     Again { at: Instant, tries: u32 },
     /// Stored.
@@ -73,7 +82,10 @@ impl Attempt {
     }
 
     fn durable(&self) -> usize {
-        self.slots.iter().filter(|s| matches!(s, Slot::Durable)).count()
+        self.slots
+            .iter()
+            .filter(|s| matches!(s, Slot::Durable))
+            .count()
     }
 }
 
@@ -231,8 +243,14 @@ impl StripeWrite {
     }
 
     fn succeed(&mut self) {
-        let Some(attempt) = &mut self.attempt else { return };
-        let failed = attempt.slots.iter().filter(|s| matches!(s, Slot::Failed { .. })).count();
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        let failed = attempt
+            .slots
+            .iter()
+            .filter(|s| matches!(s, Slot::Failed { .. }))
+            .count();
         let written = Written {
             stripe: attempt.stripe.clone(),
             data_crc: attempt.data_crc,
@@ -263,7 +281,10 @@ impl StripeWrite {
                 Slot::Late { .. } => Some((index, Fault::Late)),
                 _ => None,
             })
-            .map(|(index, fault)| self.common.shard_fault(index, attempt.devices[index], fault))
+            .map(|(index, fault)| {
+                self.common
+                    .shard_fault(index, attempt.devices[index], fault)
+            })
             .collect();
         ObjectError::StripeFailed {
             attempts: self.attempts,
@@ -282,17 +303,33 @@ impl StripeWrite {
 
     /// Abandons the attempt: what it may have stored is to be deleted.
     fn drop_attempt(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some(attempt) = self.attempt.take() else { return };
+        let Some(attempt) = self.attempt.take() else {
+            return;
+        };
         let give_up = self.common.tuning().give_up;
         let stripe = attempt.stripe.id;
         for (index, (slot, device)) in attempt.slots.into_iter().zip(attempt.devices).enumerate() {
             match slot {
                 Slot::Sent { call, sent, .. } => {
                     let until = sent + give_up;
-                    self.strays.push(Stray { stripe, index, device, call, until, deleting: false });
+                    self.strays.push(Stray {
+                        stripe,
+                        index,
+                        device,
+                        call,
+                        until,
+                        deleting: false,
+                    });
                 }
                 Slot::Late { call, until, .. } => {
-                    self.strays.push(Stray { stripe, index, device, call, until, deleting: false });
+                    self.strays.push(Stray {
+                        stripe,
+                        index,
+                        device,
+                        call,
+                        until,
+                        deleting: false,
+                    });
                 }
                 Slot::Durable | Slot::Failed { stray: true, .. } => {
                     self.delete(now, stripe, index, device, out);
@@ -320,7 +357,14 @@ impl StripeWrite {
             payload_crc: None,
         });
         let until = now + self.common.tuning().give_up;
-        self.strays.push(Stray { stripe, index, device, call, until, deleting: true });
+        self.strays.push(Stray {
+            stripe,
+            index,
+            device,
+            call,
+            until,
+            deleting: true,
+        });
     }
 
     fn on_answer(&mut self, now: Instant, call: CallId, answer: Answer, out: &mut Vec<Action>) {
@@ -330,7 +374,9 @@ impl StripeWrite {
             return;
         }
         let answered = self.outcome.is_some();
-        let Some(attempt) = &mut self.attempt else { return };
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
         let Some(index) = attempt.slots.iter().position(|slot| match slot {
             Slot::Sent { call: c, .. } | Slot::Late { call: c, .. } => *c == call,
             _ => false,
@@ -345,15 +391,22 @@ impl StripeWrite {
         let device = attempt.devices[index];
         let len = attempt.stripe.shard_len();
         let slot = match answer {
-            Answer::Reply { reply: Reply::Done, .. } => {
-                self.common.health().worked(device, Kind::Write, len, now.since(sent));
+            Answer::Reply {
+                reply: Reply::Done, ..
+            } => {
+                self.common
+                    .health()
+                    .worked(device, Kind::Write, len, now.since(sent));
                 Slot::Durable
             }
             answer => {
                 let stray = matches!(answer, Answer::Lost { .. });
                 let fault = Fault::of(answer);
                 if matches!(fault, Fault::Busy(_)) && tries < BUSY_TRIES {
-                    Slot::Again { at: now + BUSY_PAUSE * (1 << tries), tries: tries + 1 }
+                    Slot::Again {
+                        at: now + BUSY_PAUSE * (1 << tries),
+                        tries: tries + 1,
+                    }
                 } else {
                     self.common.health().failed(now, device, &fault);
                     Slot::Failed { fault, stray }
@@ -370,7 +423,13 @@ impl StripeWrite {
     }
 
     fn on_stray(&mut self, now: Instant, stray: Stray, answer: Answer, out: &mut Vec<Action>) {
-        let done = matches!(answer, Answer::Reply { reply: Reply::Done, .. });
+        let done = matches!(
+            answer,
+            Answer::Reply {
+                reply: Reply::Done,
+                ..
+            }
+        );
         if stray.deleting {
             if !done {
                 self.leftover.unfreed += 1;
@@ -391,17 +450,27 @@ impl StripeWrite {
         }
         let answered = self.outcome.is_some();
         let common = self.common.clone();
-        let Some(attempt) = &mut self.attempt else { return };
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
         for index in 0..attempt.slots.len() {
             let device = attempt.devices[index];
             match attempt.slots[index] {
-                Slot::Sent { call, sent, late_at, .. } if late_at <= now => {
+                Slot::Sent {
+                    call,
+                    sent,
+                    late_at,
+                    ..
+                } if late_at <= now => {
                     common.health().failed(now, device, &Fault::Late);
                     let until = (sent + common.tuning().give_up).max(now);
                     attempt.slots[index] = Slot::Late { call, sent, until };
                 }
                 Slot::Late { until, .. } if until <= now => {
-                    attempt.slots[index] = Slot::Failed { fault: Fault::Late, stray: true };
+                    attempt.slots[index] = Slot::Failed {
+                        fault: Fault::Late,
+                        stray: true,
+                    };
                     attempt.shards[index] = Bytes::new();
                     if answered {
                         self.leftover.late_lost += 1;
@@ -429,7 +498,10 @@ fn send(
 ) -> Slot {
     let call = calls.next();
     let device = attempt.devices[index];
-    let shard = ShardId { stripe: attempt.stripe.id, index: index as u16 };
+    let shard = ShardId {
+        stripe: attempt.stripe.id,
+        index: index as u16,
+    };
     out.push(Action::Send {
         call,
         to: device,
@@ -437,8 +509,15 @@ fn send(
         payload: attempt.shards[index].clone(),
         payload_crc: Some(attempt.stripe.shard_crcs[index]),
     });
-    let patience = common.health().deadline(Kind::Write, attempt.stripe.shard_len());
-    Slot::Sent { call, sent: now, late_at: now + patience, tries }
+    let patience = common
+        .health()
+        .deadline(Kind::Write, attempt.stripe.shard_len());
+    Slot::Sent {
+        call,
+        sent: now,
+        late_at: now + patience,
+        tries,
+    }
 }
 
 impl Machine for StripeWrite {
@@ -475,8 +554,12 @@ impl Machine for StripeWrite {
 
     fn is_settled(&self) -> bool {
         let waiting = |a: &Attempt| {
-            a.slots.iter().any(|s| !matches!(s, Slot::Durable | Slot::Failed { .. }))
+            a.slots
+                .iter()
+                .any(|s| !matches!(s, Slot::Durable | Slot::Failed { .. }))
         };
-        self.outcome.is_some() && self.strays.is_empty() && !self.attempt.as_ref().is_some_and(waiting)
+        self.outcome.is_some()
+            && self.strays.is_empty()
+            && !self.attempt.as_ref().is_some_and(waiting)
     }
 }

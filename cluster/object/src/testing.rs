@@ -35,9 +35,15 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
         let class = Class { k, m: class.m };
         for set in 0u32..1 << nodes {
             if set.count_ones() as usize == class.shards() {
-                let devices = (0..nodes).filter(|i| set >> i & 1 == 1).map(|i| DeviceNo(i + 1));
+                let devices = (0..nodes)
+                    .filter(|i| set >> i & 1 == 1)
+                    .map(|i| DeviceNo(i + 1));
                 let id = PgId(groups.len() as u32);
-                groups.push(PlacementGroup { id, class, devices: devices.collect() });
+                groups.push(PlacementGroup {
+                    id,
+                    class,
+                    devices: devices.collect(),
+                });
             }
         }
     }
@@ -51,7 +57,9 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
             .map(|i| Node {
                 id: NodeId(i),
                 domains: Domains::default(),
-                cores: vec![Core { address: format!("node-{i}:7000") }],
+                cores: vec![Core {
+                    address: format!("node-{i}:7000"),
+                }],
             })
             .collect(),
         devices: (1..=nodes)
@@ -67,7 +75,9 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
         partitions: vec![Partition {
             id: PartitionId(0),
             start: (String::new(), String::new()),
-            chain: Chain { devices: vec![DeviceNo(1), DeviceNo(2), DeviceNo(3)] },
+            chain: Chain {
+                devices: vec![DeviceNo(1), DeviceNo(2), DeviceNo(3)],
+            },
         }],
     }
 }
@@ -157,7 +167,10 @@ impl World {
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Bytes {
-        (0..len).map(|_| self.below(256) as u8).collect::<Vec<u8>>().into()
+        (0..len)
+            .map(|_| self.below(256) as u8)
+            .collect::<Vec<u8>>()
+            .into()
     }
 
     fn mood(&self, device: DeviceNo) -> Mood {
@@ -179,14 +192,27 @@ impl World {
     pub(crate) fn carry_out(&mut self, out: &mut Vec<Action>) {
         for action in out.drain(..) {
             match action {
-                Action::Send { call, to, request, payload, payload_crc } => {
+                Action::Send {
+                    call,
+                    to,
+                    request,
+                    payload,
+                    payload_crc,
+                } => {
                     if let Some(crc) = payload_crc {
                         assert_eq!(crc, crc32(&payload), "a wrong CRC would go out");
                     }
                     self.send(call, to, request, payload);
                 }
                 Action::Tell { request, .. } => {
-                    let Request::ReportShard { device, shard, fault } = request else { panic!() };
+                    let Request::ReportShard {
+                        device,
+                        shard,
+                        fault,
+                    } = request
+                    else {
+                        panic!()
+                    };
                     self.reports.push((device, shard, fault));
                 }
                 Action::Probe { device } => {
@@ -214,7 +240,7 @@ impl World {
         let answer = match mood {
             Mood::Dead => Answer::NotSent { detail: detail() },
             Mood::Mute => return,
-            Mood::Busy if self.turn % 2 == 0 => error(ErrorCode::Busy, detail()),
+            Mood::Busy if self.turn.is_multiple_of(2) => error(ErrorCode::Busy, detail()),
             Mood::Broken => error(ErrorCode::DeviceError, detail()),
             Mood::Full if matches!(request, Request::ShardWrite { .. }) => {
                 error(ErrorCode::DeviceFull, detail())
@@ -225,10 +251,16 @@ impl World {
             }
             _ => match self.answer(request, payload) {
                 Some(answer) => answer,
-                None => Answer::Lost { detail: "the answer is lost".to_owned() },
+                None => Answer::Lost {
+                    detail: "the answer is lost".to_owned(),
+                },
             },
         };
-        self.deliveries.push(Delivery { at: self.now + delay, call, answer });
+        self.deliveries.push(Delivery {
+            at: self.now + delay,
+            call,
+            answer,
+        });
     }
 
     fn answer(&mut self, request: Request, payload: Bytes) -> Option<Answer> {
@@ -243,7 +275,12 @@ impl World {
                 self.shards.remove(&(device, shard));
                 reply(Reply::Done)
             }
-            Request::ShardRead { device, shard, offset, len } => {
+            Request::ShardRead {
+                device,
+                shard,
+                offset,
+                len,
+            } => {
                 self.reads.push((device, shard, len));
                 let Some(bytes) = self.shards.get(&(device, shard)) else {
                     return Some(error(ErrorCode::NotFound, "no such shard".to_owned()));
@@ -251,28 +288,57 @@ impl World {
                 if self.rotten.contains(&(device, shard)) {
                     return Some(error(ErrorCode::Corrupt, "piece 0".to_owned()));
                 }
-                let len = if len == u32::MAX { bytes.len() as u32 } else { len };
+                let len = if len == u32::MAX {
+                    bytes.len() as u32
+                } else {
+                    len
+                };
                 if offset as usize + len as usize > bytes.len() {
                     return Some(error(ErrorCode::BadRequest, "outside of it".to_owned()));
                 }
                 let part = bytes.slice(offset as usize..(offset + len) as usize);
-                let meta =
-                    Reply::Shard { shard_len: bytes.len() as u32, shard_crc: crc32(bytes) };
+                let meta = Reply::Shard {
+                    shard_len: bytes.len() as u32,
+                    shard_crc: crc32(bytes),
+                };
                 let payload_crc = crc32(&part);
-                Answer::Reply { reply: meta, payload: part, payload_crc }
+                Answer::Reply {
+                    reply: meta,
+                    payload: part,
+                    payload_crc,
+                }
             }
-            Request::Propose { client, request, precondition, op, .. } => {
+            Request::Propose {
+                client,
+                request,
+                precondition,
+                op,
+                ..
+            } => {
                 if self.head_busy {
                     return Some(error(ErrorCode::Busy, "too many".to_owned()));
                 }
                 return self.propose((client, request), precondition, op, payload);
             }
-            Request::Lookup { bucket, key, payload, .. } => match self.objects.get(&(bucket, key)) {
+            Request::Lookup {
+                bucket,
+                key,
+                payload,
+                ..
+            } => match self.objects.get(&(bucket, key)) {
                 Some((meta, inline)) => {
-                    let inline = if payload { inline.clone() } else { Bytes::new() };
+                    let inline = if payload {
+                        inline.clone()
+                    } else {
+                        Bytes::new()
+                    };
                     let payload_crc = crc32(&inline);
                     let reply = Reply::Found { meta: meta.clone() };
-                    Answer::Reply { reply, payload: inline, payload_crc }
+                    Answer::Reply {
+                        reply,
+                        payload: inline,
+                        payload_crc,
+                    }
                 }
                 None => error(ErrorCode::NotFound, "no such object".to_owned()),
             },
@@ -288,7 +354,10 @@ impl World {
         payload: Bytes,
     ) -> Option<Answer> {
         if let Some(seq) = self.committed.get(&id) {
-            return Some(reply(Reply::Committed { seq: *seq, displaced: None }));
+            return Some(reply(Reply::Committed {
+                seq: *seq,
+                displaced: None,
+            }));
         }
         let name = match &op {
             Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
@@ -304,7 +373,10 @@ impl World {
             Precondition::Version(version) => known == Some(version),
         };
         if !holds {
-            return Some(error(ErrorCode::PreconditionFailed, "it does not hold".to_owned()));
+            return Some(error(
+                ErrorCode::PreconditionFailed,
+                "it does not hold".to_owned(),
+            ));
         }
         self.seq += 1;
         let version = Seq(self.seq);
@@ -312,8 +384,14 @@ impl World {
         let displaced: Option<Manifest> = match op {
             Op::Put { manifest, .. } => {
                 self.check_durable(&manifest);
-                let meta = ObjectMeta { version, modified_ms: 0, manifest };
-                self.objects.insert(name, (meta, payload)).map(|(meta, _)| meta.manifest)
+                let meta = ObjectMeta {
+                    version,
+                    modified_ms: 0,
+                    manifest,
+                };
+                self.objects
+                    .insert(name, (meta, payload))
+                    .map(|(meta, _)| meta.manifest)
             }
             _ => self.objects.remove(&name).map(|(meta, _)| meta.manifest),
         };
@@ -321,23 +399,34 @@ impl World {
             self.lose_commits -= 1;
             return None;
         }
-        Some(reply(Reply::Committed { seq: version, displaced }))
+        Some(reply(Reply::Committed {
+            seq: version,
+            displaced,
+        }))
     }
 
     /// Whatever is proposed is durable by then: k + m - 1 shards of each stripe, of one attempt.
     fn check_durable(&self, manifest: &Manifest) {
         use ashlar_layout::manifest::Body;
-        let (Body::Stripes(stripes) | Body::Tree(stripes)) = &manifest.body else { return };
+        let (Body::Stripes(stripes) | Body::Tree(stripes)) = &manifest.body else {
+            return;
+        };
         for stripe in stripes {
             let group = self.common.map().group(stripe.pg).unwrap().clone();
             let durable = (0..group.devices.len())
                 .filter(|i| {
-                    let shard = ShardId { stripe: stripe.id, index: *i as u16 };
+                    let shard = ShardId {
+                        stripe: stripe.id,
+                        index: *i as u16,
+                    };
                     let held = self.shards.get(&(group.devices[*i], shard));
                     held.is_some_and(|b| crc32(b) == stripe.shard_crcs[*i])
                 })
                 .count();
-            assert!(durable + 1 >= group.devices.len(), "proposed before the quorum");
+            assert!(
+                durable + 1 >= group.devices.len(),
+                "proposed before the quorum"
+            );
         }
     }
 
@@ -345,7 +434,9 @@ impl World {
     pub(crate) fn step(&mut self, machine: &mut impl Machine) -> bool {
         let deadline = machine.next_deadline();
         let due = self.deliveries.iter().map(|d| d.at).min();
-        let Some(next) = crate::call::sooner(deadline, due) else { return false };
+        let Some(next) = crate::call::sooner(deadline, due) else {
+            return false;
+        };
         self.now = self.now.max(next);
         if deadline.is_some_and(|d| d <= self.now) {
             self.event(machine, Event::Deadline);
@@ -355,8 +446,9 @@ impl World {
             );
             return true;
         }
-        let ready: Vec<usize> =
-            (0..self.deliveries.len()).filter(|i| self.deliveries[*i].at <= self.now).collect();
+        let ready: Vec<usize> = (0..self.deliveries.len())
+            .filter(|i| self.deliveries[*i].at <= self.now)
+            .collect();
         let pick = ready[self.below(ready.len() as u64) as usize];
         let Delivery { call, answer, .. } = self.deliveries.swap_remove(pick);
         self.event(machine, Event::Answer { call, answer });
@@ -388,7 +480,11 @@ impl World {
 }
 
 fn reply(reply: Reply) -> Answer {
-    Answer::Reply { reply, payload: Bytes::new(), payload_crc: 0 }
+    Answer::Reply {
+        reply,
+        payload: Bytes::new(),
+        payload_crc: 0,
+    }
 }
 
 pub(crate) fn error(code: ErrorCode, detail: String) -> Answer {

@@ -40,7 +40,11 @@ pub(crate) fn decode_node(part: &Part) -> Result<Vec<Stripe>, String> {
         }
     };
     let stripes = stripes.map_err(|error| error.to_string())?;
-    if stripes.is_empty() { Err("a node of its tree is empty".to_owned()) } else { Ok(stripes) }
+    if stripes.is_empty() {
+        Err("a node of its tree is empty".to_owned())
+    } else {
+        Ok(stripes)
+    }
 }
 
 #[cfg(test)]
@@ -54,7 +58,10 @@ mod tests {
         for shards in [2usize, 6, 64] {
             let fanout = fanout(usize::MAX, shards, 100_000);
             let stripe = Stripe {
-                id: StripeId { writer: 1, attempt: 2 },
+                id: StripeId {
+                    writer: 1,
+                    attempt: 2,
+                },
                 pg: PgId(3),
                 k: 1,
                 m: 1,
@@ -65,7 +72,11 @@ mod tests {
             let bytes = encode_node(&stripes);
             assert!(bytes.len() <= 100_000 && bytes.len() > 99_000);
             let (a, b) = (bytes.slice(..1000), bytes.slice(1000..));
-            let part = Part { chunks: vec![a, b], crcs: vec![None; 2], rebuilt: 0 };
+            let part = Part {
+                chunks: vec![a, b],
+                crcs: vec![None; 2],
+                rebuilt: 0,
+            };
             assert_eq!(decode_node(&part).unwrap(), stripes);
         }
     }
@@ -77,7 +88,12 @@ mod tests {
             crcs: vec![None],
             rebuilt: 0,
         };
-        for bytes in [&b""[..], b"\0\0\0\0\0\0\0\0", b"\xff\xff\xff\xff\xff\xff\xff\xff", b"x"] {
+        for bytes in [
+            &b""[..],
+            b"\0\0\0\0\0\0\0\0",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"x",
+        ] {
             assert!(decode_node(&part(bytes)).is_err());
         }
     }

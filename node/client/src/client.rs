@@ -43,13 +43,20 @@ pub(crate) async fn admit(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePerm
 
 fn check(bucket: &str, key: Option<&str>) -> Result<(), ClientError> {
     let named = check_bucket(bucket).and_then(|()| key.map_or(Ok(()), check_key));
-    named.map_err(|error| ObjectError::BadRequest { detail: error.to_string() }.into())
+    named.map_err(|error| {
+        ObjectError::BadRequest {
+            detail: error.to_string(),
+        }
+        .into()
+    })
 }
 
 impl Client {
     /// A client of the cluster that `map` describes. Connections are made when they are needed.
     pub fn connect(map: ClusterMap, options: ClientOptions) -> Result<Client, ClientError> {
-        map.validate().map_err(|error| ClientError::Setup { detail: error.to_string() })?;
+        map.validate().map_err(|error| ClientError::Setup {
+            detail: error.to_string(),
+        })?;
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(|error| ClientError::Setup {
             detail: format!("the system gives no random number to name this client: {error}"),
@@ -70,7 +77,9 @@ impl Client {
             ..Tuning::default()
         };
         let common = Common::new(Arc::new(map), client, pool, tuning);
-        Ok(Client { inner: Arc::new(Inner::new(common, options, setup)) })
+        Ok(Client {
+            inner: Arc::new(Inner::new(common, options, setup)),
+        })
     }
 
     /// The newest map that the client knows.
@@ -137,7 +146,10 @@ impl Client {
         drive.until_answered().await;
         let outcome = drive.machine().and_then(Delete::outcome).cloned();
         let deleted = outcome.unwrap_or(Err(ObjectError::Aborted))?;
-        Ok(DeleteOutcome { version: deleted.version, existed: deleted.existed })
+        Ok(DeleteOutcome {
+            version: deleted.version,
+            existed: deleted.existed,
+        })
     }
 
     /// One page of a bucket's keys, in order, across its partitions.
@@ -181,8 +193,14 @@ impl Client {
                 detail,
             };
             statuses.push(match answer {
-                Answer::Reply { reply: Reply::Status(status), .. } => status,
-                Answer::Reply { reply: Reply::Error(error), .. } => {
+                Answer::Reply {
+                    reply: Reply::Status(status),
+                    ..
+                } => status,
+                Answer::Reply {
+                    reply: Reply::Error(error),
+                    ..
+                } => {
                     let (code, detail) = (error.code, error.detail);
                     return Err(ObjectError::Refused { code, detail }.into());
                 }

@@ -22,6 +22,8 @@ pub(crate) struct Drive<M: Machine + Send + 'static> {
     actions: Vec<Action>,
     machine: Option<M>,
     permit: Option<OwnedSemaphorePermit>,
+    /// Nobody waits for it any more.
+    is_tail: bool,
 }
 
 impl<M: Machine + Send + 'static> Drive<M> {
@@ -37,6 +39,7 @@ impl<M: Machine + Send + 'static> Drive<M> {
             actions: Vec::new(),
             machine: Some(machine),
             permit,
+            is_tail: false,
         };
         drive.event(Event::Start);
         drive
@@ -108,7 +111,11 @@ impl<M: Machine + Send + 'static> Drive<M> {
 }
 
 fn is_stale(answer: &Answer) -> bool {
-    let Answer::Reply { reply: Reply::Error(WireError { code, .. }), .. } = answer else {
+    let Answer::Reply {
+        reply: Reply::Error(WireError { code, .. }),
+        ..
+    } = answer
+    else {
         return false;
     };
     matches!(code, ErrorCode::StaleEpoch | ErrorCode::NotHere)
@@ -116,21 +123,30 @@ fn is_stale(answer: &Answer) -> bool {
 
 impl<M: Machine + Send + 'static> Drop for Drive<M> {
     fn drop(&mut self) {
-        if !self.is_settled() {
+        if !self.is_settled() && !self.is_tail {
             self.event(Event::Abort);
         }
-        let Some(machine) = self.machine.take() else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Some(machine) = self.machine.take() else {
+            return;
+        };
         if machine.is_settled() {
             self.inner.left(machine.leftover());
             return;
         }
+        // A tail that is dropped before its end is dropped by its runtime, which ends.
+        let runtime = if self.is_tail {
+            None
+        } else {
+            tokio::runtime::Handle::try_current().ok()
+        };
+        let Some(runtime) = runtime else { return };
         let mut tail = Drive {
             inner: self.inner.clone(),
             mailbox: self.mailbox.clone(),
             actions: Vec::new(),
             machine: Some(machine),
             permit: self.permit.take(),
+            is_tail: true,
         };
         self.inner.tail_begins();
         let ended = Ended(self.inner.clone());

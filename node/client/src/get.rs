@@ -25,7 +25,10 @@ pub struct GetStream {
 
 impl std::fmt::Debug for GetStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GetStream").field("meta", &self.meta).field("range", &self.range).finish()
+        f.debug_struct("GetStream")
+            .field("meta", &self.meta)
+            .field("range", &self.range)
+            .finish()
     }
 }
 
@@ -41,11 +44,15 @@ impl GetStream {
         let get = Get::new(inner.common.clone(), bucket, key, options.range)?;
         let mut drive = Drive::start(inner.clone(), get, permit);
         drive.until_answered().await;
-        let Some(get) = drive.machine() else { return Err(ObjectError::Aborted.into()) };
+        let Some(get) = drive.machine() else {
+            return Err(ObjectError::Aborted.into());
+        };
         if let Some(error) = get.error_before_bytes() {
             return Err(error.clone().into());
         }
-        let Some(meta) = get.meta().cloned() else { return Err(ObjectError::Aborted.into()) };
+        let Some(meta) = get.meta().cloned() else {
+            return Err(ObjectError::Aborted.into());
+        };
         let range = get.range();
         Ok(GetStream { drive, meta, range })
     }

@@ -18,6 +18,7 @@ use ashlar_layout::ids::{DeviceNo, Epoch};
 use ashlar_layout::message::{NodeStatus, Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::link::{Link, LinkSetup, Outgoing, ReplyTo};
@@ -51,7 +52,10 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn new(common: Common, options: ClientOptions, setup: LinkSetup) -> Inner {
         let permits = options.operations_max.clamp(1, Semaphore::MAX_PERMITS);
-        let no_routes = Routes { epoch: Epoch(0), by_device: HashMap::new() };
+        let no_routes = Routes {
+            epoch: Epoch(0),
+            by_device: HashMap::new(),
+        };
         Inner {
             common: Arc::new(common),
             writers: Arc::new(Semaphore::new(permits)),
@@ -109,7 +113,10 @@ impl Inner {
             .filter_map(|d| Some((d.no, self.link(map.address(d.no)?))))
             .collect();
         let link = by_device.get(&device).cloned();
-        let routes = Arc::new(Routes { epoch: map.epoch, by_device });
+        let routes = Arc::new(Routes {
+            epoch: map.epoch,
+            by_device,
+        });
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
         (map.epoch, link)
     }
@@ -118,7 +125,13 @@ impl Inner {
     pub(crate) fn carry_out(self: &Arc<Self>, actions: &mut Vec<Action>, mailbox: &Arc<Mailbox>) {
         for action in actions.drain(..) {
             match action {
-                Action::Send { call, to, request, payload, payload_crc } => {
+                Action::Send {
+                    call,
+                    to,
+                    request,
+                    payload,
+                    payload_crc,
+                } => {
                     let reply_to = Some((mailbox.clone(), call, to));
                     self.send(to, request, payload, payload_crc, reply_to);
                 }
@@ -138,12 +151,22 @@ impl Inner {
     ) {
         match self.route(to) {
             (epoch, Some(link)) => {
-                link.submit(Outgoing { request, epoch, payload, payload_crc, reply_to });
+                link.submit(Outgoing {
+                    request,
+                    epoch,
+                    payload,
+                    payload_crc,
+                    reply_to,
+                });
             }
             (epoch, None) => {
                 if let Some((mailbox, call, from)) = reply_to {
                     let detail = format!("map {epoch} does not say where device {to} is");
-                    mailbox.put(Arrived { call, from, answer: Answer::NotSent { detail } });
+                    mailbox.put(Arrived {
+                        call,
+                        from,
+                        answer: Answer::NotSent { detail },
+                    });
                 }
             }
         }
@@ -156,7 +179,13 @@ impl Inner {
         let reply_to = Some((mailbox.clone(), call, DeviceNo(0)));
         let epoch = self.common.map().epoch;
         let payload = Bytes::new();
-        link.submit(Outgoing { request, epoch, payload, payload_crc: Some(0), reply_to });
+        link.submit(Outgoing {
+            request,
+            epoch,
+            payload,
+            payload_crc: Some(0),
+            reply_to,
+        });
         match tokio::time::timeout(wait, mailbox.take()).await {
             Ok(arrived) => arrived.answer,
             Err(_) => {
@@ -168,10 +197,15 @@ impl Inner {
 
     /// Asks a device's node how the device is, and remembers it.
     fn probe(self: &Arc<Self>, device: DeviceNo) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
         let inner = self.clone();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             let found = match inner.route(device) {
-                (_, Some(link)) => found(device, inner.ask(&link, Request::Status, PROBE_TIME).await),
+                (_, Some(link)) => {
+                    found(device, inner.ask(&link, Request::Status, PROBE_TIME).await)
+                }
                 (..) => Probed::Away("the map does not say where it is".to_owned()),
             };
             let now = inner.now();
@@ -181,15 +215,22 @@ impl Inner {
 
     /// A node has another map: fetches its map, behind the caller, who asks again.
     pub(crate) fn refresh_map(self: &Arc<Self>, device: DeviceNo) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
         if self.refreshing.swap(true, Ordering::AcqRel) {
             return;
         }
         let inner = self.clone();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             if let (_, Some(link)) = inner.route(device) {
                 let wait = inner.options.connect_timeout + PROBE_TIME;
                 let answer = inner.ask(&link, Request::GetMap, wait).await;
-                if let Answer::Reply { reply: Reply::Map, payload, .. } = answer
+                if let Answer::Reply {
+                    reply: Reply::Map,
+                    payload,
+                    ..
+                } = answer
                     && let Ok(map) = ClusterMap::from_json(&payload)
                 {
                     inner.common.learn(map);
@@ -209,7 +250,8 @@ impl Inner {
     }
 
     pub(crate) fn left(&self, leftover: Leftover) {
-        self.late_lost.fetch_add(leftover.late_lost, Ordering::Relaxed);
+        self.late_lost
+            .fetch_add(leftover.late_lost, Ordering::Relaxed);
         let unfreed = leftover.unfreed + leftover.unread_nodes;
         self.unfreed.fetch_add(unfreed, Ordering::Relaxed);
     }
@@ -250,12 +292,23 @@ impl Drop for Inner {
 /// What a node's status says of one of its devices.
 fn found(device: DeviceNo, answer: Answer) -> Probed {
     let status: NodeStatus = match answer {
-        Answer::Reply { reply: Reply::Status(status), .. } => status,
-        Answer::Reply { reply: Reply::Error(error), .. } => return Probed::Away(error.detail),
+        Answer::Reply {
+            reply: Reply::Status(status),
+            ..
+        } => status,
+        Answer::Reply {
+            reply: Reply::Error(error),
+            ..
+        } => return Probed::Away(error.detail),
         Answer::Reply { .. } => return Probed::Away("it gives no status".to_owned()),
         Answer::NotSent { detail } | Answer::Lost { detail } => return Probed::Away(detail),
     };
-    match status.devices.iter().find(|d| d.device == device).map(|d| d.state.as_str()) {
+    match status
+        .devices
+        .iter()
+        .find(|d| d.device == device)
+        .map(|d| d.state.as_str())
+    {
         Some("serving") => Probed::Serving,
         Some("full") => Probed::Full,
         Some(state) => Probed::Away(format!("it is {state}")),

@@ -6,7 +6,7 @@
 //! A request is written by the task that makes it, in one system call; a connection's own task reads
 //! replies, each with one read if it is small, and wakes who asked.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod client;
 mod drive;
@@ -19,6 +19,15 @@ mod mailbox;
 pub mod options;
 mod put;
 mod reader;
+
+#[cfg(test)]
+mod client_tests;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod reader_tests;
 
 pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, ObjectError, ShardFault};
 pub use client::Client;

@@ -25,6 +25,7 @@ use ashlar_layout::message::{ErrorCode, Reply, Request, WireError};
 use bytes::{Buf, Bytes};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -148,16 +149,14 @@ impl Link {
                 None
             }
             Phase::Connecting => None,
-            Phase::Idle => {
-                self.connect(&mut state);
-                None
-            }
-            Phase::Down { until, .. } if *until <= Instant::now() => {
-                self.connect(&mut state);
-                None
-            }
-            Phase::Down { why, .. } => Some(Answer::NotSent { detail: why.clone() }),
-            Phase::Closed => Some(Answer::NotSent { detail: "the client is closed".to_owned() }),
+            Phase::Idle => self.connect(&mut state),
+            Phase::Down { until, .. } if *until <= Instant::now() => self.connect(&mut state),
+            Phase::Down { why, .. } => Some(Answer::NotSent {
+                detail: why.clone(),
+            }),
+            Phase::Closed => Some(Answer::NotSent {
+                detail: "the client is closed".to_owned(),
+            }),
         };
         let refused = match refused {
             None if state.waiting.len() >= WAITING_MAX => {
@@ -176,10 +175,17 @@ impl Link {
         }
     }
 
-    fn connect(self: &Arc<Self>, state: &mut State) {
+    /// Starts the link's task; refuses if there is no runtime to run it.
+    fn connect(self: &Arc<Self>, state: &mut State) -> Option<Answer> {
+        let Ok(runtime) = Handle::try_current() else {
+            return Some(Answer::NotSent {
+                detail: "there is no runtime".to_owned(),
+            });
+        };
         state.phase = Phase::Connecting;
-        let link = self.clone();
-        tokio::spawn(async move { link.run().await });
+        let alive = Alive(self.clone());
+        runtime.spawn(async move { alive.0.run().await });
+        None
     }
 
     /// Ends the connection and its task.
@@ -190,13 +196,25 @@ impl Link {
 
     /// Writes a frame as far as the socket takes it.
     fn send(&self, state: &mut State, socket: &OwnedWriteHalf, outgoing: Outgoing) {
-        let Outgoing { request, epoch, payload, payload_crc, reply_to } = outgoing;
+        let Outgoing {
+            request,
+            epoch,
+            payload,
+            payload_crc,
+            reply_to,
+        } = outgoing;
         let control = encode_control(&request);
         let number = state.next_request;
         state.next_request += 1;
         let payload_crc = payload_crc.unwrap_or_else(|| crc32(&payload));
-        let header =
-            FrameHeader::new(Opcode::Request, number, epoch, &control, payload.len(), payload_crc);
+        let header = FrameHeader::new(
+            Opcode::Request,
+            number,
+            epoch,
+            &control,
+            payload.len(),
+            payload_crc,
+        );
         let header = match header {
             Ok(header) => header.encode(),
             Err(error) => {
@@ -211,8 +229,16 @@ impl Link {
         state.under_way.insert(number, reply_to);
         let mut sent = 0;
         if state.unsent.is_empty() {
-            let parts = [IoSlice::new(&header), IoSlice::new(&control), IoSlice::new(&payload)];
-            let parts = if payload.is_empty() { &parts[..2] } else { &parts[..] };
+            let parts = [
+                IoSlice::new(&header),
+                IoSlice::new(&control),
+                IoSlice::new(&payload),
+            ];
+            let parts = if payload.is_empty() {
+                &parts[..2]
+            } else {
+                &parts[..]
+            };
             match socket.try_write_vectored(parts) {
                 Ok(n) => sent = n,
                 // An error of the socket is seen by the task, too, which ends the connection.
@@ -222,7 +248,11 @@ impl Link {
         if sent == header.len() + control.len() + payload.len() {
             return;
         }
-        for part in [Bytes::copy_from_slice(&header), Bytes::from(control), payload] {
+        for part in [
+            Bytes::copy_from_slice(&header),
+            Bytes::from(control),
+            payload,
+        ] {
             let skipped = sent.min(part.len());
             sent -= skipped;
             if skipped < part.len() {
@@ -234,16 +264,20 @@ impl Link {
 
     /// Sends what waits, as far as it may be under way.
     fn pump(&self, state: &mut State) {
-        let Phase::Up(socket) = &state.phase else { return };
+        let Phase::Up(socket) = &state.phase else {
+            return;
+        };
         let socket = socket.clone();
         while state.under_way.len() < UNDER_WAY_MAX {
-            let Some(outgoing) = state.waiting.pop_front() else { return };
+            let Some(outgoing) = state.waiting.pop_front() else {
+                return;
+            };
             self.send(state, &socket, outgoing);
         }
     }
 
     /// The life of one connection.
-    async fn run(self: Arc<Self>) {
+    async fn run(&self) {
         let (why, refused) = match self.open().await {
             Ok((mut reader, mut half, socket)) => {
                 {
@@ -267,19 +301,32 @@ impl Link {
             state.phase = if self.closed.load(Ordering::Relaxed) {
                 Phase::Closed
             } else {
-                Phase::Down { until: Instant::now() + state.pause, why: why.clone() }
+                Phase::Down {
+                    until: Instant::now() + state.pause,
+                    why: why.clone(),
+                }
             };
             state.pause = (state.pause * 2).min(PAUSE_MAX);
             state.unsent.clear();
-            (std::mem::take(&mut state.under_way), std::mem::take(&mut state.waiting))
+            (
+                std::mem::take(&mut state.under_way),
+                std::mem::take(&mut state.waiting),
+            )
         };
         for reply_to in under_way.into_values() {
-            answer(reply_to, Answer::Lost { detail: why.clone() });
+            answer(
+                reply_to,
+                Answer::Lost {
+                    detail: why.clone(),
+                },
+            );
         }
         for outgoing in waiting {
             let unsent = match &refused {
                 Some(error) => refusal(error.clone()),
-                None => Answer::NotSent { detail: why.clone() },
+                None => Answer::NotSent {
+                    detail: why.clone(),
+                },
             };
             answer(outgoing.reply_to, unsent);
         }
@@ -293,7 +340,10 @@ impl Link {
             let stream = TcpStream::connect(self.address.as_str()).await?;
             stream.set_nodelay(true)?;
             let (mut half, mut socket) = stream.into_split();
-            let hello = Request::Hello { cluster: self.setup.cluster, node: NodeId(0) };
+            let hello = Request::Hello {
+                cluster: self.setup.cluster,
+                node: NodeId(0),
+            };
             let control = encode_control(&hello);
             let header = FrameHeader::new(Opcode::Request, 0, Epoch(0), &control, 0, 0)
                 .map_err(|error| Refusal::Io(error.to_string()))?;
@@ -307,10 +357,15 @@ impl Link {
                             Ok((reader, half, socket))
                         }
                         (Reply::Error(error), ..) => Err(Refusal::Hello(error)),
-                        _ => Err(Refusal::Io("it does not answer Hello with Hello".to_owned())),
+                        _ => Err(Refusal::Io(
+                            "it does not answer Hello with Hello".to_owned(),
+                        )),
                     };
                 }
-                reader.fill(&mut half).await.map_err(|e| Refusal::Io(e.to_string()))?;
+                reader
+                    .fill(&mut half)
+                    .await
+                    .map_err(|e| Refusal::Io(e.to_string()))?;
             }
         };
         match timeout(self.setup.connect_timeout, opening).await {
@@ -340,7 +395,10 @@ impl Link {
             let (writes, watch) = {
                 let state = self.state();
                 let watch = state.heard + self.setup.silence_max;
-                (!state.unsent.is_empty(), (!state.under_way.is_empty()).then_some(watch))
+                (
+                    !state.unsent.is_empty(),
+                    (!state.under_way.is_empty()).then_some(watch),
+                )
             };
             let silence = async {
                 match watch {
@@ -399,8 +457,14 @@ impl Link {
                 reply_to
             };
             let came = match reply {
-                Ok((reply, payload, payload_crc)) => Answer::Reply { reply, payload, payload_crc },
-                Err(error) => Answer::Lost { detail: error.to_string() },
+                Ok((reply, payload, payload_crc)) => Answer::Reply {
+                    reply,
+                    payload,
+                    payload_crc,
+                },
+                Err(error) => Answer::Lost {
+                    detail: error.to_string(),
+                },
             };
             answer(reply_to, came);
         }
@@ -409,8 +473,12 @@ impl Link {
     fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<()> {
         let mut state = self.state();
         while !state.unsent.is_empty() {
-            let parts: Vec<IoSlice<'_>> =
-                state.unsent.iter().take(64).map(|b| IoSlice::new(b)).collect();
+            let parts: Vec<IoSlice<'_>> = state
+                .unsent
+                .iter()
+                .take(64)
+                .map(|b| IoSlice::new(b))
+                .collect();
             let mut sent = match socket.try_write_vectored(&parts) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => n,
@@ -418,7 +486,9 @@ impl Link {
                 Err(error) => return Err(error),
             };
             while sent > 0 {
-                let Some(front) = state.unsent.front_mut() else { break };
+                let Some(front) = state.unsent.front_mut() else {
+                    break;
+                };
                 let part = sent.min(front.len());
                 front.advance(part);
                 sent -= part;
@@ -428,6 +498,18 @@ impl Link {
             }
         }
         Ok(())
+    }
+}
+
+/// A link's task. However it ends, also with its runtime, nobody is left without an answer.
+struct Alive(Arc<Link>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let up = matches!(self.0.state().phase, Phase::Connecting | Phase::Up(_));
+        if up {
+            self.0.down("its runtime has ended".to_owned(), None);
+        }
     }
 }
 
@@ -444,5 +526,9 @@ impl From<io::Error> for Refusal {
 }
 
 fn refusal(error: WireError) -> Answer {
-    Answer::Reply { reply: Reply::Error(error), payload: Bytes::new(), payload_crc: 0 }
+    Answer::Reply {
+        reply: Reply::Error(error),
+        payload: Bytes::new(),
+        payload_crc: 0,
+    }
 }

@@ -28,9 +28,20 @@ async fn ask(
     request: Request,
 ) -> Result<Reply, ClientError> {
     let changes = matches!(request, Request::Propose { .. });
-    let permits = if changes { &inner.writers } else { &inner.readers };
+    let permits = if changes {
+        &inner.writers
+    } else {
+        &inner.readers
+    };
     let permit = admit(permits).await;
-    let ask = Ask::new(inner.common.clone(), 0, names, partition, request, Bytes::new());
+    let ask = Ask::new(
+        inner.common.clone(),
+        0,
+        names,
+        partition,
+        request,
+        Bytes::new(),
+    );
     let mut drive = Drive::start(inner.clone(), ask, permit);
     drive.until_answered().await;
     match drive.machine().and_then(Ask::outcome).cloned() {
@@ -74,19 +85,39 @@ async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<(), ClientE
 }
 
 pub(crate) async fn create_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<(), ClientError> {
-    propose(inner, bucket, Op::CreateBucket { bucket: bucket.to_owned() }).await
+    propose(
+        inner,
+        bucket,
+        Op::CreateBucket {
+            bucket: bucket.to_owned(),
+        },
+    )
+    .await
 }
 
 pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<(), ClientError> {
     // The partition that holds the bucket's record answers for itself; the others are asked.
     for partition in holding(&inner.common.map(), bucket, "").into_iter().skip(1) {
-        let options = ListOptions { max: 1, ..ListOptions::default() };
+        let options = ListOptions {
+            max: 1,
+            ..ListOptions::default()
+        };
         let page = page(inner, bucket, partition, &options, String::new(), 1).await?;
         if !page.objects.is_empty() || !page.prefixes.is_empty() {
-            return Err(ObjectError::BucketNotEmpty { bucket: bucket.to_owned() }.into());
+            return Err(ObjectError::BucketNotEmpty {
+                bucket: bucket.to_owned(),
+            }
+            .into());
         }
     }
-    propose(inner, bucket, Op::DeleteBucket { bucket: bucket.to_owned() }).await
+    propose(
+        inner,
+        bucket,
+        Op::DeleteBucket {
+            bucket: bucket.to_owned(),
+        },
+    )
+    .await
 }
 
 /// The partitions that hold keys of `bucket` behind `after`, in order.
@@ -146,7 +177,11 @@ pub(crate) async fn list(
             }
             let page = page(inner, bucket, *partition, options, after.clone(), room).await?;
             let got = page.objects.len() + page.prefixes.len();
-            let last = page.objects.last().map(|o| &o.key).max(page.prefixes.last());
+            let last = page
+                .objects
+                .last()
+                .map(|o| &o.key)
+                .max(page.prefixes.last());
             if let Some(last) = last {
                 after = last.clone();
             }
@@ -155,7 +190,8 @@ pub(crate) async fn list(
             match page.next {
                 // The head's own mark, if it gives nothing else to go by.
                 Some(next) if got == 0 && next <= after => {
-                    let detail = format!("partition {partition} lists nothing, and says there is more");
+                    let detail =
+                        format!("partition {partition} lists nothing, and says there is more");
                     return Err(ObjectError::Protocol { detail }.into());
                 }
                 Some(next) => after = next,
@@ -172,7 +208,11 @@ pub(crate) async fn buckets(inner: &Arc<Inner>) -> Result<Vec<BucketMeta>, Clien
     for partition in map.partitions.iter().map(|p| p.id) {
         let mut after = String::new();
         loop {
-            let request = Request::ListBuckets { partition, after: after.clone(), max: LIST_PAGE_MAX };
+            let request = Request::ListBuckets {
+                partition,
+                after: after.clone(),
+                max: LIST_PAGE_MAX,
+            };
             let (buckets, more) = match ask(inner, ("", ""), partition, request).await? {
                 Reply::Buckets { buckets, more } => (buckets, more),
                 other => return Err(unexpected("Buckets", &other).into()),

@@ -27,12 +27,18 @@ pub(crate) struct Mailbox {
 
 impl Mailbox {
     pub(crate) fn put(&self, arrived: Arrived) {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).push_back(arrived);
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(arrived);
         self.arrived.notify_one();
     }
 
     fn pop(&self) -> Option<Arrived> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     /// The next answer. May be dropped at any time: nothing is lost.

@@ -84,11 +84,17 @@ struct Source<R> {
 
 impl<R: AsyncRead + Unpin> Source<R> {
     fn count(&mut self, read: io::Result<usize>) -> Result<usize, ClientError> {
-        let n = read.map_err(|source| ClientError::Source { read: self.read, source })?;
+        let n = read.map_err(|source| ClientError::Source {
+            read: self.read,
+            source,
+        })?;
         self.read += n as u64;
         match self.exact {
             Some(expected) if self.read > expected || n == 0 && self.read < expected => {
-                Err(ClientError::SourceLength { expected, got: self.read })
+                Err(ClientError::SourceLength {
+                    expected,
+                    got: self.read,
+                })
             }
             _ => Ok(n),
         }
@@ -120,9 +126,16 @@ pub(crate) async fn put(
     body: impl AsyncRead + Unpin + Send,
     options: PutOptions,
 ) -> Result<PutOutcome, ClientError> {
-    let mut source = Source { body, read: 0, exact: options.size_exact };
+    let mut source = Source {
+        body,
+        read: 0,
+        exact: options.size_exact,
+    };
     let inline_max = inner.common.tuning().inline_max as usize;
-    let hint = options.size_exact.or(options.size_hint).unwrap_or(inline_max as u64);
+    let hint = options
+        .size_exact
+        .or(options.size_hint)
+        .unwrap_or(inline_max as u64);
     let hint = usize::try_from(hint).unwrap_or(usize::MAX);
     // Nothing has been asked of the store yet: a source that fails here costs nothing.
     let head = source.head(inline_max, hint).await?;

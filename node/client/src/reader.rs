@@ -62,7 +62,13 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(pool: BufferPool) -> Reader {
-        Reader { pool, buf: vec![0; ROOM], start: 0, end: 0, large: None }
+        Reader {
+            pool,
+            buf: vec![0; ROOM],
+            start: 0,
+            end: 0,
+            large: None,
+        }
     }
 
     /// Reads once, as much as there is.
@@ -74,7 +80,11 @@ impl Reader {
             // Straight to where it stays.
             let n = socket.read(&mut large.payload[large.filled..]).await?;
             large.filled += n;
-            return if n == 0 { Err(ReadError::Truncated) } else { Ok(()) };
+            return if n == 0 {
+                Err(ReadError::Truncated)
+            } else {
+                Ok(())
+            };
         }
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -97,13 +107,21 @@ impl Reader {
             if large.filled < large.payload.len() {
                 return Ok(None);
             }
-            let Some(Large { header, reply, payload, .. }) = self.large.take() else {
+            let Some(Large {
+                header,
+                reply,
+                payload,
+                ..
+            }) = self.large.take()
+            else {
                 return Ok(None);
             };
             return Ok(Some(whole(&header, reply, payload.freeze())));
         }
         let held = &self.buf[self.start..self.end];
-        let Some(bytes) = held.first_chunk::<FRAME_HEADER_LEN>() else { return Ok(None) };
+        let Some(bytes) = held.first_chunk::<FRAME_HEADER_LEN>() else {
+            return Ok(None);
+        };
         let header = FrameHeader::decode(bytes)?;
         if header.opcode != Opcode::Reply {
             return Err(ReadError::NoReply);
@@ -115,8 +133,9 @@ impl Reader {
             return Ok(None);
         }
         let control = &held[FRAME_HEADER_LEN..control_end];
-        let reply =
-            header.verify_control(control).and_then(|()| decode_control::<Reply>(control));
+        let reply = header
+            .verify_control(control)
+            .and_then(|()| decode_control::<Reply>(control));
         let here = &held[control_end..];
         if payload_len <= here.len() {
             let payload = Bytes::copy_from_slice(&here[..payload_len]);
@@ -127,7 +146,12 @@ impl Reader {
         let filled = here.len();
         payload[..filled].copy_from_slice(here);
         self.start = self.end;
-        self.large = Some(Large { header, reply, payload, filled });
+        self.large = Some(Large {
+            header,
+            reply,
+            payload,
+            filled,
+        });
         Ok(None)
     }
 
@@ -148,7 +172,11 @@ fn whole(header: &FrameHeader, reply: Result<Reply, FrameError>, payload: Bytes)
         if got == header.payload_crc {
             Ok((reply, payload, got))
         } else {
-            Err(FrameError::BadCrc { part: "payload", expected: header.payload_crc, got })
+            Err(FrameError::BadCrc {
+                part: "payload",
+                expected: header.payload_crc,
+                got,
+            })
         }
     });
     Incoming { request, reply }

@@ -36,6 +36,8 @@ use crate::slab::Slab;
 
 /// How long a draining core waits for what is under way.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long our own work waits when an engine has no room for it.
+const PARKED: Duration = Duration::from_millis(1);
 
 /// What all cores of a node know, and what the main thread watches.
 pub struct Shared {
@@ -81,15 +83,29 @@ pub(crate) enum Pending {
     /// A client's shard read.
     Read { conn: ConnId, request: u64 },
     /// A replica's append.
-    Persist { replica: usize, token: u64 },
+    Persist(Persist),
     /// A replica's read of its own log.
-    LogRead { replica: usize, token: u64 },
+    LogRead {
+        replica: usize,
+        token: u64,
+        at: u64,
+        len: u32,
+    },
     /// An inline object for a client.
     Inline(InlineRead),
     /// A journal record read for replay; its place in the line.
     Replay { device: usize, record: usize },
     /// The last operation of a device.
     Shutdown { device: usize },
+}
+
+/// A replica's entries on their way to its device.
+pub(crate) struct Persist {
+    pub(crate) replica: usize,
+    pub(crate) token: u64,
+    pub(crate) first: Seq,
+    pub(crate) last: Seq,
+    pub(crate) entries: Bytes,
 }
 
 /// An inline object on its way to a client.
@@ -119,6 +135,17 @@ pub(crate) enum Todo {
         event: journal::Event,
     },
     Inline(InlineRead),
+    Persist(Persist),
+    LogRead {
+        replica: usize,
+        token: u64,
+        at: u64,
+        len: u32,
+    },
+    Replay {
+        device: usize,
+        record: usize,
+    },
 }
 
 /// What a frame's head said, kept until its payload is in.
@@ -155,6 +182,9 @@ pub struct Core {
     /// Device operations under way: which device, which generation of it, which of the engine's.
     pub(crate) ios: Slab<(usize, u32, u64)>,
     pub(crate) todo: VecDeque<Todo>,
+    /// What an engine had no room for: our own work, which waits for room instead of failing.
+    pub(crate) parked: VecDeque<Todo>,
+    parked_until: Option<Instant>,
     pub(crate) started: Instant,
     draining_until: Option<Instant>,
     finished: bool,
@@ -182,6 +212,8 @@ impl Core {
             ops: Slab::default(),
             ios: Slab::default(),
             todo: VecDeque::new(),
+            parked: VecDeque::new(),
+            parked_until: None,
             started: now,
             draining_until: None,
             finished: false,
@@ -205,7 +237,36 @@ impl Core {
                 Todo::Done { op, result } => self.engine_done(op, result, now, io),
                 Todo::Replica { replica, event } => self.replica_event(replica, event, now, io),
                 Todo::Inline(read) => self.read_inline(read, io),
+                Todo::Persist(persist) => self.persist(persist),
+                Todo::LogRead {
+                    replica,
+                    token,
+                    at,
+                    len,
+                } => {
+                    self.read_log(replica, token, at, len);
+                }
+                Todo::Replay { device, record } => self.read_record(device, record, now, io),
             }
+        }
+    }
+
+    /// Keeps our own work that an engine has no room for until there is some.
+    pub(crate) fn park(&mut self, todo: Todo, now: Instant) {
+        self.parked.push_back(todo);
+        self.parked_until.get_or_insert(now + PARKED);
+    }
+
+    /// Whether a replica's entries wait for room: those behind them must wait as well.
+    pub(crate) fn has_parked(&self, replica: usize) -> bool {
+        let of_replica = |todo: &Todo| matches!(todo, Todo::Persist(p) if p.replica == replica);
+        self.parked.iter().any(of_replica)
+    }
+
+    fn unpark(&mut self, now: Instant) {
+        if self.parked_until.is_some_and(|until| until <= now) {
+            self.parked_until = None;
+            self.todo.extend(self.parked.drain(..));
         }
     }
 
@@ -226,8 +287,24 @@ impl Core {
                 self.answer(io, conn, request, &reply, Payload::None);
             }
             Some(Pending::Read { conn, request }) => self.shard_read(conn, request, result, io),
-            Some(Pending::Persist { replica, token }) => self.persisted(replica, token, result),
-            Some(Pending::LogRead { replica, token }) => {
+            Some(Pending::Persist(persist)) => self.persisted(persist, result, now),
+            Some(Pending::LogRead {
+                replica,
+                token,
+                at,
+                len,
+            }) => {
+                if is_busy(&result) {
+                    return self.park(
+                        Todo::LogRead {
+                            replica,
+                            token,
+                            at,
+                            len,
+                        },
+                        now,
+                    );
+                }
                 let bytes = match result {
                     Ok(api::Output::Bytes { buf, range }) => {
                         Some(Bytes::copy_from_slice(&buf[range]))
@@ -237,11 +314,22 @@ impl Core {
                 let event = journal::Event::LogRead { token, bytes };
                 self.todo.push_back(Todo::Replica { replica, event });
             }
-            Some(Pending::Inline(read)) => self.inline_read(read, result, io),
+            Some(Pending::Inline(read)) => {
+                if is_busy(&result) {
+                    return self.park(Todo::Inline(read), now);
+                }
+                self.inline_read(read, result, io);
+            }
             Some(Pending::Replay { device, record }) => {
+                if is_busy(&result) {
+                    return self.park(Todo::Replay { device, record }, now);
+                }
                 self.replayed(device, record, result, now, io);
             }
-            Some(Pending::Shutdown { device }) => self.devices[device].shut_down(io),
+            Some(Pending::Shutdown { device }) => {
+                let draining = self.draining();
+                self.devices[device].shut_down(draining, now, io);
+            }
         }
     }
 
@@ -380,6 +468,7 @@ impl Handler for Core {
         self.tend_devices(now, io);
         self.tend_peers(now, io);
         self.tend_replicas(now);
+        self.unpark(now);
         self.work(now, io);
         self.kick_engines(now, io);
         self.work(now, io);
@@ -393,11 +482,10 @@ impl Handler for Core {
         let devices = self.devices.iter().filter_map(DeviceSlot::next_deadline);
         let peers = self.peers.iter().filter_map(Peer::next_deadline);
         let replicas = self.replicas.iter().filter_map(ReplicaSlot::next_deadline);
-        devices
-            .chain(peers)
-            .chain(replicas)
-            .chain(self.draining_until)
-            .min()
+        let own = [self.draining_until, self.parked_until]
+            .into_iter()
+            .flatten();
+        devices.chain(peers).chain(replicas).chain(own).min()
     }
 
     fn finished(&self) -> bool {
@@ -421,6 +509,11 @@ impl Conn {
 /// A manifest that has nothing on shards: for replies that must not be taken for an object.
 pub(crate) fn is_inline(manifest: &Manifest) -> bool {
     matches!(manifest.body, ashlar_layout::manifest::Body::Inline)
+}
+
+/// Whether an engine had no room for something just now.
+pub(crate) fn is_busy(result: &Result<api::Output<Buf>, EngineError>) -> bool {
+    matches!(result, Err(EngineError::Busy { .. }))
 }
 
 /// Where a partition's replica is on this core.

@@ -5,7 +5,7 @@
 //! - a device that is fenced is closed, reopened and recovered: nothing is retried on the old state;
 //! - a device serves only when its journal has been replayed into its replicas.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,8 +82,10 @@ pub struct DeviceSlot {
     generation: u32,
     phase: Phase,
     reopen_after: Duration,
-    /// A replica asked for its log to be read again.
+    /// A replica stopped: its log is to be read again,
     reopen: bool,
+    /// but only when there is room on the device.
+    reopen_with_room: bool,
     findings: [u64; KINDS.len()],
     /// Whether it has ever served: before that, a failure to open ends the node.
     served: bool,
@@ -113,6 +115,7 @@ impl DeviceSlot {
             },
             reopen_after: REOPEN_MIN,
             reopen: false,
+            reopen_with_room: false,
             findings: [0; KINDS.len()],
             served: false,
             fatal: None,
@@ -174,9 +177,9 @@ impl DeviceSlot {
 
     /// The log on the device and a replica may disagree: read it again.
     pub(crate) fn reopen_wanted(&mut self, full: bool) {
-        // A full device does not get emptier by being reopened: its replica was told that it is
-        // full, and starts its term again only with the node.
+        // A full device does not get emptier by being reopened.
         self.reopen |= !full;
+        self.reopen_with_room |= full;
     }
 
     pub(crate) fn status(&self) -> DeviceStatus {
@@ -204,9 +207,18 @@ impl DeviceSlot {
         }
     }
 
-    /// The engine's last operation has ended.
-    pub(crate) fn shut_down(&mut self, io: &mut Io) {
-        self.phase = Phase::Down;
+    /// The engine's last operation has ended: for good, or to be opened again at once.
+    pub(crate) fn shut_down(&mut self, for_good: bool, now: Instant, io: &mut Io) {
+        self.phase = if for_good {
+            Phase::Down
+        } else {
+            self.generation += 1;
+            let why = "its journal is read again after a failed append".into();
+            Phase::Closed {
+                retry_at: Some(now),
+                why,
+            }
+        };
         if let Some(dev) = self.dev.take() {
             io.close_device(dev);
         }
@@ -251,7 +263,7 @@ impl Core {
             Err(e) => {
                 let busy = matches!(e, ashlar_node_reactor::OpenError::Busy { .. });
                 let patient = busy && now.since(self.started) < BUSY_MAX;
-                let hopeless = (busy && !patient) || (alone && !patient);
+                let hopeless = (busy || alone) && !patient;
                 return slot.close(e.to_string(), hopeless, now, io);
             }
         };
@@ -282,14 +294,16 @@ impl Core {
         }
         for device in 0..self.devices.len() {
             let slot = &mut self.devices[device];
-            if slot.reopen && slot.is_serving() {
+            let room = slot.reopen_with_room && !slot.nearly_full();
+            if (slot.reopen || room) && slot.is_serving() {
                 slot.reopen = false;
-                self.fence(
-                    device,
-                    "its journal is read again after a failed append".into(),
-                    now,
-                    io,
-                );
+                slot.reopen_with_room = false;
+                for replica in 0..self.replicas.len() {
+                    if self.replicas[replica].device == device {
+                        self.stop_replica(replica, io);
+                    }
+                }
+                self.shut_device(device);
             }
             let due = self.devices[device]
                 .next_deadline()
@@ -500,23 +514,21 @@ impl Core {
             }
             return;
         }
-        let mut events = VecDeque::new();
-        while replay.next < replay.records.len() && replay.next < replay.due + REPLAY_AHEAD {
-            let record = &replay.records[replay.next];
-            let op = self.ops.insert(Pending::Replay {
-                device,
-                record: replay.next,
-            });
-            events.push_back(api::Event::ReadJournal {
-                op,
-                at: record.at,
-                len: record.len,
-            });
-            replay.next += 1;
+        let ahead = replay.records.len().min(replay.due + REPLAY_AHEAD);
+        let from = std::mem::replace(&mut replay.next, ahead);
+        for record in from..ahead {
+            self.read_record(device, record, now, io);
         }
-        for event in events {
-            self.engine_event(device, event, now, io);
-        }
+    }
+
+    /// Reads one journal record for replay.
+    pub(crate) fn read_record(&mut self, device: usize, record: usize, now: Instant, io: &mut Io) {
+        let Phase::Replaying(replay) = &self.devices[device].phase else {
+            return;
+        };
+        let (at, len) = (replay.records[record].at, replay.records[record].len);
+        let op = self.ops.insert(Pending::Replay { device, record });
+        self.engine_event(device, api::Event::ReadJournal { op, at, len }, now, io);
     }
 
     /// A journal record was read for replay.

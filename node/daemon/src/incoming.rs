@@ -76,7 +76,7 @@ impl Incoming {
         self.state = match sink {
             Sink::Bytes => {
                 self.held = Vec::with_capacity(len);
-                State::Bytes(header.clone())
+                State::Bytes(*header)
             }
             Sink::Buf(buf, at) => {
                 debug_assert!(at + len <= buf.len());
@@ -114,7 +114,7 @@ impl Incoming {
                     let control = std::mem::take(&mut self.held);
                     header.verify_control(&control)?;
                     if header.payload_len > 0 {
-                        self.state = State::Asking(header.clone());
+                        self.state = State::Asking(header);
                     }
                     return Ok(Progress::Head(header, control));
                 }

@@ -7,7 +7,7 @@
 //! | `core` | one data core: the reactor's handler |
 //! | `devices` | its devices: opening, recovery, replay, fencing |
 //! | `replicas`, `peers` | its journal replicas and the nodes that they talk to |
-//! | `requests` | what clients ask |
+//! | `requests`, `lookups` | what clients ask |
 //! | `incoming`, `outgoing` | frames |
 //!
 //! **Architecture invariant:** nothing is decided here that a test without I/O could not reach: what
@@ -17,6 +17,7 @@ pub mod config;
 mod core;
 mod devices;
 mod incoming;
+mod lookups;
 mod outgoing;
 mod peers;
 mod replicas;

@@ -16,7 +16,7 @@ use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, ConnId, Io};
 
-use crate::core::{Core, InlineRead, Pending, Todo};
+use crate::core::{Core, InlineRead, Pending, Persist, Todo, is_busy};
 use crate::outgoing::Payload;
 use crate::slab::Slab;
 
@@ -164,6 +164,14 @@ impl Core {
             return;
         }
         let error = Reply::Error(slot.unavailable());
+        // What it wanted done is its own: the next one will want it again.
+        let of_replica = |todo: &Todo| match todo {
+            Todo::Persist(persist) => persist.replica == replica,
+            Todo::LogRead { replica: of, .. } => *of == replica,
+            _ => false,
+        };
+        self.parked.retain(|todo| !of_replica(todo));
+        self.todo.retain(|todo| !of_replica(todo));
         let asks: Vec<_> = std::mem::take(&mut slot.asks).into_values().collect();
         let lost: Vec<_> = std::mem::take(&mut slot.lost)
             .into_values()
@@ -195,7 +203,6 @@ impl Core {
         };
         let mut actions = Vec::new();
         state.on_event(now, event, &mut actions);
-        let device = slot.device;
         for action in actions {
             match action {
                 journal::Action::Persist {
@@ -204,16 +211,18 @@ impl Core {
                     last,
                     entries,
                 } => {
-                    let op = self.ops.insert(Pending::Persist { replica, token });
-                    let partition = self.replicas[replica].partition;
-                    let event = api::Event::AppendJournal {
-                        op,
-                        partition,
+                    let persist = Persist {
+                        replica,
+                        token,
                         first,
                         last,
                         entries,
                     };
-                    self.todo.push_back(Todo::Engine { device, event });
+                    if self.has_parked(replica) {
+                        self.park(Todo::Persist(persist), now);
+                    } else {
+                        self.persist(persist);
+                    }
                 }
                 journal::Action::Send {
                     to,
@@ -228,9 +237,7 @@ impl Core {
                     }
                 }
                 journal::Action::ReadLog { token, at, len } => {
-                    let op = self.ops.insert(Pending::LogRead { replica, token });
-                    let event = api::Event::ReadJournal { op, at, len };
-                    self.todo.push_back(Todo::Engine { device, event });
+                    self.read_log(replica, token, at, len);
                 }
                 journal::Action::Restored { seq, result } => {
                     self.restored(replica, seq, result, io)
@@ -239,13 +246,44 @@ impl Core {
         }
     }
 
+    pub(crate) fn persist(&mut self, persist: Persist) {
+        let slot = &self.replicas[persist.replica];
+        let (device, partition) = (slot.device, slot.partition);
+        let (first, last, entries) = (persist.first, persist.last, persist.entries.clone());
+        let op = self.ops.insert(Pending::Persist(persist));
+        let event = api::Event::AppendJournal {
+            op,
+            partition,
+            first,
+            last,
+            entries,
+        };
+        self.todo.push_back(Todo::Engine { device, event });
+    }
+
+    pub(crate) fn read_log(&mut self, replica: usize, token: u64, at: u64, len: u32) {
+        let device = self.replicas[replica].device;
+        let op = self.ops.insert(Pending::LogRead {
+            replica,
+            token,
+            at,
+            len,
+        });
+        let event = api::Event::ReadJournal { op, at, len };
+        self.todo.push_back(Todo::Engine { device, event });
+    }
+
     /// An append of a replica's has ended.
     pub(crate) fn persisted(
         &mut self,
-        replica: usize,
-        token: u64,
+        persist: Persist,
         result: Result<api::Output<Buf>, EngineError>,
+        now: Instant,
     ) {
+        if is_busy(&result) {
+            return self.park(Todo::Persist(persist), now);
+        }
+        let (replica, token) = (persist.replica, persist.token);
         let event = match result {
             Ok(api::Output::Journal { at }) => journal::Event::Persisted { token, at },
             Ok(_) => journal::Event::PersistFailed { token, full: false },

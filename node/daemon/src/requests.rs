@@ -1,11 +1,9 @@
 //! What clients ask of a core.
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::frame::{FrameHeader, Opcode, decode_control, encode_control};
+use ashlar_layout::frame::{FrameHeader, Opcode, decode_control};
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, ShardId};
-use ashlar_layout::limits::{
-    CONNECTION_REQUESTS_MAX, FRAME_CONTROL_MAX, INLINE_MAX, SHARD_SIZE_MAX,
-};
+use ashlar_layout::limits::{CONNECTION_REQUESTS_MAX, INLINE_MAX, SHARD_SIZE_MAX};
 use ashlar_layout::manifest::{Body, Op};
 use ashlar_layout::message::{
     ChainMessage, ErrorCode, FindingKind, NodeStatus, Reply, Request, WireError,
@@ -17,14 +15,16 @@ use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
 use bytes::Bytes;
 
-use crate::core::{Core, InlineRead, Message, Pending, Todo, is_inline, replica_of};
+use crate::core::{Core, Message, Pending, Todo, replica_of};
 use crate::incoming::Sink;
 use crate::outgoing::{self, Payload};
 
 /// Bytes that may wait to be sent on a connection before it is read no further.
 const SEND_QUEUE_MAX: usize = 16 * 1024 * 1024;
-/// How often a lost inline object is asked of the other replicas before the read fails.
-const INLINE_TRIES: u32 = 3;
+/// The part of the pool that must be free before a shard's payload is taken in: one in so many,
+const WRITE_SPARE: usize = 4;
+/// and before a shard is read.
+const READ_SPARE: usize = 8;
 
 impl Core {
     /// A frame's head is in: decides where its payload goes, or handles it if it has none.
@@ -59,7 +59,7 @@ impl Core {
                         return;
                     }
                     if let Some(state) = self.conns.get_mut(&conn) {
-                        state.head = Some((header.clone(), message));
+                        state.head = Some((header, message));
                     }
                     sink
                 }
@@ -184,6 +184,7 @@ impl Core {
             });
         }
         let slot = self.serving_device(device)?;
+        self.admit(WRITE_SPARE)?;
         let block = self.devices[slot].block_size();
         let room = header_len(len, block) as usize;
         let total = room + (len.next_multiple_of(block)) as usize;
@@ -198,6 +199,21 @@ impl Core {
         };
         buf[room + len as usize..total].fill(0);
         Ok(Sink::Buf(buf, room))
+    }
+
+    /// Whether the pool can bear more, so that the journal always finds room in it.
+    fn admit(&self, spare: usize) -> Result<(), WireError> {
+        let pool = &self.memory.0;
+        if pool.available() >= pool.capacity() / spare {
+            return Ok(());
+        }
+        Err(WireError {
+            code: ErrorCode::Busy,
+            detail: format!(
+                "node {} has no buffers to spare: ask again later",
+                self.shared.node
+            ),
+        })
     }
 
     /// The slot of a device that serves, or why it does not.
@@ -298,19 +314,22 @@ impl Core {
                 shard,
                 offset,
                 len,
-            } => self.device_op(
-                device,
-                Pending::Read {
-                    conn,
-                    request: number,
-                },
-                |op| api::Event::ReadShard {
-                    op,
-                    shard,
-                    offset,
-                    len,
-                },
-            ),
+            } => match self.admit(READ_SPARE) {
+                Err(error) => Some(Err(error)),
+                Ok(()) => self.device_op(
+                    device,
+                    Pending::Read {
+                        conn,
+                        request: number,
+                    },
+                    |op| api::Event::ReadShard {
+                        op,
+                        shard,
+                        offset,
+                        len,
+                    },
+                ),
+            },
             Request::ShardDelete { device, shard } => self.device_op(
                 device,
                 Pending::Shard {
@@ -434,7 +453,7 @@ impl Core {
     }
 
     /// The slot of the replica of a partition.
-    fn replica(&self, partition: PartitionId) -> Result<usize, WireError> {
+    pub(crate) fn replica(&self, partition: PartitionId) -> Result<usize, WireError> {
         replica_of(&self.replicas, partition).ok_or_else(|| WireError {
             code: ErrorCode::NotHere,
             detail: format!(
@@ -442,162 +461,6 @@ impl Core {
                 self.shared.node
             ),
         })
-    }
-
-    fn lookup(
-        &mut self,
-        conn: ConnId,
-        request: u64,
-        partition: PartitionId,
-        bucket: String,
-        key: String,
-        payload: bool,
-    ) -> Option<Result<Reply, WireError>> {
-        let found = self.replica(partition).and_then(|replica| {
-            let (meta, inline) = self.replicas[replica].serve()?.lookup(&bucket, &key)?;
-            Ok((replica, meta, inline))
-        });
-        match found {
-            Err(error) => Some(Err(error)),
-            Ok((replica, meta, Some(inline))) if payload && meta.manifest.size > 0 => {
-                let seq = inline.seq;
-                self.todo.push_back(Todo::Inline(InlineRead {
-                    conn,
-                    request,
-                    replica,
-                    bucket,
-                    key,
-                    meta,
-                    seq,
-                    tries: 0,
-                }));
-                None
-            }
-            Ok((_, meta, _)) => Some(Ok(Reply::Found { meta })),
-        }
-    }
-
-    /// Reads an inline object's entry from where the index says that it is now.
-    pub(crate) fn read_inline(&mut self, read: InlineRead, io: &mut Io) {
-        let looked_up = self.replicas[read.replica]
-            .serve()
-            .and_then(|replica| replica.lookup(&read.bucket, &read.key));
-        match looked_up {
-            Err(error) => {
-                self.answer(
-                    io,
-                    read.conn,
-                    read.request,
-                    &Reply::Error(error),
-                    Payload::None,
-                );
-            }
-            Ok((meta, Some(at))) if is_inline(&meta.manifest) && meta.manifest.size > 0 => {
-                let device = self.replicas[read.replica].device;
-                let read = InlineRead {
-                    meta,
-                    seq: at.seq,
-                    ..read
-                };
-                let op = self.ops.insert(Pending::Inline(read));
-                let event = api::Event::ReadJournal {
-                    op,
-                    at: at.at,
-                    len: at.len,
-                };
-                self.todo.push_back(Todo::Engine { device, event });
-            }
-            Ok((meta, _)) => {
-                // Overwritten by another kind of object while its payload was on the way.
-                self.answer(
-                    io,
-                    read.conn,
-                    read.request,
-                    &Reply::Found { meta },
-                    Payload::None,
-                );
-            }
-        }
-    }
-
-    /// An inline object's entry came from the device: verified before a byte of it goes out.
-    pub(crate) fn inline_read(
-        &mut self,
-        mut read: InlineRead,
-        result: Result<api::Output<Buf>, EngineError>,
-        io: &mut Io,
-    ) {
-        if let Ok(api::Output::Bytes { buf, range }) = result {
-            let start = range.start;
-            let found = ashlar_layout::journal::entries(&buf[range])
-                .next()
-                .and_then(Result::ok)
-                .filter(|e| {
-                    e.header.seq == read.seq && e.inline.len() as u64 == read.meta.manifest.size
-                })
-                .map(|e| (e.inline_offset(), e.inline.len(), crc32(e.inline)))
-                .filter(|(_, _, crc)| *crc == read.meta.manifest.crc);
-            if let Some((offset, len, crc)) = found {
-                let from = start + offset;
-                let chunk = Chunk::Buf(buf, from..from + len);
-                let payload = Payload::Chunk {
-                    chunk,
-                    len: len as u32,
-                    crc,
-                };
-                let reply = Reply::Found { meta: read.meta };
-                return self.answer(io, read.conn, read.request, &reply, payload);
-            }
-        }
-        read.tries += 1;
-        if read.tries > INLINE_TRIES {
-            let error = outgoing::error(
-                ErrorCode::Corrupt,
-                format!(
-                    "the entry {} that holds {}/{} is damaged here and no other replica gave it",
-                    read.seq, read.bucket, read.key
-                ),
-            );
-            return self.answer(io, read.conn, read.request, &error, Payload::None);
-        }
-        let device = self.replicas[read.replica].device;
-        self.devices[device].found(FindingKind::Rot);
-        self.inline_lost(read);
-    }
-
-    fn list(&self, request: &Request) -> Result<Reply, WireError> {
-        let Request::List {
-            partition,
-            bucket,
-            prefix,
-            delimiter,
-            after,
-            max,
-        } = request
-        else {
-            return Err(WireError {
-                code: ErrorCode::Internal,
-                detail: "not a list".into(),
-            });
-        };
-        let replica = self.replica(*partition)?;
-        let replica = self.replicas[replica].serve()?;
-        let mut max = (*max).clamp(1, ashlar_layout::limits::LIST_PAGE_MAX);
-        loop {
-            let page = replica.list(&ashlar_cluster_journal::ListParams {
-                bucket: bucket.clone(),
-                prefix: prefix.clone(),
-                delimiter: delimiter.clone(),
-                after: after.clone(),
-                max,
-            })?;
-            let reply = Reply::Page(page);
-            // Long keys make a page too large for a frame: then it is a shorter page.
-            if max == 1 || encode_control(&reply).len() <= FRAME_CONTROL_MAX as usize {
-                return Ok(reply);
-            }
-            max = (max / 2).max(1);
-        }
     }
 
     fn status(&self, now: Instant) -> NodeStatus {

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_map::ClusterMap;
@@ -18,6 +18,9 @@ use crate::replicas::ReplicaSlot;
 
 /// How often readiness and life are looked at when systemd sets no watchdog.
 const WATCH: Duration = Duration::from_millis(500);
+
+/// Words to the main thread that may wait; whoever has more to say waits too.
+const WORDS_MAX: usize = 64;
 
 /// Why a node could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +98,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
         map,
     });
 
-    let (words, heard) = channel();
+    let (words, heard) = sync_channel(WORDS_MAX);
     signals(&words)?;
     let mut pulses = Vec::new();
     let mut threads = Vec::new();
@@ -106,12 +109,12 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
         let thread = std::thread::Builder::new()
             .name(format!("core-{core}"))
             .spawn(move || {
-                let ended = Ended {
-                    core,
+                let panicked = Err(DaemonError::Panicked(core));
+                let mut ended = Ended {
                     words: words.clone(),
+                    result: panicked,
                 };
-                let result = run_core(core, &config, &shared, pulse, &words);
-                ended.with(result);
+                ended.result = run_core(core, &config, &shared, pulse, &words);
             })
             .map_err(|source| DaemonError::System {
                 what: "cannot start a thread",
@@ -130,22 +133,14 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
 
 /// Tells the main thread how a core ended, also when it panics.
 struct Ended {
-    core: usize,
-    words: Sender<Word>,
-}
-
-impl Ended {
-    fn with(self, result: Result<(), DaemonError>) {
-        let _ = self.words.send(Word::Ended(result));
-        std::mem::forget(self);
-    }
+    words: SyncSender<Word>,
+    result: Result<(), DaemonError>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self
-            .words
-            .send(Word::Ended(Err(DaemonError::Panicked(self.core))));
+        let result = std::mem::replace(&mut self.result, Ok(()));
+        let _ = self.words.send(Word::Ended(result));
     }
 }
 
@@ -171,7 +166,7 @@ fn check_devices(config: &Config, map: &ClusterMap) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn signals(words: &Sender<Word>) -> Result<(), DaemonError> {
+fn signals(words: &SyncSender<Word>) -> Result<(), DaemonError> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(|source| {
         DaemonError::System {
@@ -277,7 +272,7 @@ fn run_core(
     config: &Config,
     shared: &Arc<Shared>,
     pulse: Arc<Pulse>,
-    words: &Sender<Word>,
+    words: &SyncSender<Word>,
 ) -> Result<(), DaemonError> {
     let address = &shared
         .map
@@ -293,6 +288,9 @@ fn run_core(
     };
     let mut reactor = Reactor::new(options)?;
     let _ = words.send(Word::Waker(reactor.waker()));
+    for note in reactor.notes() {
+        eprintln!("core {core}: {note}");
+    }
     let io = reactor.io();
     let now = io.now();
 

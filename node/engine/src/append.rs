@@ -1,4 +1,5 @@
-//! Appending: what waits becomes a batch, a batch becomes few writes, and is then acknowledged.
+//! Appending: what waits becomes a batch, and a batch becomes few writes. [`crate::acknowledge`] takes
+//! it from there.
 //!
 //! Two streams (journal, data), each with one open extent.
 //!
@@ -10,20 +11,18 @@
 //! - A new extent's header goes out in the first batch of the extent, so nothing in an extent is
 //!   acknowledged before its header is durable.
 //! - A record never reaches into the room that the footer of its extent will take.
-//! - An extent's footer is written when every batch in it has been acknowledged: it names durable
-//!   records only, and all of them. The extent counts as open until the footer is durable.
 //! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
 
 use std::collections::VecDeque;
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
-use ashlar_layout::footer::{Footer, FooterEntry, footer_len};
+use ashlar_layout::footer::{FooterEntry, footer_len};
 use ashlar_layout::ids::{ExtentNo, Incarnation, PartitionId, Seq, ShardId};
 use ashlar_layout::limits::JOURNAL_BATCH_MAX;
 use ashlar_layout::record::{RecordHeader, Subject, header_len, piece_crcs, record_len};
 use bytes::Bytes;
 
-use crate::api::{Action, IoFailure, Memory, Output};
+use crate::api::{Action, Memory};
 use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::index::{Candidate, UNIT};
@@ -37,7 +36,9 @@ const STAGING_MAX: u64 = 512 * 1024;
 /// Bytes of a batch at most, unless one record alone is longer.
 const BATCH_MAX: u64 = 4 * 1024 * 1024;
 /// Free extents that the journal may not take: tombstones need a place to go.
-const TOMBSTONE_RESERVE: u32 = 1;
+pub(crate) const TOMBSTONE_RESERVE: u32 = 1;
+/// Bytes of a footer at most; it is written from one buffer, and read into one.
+const FOOTER_MAX: u64 = 4 * 1024 * 1024;
 
 /// An append that waits.
 pub(crate) enum Item<B> {
@@ -92,22 +93,32 @@ pub(crate) struct Seal {
 
 /// A batch under way.
 pub(crate) struct Batch {
-    id: u64,
-    extent: ExtentNo,
+    pub id: u64,
+    pub extent: ExtentNo,
     /// It carries the extent's header.
-    opens: bool,
-    offset: u64,
-    writes_left: usize,
-    flush: bool,
-    durable: bool,
-    records: Vec<Appended>,
+    pub opens: bool,
+    pub offset: u64,
+    pub writes_left: usize,
+    pub flush: bool,
+    pub durable: bool,
+    pub records: Vec<Appended>,
 }
 
 /// A record of a batch under way: what to do when it is durable.
-enum Appended {
-    Shard { shard: ShardId, candidate: Candidate },
-    Tombstone { shard: ShardId, targets: Vec<u64>, hold: bool, shadow: bool },
-    Journal { ops: Vec<(u64, u64)> },
+pub(crate) enum Appended {
+    Shard {
+        shard: ShardId,
+        candidate: Candidate,
+    },
+    Tombstone {
+        shard: ShardId,
+        targets: Vec<u64>,
+        hold: bool,
+        shadow: bool,
+    },
+    Journal {
+        ops: Vec<(u64, u64)>,
+    },
 }
 
 /// A record that has a place in the batch being built.
@@ -141,7 +152,12 @@ impl<B> Item<B> {
 
 impl<B> Stream<B> {
     pub fn new(kind: ExtentKind) -> Stream<B> {
-        Stream { kind, queue: VecDeque::new(), open: None, flying: VecDeque::new() }
+        Stream {
+            kind,
+            queue: VecDeque::new(),
+            open: None,
+            flying: VecDeque::new(),
+        }
     }
 
     pub fn idle(&self) -> bool {
@@ -168,15 +184,27 @@ impl<B> Stream<B> {
     /// same partition and continue it.
     fn next_record(&mut self) -> Option<What<B>> {
         let item = self.queue.pop_front()?;
-        let Item::Journal { op, partition, first, last, entries } = item else {
+        let Item::Journal {
+            op,
+            partition,
+            first,
+            last,
+            entries,
+        } = item
+        else {
             return Some(What::Item(item));
         };
         let mut len = entries.len();
         let mut end = last;
         let mut parts = vec![(op, first, last, entries)];
         let mut at = 0;
-        while let Some(Item::Journal { partition: other, first, last, entries, .. }) =
-            self.queue.get(at)
+        while let Some(Item::Journal {
+            partition: other,
+            first,
+            last,
+            entries,
+            ..
+        }) = self.queue.get(at)
         {
             if *other != partition {
                 at += 1;
@@ -187,11 +215,24 @@ impl<B> Stream<B> {
             }
             len += entries.len();
             end = *last;
-            if let Some(Item::Journal { op, first, last, entries, .. }) = self.queue.remove(at) {
+            if let Some(Item::Journal {
+                op,
+                first,
+                last,
+                entries,
+                ..
+            }) = self.queue.remove(at)
+            {
                 parts.push((op, first, last, entries));
             }
         }
-        Some(What::Entries { partition, first, last: end, len: len as u32, parts })
+        Some(What::Entries {
+            partition,
+            first,
+            last: end,
+            len: len as u32,
+            parts,
+        })
     }
 
     /// Puts back what [`Stream::next_record`] took.
@@ -199,9 +240,17 @@ impl<B> Stream<B> {
         match what {
             What::Header => {}
             What::Item(item) => self.queue.push_front(item),
-            What::Entries { partition, parts, .. } => {
+            What::Entries {
+                partition, parts, ..
+            } => {
                 for (op, first, last, entries) in parts.into_iter().rev() {
-                    self.queue.push_front(Item::Journal { op, partition, first, last, entries });
+                    self.queue.push_front(Item::Journal {
+                        op,
+                        partition,
+                        first,
+                        last,
+                        entries,
+                    });
                 }
             }
         }
@@ -236,14 +285,14 @@ impl<M: Memory> Engine<M> {
             if waits.queue.is_empty() || waits.flying.len() >= IN_FLIGHT {
                 return;
             }
-            let Some(plan) = self.plan(stream, out) else {
+            let Some(plan) = self.plan(stream, mem, out) else {
                 return;
             };
             if plan.is_empty() {
                 continue;
             }
             if !self.send(stream, plan, mem, out) {
-                self.starved(stream, out);
+                self.starved(stream, mem, out);
                 return;
             }
         }
@@ -251,13 +300,16 @@ impl<M: Memory> Engine<M> {
 
     /// There was no buffer. As long as anything is under way one will come back; otherwise the
     /// caller is told to try later, rather than left waiting.
-    fn starved(&mut self, stream: StreamNo, out: &mut Vec<Action<M::Buf>>) {
+    fn starved(&mut self, stream: StreamNo, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         if self.ios.is_empty()
             && !self.superblocks.turning()
             && let Some(what) = self.streams[stream as usize].next_record()
         {
-            let error = EngineError::Busy { device: self.device, what: "no buffer" };
-            self.refuse(what, &error, out);
+            let error = EngineError::Busy {
+                device: self.device,
+                what: "no buffer",
+            };
+            self.refuse(what, &error, mem, out);
         }
     }
 
@@ -266,6 +318,7 @@ impl<M: Memory> Engine<M> {
     fn plan(
         &mut self,
         stream: StreamNo,
+        mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) -> Option<Vec<Planned<M::Buf>>> {
         let block_size = self.geometry.block_size;
@@ -286,12 +339,16 @@ impl<M: Memory> Engine<M> {
                 self.streams[stream as usize].put_back(what);
                 break;
             }
-            let fits = self.streams[stream as usize].open.as_ref().is_some_and(|open| {
-                let start = self.geometry.records_start(open.no);
-                let at = pos.unwrap_or(open.pos).max(start);
-                let count = open.entries.len() + records as usize + 1;
-                at + len + footer_len(count, block_size) <= self.geometry.extent_end(open.no)
-            });
+            let fits = self.streams[stream as usize]
+                .open
+                .as_ref()
+                .is_some_and(|open| {
+                    let start = self.geometry.records_start(open.no);
+                    let at = pos.unwrap_or(open.pos).max(start);
+                    let count = open.entries.len() + records as usize + 1;
+                    let footer = footer_len(count, block_size);
+                    footer <= FOOTER_MAX && at + len + footer <= self.geometry.extent_end(open.no)
+                });
             if !fits && !plan.is_empty() {
                 self.streams[stream as usize].put_back(what);
                 break;
@@ -301,7 +358,7 @@ impl<M: Memory> Engine<M> {
                     self.streams[stream as usize].put_back(what);
                     return None;
                 };
-                self.refuse(what, &error, out);
+                self.refuse(what, &error, mem, out);
                 return Some(plan);
             }
             let Some(open) = &self.streams[stream as usize].open else {
@@ -311,7 +368,11 @@ impl<M: Memory> Engine<M> {
             let mut at = pos.unwrap_or(open.pos);
             if at == self.geometry.extent_start(open.no) {
                 let len = u64::from(block_size);
-                plan.push(Planned { at, len, what: What::Header });
+                plan.push(Planned {
+                    at,
+                    len,
+                    what: What::Header,
+                });
                 at += len;
             }
             plan.push(Planned { at, len, what });
@@ -338,15 +399,27 @@ impl<M: Memory> Engine<M> {
         let free = self.extents.free_count();
         if free <= reserve {
             let (free, reserve) = (u64::from(free), u64::from(reserve));
-            return Err(Some(EngineError::DeviceFull { device: self.device, free, reserve }));
+            return Err(Some(EngineError::DeviceFull {
+                device: self.device,
+                free,
+                reserve,
+            }));
         }
         let incarnation = self.take_incarnation().ok_or(None)?;
         let kind = self.streams[stream as usize].kind;
         let no = self.extents.open(kind, incarnation, reserve).ok_or(None)?;
         let pos = self.geometry.extent_start(no);
-        let open = OpenExtent { no, incarnation, pos, entries: Vec::new() };
+        let open = OpenExtent {
+            no,
+            incarnation,
+            pos,
+            entries: Vec::new(),
+        };
         if let Some(full) = self.streams[stream as usize].open.replace(open) {
-            self.seals.push(Seal { extent: full, writing: false });
+            self.seals.push(Seal {
+                extent: full,
+                writing: false,
+            });
         }
         Ok(())
     }
@@ -356,17 +429,16 @@ impl<M: Memory> Engine<M> {
         &mut self,
         what: What<M::Buf>,
         error: &EngineError,
+        mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) {
+        let mut deletes = None;
         let ops = match what {
             What::Header => Vec::new(),
             What::Item(Item::Shard { shard, .. }) => {
                 let writing = self.writing.remove(&shard);
-                let (ops, deletes) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
-                for op in deletes {
-                    // It was not written, so there is nothing to delete.
-                    out.push(Action::Done { op, result: Ok(Output::Durable) });
-                }
+                let (ops, waiting) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
+                deletes = Some((shard, waiting));
                 ops
             }
             What::Item(Item::Tombstone { shard, .. }) => {
@@ -376,7 +448,16 @@ impl<M: Memory> Engine<M> {
             What::Entries { parts, .. } => parts.into_iter().map(|(op, ..)| op).collect(),
         };
         for op in ops {
-            out.push(Action::Done { op, result: Err(error.clone()) });
+            out.push(Action::Done {
+                op,
+                result: Err(error.clone()),
+            });
+        }
+        // There may be an older, damaged record of it.
+        if let Some((shard, ops)) = deletes {
+            for op in ops {
+                self.delete_shard(op, shard, mem, out);
+            }
         }
     }
 
@@ -406,7 +487,11 @@ impl<M: Memory> Engine<M> {
                 }
             }
             let direct = to - from == 1 && plan[from].what.has_buffer();
-            let buf = if direct { None } else { mem.alloc(bytes as usize) };
+            let buf = if direct {
+                None
+            } else {
+                mem.alloc(bytes as usize)
+            };
             if !direct && buf.is_none() {
                 if plan[from].what.has_buffer() {
                     // Not gathered, then: each in its own buffer.
@@ -422,7 +507,10 @@ impl<M: Memory> Engine<M> {
         for planned in plan.drain(from..).rev() {
             self.streams[stream as usize].put_back(planned.what);
         }
-        if plan.iter().all(|planned| matches!(planned.what, What::Header)) {
+        if plan
+            .iter()
+            .all(|planned| matches!(planned.what, What::Header))
+        {
             return false;
         }
         self.write_runs(stream, plan, runs, out);
@@ -444,7 +532,10 @@ impl<M: Memory> Engine<M> {
         let mut batch = Batch {
             id,
             extent: open.no,
-            opens: matches!(plan.first().map(|planned| &planned.what), Some(What::Header)),
+            opens: matches!(
+                plan.first().map(|planned| &planned.what),
+                Some(What::Header)
+            ),
             offset: plan.first().map_or(0, |planned| planned.at),
             writes_left: runs.len(),
             flush: self.volatile_cache && runs.len() > 1,
@@ -471,7 +562,13 @@ impl<M: Memory> Engine<M> {
             if let (Some(buf), Some(offset)) = (staging, offset) {
                 let io = self.io(Purpose::Write { stream, batch: id });
                 let durable = !batch.flush;
-                out.push(Action::Write { io, offset, buf, len: bytes, durable });
+                out.push(Action::Write {
+                    io,
+                    offset,
+                    buf,
+                    len: bytes,
+                    durable,
+                });
                 self.writes += 1;
             }
         }
@@ -516,7 +613,13 @@ impl<M: Memory> Engine<M> {
                 }
                 return None;
             }
-            What::Item(Item::Shard { shard, mut buf, payload_len, payload_crc, pieces }) => {
+            What::Item(Item::Shard {
+                shard,
+                mut buf,
+                payload_len,
+                payload_crc,
+                pieces,
+            }) => {
                 header.subject = Subject::Shard(shard);
                 header.payload_crc = payload_crc;
                 encode_head(&mut header, &pieces, &mut buf[..head], block_size);
@@ -526,20 +629,43 @@ impl<M: Memory> Engine<M> {
                     None => own = Some(buf),
                 }
                 let block = at / u64::from(block_size);
-                let candidate = Candidate { block, units: len.div_ceil(UNIT) as u16 };
+                let candidate = Candidate {
+                    block,
+                    units: len.div_ceil(UNIT) as u16,
+                };
                 batch.records.push(Appended::Shard { shard, candidate });
             }
-            What::Item(Item::Tombstone { shard, targets, hold, shadow }) => {
+            What::Item(Item::Tombstone {
+                shard,
+                targets,
+                hold,
+                shadow,
+            }) => {
                 header.subject = Subject::Tombstone(shard);
                 if let Some(room) = room {
                     encode_head(&mut header, &[], room, block_size);
                 }
-                batch.records.push(Appended::Tombstone { shard, targets, hold, shadow });
+                batch.records.push(Appended::Tombstone {
+                    shard,
+                    targets,
+                    hold,
+                    shadow,
+                });
             }
             // Journal items always come gathered.
             What::Item(Item::Journal { .. }) => return None,
-            What::Entries { partition, first, last, parts, .. } => {
-                header.subject = Subject::Journal { partition, first, last };
+            What::Entries {
+                partition,
+                first,
+                last,
+                parts,
+                ..
+            } => {
+                header.subject = Subject::Journal {
+                    partition,
+                    first,
+                    last,
+                };
                 let mut to = head;
                 let mut ops = Vec::with_capacity(parts.len());
                 if let Some(room) = room {
@@ -560,7 +686,8 @@ impl<M: Memory> Engine<M> {
         }
         self.numbers.record += 1;
         let base = u64::from(open.no.0) * self.geometry.extent_size;
-        open.entries.push(FooterEntry::of(&header, base, block_size));
+        open.entries
+            .push(FooterEntry::of(&header, base, block_size));
         own
     }
 
@@ -577,175 +704,6 @@ impl<M: Memory> Engine<M> {
             extent_size: self.geometry.extent_size,
             first_sequence: self.numbers.record,
         }
-    }
-
-    pub(crate) fn write_done(
-        &mut self,
-        stream: StreamNo,
-        id: u64,
-        result: Result<(), IoFailure>,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        let flying = &mut self.streams[stream as usize].flying;
-        let Some(batch) = flying.iter_mut().find(|batch| batch.id == id) else {
-            return;
-        };
-        let offset = batch.offset;
-        if let Err(failure) = result {
-            return self.fence("write", offset, failure, out);
-        }
-        batch.writes_left -= 1;
-        if batch.writes_left > 0 {
-            return;
-        }
-        if batch.flush {
-            let io = self.io(Purpose::Flush { stream, batch: id });
-            self.flushes += 1;
-            out.push(Action::Flush { io });
-        } else {
-            batch.durable = true;
-            self.acknowledge(stream, mem, out);
-        }
-    }
-
-    pub(crate) fn flush_done(
-        &mut self,
-        stream: StreamNo,
-        id: u64,
-        result: Result<(), IoFailure>,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        let flying = &mut self.streams[stream as usize].flying;
-        let Some(batch) = flying.iter_mut().find(|batch| batch.id == id) else {
-            return;
-        };
-        if let Err(failure) = result {
-            let offset = batch.offset;
-            return self.fence("flush", offset, failure, out);
-        }
-        batch.durable = true;
-        self.acknowledge(stream, mem, out);
-    }
-
-    /// Acknowledges the batches at the front that are durable.
-    fn acknowledge(&mut self, stream: StreamNo, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        while let Some(batch) =
-            self.streams[stream as usize].flying.pop_front_if(|batch| batch.durable)
-        {
-            if batch.opens {
-                self.extents.header_durable(batch.extent);
-            }
-            for record in batch.records {
-                self.publish(batch.extent, record, mem, out);
-            }
-        }
-    }
-
-    fn publish(
-        &mut self,
-        extent: ExtentNo,
-        record: Appended,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        match record {
-            Appended::Shard { shard, candidate } => {
-                self.index.insert(self.index.hash(&shard), candidate);
-                self.extents.born(extent);
-                self.written(shard, mem, out);
-            }
-            Appended::Tombstone { shard, targets, hold, shadow } => {
-                let hash = self.index.hash(&shard);
-                if hold {
-                    self.extents.hold(extent);
-                }
-                if shadow {
-                    self.shadows.insert(shard);
-                }
-                for block in targets {
-                    let address = block * u64::from(self.geometry.block_size);
-                    if self.index.remove(hash, block)
-                        && let Some(target) = self.geometry.extent_of(address)
-                    {
-                        self.extents.killed(target, extent);
-                    }
-                }
-                for op in self.deleting.remove(&shard).unwrap_or_default() {
-                    out.push(Action::Done { op, result: Ok(Output::Durable) });
-                }
-            }
-            Appended::Journal { ops } => {
-                for (op, at) in ops {
-                    out.push(Action::Done { op, result: Ok(Output::Journal { at }) });
-                }
-            }
-        }
-    }
-
-    /// A shard is durable, or was so already: answers who waits for that.
-    pub(crate) fn written(
-        &mut self,
-        shard: ShardId,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        let Some(writing) = self.writing.remove(&shard) else {
-            return;
-        };
-        for op in writing.ops {
-            out.push(Action::Done { op, result: Ok(Output::Durable) });
-        }
-        for op in writing.deletes {
-            self.delete_shard(op, shard, mem, out);
-        }
-    }
-
-    /// Writes the footers of extents in which nothing is under way any more.
-    pub(crate) fn write_footers(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        for at in 0..self.seals.len() {
-            let Seal { extent, writing } = &self.seals[at];
-            let no = extent.no;
-            let busy = |batch: &Batch| batch.extent == no;
-            if *writing || self.streams.iter().any(|stream| stream.flying.iter().any(busy)) {
-                continue;
-            }
-            let end = self.geometry.extent_end(no);
-            let footer = Footer {
-                device: self.device,
-                extent: no,
-                incarnation: extent.incarnation,
-                owner_epoch: self.owner_epoch,
-                records_end: extent.pos,
-                entries: extent.entries.clone(),
-            };
-            let bytes = footer.encode(end, self.geometry.block_size);
-            let Some(mut buf) = mem.alloc(bytes.len()) else {
-                return;
-            };
-            buf[..bytes.len()].copy_from_slice(&bytes);
-            let offset = end - bytes.len() as u64;
-            self.seals[at].writing = true;
-            let io = self.io(Purpose::Footer(no));
-            out.push(Action::Write { io, offset, buf, len: bytes.len(), durable: true });
-        }
-    }
-
-    pub(crate) fn footer_done(
-        &mut self,
-        no: ExtentNo,
-        result: Result<(), IoFailure>,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        if let Err(failure) = result {
-            let end = self.geometry.extent_end(no);
-            return self.fence("write of a footer", end, failure, out);
-        }
-        self.seals.retain(|seal| seal.extent.no != no);
-        self.extents.seal(no);
-        self.extents.free_if_dead(no);
-        self.seals_since_checkpoint += 1;
     }
 }
 

@@ -19,7 +19,7 @@ use ashlar_layout::ids::ExtentNo;
 use ashlar_layout::superblock::CheckpointRef;
 
 use crate::api::{Action, IoFailure, Memory, Output};
-use crate::append::OpenExtent;
+use crate::append::{OpenExtent, TOMBSTONE_RESERVE};
 use crate::engine::{Engine, Numbers, Purpose, Status};
 use crate::extents::State;
 use crate::superblocks::Progress;
@@ -36,9 +36,17 @@ pub(crate) enum Keeping {
     /// Nothing.
     Idle,
     /// A checkpoint is on its way.
-    Writing { extent: ExtentNo, reference: CheckpointRef, clean: bool },
+    Writing {
+        extent: ExtentNo,
+        reference: CheckpointRef,
+        clean: bool,
+    },
     /// The superblock is being turned, to name a checkpoint or to raise the ceilings.
-    Turning { numbers: (u64, u64), superseded: Option<ExtentNo>, clean: bool },
+    Turning {
+        numbers: (u64, u64),
+        superseded: Option<ExtentNo>,
+        clean: bool,
+    },
 }
 
 impl Numbers {
@@ -50,8 +58,12 @@ impl Numbers {
     /// Ceilings for the next superblock.
     pub fn ceilings(&self) -> (u64, u64) {
         (
-            self.incarnation.saturating_add(INCARNATIONS_RESERVED).max(self.incarnation_ceiling),
-            self.record.saturating_add(RECORDS_RESERVED).max(self.record_ceiling),
+            self.incarnation
+                .saturating_add(INCARNATIONS_RESERVED)
+                .max(self.incarnation_ceiling),
+            self.record
+                .saturating_add(RECORDS_RESERVED)
+                .max(self.record_ceiling),
         )
     }
 }
@@ -98,11 +110,25 @@ impl<M: Memory> Engine<M> {
         let Some(incarnation) = self.take_incarnation() else {
             return false;
         };
-        let Some(no) = self.extents.open(ExtentKind::Checkpoint, incarnation, 0) else {
+        // While the device serves, shards come first; the last free extent is for tombstones.
+        let reserve = if clean {
+            TOMBSTONE_RESERVE
+        } else {
+            self.extents.reserve()
+        };
+        let Some(no) = self
+            .extents
+            .open(ExtentKind::Checkpoint, incarnation, reserve)
+        else {
             return false;
         };
         let pos = self.geometry.extent_start(no);
-        let open = OpenExtent { no, incarnation, pos, entries: Vec::new() };
+        let open = OpenExtent {
+            no,
+            incarnation,
+            pos,
+            entries: Vec::new(),
+        };
         let header = self.extent_header(&open, pos).encode();
         let checkpoint = Checkpoint {
             device: self.device,
@@ -117,16 +143,30 @@ impl<M: Memory> Engine<M> {
         buf[..block].fill(0);
         buf[..header.len()].copy_from_slice(&header);
         buf[block..block + bytes.len()].copy_from_slice(&bytes);
-        self.keeping = Keeping::Writing { extent: no, reference, clean };
+        self.keeping = Keeping::Writing {
+            extent: no,
+            reference,
+            clean,
+        };
         let io = self.io(Purpose::Checkpoint);
         let len = block + bytes.len();
-        out.push(Action::Write { io, offset: pos, buf, len, durable: true });
+        out.push(Action::Write {
+            io,
+            offset: pos,
+            buf,
+            len,
+            durable: true,
+        });
         true
     }
 
     /// The extent table, as a checkpoint tells it.
     fn table(&self) -> Vec<ExtentEntry> {
-        let former = self.superblocks.current().checkpoint.map(|former| former.extent);
+        let former = self
+            .superblocks
+            .current()
+            .checkpoint
+            .map(|former| former.extent);
         let entry = |(no, extent): (ExtentNo, &crate::extents::Extent)| {
             let state = match extent.state {
                 State::Free if extent.is_killed_elsewhere() => ExtentState::Sealed,
@@ -136,7 +176,11 @@ impl<M: Memory> Engine<M> {
                 State::Sealed => ExtentState::Sealed,
                 State::Quarantined => ExtentState::Retired,
             };
-            let kind = if state == ExtentState::Free { None } else { extent.kind };
+            let kind = if state == ExtentState::Free {
+                None
+            } else {
+                extent.kind
+            };
             ExtentEntry {
                 state,
                 kind,
@@ -155,8 +199,11 @@ impl<M: Memory> Engine<M> {
         mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) {
-        let Keeping::Writing { extent, reference, clean } =
-            std::mem::replace(&mut self.keeping, Keeping::Idle)
+        let Keeping::Writing {
+            extent,
+            reference,
+            clean,
+        } = std::mem::replace(&mut self.keeping, Keeping::Idle)
         else {
             return;
         };
@@ -182,7 +229,11 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) -> bool {
         let (incarnation, record) = self.numbers.ceilings();
-        let former = self.superblocks.current().checkpoint.map(|former| former.extent);
+        let former = self
+            .superblocks
+            .current()
+            .checkpoint
+            .map(|former| former.extent);
         let superseded = checkpoint.and(former);
         let change = |next: &mut ashlar_layout::superblock::Superblock| {
             next.incarnation_ceiling = incarnation;
@@ -192,7 +243,11 @@ impl<M: Memory> Engine<M> {
         };
         let started = self.superblocks.start(change, mem, &mut self.next_io, out);
         if started {
-            self.keeping = Keeping::Turning { numbers: (incarnation, record), superseded, clean };
+            self.keeping = Keeping::Turning {
+                numbers: (incarnation, record),
+                superseded,
+                clean,
+            };
         }
         started
     }
@@ -210,10 +265,18 @@ impl<M: Memory> Engine<M> {
             }
             Progress::Turned => {
                 let keeping = std::mem::replace(&mut self.keeping, Keeping::Idle);
-                let Keeping::Turning { numbers, superseded, clean } = keeping else {
+                let Keeping::Turning {
+                    numbers,
+                    superseded,
+                    clean,
+                } = keeping
+                else {
                     return;
                 };
-                (self.numbers.incarnation_ceiling, self.numbers.record_ceiling) = numbers;
+                (
+                    self.numbers.incarnation_ceiling,
+                    self.numbers.record_ceiling,
+                ) = numbers;
                 if let Some(extent) = superseded {
                     self.extents.release(extent);
                 }
@@ -228,7 +291,10 @@ impl<M: Memory> Engine<M> {
     fn closed(&mut self, out: &mut Vec<Action<M::Buf>>) {
         self.status = Status::ShutDown;
         if let Some(op) = self.shutdown.take() {
-            out.push(Action::Done { op, result: Ok(Output::ShutDown) });
+            out.push(Action::Done {
+                op,
+                result: Ok(Output::ShutDown),
+            });
         }
     }
 }

@@ -266,16 +266,39 @@ impl<M: Memory> Engine<M> {
     ) {
         match event {
             Event::IoDone { io, result, buf } => self.io_done(io, result, buf, mem, out),
-            Event::WriteShard { op, shard, buf, payload_len, payload_crc } => {
+            Event::WriteShard {
+                op,
+                shard,
+                buf,
+                payload_len,
+                payload_crc,
+            } => {
                 let result = self.write_shard(op, shard, buf, payload_len, payload_crc, mem, out);
                 self.answer_error(op, result, out);
             }
-            Event::AppendJournal { op, partition, first, last, entries } => {
-                let item = Item::Journal { op, partition, first, last, entries };
+            Event::AppendJournal {
+                op,
+                partition,
+                first,
+                last,
+                entries,
+            } => {
+                let item = Item::Journal {
+                    op,
+                    partition,
+                    first,
+                    last,
+                    entries,
+                };
                 let result = self.append_journal(item);
                 self.answer_error(op, result, out);
             }
-            Event::ReadShard { op, shard, offset, len } => {
+            Event::ReadShard {
+                op,
+                shard,
+                offset,
+                len,
+            } => {
                 let result = self.read_shard(op, shard, offset, len, mem, out);
                 self.answer_error(op, result, out);
             }
@@ -284,7 +307,9 @@ impl<M: Memory> Engine<M> {
                 self.answer_error(op, result, out);
             }
             Event::DeleteShard { op, shard } => {
-                let result = self.accepting().map(|()| self.delete_shard(op, shard, mem, out));
+                let result = self
+                    .accepting()
+                    .map(|()| self.delete_shard(op, shard, mem, out));
                 self.answer_error(op, result, out);
             }
             Event::Shutdown { op } => {
@@ -322,7 +347,9 @@ impl<M: Memory> Engine<M> {
         self.unfenced()?;
         match self.status {
             Status::Serving => Ok(()),
-            _ => Err(EngineError::ShuttingDown { device: self.device }),
+            _ => Err(EngineError::ShuttingDown {
+                device: self.device,
+            }),
         }
     }
 
@@ -333,7 +360,10 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) {
         if let Err(error) = result {
-            out.push(Action::Done { op, result: Err(error) });
+            out.push(Action::Done {
+                op,
+                result: Err(error),
+            });
         }
     }
 
@@ -351,7 +381,12 @@ impl<M: Memory> Engine<M> {
     ) -> Result<(), EngineError> {
         self.accepting()?;
         let device = self.device;
-        let bad = |what, expected, got| EngineError::BadPayload { device, what, expected, got };
+        let bad = |what, expected, got| EngineError::BadPayload {
+            device,
+            what,
+            expected,
+            got,
+        };
         let most = self.payload_max();
         if payload_len > most {
             return Err(bad("length", u64::from(most), u64::from(payload_len)));
@@ -374,23 +409,42 @@ impl<M: Memory> Engine<M> {
         if let Some(writing) = self.writing.get_mut(&shard) {
             if writing.payload_crc != payload_crc || writing.payload_len != payload_len {
                 let stored = writing.payload_crc;
-                return Err(EngineError::Exists { device, shard, stored, got: payload_crc });
+                return Err(EngineError::Exists {
+                    device,
+                    shard,
+                    stored,
+                    got: payload_crc,
+                });
             }
             writing.ops.push(op);
             return Ok(());
         }
         let stream = &self.streams[StreamNo::Data as usize];
         if stream.queue.len() >= QUEUE_MAX {
-            return Err(EngineError::Busy { device, what: "too many appends wait" });
+            return Err(EngineError::Busy {
+                device,
+                what: "too many appends wait",
+            });
         }
-        let item = Item::Shard { shard, buf, payload_len, payload_crc, pieces };
+        let item = Item::Shard {
+            shard,
+            buf,
+            payload_len,
+            payload_crc,
+            pieces,
+        };
         let hash = self.index.hash(&shard);
         if self.index.candidates(hash).next().is_some() {
             self.check_stored(shard, item, mem, out)?;
         } else {
             self.streams[StreamNo::Data as usize].queue.push_back(item);
         }
-        let writing = Writing { payload_len, payload_crc, ops: vec![op], deletes: Vec::new() };
+        let writing = Writing {
+            payload_len,
+            payload_crc,
+            ops: vec![op],
+            deletes: Vec::new(),
+        };
         self.writing.insert(shard, writing);
         Ok(())
     }
@@ -411,8 +465,19 @@ impl<M: Memory> Engine<M> {
     fn append_journal(&mut self, item: Item<M::Buf>) -> Result<(), EngineError> {
         self.accepting()?;
         let device = self.device;
-        let bad = |what, expected, got| EngineError::BadPayload { device, what, expected, got };
-        if let Item::Journal { first, last, entries, .. } = &item {
+        let bad = |what, expected, got| EngineError::BadPayload {
+            device,
+            what,
+            expected,
+            got,
+        };
+        if let Item::Journal {
+            first,
+            last,
+            entries,
+            ..
+        } = &item
+        {
             let most = JOURNAL_BATCH_MAX.min(self.payload_max());
             if entries.is_empty() || entries.len() as u64 > u64::from(most) {
                 return Err(bad("length", u64::from(most), entries.len() as u64));
@@ -423,7 +488,10 @@ impl<M: Memory> Engine<M> {
         }
         let stream = &mut self.streams[StreamNo::Journal as usize];
         if stream.queue.len() >= QUEUE_MAX {
-            return Err(EngineError::Busy { device, what: "too many appends wait" });
+            return Err(EngineError::Busy {
+                device,
+                what: "too many appends wait",
+            });
         }
         stream.queue.push_back(item);
         Ok(())
@@ -447,27 +515,47 @@ impl<M: Memory> Engine<M> {
             return;
         }
         if self.shadows.contains(&shard) {
-            out.push(Action::Done { op, result: Ok(Output::Durable) });
+            out.push(Action::Done {
+                op,
+                result: Ok(Output::Durable),
+            });
             return;
         }
         let hash = self.index.hash(&shard);
         let known = self.index.candidates(hash).next().is_some();
         if !known && !self.blind {
-            out.push(Action::Done { op, result: Ok(Output::Durable) });
+            out.push(Action::Done {
+                op,
+                result: Ok(Output::Durable),
+            });
             return;
         }
         let stream = &mut self.streams[StreamNo::Data as usize];
         if stream.queue.len() >= QUEUE_MAX {
             let what = "too many appends wait";
-            let error = EngineError::Busy { device: self.device, what };
-            out.push(Action::Done { op, result: Err(error) });
+            let error = EngineError::Busy {
+                device: self.device,
+                what,
+            };
+            out.push(Action::Done {
+                op,
+                result: Err(error),
+            });
             return;
         }
         if !known {
-            let item = Item::Tombstone { shard, targets: Vec::new(), hold: true, shadow: false };
+            let item = Item::Tombstone {
+                shard,
+                targets: Vec::new(),
+                hold: true,
+                shadow: false,
+            };
             stream.queue.push_back(item);
         } else if let Err(error) = self.check_doomed(shard, mem, out) {
-            out.push(Action::Done { op, result: Err(error) });
+            out.push(Action::Done {
+                op,
+                result: Err(error),
+            });
             return;
         }
         self.deleting.insert(shard, vec![op]);
@@ -535,7 +623,12 @@ impl<M: Memory> Engine<M> {
         failure: IoFailure,
         out: &mut Vec<Action<M::Buf>>,
     ) {
-        let error = EngineError::Fenced { device: self.device, operation, offset, failure };
+        let error = EngineError::Fenced {
+            device: self.device,
+            operation,
+            offset,
+            failure,
+        };
         self.status = Status::Fenced;
         self.fence = Some(error.clone());
         let mut ops = Vec::new();
@@ -555,7 +648,10 @@ impl<M: Memory> Engine<M> {
         ops.extend(self.shutdown.take());
         ops.sort_unstable();
         for op in ops {
-            out.push(Action::Done { op, result: Err(error.clone()) });
+            out.push(Action::Done {
+                op,
+                result: Err(error.clone()),
+            });
         }
         out.push(Action::Fenced { error });
     }

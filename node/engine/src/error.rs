@@ -18,7 +18,9 @@ pub enum EngineError {
         shard: ShardId,
     },
     /// The shard exists with other bytes.
-    #[error("device {device}: shard {shard} exists with other bytes (CRC {stored:08x}, not {got:08x})")]
+    #[error(
+        "device {device}: shard {shard} exists with other bytes (CRC {stored:08x}, not {got:08x})"
+    )]
     Exists {
         /// This device.
         device: DeviceId,
@@ -303,5 +305,12 @@ pub(crate) fn extent_finding(
     offset: u64,
     len: u64,
 ) -> Finding {
-    Finding { kind, device, offset, len, shard: None, journal: None }
+    Finding {
+        kind,
+        device,
+        offset,
+        len,
+        shard: None,
+        journal: None,
+    }
 }

@@ -78,7 +78,10 @@ impl ExtentTable {
             held: false,
             killers: Vec::new(),
         };
-        ExtentTable { extents: vec![extent; count as usize], free: (0..count).collect() }
+        ExtentTable {
+            extents: vec![extent; count as usize],
+            free: (0..count).collect(),
+        }
     }
 
     pub fn count(&self) -> u32 {
@@ -218,7 +221,9 @@ mod tests {
     use super::*;
 
     fn sealed(table: &mut ExtentTable, incarnation: u64) -> ExtentNo {
-        let no = table.open(ExtentKind::Data, Incarnation(incarnation), 0).unwrap();
+        let no = table
+            .open(ExtentKind::Data, Incarnation(incarnation), 0)
+            .unwrap();
         table.header_durable(no);
         table.seal(no);
         no
@@ -231,11 +236,22 @@ mod tests {
         table.born(old);
         let killer = sealed(&mut table, 2);
         table.killed(old, killer);
-        assert_eq!(table.get(old).state, State::Free, "dead, and nothing of it is needed");
-        assert!(!table.free_if_dead(killer), "the record can still be found on the device");
+        assert_eq!(
+            table.get(old).state,
+            State::Free,
+            "dead, and nothing of it is needed"
+        );
+        assert!(
+            !table.free_if_dead(killer),
+            "the record can still be found on the device"
+        );
         let again = table.open(ExtentKind::Data, Incarnation(3), 0).unwrap();
         assert_eq!(again, old, "the lowest number goes first");
-        assert_eq!(table.get(killer).state, State::Sealed, "a header in flight is not durable");
+        assert_eq!(
+            table.get(killer).state,
+            State::Sealed,
+            "a header in flight is not durable"
+        );
         table.header_durable(again);
         assert_eq!(table.get(killer).state, State::Free);
     }
@@ -253,9 +269,21 @@ mod tests {
     fn the_reserve_is_kept_from_data() {
         let mut table = ExtentTable::new(4);
         assert_eq!(table.reserve(), 2);
-        assert!(table.open(ExtentKind::Data, Incarnation(1), table.reserve()).is_some());
-        assert!(table.open(ExtentKind::Data, Incarnation(2), table.reserve()).is_some());
-        assert!(table.open(ExtentKind::Data, Incarnation(3), table.reserve()).is_none());
+        assert!(
+            table
+                .open(ExtentKind::Data, Incarnation(1), table.reserve())
+                .is_some()
+        );
+        assert!(
+            table
+                .open(ExtentKind::Data, Incarnation(2), table.reserve())
+                .is_some()
+        );
+        assert!(
+            table
+                .open(ExtentKind::Data, Incarnation(3), table.reserve())
+                .is_none()
+        );
         assert!(table.open(ExtentKind::Journal, Incarnation(3), 0).is_some());
     }
 

@@ -17,6 +17,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod acknowledge;
 pub mod api;
 mod append;
 mod checkpoint;

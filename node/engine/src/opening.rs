@@ -177,7 +177,10 @@ impl<M: Memory> Opening<M> {
         if self.params.device_size < DEVICE_SIZE_MIN {
             let got = self.params.device_size;
             self.phase = Phase::Ended;
-            return Some(Err(OpenError::TooSmall { expected: DEVICE_SIZE_MIN, got }));
+            return Some(Err(OpenError::TooSmall {
+                expected: DEVICE_SIZE_MIN,
+                got,
+            }));
         }
         self.ask_copies(0);
         self.go_on(mem, out)
@@ -200,9 +203,18 @@ impl<M: Memory> Opening<M> {
             | Event::DeleteShard { op, .. }
             | Event::Shutdown { op } => op,
         };
-        let device = self.work.as_ref().map_or(DeviceId::default(), |work| work.device);
-        let error = EngineError::Busy { device, what: "it is being opened" };
-        out.push(Action::Done { op, result: Err(error) });
+        let device = self
+            .work
+            .as_ref()
+            .map_or(DeviceId::default(), |work| work.device);
+        let error = EngineError::Busy {
+            device,
+            what: "it is being opened",
+        };
+        out.push(Action::Done {
+            op,
+            result: Err(error),
+        });
         None
     }
 
@@ -244,6 +256,10 @@ impl<M: Memory> Opening<M> {
                 && let Some((want, offset, len)) = self.queue.pop()
             {
                 let Some(buf) = mem.alloc(len) else {
+                    if want == Want::Checkpoint {
+                        // It only saves reading.
+                        continue;
+                    }
                     self.queue.push((want, offset, len));
                     if self.ios.is_empty() {
                         self.phase = Phase::Ended;
@@ -253,7 +269,12 @@ impl<M: Memory> Opening<M> {
                 };
                 self.report.bytes_read += len as u64;
                 self.ios.insert(self.next_io, want);
-                out.push(Action::Read { io: self.next_io, offset, buf, len });
+                out.push(Action::Read {
+                    io: self.next_io,
+                    offset,
+                    buf,
+                    len,
+                });
                 self.next_io += 1;
             }
             if !self.ios.is_empty() || matches!(self.phase, Phase::Flush | Phase::Turn) {
@@ -298,7 +319,12 @@ impl<M: Memory> Opening<M> {
                 }
             }
             Phase::Tables => {
-                let Opening { work, queue, report, .. } = self;
+                let Opening {
+                    work,
+                    queue,
+                    report,
+                    ..
+                } = self;
                 if let Some(work) = work {
                     work.take_tables(report);
                     if work.ask_tables(queue) {
@@ -351,7 +377,12 @@ impl<M: Memory> Opening<M> {
             return Ok(None);
         }
         let mut findings = Vec::new();
-        let Opening { work, queue, report, .. } = self;
+        let Opening {
+            work,
+            queue,
+            report,
+            ..
+        } = self;
         if let Some(work) = work {
             match want {
                 Want::Header(no) => work.take_header(no, bytes, &mut findings),
@@ -374,7 +405,12 @@ impl<M: Memory> Opening<M> {
             Ok(current) => current,
             Err(error) => {
                 // Larger extents put the copies further apart.
-                let known = self.copies.iter().flatten().map(|copy| copy.extent_size).max();
+                let known = self
+                    .copies
+                    .iter()
+                    .flatten()
+                    .map(|copy| copy.extent_size)
+                    .max();
                 let next = known.unwrap_or(self.stride * 2).max(self.stride * 2);
                 if next <= EXTENT_SIZE_MAX && next < self.params.device_size {
                     self.stride = next;
@@ -387,24 +423,44 @@ impl<M: Memory> Opening<M> {
                 return Err(self.no_superblock(&error));
             }
         };
-        let OpenParams { cluster, device, device_size, logical_block, .. } = self.params;
+        let OpenParams {
+            cluster,
+            device,
+            device_size,
+            logical_block,
+            ..
+        } = self.params;
         if current.cluster != cluster {
-            return Err(OpenError::WrongCluster { expected: cluster, got: current.cluster });
+            return Err(OpenError::WrongCluster {
+                expected: cluster,
+                got: current.cluster,
+            });
         }
         if let Some(expected) = device.filter(|device| *device != current.device) {
-            return Err(OpenError::WrongDevice { expected, got: current.device });
+            return Err(OpenError::WrongDevice {
+                expected,
+                got: current.device,
+            });
         }
         if device_size < current.device_size {
             let expected = current.device_size;
-            return Err(OpenError::Truncated { expected, got: device_size });
+            return Err(OpenError::Truncated {
+                expected,
+                got: device_size,
+            });
         }
         if !current.block_size.is_multiple_of(logical_block.max(1)) {
             let expected = current.block_size;
-            return Err(OpenError::BlockSize { expected, got: logical_block });
+            return Err(OpenError::BlockSize {
+                expected,
+                got: logical_block,
+            });
         }
         let (device, geometry) = (current.device, current.geometry());
         for (copy, superblock) in (0u8..).zip(&self.copies) {
-            let good = superblock.as_ref().is_some_and(|superblock| superblock.copy == copy);
+            let good = superblock
+                .as_ref()
+                .is_some_and(|superblock| superblock.copy == copy);
             if !good {
                 let offset = superblock::offset(copy, current.extent_size);
                 let kind = FindingKind::Superblock;
@@ -418,7 +474,8 @@ impl<M: Memory> Opening<M> {
             let inside = named.offset.is_multiple_of(u64::from(current.block_size))
                 && named.offset.saturating_add(len) <= current.device_size;
             if inside && named.len > 0 {
-                self.queue.push((Want::Checkpoint, named.offset, len as usize));
+                self.queue
+                    .push((Want::Checkpoint, named.offset, len as usize));
             }
         }
         self.work = Some(Box::new(Work::new(geometry, device)));
@@ -436,15 +493,28 @@ impl<M: Memory> Opening<M> {
             })
         };
         for fault in bad() {
-            if let SuperblockError::NewerVersion { expected, got_major, .. } = fault {
-                return OpenError::NewerVersion { expected: *expected, got: *got_major };
+            if let SuperblockError::NewerVersion {
+                expected,
+                got_major,
+                ..
+            } = fault
+            {
+                return OpenError::NewerVersion {
+                    expected: *expected,
+                    got: *got_major,
+                };
             }
         }
-        let unreadable =
-            self.faults.iter().any(|fault| matches!(fault, Some(CopyFault::Unreadable)));
+        let unreadable = self
+            .faults
+            .iter()
+            .any(|fault| matches!(fault, Some(CopyFault::Unreadable)));
         let ours = self.copies.iter().any(Option::is_some)
             || bad().any(|fault| {
-                !matches!(fault, SuperblockError::Blank | SuperblockError::Foreign { .. })
+                !matches!(
+                    fault,
+                    SuperblockError::Blank | SuperblockError::Foreign { .. }
+                )
             });
         let mut what = error.to_string();
         for (copy, fault) in self.faults.iter().enumerate() {
@@ -473,8 +543,11 @@ impl<M: Memory> Opening<M> {
             .and_then(|bytes| Checkpoint::decode(bytes, current.device, &named).ok())
             .filter(|checkpoint| checkpoint.extents.len() == work.seen.len());
         let Some(checkpoint) = checkpoint else {
-            let kind =
-                if bytes.is_some() { FindingKind::Checkpoint } else { FindingKind::Unreadable };
+            let kind = if bytes.is_some() {
+                FindingKind::Checkpoint
+            } else {
+                FindingKind::Unreadable
+            };
             let len = u64::from(named.len);
             let finding = extent_finding(kind, current.device, named.offset, len);
             self.report.findings[kind.number()] += 1;
@@ -502,15 +575,26 @@ impl<M: Memory> Opening<M> {
         };
         let device = superblocks.current().device;
         if let Err(failure) = result {
-            return Err(OpenError::Write { device, operation: "flush", offset: 0, failure });
+            return Err(OpenError::Write {
+                device,
+                operation: "flush",
+                offset: 0,
+                failure,
+            });
         }
         let current = superblocks.current();
         let exhausted = |what| OpenError::NumbersExhausted { device, what };
-        let incarnations = current.incarnation_ceiling.checked_add(INCARNATIONS_RESERVED);
+        let incarnations = current
+            .incarnation_ceiling
+            .checked_add(INCARNATIONS_RESERVED);
         let incarnations = incarnations.ok_or(exhausted("incarnations"))?;
         let records = current.record_ceiling.checked_add(RECORDS_RESERVED);
         let records = records.ok_or(exhausted("record sequence numbers"))?;
-        let owner = current.owner_epoch.0.checked_add(1).ok_or(exhausted("owner epochs"))?;
+        let owner = current
+            .owner_epoch
+            .0
+            .checked_add(1)
+            .ok_or(exhausted("owner epochs"))?;
         self.phase = Phase::Turn;
         let change = |next: &mut Superblock| {
             next.owner_epoch.0 = owner;
@@ -521,7 +605,9 @@ impl<M: Memory> Opening<M> {
         if superblocks.start(change, mem, &mut self.next_io, out) {
             Ok(None)
         } else {
-            Err(OpenError::NoMemory { len: SUPERBLOCK_LEN })
+            Err(OpenError::NoMemory {
+                len: SUPERBLOCK_LEN,
+            })
         }
     }
 
@@ -542,7 +628,12 @@ impl<M: Memory> Opening<M> {
             Progress::NotMine | Progress::Waiting => return Ok(None),
             Progress::Failed(offset, failure) => {
                 let operation = "write of the superblock";
-                return Err(OpenError::Write { device, operation, offset, failure });
+                return Err(OpenError::Write {
+                    device,
+                    operation,
+                    offset,
+                    failure,
+                });
             }
             Progress::Turned => {}
         }

@@ -66,7 +66,12 @@ enum SpanState<B> {
 /// What reading a candidate came to.
 enum Verdict<B> {
     /// It is the shard, and these bytes of it match. `start` is where the range begins in `buf`.
-    Good { header: RecordHeader, buf: B, start: usize, len: usize },
+    Good {
+        header: RecordHeader,
+        buf: B,
+        start: usize,
+        len: usize,
+    },
     /// It is the shard; only its head was asked for.
     Named,
     /// It is another shard, or the place was let go.
@@ -102,7 +107,10 @@ impl<M: Memory> Engine<M> {
     ) -> Result<(), EngineError> {
         self.accepting()?;
         if self.shadows.contains(&shard) {
-            return Err(EngineError::NotFound { device: self.device, shard });
+            return Err(EngineError::NotFound {
+                device: self.device,
+                shard,
+            });
         }
         self.start_read(Goal::Range { op, offset, len }, shard, mem, out)
     }
@@ -125,7 +133,10 @@ impl<M: Memory> Engine<M> {
         mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) -> Result<(), EngineError> {
-        let goal = Goal::Doomed { targets: Vec::new(), unverified: false };
+        let goal = Goal::Doomed {
+            targets: Vec::new(),
+            unverified: false,
+        };
         self.start_read(goal, shard, mem, out)
     }
 
@@ -139,9 +150,20 @@ impl<M: Memory> Engine<M> {
         let hash = self.index.hash(&shard);
         let mut rest: Vec<Candidate> = self.index.candidates(hash).collect();
         let Some(current) = rest.pop() else {
-            return Err(EngineError::NotFound { device: self.device, shard });
+            return Err(EngineError::NotFound {
+                device: self.device,
+                shard,
+            });
         };
-        let read = Read { goal, shard, hash, current, rest, spans: Vec::new(), error: None };
+        let read = Read {
+            goal,
+            shard,
+            hash,
+            current,
+            rest,
+            spans: Vec::new(),
+            error: None,
+        };
         let id = self.next_id;
         self.next_id += 1;
         match self.read_candidate(id, read, mem, out) {
@@ -154,7 +176,10 @@ impl<M: Memory> Engine<M> {
     fn reach(&self, candidate: Candidate) -> (u64, u64) {
         let address = candidate.block * u64::from(self.geometry.block_size);
         let len = u64::from(candidate.units) * UNIT;
-        let end = self.geometry.extent_of(address).map_or(address, |no| self.geometry.extent_end(no));
+        let end = self
+            .geometry
+            .extent_of(address)
+            .map_or(address, |no| self.geometry.extent_end(no));
         (address, len.min(end - address))
     }
 
@@ -175,7 +200,12 @@ impl<M: Memory> Engine<M> {
         let spans = match &read.goal {
             Goal::Doomed { .. } => vec![(0, block.max(HEAD_LEN as u64).min(reach))],
             Goal::Stored { .. } => vec![(0, reach)],
-            Goal::Range { offset: 0, len: u32::MAX, .. } => vec![(0, reach)],
+            Goal::Range {
+                offset: 0,
+                len: u32::MAX,
+                ..
+            } => vec![(0, reach)],
+            Goal::Range { len: 0, .. } => vec![(0, head)],
             Goal::Range { offset, len, .. } => {
                 let piece = u64::from(PIECE_SIZE);
                 let (from, to) = (u64::from(*offset), u64::from(*offset) + u64::from(*len));
@@ -208,7 +238,10 @@ impl<M: Memory> Engine<M> {
     }
 
     fn no_buffer(&self) -> EngineError {
-        EngineError::Busy { device: self.device, what: "no buffer" }
+        EngineError::Busy {
+            device: self.device,
+            what: "no buffer",
+        }
     }
 
     fn read_span(
@@ -221,9 +254,21 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) {
         let (address, _) = self.reach(read.current);
-        let io = self.io(Purpose::Read { read: id, span: read.spans.len() });
-        read.spans.push(Span { from, len, state: SpanState::Pending });
-        out.push(Action::Read { io, offset: address + from, buf, len: len as usize });
+        let io = self.io(Purpose::Read {
+            read: id,
+            span: read.spans.len(),
+        });
+        read.spans.push(Span {
+            from,
+            len,
+            state: SpanState::Pending,
+        });
+        out.push(Action::Read {
+            io,
+            offset: address + from,
+            buf,
+            len: len as usize,
+        });
     }
 
     pub(crate) fn read_done(
@@ -245,7 +290,11 @@ impl<M: Memory> Engine<M> {
                 (Err(failure), _) => SpanState::Failed(failure),
             };
         }
-        if read.spans.iter().any(|span| matches!(span.state, SpanState::Pending)) {
+        if read
+            .spans
+            .iter()
+            .any(|span| matches!(span.state, SpanState::Pending))
+        {
             self.reads.insert(id, read);
             return;
         }
@@ -262,12 +311,25 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) {
         match verdict {
-            Verdict::Good { header, buf, start, len } => match read.goal {
+            Verdict::Good {
+                header,
+                buf,
+                start,
+                len,
+            } => match read.goal {
                 Goal::Range { op, .. } => {
                     let range = start..start + len;
                     let (shard_len, shard_crc) = (header.payload_len, header.payload_crc);
-                    let output = Output::Shard { buf, range, shard_len, shard_crc };
-                    out.push(Action::Done { op, result: Ok(output) });
+                    let output = Output::Shard {
+                        buf,
+                        range,
+                        shard_len,
+                        shard_crc,
+                    };
+                    out.push(Action::Done {
+                        op,
+                        result: Ok(output),
+                    });
                     return;
                 }
                 Goal::Stored { .. } => return self.found_stored(read, &header, mem, out),
@@ -318,25 +380,44 @@ impl<M: Memory> Engine<M> {
         let (device, shard) = (self.device, read.shard);
         match read.goal {
             Goal::Range { op, .. } => {
-                let error = read.error.unwrap_or(EngineError::NotFound { device, shard });
-                out.push(Action::Done { op, result: Err(error) });
+                let error = read
+                    .error
+                    .unwrap_or(EngineError::NotFound { device, shard });
+                out.push(Action::Done {
+                    op,
+                    result: Err(error),
+                });
             }
             // Not there, or not whole: it is written, be it for the second time.
             Goal::Stored { item, .. } => {
                 self.streams[StreamNo::Data as usize].queue.push_back(item);
             }
-            Goal::Doomed { targets, unverified } => {
+            Goal::Doomed {
+                targets,
+                unverified,
+            } => {
                 if let Some(error @ EngineError::Busy { .. }) = read.error {
                     for op in self.deleting.remove(&shard).unwrap_or_default() {
-                        out.push(Action::Done { op, result: Err(error.clone()) });
+                        out.push(Action::Done {
+                            op,
+                            result: Err(error.clone()),
+                        });
                     }
                 } else if targets.is_empty() && !unverified && !self.blind {
                     for op in self.deleting.remove(&shard).unwrap_or_default() {
-                        out.push(Action::Done { op, result: Ok(Output::Durable) });
+                        out.push(Action::Done {
+                            op,
+                            result: Ok(Output::Durable),
+                        });
                     }
                 } else {
                     let hold = unverified || (targets.is_empty() && self.blind);
-                    let item = Item::Tombstone { shard, targets, hold, shadow: unverified };
+                    let item = Item::Tombstone {
+                        shard,
+                        targets,
+                        hold,
+                        shadow: unverified,
+                    };
                     self.streams[StreamNo::Data as usize].queue.push_back(item);
                 }
             }
@@ -351,7 +432,14 @@ impl<M: Memory> Engine<M> {
         mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) {
-        let Goal::Stored { item: Item::Shard { payload_len, payload_crc, .. } } = read.goal
+        let Goal::Stored {
+            item:
+                Item::Shard {
+                    payload_len,
+                    payload_crc,
+                    ..
+                },
+        } = read.goal
         else {
             return;
         };
@@ -364,8 +452,16 @@ impl<M: Memory> Engine<M> {
         };
         let stored = header.payload_crc;
         for op in writing.ops {
-            let error = EngineError::Exists { device, shard, stored, got: payload_crc };
-            out.push(Action::Done { op, result: Err(error) });
+            let error = EngineError::Exists {
+                device,
+                shard,
+                stored,
+                got: payload_crc,
+            };
+            out.push(Action::Done {
+                op,
+                result: Err(error),
+            });
         }
         for op in writing.deletes {
             self.delete_shard(op, shard, mem, out);
@@ -377,7 +473,14 @@ impl<M: Memory> Engine<M> {
         let device = self.device;
         let (address, reach) = self.reach(read.current);
         let shard = Some(read.shard);
-        let finding = |kind, offset, len| Finding { kind, device, offset, len, shard, journal: None };
+        let finding = |kind, offset, len| Finding {
+            kind,
+            device,
+            offset,
+            len,
+            shard,
+            journal: None,
+        };
         let gone = !self.index.contains(read.hash, read.current.block);
         for span in &read.spans {
             if let SpanState::Failed(failure) = span.state {
@@ -385,7 +488,12 @@ impl<M: Memory> Engine<M> {
                     return Verdict::Other;
                 }
                 let (offset, len) = (address + span.from, span.len);
-                let error = EngineError::Unreadable { device, offset, len, failure };
+                let error = EngineError::Unreadable {
+                    device,
+                    offset,
+                    len,
+                    failure,
+                };
                 return Verdict::Bad(finding(FindingKind::Unreadable, offset, len), error);
             }
         }
@@ -400,8 +508,17 @@ impl<M: Memory> Engine<M> {
             return Verdict::Other;
         };
         let incarnation = Some(self.extents.get(no).incarnation);
-        let place = Place { device, extent: no, incarnation, address };
-        let Some(Span { state: SpanState::Got(head), len: head_len, .. }) = read.spans.first()
+        let place = Place {
+            device,
+            extent: no,
+            incarnation,
+            address,
+        };
+        let Some(Span {
+            state: SpanState::Got(head),
+            len: head_len,
+            ..
+        }) = read.spans.first()
         else {
             return Verdict::Other;
         };
@@ -418,22 +535,34 @@ impl<M: Memory> Engine<M> {
         let (offset, len) = match read.goal {
             Goal::Doomed { .. } => return Verdict::Named,
             Goal::Stored { .. } => (0, header.payload_len),
-            Goal::Range { offset, len: u32::MAX, .. } => {
-                (offset, header.payload_len.saturating_sub(offset))
-            }
+            Goal::Range {
+                offset,
+                len: u32::MAX,
+                ..
+            } => (offset, header.payload_len.saturating_sub(offset)),
             Goal::Range { offset, len, .. } => (offset, len),
         };
         let Some(pieces_range) = cover(header.payload_len, offset, len) else {
             let limit = u64::from(header.payload_len);
             let (offset, len) = (u64::from(offset), u64::from(len));
-            return Verdict::NoRange(EngineError::BadRange { device, offset, len, limit });
+            return Verdict::NoRange(EngineError::BadRange {
+                device,
+                offset,
+                len,
+                limit,
+            });
         };
         let room = u64::from(header_len(header.payload_len, self.geometry.block_size));
         let Ok(pieces) = header.pieces(head) else {
             return corrupt(FindingKind::RecordHeader, address, room);
         };
-        let from = room + u64::from(pieces_range.start);
-        let to = room + u64::from(pieces_range.end);
+        let (from, to) = match len {
+            0 => (0, 0),
+            _ => (
+                room + u64::from(pieces_range.start),
+                room + u64::from(pieces_range.end),
+            ),
+        };
         let holder = read
             .spans
             .iter()
@@ -443,7 +572,10 @@ impl<M: Memory> Engine<M> {
             if to > reach || read.spans.len() > 2 {
                 return corrupt(FindingKind::RecordHeader, address, block);
             }
-            return Verdict::More { from, len: to - from };
+            return Verdict::More {
+                from,
+                len: to - from,
+            };
         };
         let span = &read.spans[holder];
         let SpanState::Got(buf) = &span.state else {
@@ -453,11 +585,20 @@ impl<M: Memory> Engine<M> {
         if pieces.verify(pieces_range.start, bytes).is_err() {
             return corrupt(FindingKind::RecordPayload, address + from, to - from);
         }
-        let start = (room + u64::from(offset) - span.from) as usize;
+        let start = if len == 0 {
+            0
+        } else {
+            (room + u64::from(offset) - span.from) as usize
+        };
         let SpanState::Got(buf) = read.spans.swap_remove(holder).state else {
             return Verdict::Other;
         };
-        Verdict::Good { header, buf, start, len: len as usize }
+        Verdict::Good {
+            header,
+            buf,
+            start,
+            len: len as usize,
+        }
     }
 
     pub(crate) fn read_journal(
@@ -479,7 +620,12 @@ impl<M: Memory> Engine<M> {
         let end = at.saturating_add(u64::from(len));
         if end > limit || len > JOURNAL_BATCH_MAX {
             let len = u64::from(len);
-            return Err(EngineError::BadRange { device, offset: at, len, limit });
+            return Err(EngineError::BadRange {
+                device,
+                offset: at,
+                len,
+                limit,
+            });
         }
         let from = at - at % block;
         let bytes = (end.next_multiple_of(block) - from).max(block) as usize;
@@ -487,7 +633,12 @@ impl<M: Memory> Engine<M> {
             return Err(self.no_buffer());
         };
         let io = self.io(Purpose::Journal { op, at, len });
-        out.push(Action::Read { io, offset: from, buf, len: bytes });
+        out.push(Action::Read {
+            io,
+            offset: from,
+            buf,
+            len: bytes,
+        });
         Ok(())
     }
 
@@ -505,7 +656,10 @@ impl<M: Memory> Engine<M> {
             (Ok(()), Some(buf)) => {
                 let from = (at % u64::from(self.geometry.block_size)) as usize;
                 let range = from..from + len as usize;
-                out.push(Action::Done { op, result: Ok(Output::Bytes { buf, range }) });
+                out.push(Action::Done {
+                    op,
+                    result: Ok(Output::Bytes { buf, range }),
+                });
                 return;
             }
             (Ok(()), None) => IoFailure { errno: 5 },
@@ -513,8 +667,26 @@ impl<M: Memory> Engine<M> {
         };
         let (offset, len) = (at, u64::from(len));
         let kind = FindingKind::Unreadable;
-        self.find(Finding { kind, device, offset, len, shard: None, journal: None }, out);
-        let error = EngineError::Unreadable { device, offset, len, failure };
-        out.push(Action::Done { op, result: Err(error) });
+        self.find(
+            Finding {
+                kind,
+                device,
+                offset,
+                len,
+                shard: None,
+                journal: None,
+            },
+            out,
+        );
+        let error = EngineError::Unreadable {
+            device,
+            offset,
+            len,
+            failure,
+        };
+        out.push(Action::Done {
+            op,
+            result: Err(error),
+        });
     }
 }

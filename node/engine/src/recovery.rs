@@ -111,13 +111,23 @@ impl Work {
     }
 
     fn place(&self, no: ExtentNo, address: u64) -> Place {
-        Place { device: self.device, extent: no, incarnation: None, address }
+        Place {
+            device: self.device,
+            extent: no,
+            incarnation: None,
+            address,
+        }
     }
 
     fn unreadable(&mut self, no: ExtentNo, offset: u64, len: u64, findings: &mut Vec<Finding>) {
         self.seen[no.0 as usize].unreadable = true;
         self.blind = true;
-        findings.push(extent_finding(FindingKind::Unreadable, self.device, offset, len));
+        findings.push(extent_finding(
+            FindingKind::Unreadable,
+            self.device,
+            offset,
+            len,
+        ));
     }
 
     pub fn ask_headers(&self, queue: &mut Queue) {
@@ -130,20 +140,17 @@ impl Work {
         queue.reverse();
     }
 
-    pub fn take_header(
-        &mut self,
-        no: ExtentNo,
-        bytes: Option<&[u8]>,
-        findings: &mut Vec<Finding>,
-    ) {
+    pub fn take_header(&mut self, no: ExtentNo, bytes: Option<&[u8]>, findings: &mut Vec<Finding>) {
         let at = self.geometry.extent_start(no);
         let Some(bytes) = bytes else {
             return self.unreadable(no, at, self.block(), findings);
         };
-        let header = ExtentHeader::decode(bytes, &self.place(no, at)).ok().filter(|header| {
-            header.block_size == self.geometry.block_size
-                && header.extent_size == self.geometry.extent_size
-        });
+        let header = ExtentHeader::decode(bytes, &self.place(no, at))
+            .ok()
+            .filter(|header| {
+                header.block_size == self.geometry.block_size
+                    && header.extent_size == self.geometry.extent_size
+            });
         if header.is_some() {
             self.highest = self.highest.max(Some(no.0));
         }
@@ -188,7 +195,12 @@ impl Work {
                 if let FooterError::Head(head) = error
                     && matches!(head.fault, HeadFault::BadCrc { .. })
                 {
-                    findings.push(extent_finding(FindingKind::Footer, self.device, at, self.block()));
+                    findings.push(extent_finding(
+                        FindingKind::Footer,
+                        self.device,
+                        at,
+                        self.block(),
+                    ));
                 }
             }
         }
@@ -269,13 +281,18 @@ impl Work {
         let base = u64::from(no.0) * self.geometry.extent_size;
         let block_size = self.geometry.block_size;
         let header = self.seen[no.0 as usize].header;
-        let is_journal = |scanned: &Scanned| matches!(scanned.header.subject, Subject::Journal { .. });
+        let is_journal =
+            |scanned: &Scanned| matches!(scanned.header.subject, Subject::Journal { .. });
         let journal = header.is_some_and(|header| header.kind == ExtentKind::Journal)
             || scan.found.iter().any(is_journal);
         for (at, len) in &scan.unreadable {
             self.unreadable(no, *at, *len, findings);
             if journal || header.is_none() {
-                self.damaged.push(DamagedJournal { offset: *at, len: *len, entries: None });
+                self.damaged.push(DamagedJournal {
+                    offset: *at,
+                    len: *len,
+                    entries: None,
+                });
             }
         }
         let mut records = Vec::with_capacity(scan.found.len());
@@ -284,11 +301,19 @@ impl Work {
             let (offset, len) = (header.address, header.record_len(block_size));
             if journal && offset > expected {
                 let len = offset - expected;
-                self.damaged.push(DamagedJournal { offset: expected, len, entries: None });
+                self.damaged.push(DamagedJournal {
+                    offset: expected,
+                    len,
+                    entries: None,
+                });
             }
             expected = expected.max(offset + len);
             let entries = match header.subject {
-                Subject::Journal { partition, first, last } => Some((partition, first, last)),
+                Subject::Journal {
+                    partition,
+                    first,
+                    last,
+                } => Some((partition, first, last)),
                 _ => None,
             };
             let usable = *wholeness == Wholeness::Whole
@@ -298,17 +323,30 @@ impl Work {
                 continue;
             }
             if entries.is_some() {
-                self.damaged.push(DamagedJournal { offset, len, entries });
+                self.damaged.push(DamagedJournal {
+                    offset,
+                    len,
+                    entries,
+                });
             }
             let kind = FindingKind::RecordTorn;
             let shard = header.subject.shard();
-            findings.push(Finding { kind, device, offset, len, shard, journal: entries });
+            findings.push(Finding {
+                kind,
+                device,
+                offset,
+                len,
+                shard,
+                journal: entries,
+            });
         }
         let seen = &mut self.seen[no.0 as usize];
         seen.incarnation = scan.incarnation();
         seen.tail = scan.tail;
         let found = !scan.found.is_empty();
-        let header_good = seen.header.is_some_and(|h| h.incarnation == seen.incarnation);
+        let header_good = seen
+            .header
+            .is_some_and(|h| h.incarnation == seen.incarnation);
         if !header_good && found {
             let at = self.geometry.extent_start(no);
             findings.push(extent_finding(FindingKind::ExtentHeader, device, at, block));
@@ -402,14 +440,16 @@ impl Work {
                 return;
             };
             self.order.pop();
-            let journal =
-                records.iter().any(|entry| matches!(entry.subject, Subject::Journal { .. }));
+            let journal = records
+                .iter()
+                .any(|entry| matches!(entry.subject, Subject::Journal { .. }));
             let kind = match seen.header {
                 Some(header) => header.kind,
                 None if journal => ExtentKind::Journal,
                 None => ExtentKind::Data,
             };
-            self.extents.adopt(no, State::Sealed, Some(kind), seen.incarnation);
+            self.extents
+                .adopt(no, State::Sealed, Some(kind), seen.incarnation);
             self.take_table(no, &records, report);
             if self.seen[no.0 as usize].scanned {
                 self.seen[no.0 as usize].records = Some(records);
@@ -438,12 +478,19 @@ impl Work {
                     }
                     let len = record_len(entry.payload_len, self.geometry.block_size);
                     let units = len.div_ceil(UNIT) as u16;
-                    let candidate = Candidate { block: address / self.block(), units };
+                    let candidate = Candidate {
+                        block: address / self.block(),
+                        units,
+                    };
                     self.index.insert(self.index.hash(&shard), candidate);
                     self.extents.born(no);
                     report.shards += 1;
                 }
-                Subject::Journal { partition, first, last } => {
+                Subject::Journal {
+                    partition,
+                    first,
+                    last,
+                } => {
                     let head = header_len(entry.payload_len, self.geometry.block_size);
                     report.journal_records += 1;
                     self.journal.push(JournalRecord {
@@ -468,7 +515,10 @@ impl Work {
         next_io: u64,
         mut report: RecoveryReport,
     ) -> Opened<M> {
-        let mut streams = [Stream::new(ExtentKind::Journal), Stream::new(ExtentKind::Data)];
+        let mut streams = [
+            Stream::new(ExtentKind::Journal),
+            Stream::new(ExtentKind::Data),
+        ];
         let mut seals = Vec::new();
         let named = superblocks.current().checkpoint;
         let mut unsealed = Vec::new();
@@ -476,13 +526,15 @@ impl Work {
             let seen = &mut self.seen[no.0 as usize];
             let checkpoint = seen.header.filter(|h| h.kind == ExtentKind::Checkpoint);
             if let Some(header) = checkpoint {
-                let used = named
-                    .is_some_and(|n| n.extent == no && n.incarnation == header.incarnation);
+                let used =
+                    named.is_some_and(|n| n.extent == no && n.incarnation == header.incarnation);
                 let state = if used { State::Open } else { State::Free };
-                self.extents.adopt(no, state, Some(header.kind), header.incarnation);
+                self.extents
+                    .adopt(no, state, Some(header.kind), header.incarnation);
             } else if seen.unreadable {
                 let kind = self.extents.get(no).kind;
-                self.extents.adopt(no, State::Quarantined, kind, seen.incarnation);
+                self.extents
+                    .adopt(no, State::Quarantined, kind, seen.incarnation);
             } else if let Some(entries) = seen.records.take() {
                 // Searched: it has no footer, or none that can be used.
                 match seen.header {
@@ -490,7 +542,10 @@ impl Work {
                         unsealed.push((header.kind, seen.incarnation, no, entries));
                     }
                     None if !entries.is_empty() => {}
-                    _ => self.extents.adopt(no, State::Free, None, seen.incarnation.max(seen.floor)),
+                    _ => {
+                        self.extents
+                            .adopt(no, State::Free, None, seen.incarnation.max(seen.floor))
+                    }
                 }
             } else if seen.skip || self.extents.get(no).state == State::Free {
                 self.extents.adopt(no, State::Free, None, seen.floor);
@@ -503,10 +558,21 @@ impl Work {
             self.extents.adopt(no, State::Open, Some(kind), incarnation);
             let room = self.geometry.extent_end(no)
                 - footer_len(entries.len() + 1, self.geometry.block_size);
-            let open = OpenExtent { no, incarnation, pos, entries };
-            match streams.iter_mut().find(|stream| stream.kind == kind && stream.open.is_none()) {
+            let open = OpenExtent {
+                no,
+                incarnation,
+                pos,
+                entries,
+            };
+            match streams
+                .iter_mut()
+                .find(|stream| stream.kind == kind && stream.open.is_none())
+            {
                 Some(stream) if pos + 2 * self.block() <= room => stream.open = Some(open),
-                _ => seals.push(Seal { extent: open, writing: false }),
+                _ => seals.push(Seal {
+                    extent: open,
+                    writing: false,
+                }),
             }
         }
         if self.blind {
@@ -535,6 +601,11 @@ impl Work {
             next_io,
             findings,
         });
-        Opened { engine, journal: self.journal, damaged: self.damaged, report }
+        Opened {
+            engine,
+            journal: self.journal,
+            damaged: self.damaged,
+            report,
+        }
     }
 }

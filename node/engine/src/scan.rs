@@ -80,12 +80,7 @@ struct Payload {
 
 impl Scan {
     /// A search through `extent`, of whose present life it is known that it is at least `floor`.
-    pub fn new(
-        geometry: Geometry,
-        device: DeviceId,
-        extent: ExtentNo,
-        floor: Incarnation,
-    ) -> Scan {
+    pub fn new(geometry: Geometry, device: DeviceId, extent: ExtentNo, floor: Incarnation) -> Scan {
         let start = geometry.records_start(extent);
         Scan {
             geometry,
@@ -214,7 +209,11 @@ impl Scan {
         self.rise(header.incarnation);
         self.tail = self.tail.max(self.pos + len);
         if table_lost || header.pieces(bytes).is_err() {
-            let wholeness = if table_lost { Wholeness::Unreadable } else { Wholeness::Torn };
+            let wholeness = if table_lost {
+                Wholeness::Unreadable
+            } else {
+                Wholeness::Torn
+            };
             self.found.push(Scanned { header, wholeness });
             self.pos += block;
             return true;

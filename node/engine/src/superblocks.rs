@@ -58,7 +58,12 @@ where
             })
         });
         let newest = superblock::newest_sequence(copies);
-        Superblocks { current, holders, newest, turn: None }
+        Superblocks {
+            current,
+            holders,
+            newest,
+            turn: None,
+        }
     }
 
     /// The superblock that is durable.
@@ -96,7 +101,11 @@ where
         }
         let second = buffers.split_off(SUPERBLOCK_COPIES / 2);
         self.newest = next.sequence;
-        let mut turn = Turn { next, second, waiting: Vec::new() };
+        let mut turn = Turn {
+            next,
+            second,
+            waiting: Vec::new(),
+        };
         turn.write(buffers, next_io, out);
         self.turn = Some(turn);
         true
@@ -144,7 +153,129 @@ impl<B> Turn<B> {
             *next_io += 1;
             let offset = superblock::offset(copy, self.next.extent_size);
             self.waiting.push((io, offset));
-            out.push(Action::Write { io, offset, buf, len: SUPERBLOCK_LEN, durable: true });
+            out.push(Action::Write {
+                io,
+                offset,
+                buf,
+                len: SUPERBLOCK_LEN,
+                durable: true,
+            });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId, OwnerEpoch};
+    use ashlar_layout::superblock::{Labels, elect};
+
+    use super::*;
+
+    type Copies = [Option<Superblock>; SUPERBLOCK_COPIES];
+
+    struct Heap;
+
+    impl Memory for Heap {
+        type Buf = Vec<u8>;
+
+        fn alloc(&mut self, len: usize) -> Option<Vec<u8>> {
+            Some(vec![0; len])
+        }
+    }
+
+    fn fresh() -> Copies {
+        let superblock = Superblock {
+            cluster: ClusterId([1; 16]),
+            device: DeviceId([2; 16]),
+            sequence: 1,
+            parent_crc: 0,
+            block_size: 4096,
+            extent_size: 1 << 20,
+            device_size: 64 << 20,
+            owner_epoch: OwnerEpoch(0),
+            incarnation_ceiling: 1,
+            record_ceiling: 1,
+            checkpoint: None,
+            node: NodeId(1),
+            device_no: DeviceNo(1),
+            labels: Labels::default(),
+            clean: false,
+            copy: 0,
+        };
+        std::array::from_fn(|copy| {
+            Some(Superblock {
+                copy: copy as u8,
+                ..superblock
+            })
+        })
+    }
+
+    /// Writes that were handed out: which copy, with what.
+    fn writes(out: &mut Vec<Action<Vec<u8>>>) -> Vec<(u64, usize, Superblock)> {
+        let one = |action: Action<Vec<u8>>| match action {
+            Action::Write { io, buf, .. } => {
+                let superblock = Superblock::decode(&buf).unwrap();
+                (io, usize::from(superblock.copy), superblock)
+            }
+            other => panic!("{other:?}"),
+        };
+        out.drain(..).map(one).collect()
+    }
+
+    /// Turns the superblock, with power failing at every point, each copy in flight left old, new or
+    /// torn; and again from each of the states that gives. Counts the states.
+    fn explore(copies: &Copies, depth: u32, states: &mut u64) {
+        *states += 1;
+        let before = elect(copies).unwrap_or_else(|error| panic!("{error}: {copies:?}"));
+        if depth == 0 {
+            return;
+        }
+        let mut superblocks = Superblocks::new(before, copies);
+        let (mut next_io, mut out) = (1, Vec::new());
+        let raise = |next: &mut Superblock| next.owner_epoch.0 += 1;
+        assert!(superblocks.start(raise, &mut Heap, &mut next_io, &mut out));
+        let mut durable = *copies;
+        for pair in 0..2 {
+            let flying = writes(&mut out);
+            assert_eq!(flying.len(), 2);
+            for outcome in 0..9 {
+                let mut crashed = durable;
+                for ((_, copy, superblock), outcome) in
+                    flying.iter().zip([outcome % 3, outcome / 3])
+                {
+                    match outcome {
+                        0 => {}
+                        1 => crashed[*copy] = Some(*superblock),
+                        _ => crashed[*copy] = None,
+                    }
+                }
+                let now = elect(&crashed).unwrap_or_else(|error| panic!("{error}: {crashed:?}"));
+                assert!(
+                    now.sequence >= before.sequence,
+                    "what was believed is never forgotten"
+                );
+                assert!(pair == 0 || now.owner_epoch.0 == before.owner_epoch.0 + 1);
+                explore(&crashed, depth - 1, states);
+            }
+            for (io, copy, superblock) in flying {
+                durable[copy] = Some(superblock);
+                let progress = superblocks.done(io, Ok(()), &mut next_io, &mut out);
+                assert!(matches!(progress, Progress::Waiting | Progress::Turned));
+            }
+        }
+        assert_eq!(
+            superblocks.current().owner_epoch.0,
+            before.owner_epoch.0 + 1
+        );
+        assert!(durable.iter().all(|copy| {
+            copy.is_some_and(|copy| copy.owner_epoch == superblocks.current().owner_epoch)
+        }));
+    }
+
+    #[test]
+    fn no_run_of_crashes_loses_the_superblock() {
+        let mut states = 0;
+        explore(&fresh(), 3, &mut states);
+        assert_eq!(states, 1 + 18 + 18 * 18 + 18 * 18 * 18);
     }
 }

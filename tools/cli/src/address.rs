@@ -56,13 +56,20 @@ impl FromStr for Address {
             .strip_prefix(SCHEME)
             .ok_or_else(|| AddressError::Scheme(text.to_owned()))?;
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
-        names::check_bucket(bucket)
-            .map_err(|source| AddressError::Bucket { address: text.to_owned(), source })?;
+        names::check_bucket(bucket).map_err(|source| AddressError::Bucket {
+            address: text.to_owned(),
+            source,
+        })?;
         if !key.is_empty() {
-            names::check_key(key)
-                .map_err(|source| AddressError::Key { address: text.to_owned(), source })?;
+            names::check_key(key).map_err(|source| AddressError::Key {
+                address: text.to_owned(),
+                source,
+            })?;
         }
-        Ok(Address { bucket: bucket.to_owned(), key: key.to_owned() })
+        Ok(Address {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+        })
     }
 }
 
@@ -75,7 +82,11 @@ impl fmt::Display for Address {
 impl Address {
     /// The same address, if it names an object.
     pub fn object(self) -> Result<Address, AddressError> {
-        if self.key.is_empty() { Err(AddressError::NoKey(self.to_string())) } else { Ok(self) }
+        if self.key.is_empty() {
+            Err(AddressError::NoKey(self.to_string()))
+        } else {
+            Ok(self)
+        }
     }
 
     /// The bucket's name, if that is all it names.
@@ -98,7 +109,10 @@ impl Address {
 
     /// Another key in the same bucket.
     pub fn with_key(&self, key: impl Into<String>) -> Address {
-        Address { bucket: self.bucket.clone(), key: key.into() }
+        Address {
+            bucket: self.bucket.clone(),
+            key: key.into(),
+        }
     }
 
     /// The last part of the key: what a file of it would be called. Empty if the key ends in `/`.
@@ -123,7 +137,11 @@ impl FromStr for Place {
         if text.starts_with(SCHEME) {
             return Err("a path, or - for a pipe, is wanted here, not an ashlar:// address".into());
         }
-        Ok(if text == "-" { Place::Pipe } else { Place::Path(PathBuf::from(text)) })
+        Ok(if text == "-" {
+            Place::Pipe
+        } else {
+            Place::Path(PathBuf::from(text))
+        })
     }
 }
 
@@ -144,13 +162,23 @@ mod tests {
         ];
         for (text, bucket, key) in cases {
             let address: Address = text.parse().unwrap();
-            assert_eq!((address.bucket.as_str(), address.key.as_str()), (bucket, key), "{text}");
+            assert_eq!(
+                (address.bucket.as_str(), address.key.as_str()),
+                (bucket, key),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["photos/a", "s3://photos/a", "ashlar:/photos", "", "ashlar://"] {
+        for text in [
+            "photos/a",
+            "s3://photos/a",
+            "ashlar:/photos",
+            "",
+            "ashlar://",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
         assert!(matches!(
@@ -158,7 +186,10 @@ mod tests {
             Err(AddressError::Bucket { .. })
         ));
         let long = format!("ashlar://photos/{}", "k".repeat(1025));
-        assert!(matches!(long.parse::<Address>(), Err(AddressError::Key { .. })));
+        assert!(matches!(
+            long.parse::<Address>(),
+            Err(AddressError::Key { .. })
+        ));
         let bucket: Address = "ashlar://photos".parse().unwrap();
         assert_eq!(
             bucket.clone().object(),

@@ -72,8 +72,9 @@ pub fn format(args: &FormatArgs, map: Option<&ClusterMap>, json: bool) -> Result
             path.display()
         )));
     }
-    let extent_size =
-        args.extent_size.unwrap_or_else(|| Geometry::extent_size_for(args.block_size, size));
+    let extent_size = args
+        .extent_size
+        .unwrap_or_else(|| Geometry::extent_size_for(args.block_size, size));
     let params = params(&identity, labels, size, args.block_size, extent_size);
     let plan = format_plan(&params)
         .map_err(|e| Fail::Refused(format!("{} cannot be formatted: {e}", path.display())))?;
@@ -114,9 +115,14 @@ pub fn format_image(path: &Path, identity: &Identity) -> Result<(), Fail> {
 
 /// Whether a device of this size could be formatted with the defaults.
 pub fn check_size(size: u64) -> Result<(), Fail> {
-    let geometry =
-        Geometry { block_size: BLOCK_SIZE, extent_size: EXTENT_SIZE, device_size: size };
-    geometry.check().map_err(|e| Fail::Usage(format!("--size {size}: {e}")))
+    let geometry = Geometry {
+        block_size: BLOCK_SIZE,
+        extent_size: EXTENT_SIZE,
+        device_size: size,
+    };
+    geometry
+        .check()
+        .map_err(|e| Fail::Usage(format!("--size {size}: {e}")))
 }
 
 fn params(
@@ -150,7 +156,12 @@ fn identity(
         if args.cluster_id.is_none() {
             random(&mut cluster.0)?;
         }
-        let identity = Identity { cluster, device, node: NodeId(1), no: DeviceNo(1) };
+        let identity = Identity {
+            cluster,
+            device,
+            node: NodeId(1),
+            no: DeviceNo(1),
+        };
         return Ok((identity, Labels::default()));
     };
     let map = map.ok_or_else(|| {
@@ -166,7 +177,10 @@ fn identity(
             device.size
         )));
     }
-    let domains = map.node(device.node).map(|n| n.domains.clone()).unwrap_or_default();
+    let domains = map
+        .node(device.node)
+        .map(|n| n.domains.clone())
+        .unwrap_or_default();
     let label = |text: &str| {
         Label::new(text).map_err(|e| Fail::Refused(format!("the map's domain '{text}': {e}")))
     };
@@ -176,14 +190,20 @@ fn identity(
         rack: label(&domains.rack)?,
         host: label(&format!("node-{}", device.node))?,
     };
-    let identity =
-        Identity { cluster: map.cluster, device: device.id, node: device.node, no: device.no };
+    let identity = Identity {
+        cluster: map.cluster,
+        device: device.id,
+        node: device.node,
+        no: device.no,
+    };
     Ok((identity, labels))
 }
 
 /// Opens a device for ourselves alone; gives its size.
 pub fn claim(path: &Path) -> Result<(File, u64), Fail> {
-    let kind = std::fs::metadata(path).map_err(Fail::io("cannot look at", path))?.file_type();
+    let kind = std::fs::metadata(path)
+        .map_err(Fail::io("cannot look at", path))?
+        .file_type();
     let busy = || {
         Fail::Refused(format!(
             "{} is busy: it is mounted, or another process has it open; end that first",
@@ -192,7 +212,12 @@ pub fn claim(path: &Path) -> Result<(File, u64), Fail> {
     };
     let file = if kind.is_block_device() {
         let flags = i32::try_from((OFlags::DIRECT | OFlags::EXCL).bits()).unwrap_or_default();
-        match File::options().read(true).write(true).custom_flags(flags).open(path) {
+        match File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(path)
+        {
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => return Err(busy()),
             result => result.map_err(Fail::io("cannot open", path))?,
         }
@@ -209,7 +234,9 @@ pub fn claim(path: &Path) -> Result<(File, u64), Fail> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy()),
         Err(e) => return Err(Fail::io("cannot lock", path)(e.into())),
     }
-    let size = (&file).seek(SeekFrom::End(0)).map_err(Fail::io("cannot look at", path))?;
+    let size = (&file)
+        .seek(SeekFrom::End(0))
+        .map_err(Fail::io("cannot look at", path))?;
     Ok((file, size))
 }
 
@@ -219,7 +246,10 @@ fn logical_block(file: &File, path: &Path) -> Result<u32, Fail> {
     if !metadata.file_type().is_block_device() {
         return Ok(512);
     }
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    let (major, minor) = (
+        rustix::fs::major(metadata.rdev()),
+        rustix::fs::minor(metadata.rdev()),
+    );
     let folder = format!("/sys/dev/block/{major}:{minor}");
     // A partition's queue is that of the disk, one folder up.
     for queue in ["queue", "../queue"] {
@@ -248,7 +278,10 @@ pub fn look(file: &File, path: &Path, size: u64) -> Result<Option<String>, Fail>
             }
         }
         let end = done.min(wanted);
-        Ok(buffer.get((offset - start) as usize..end).unwrap_or_default().to_vec())
+        Ok(buffer
+            .get((offset - start) as usize..end)
+            .unwrap_or_default()
+            .to_vec())
     };
     let zone = ZONE.min(usize::try_from(size).unwrap_or(ZONE));
     let first = read(0, zone)?;
@@ -263,7 +296,12 @@ pub fn look(file: &File, path: &Path, size: u64) -> Result<Option<String>, Fail>
         }
         stride *= 2;
     }
-    Ok(signature::find(&Sample { first: &first, last: &last, size, copies: &copies }))
+    Ok(signature::find(&Sample {
+        first: &first,
+        last: &last,
+        size,
+        copies: &copies,
+    }))
 }
 
 fn write(file: &File, path: &Path, size: u64, plan: &[(u64, Vec<u8>)]) -> Result<(), Fail> {
@@ -282,7 +320,10 @@ fn write(file: &File, path: &Path, size: u64, plan: &[(u64, Vec<u8>)]) -> Result
         if size > whole {
             // Less than a block at the end: a file. Its cache is dropped by the next direct read.
             let rest = vec![0u8; (size - whole) as usize];
-            File::options().write(true).open(path)?.write_all_at(&rest, whole)?;
+            File::options()
+                .write(true)
+                .open(path)?
+                .write_all_at(&rest, whole)?;
         }
         file.sync_all()?;
         for (offset, bytes) in plan {
@@ -326,10 +367,16 @@ mod tests {
         assert_eq!(first.cluster, ClusterId([9; 16]));
         drop(file);
         let error = format(&arguments(&path, false), None, true).unwrap_err();
-        assert!(error.to_string().contains(&first.device.to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&first.device.to_string()),
+            "{error}"
+        );
         format(&arguments(&path, true), None, true).unwrap();
         let (file, _) = claim(&path).unwrap();
-        assert_ne!(device_read::superblock(&file, &path).unwrap().device, first.device);
+        assert_ne!(
+            device_read::superblock(&file, &path).unwrap().device,
+            first.device
+        );
     }
 
     #[test]
@@ -354,7 +401,13 @@ mod tests {
         let path = device(folder.path(), (64 << 20) + 700);
         format(&arguments(&path, false), None, true).unwrap();
         let (file, size) = claim(&path).unwrap();
-        assert_eq!(look(&file, &path, size).unwrap().unwrap().split(':').next(), Some("an Ashlar label"));
-        assert_eq!(device_read::superblock(&file, &path).unwrap().device_size, 64 << 20);
+        assert_eq!(
+            look(&file, &path, size).unwrap().unwrap().split(':').next(),
+            Some("an Ashlar label")
+        );
+        assert_eq!(
+            device_read::superblock(&file, &path).unwrap().device_size,
+            64 << 20
+        );
     }
 }

@@ -114,7 +114,11 @@ pub fn inspect(path: &Path, json: bool) -> Result<(), Fail> {
         "superblock  sequence {}, opened {} times, {}",
         superblock.sequence,
         superblock.owner_epoch,
-        if superblock.clean { "closed in order" } else { "in use, or not closed in order" }
+        if superblock.clean {
+            "closed in order"
+        } else {
+            "in use, or not closed in order"
+        }
     ))?;
     for (i, (copy, offset)) in copies.found.iter().zip(copies.offsets).enumerate() {
         let text = match copy {
@@ -146,8 +150,12 @@ fn extents(device: &DeviceFile, superblock: &Superblock) -> Result<ExtentCounts,
     for no in 0..geometry.extent_count() {
         let extent = ExtentNo(no);
         let start = geometry.extent_start(extent);
-        let mut place =
-            Place { device: superblock.device, extent, incarnation: None, address: start };
+        let mut place = Place {
+            device: superblock.device,
+            extent,
+            incarnation: None,
+            address: start,
+        };
         let block = superblock.block_size as usize;
         let header = window
             .get(start, block, start + block as u64)

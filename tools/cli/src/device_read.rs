@@ -31,7 +31,9 @@ pub struct DeviceFile {
 impl DeviceFile {
     /// Opens it.
     pub fn open(path: &Path) -> Result<DeviceFile, Fail> {
-        let kind = std::fs::metadata(path).map_err(Fail::io("cannot look at", path))?.file_type();
+        let kind = std::fs::metadata(path)
+            .map_err(Fail::io("cannot look at", path))?
+            .file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(Fail::Refused(format!(
                 "{} is neither a block device nor a file",
@@ -39,8 +41,14 @@ impl DeviceFile {
             )));
         }
         let mut file = open_direct(path, false).map_err(Fail::io("cannot open", path))?;
-        let size = file.seek(SeekFrom::End(0)).map_err(Fail::io("cannot look at", path))?;
-        Ok(DeviceFile { path: path.to_owned(), size, file })
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(Fail::io("cannot look at", path))?;
+        Ok(DeviceFile {
+            path: path.to_owned(),
+            size,
+            file,
+        })
     }
 }
 
@@ -72,7 +80,10 @@ pub fn copies(file: &File, path: &Path) -> Result<Copies, Fail> {
     let mut stride = SUPERBLOCK_STRIDE_MIN;
     while stride <= EXTENT_SIZE_MAX {
         let copies = copies_at(file, path, stride)?;
-        if best.as_ref().is_none_or(|b| copies.readable() > b.readable()) {
+        if best
+            .as_ref()
+            .is_none_or(|b| copies.readable() > b.readable())
+        {
             best = Some(copies);
         }
         stride *= 2;
@@ -88,12 +99,16 @@ fn copies_at(file: &File, path: &Path, extent_size: u64) -> Result<Copies, Fail>
         match file.read_exact_at(&mut buffer, offset) {
             Ok(()) => Ok(Superblock::decode(&buffer)),
             // A truncated file: the copy is not there.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                Ok(Err(SuperblockError::Short { expected: SUPERBLOCK_LEN, got: 0 }))
-            }
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Err(SuperblockError::Short {
+                expected: SUPERBLOCK_LEN,
+                got: 0,
+            })),
             // A block that cannot be read is what the other copies are for.
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                Ok(Err(SuperblockError::Short { expected: SUPERBLOCK_LEN, got: 0 }))
+                Ok(Err(SuperblockError::Short {
+                    expected: SUPERBLOCK_LEN,
+                    got: 0,
+                }))
             }
             Err(e) => Err(Fail::io("cannot read", path)(e)),
         }
@@ -111,13 +126,17 @@ fn copies_at(file: &File, path: &Path, extent_size: u64) -> Result<Copies, Fail>
 pub fn superblock(file: &File, path: &Path) -> Result<Superblock, Fail> {
     let copies = copies(file, path)?;
     copies.elect().map_err(|election| {
-        let newer = copies
-            .found
-            .iter()
-            .find_map(|c| c.as_ref().err().filter(|e| matches!(e, SuperblockError::NewerVersion { .. })));
+        let newer = copies.found.iter().find_map(|c| {
+            c.as_ref()
+                .err()
+                .filter(|e| matches!(e, SuperblockError::NewerVersion { .. }))
+        });
         let first = newer.or(copies.found[0].as_ref().err());
         match first {
-            Some(why) => Fail::Refused(format!("{}: {election}; the first copy: {why}", path.display())),
+            Some(why) => Fail::Refused(format!(
+                "{}: {election}; the first copy: {why}",
+                path.display()
+            )),
             None => Fail::Refused(format!("{}: {election}", path.display())),
         }
     })
@@ -134,7 +153,12 @@ pub struct Window<'a> {
 impl<'a> Window<'a> {
     /// An empty view.
     pub fn new(device: &'a DeviceFile) -> Window<'a> {
-        Window { device, buffer: Aligned::zeroed(WINDOW), start: 0, len: 0 }
+        Window {
+            device,
+            buffer: Aligned::zeroed(WINDOW),
+            start: 0,
+            len: 0,
+        }
     }
 
     /// `len` bytes from `at`, reading ahead up to `end`. `len` is at most a record's.

@@ -68,7 +68,12 @@ impl Report {
     fn finding(&mut self, kind: FindingKind, offset: u64, len: u64, detail: impl Into<String>) {
         self.findings_total += 1;
         if self.findings.len() < TOLD_MAX {
-            self.findings.push(Finding { kind, offset, len, detail: detail.into() });
+            self.findings.push(Finding {
+                kind,
+                offset,
+                len,
+                detail: detail.into(),
+            });
         }
     }
 }
@@ -199,7 +204,12 @@ enum Step {
 
 impl Scan<'_> {
     fn place(&self, extent: ExtentNo, incarnation: Option<Incarnation>, address: u64) -> Place {
-        Place { device: self.superblock.device, extent, incarnation, address }
+        Place {
+            device: self.superblock.device,
+            extent,
+            incarnation,
+            address,
+        }
     }
 
     fn extent(&mut self, extent: ExtentNo, known: Option<&ExtentEntry>) {
@@ -212,12 +222,15 @@ impl Scan<'_> {
             Ok(bytes) => ExtentHeader::decode(bytes, &place).map_err(|e| e.to_string()),
             Err(e) => Err(format!("extent header at byte {start}: {e}")),
         };
-        self.report.extents.count(header.as_ref().ok().map(|h| h.kind));
+        self.report
+            .extents
+            .count(header.as_ref().ok().map(|h| h.kind));
         let used = known.is_some_and(|k| k.state != ExtentState::Free);
         let (kind, incarnation) = match (&header, known) {
             (Ok(header), _) => (Some(header.kind), Some(header.incarnation)),
             (Err(why), Some(known)) if used => {
-                self.report.finding(FindingKind::Rot, start, block as u64, why.clone());
+                self.report
+                    .finding(FindingKind::Rot, start, block as u64, why.clone());
                 (known.kind, Some(known.incarnation))
             }
             // Never opened, as far as anything tells. Its header may have been lost since the
@@ -235,15 +248,20 @@ impl Scan<'_> {
             // What is still there is nobody's.
             return;
         }
-        let sealed = known.is_some_and(|k| {
-            k.state == ExtentState::Sealed && Some(k.incarnation) == incarnation
-        });
+        let sealed = known
+            .is_some_and(|k| k.state == ExtentState::Sealed && Some(k.incarnation) == incarnation);
         let footer = self.footer(extent, incarnation, sealed);
-        let stop = footer.as_ref().map_or(end, |f| f.records_end.clamp(start, end));
+        let stop = footer
+            .as_ref()
+            .map_or(end, |f| f.records_end.clamp(start, end));
         let whole = self.records(extent, incarnation, stop, end);
         if header.is_err() && !used && !whole.is_empty() {
-            let detail = format!("{} records stand behind an extent header that is lost", whole.len());
-            self.report.finding(FindingKind::Rot, start, block as u64, detail);
+            let detail = format!(
+                "{} records stand behind an extent header that is lost",
+                whole.len()
+            );
+            self.report
+                .finding(FindingKind::Rot, start, block as u64, detail);
         }
         if let Some(footer) = footer {
             self.hold_to(&footer, extent, &whole);
@@ -279,7 +297,8 @@ impl Scan<'_> {
             }
             Err(why) => {
                 if sealed {
-                    self.report.finding(FindingKind::Rot, at, TRAILER_LEN as u64, why);
+                    self.report
+                        .finding(FindingKind::Rot, at, TRAILER_LEN as u64, why);
                 }
                 None
             }
@@ -389,9 +408,9 @@ impl Scan<'_> {
                 "record at byte {at} is of incarnation {}, ahead of the extent's {present}",
                 header.incarnation
             ))),
-            _ if at.saturating_add(len) > end => {
-                Step::Other(Some(format!("record at byte {at} of {len} bytes leaves its extent")))
-            }
+            _ if at.saturating_add(len) > end => Step::Other(Some(format!(
+                "record at byte {at} of {len} bytes leaves its extent"
+            ))),
             _ => Step::Record(header, len),
         }
     }
@@ -402,12 +421,15 @@ impl Scan<'_> {
             Ok(bytes) => bytes,
             Err(e) => {
                 let detail = format!("{} at byte {at}: {e}", what(header));
-                self.report.finding(FindingKind::Unreadable, at, len, detail);
+                self.report
+                    .finding(FindingKind::Unreadable, at, len, detail);
                 return;
             }
         };
         let room = header_len(header.payload_len, self.geometry.block_size) as usize;
-        let payload = bytes.get(room..room + header.payload_len as usize).unwrap_or_default();
+        let payload = bytes
+            .get(room..room + header.payload_len as usize)
+            .unwrap_or_default();
         let pieces = header.pieces(bytes.get(..room).unwrap_or_default());
         let checked = pieces.and_then(|pieces| {
             // A damaged table does not make the payload wrong, but a part of it cannot be checked.
@@ -437,7 +459,8 @@ impl Scan<'_> {
                                 "journal batch at byte {at}: entry {} stands where {next} should",
                                 entry.header.seq
                             );
-                            self.report.finding(FindingKind::WrongRecord, at, len, detail);
+                            self.report
+                                .finding(FindingKind::WrongRecord, at, len, detail);
                             return;
                         }
                         Err(why) => {
@@ -451,7 +474,8 @@ impl Scan<'_> {
                     let detail = format!(
                         "journal batch at byte {at} ends before entry {next}, its head says {last}"
                     );
-                    self.report.finding(FindingKind::WrongRecord, at, len, detail);
+                    self.report
+                        .finding(FindingKind::WrongRecord, at, len, detail);
                 }
             }
         }
@@ -469,7 +493,8 @@ impl Scan<'_> {
                 "{} at byte {at}: the footer names it, and its head cannot be read",
                 subject(&entry.subject)
             );
-            self.report.finding(FindingKind::Missing, at, HEAD_LEN as u64, detail);
+            self.report
+                .finding(FindingKind::Missing, at, HEAD_LEN as u64, detail);
         }
     }
 }
@@ -487,7 +512,14 @@ fn subject(subject: &Subject) -> String {
     match (subject, subject.kind()) {
         (Subject::Shard(shard), _) => format!("shard {shard}"),
         (Subject::Tombstone(shard), _) => format!("tombstone of shard {shard}"),
-        (Subject::Journal { partition, first, last }, RecordKind::JournalBatch) => {
+        (
+            Subject::Journal {
+                partition,
+                first,
+                last,
+            },
+            RecordKind::JournalBatch,
+        ) => {
             format!("journal of partition {partition}, entries {first} to {last}")
         }
         (Subject::Journal { .. }, _) => "journal".to_owned(),

@@ -82,13 +82,15 @@ impl Fail {
     /// For `map_err`: `doing` `path` failed.
     pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Fail {
         let path = path.to_owned();
-        move |source| Fail::Io { doing, path, source }
+        move |source| Fail::Io {
+            doing,
+            path,
+            source,
+        }
     }
 
     /// For `map_err`: the store refused or failed over `what`.
-    pub fn store(
-        what: impl Into<String>,
-    ) -> impl FnOnce(ashlar_node_client::ClientError) -> Fail {
+    pub fn store(what: impl Into<String>) -> impl FnOnce(ashlar_node_client::ClientError) -> Fail {
         let what = what.into();
         move |source| Fail::Store { what, source }
     }
@@ -98,7 +100,11 @@ impl Fail {
         if source.kind() == io::ErrorKind::BrokenPipe {
             Fail::Pipe
         } else {
-            Fail::Io { doing: "cannot write", path: PathBuf::from("standard output"), source }
+            Fail::Io {
+                doing: "cannot write",
+                path: PathBuf::from("standard output"),
+                source,
+            }
         }
     }
 

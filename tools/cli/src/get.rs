@@ -47,7 +47,11 @@ fn parse_range(text: &str) -> Result<ByteRange, String> {
         (first, "") => Ok(ByteRange::From(number(first)?)),
         (first, last) => {
             let (first, last) = (number(first)?, number(last)?);
-            if first > last { Err(bad()) } else { Ok(ByteRange::FromTo(first, last)) }
+            if first > last {
+                Err(bad())
+            } else {
+                Ok(ByteRange::FromTo(first, last))
+            }
         }
     }
 }
@@ -103,11 +107,7 @@ pub fn get(args: GetArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail
     }
 }
 
-async fn open(
-    client: &Client,
-    address: &Address,
-    options: GetOptions,
-) -> Result<GetStream, Fail> {
+async fn open(client: &Client, address: &Address, options: GetOptions) -> Result<GetStream, Fail> {
     client
         .get(&address.bucket, &address.key, options)
         .await
@@ -175,9 +175,14 @@ async fn save(
         .open(&part)
         .await
         .map_err(Fail::io("cannot write", path))?;
-    let mut unfinished = Unfinished { path: &part, whole: false };
+    let mut unfinished = Unfinished {
+        path: &part,
+        whole: false,
+    };
     let size = copy(stream, address, file, path, progress).await?;
-    tokio::fs::rename(&part, path).await.map_err(Fail::io("cannot write", path))?;
+    tokio::fs::rename(&part, path)
+        .await
+        .map_err(Fail::io("cannot write", path))?;
     unfinished.whole = true;
     Ok(size)
 }
@@ -193,7 +198,9 @@ async fn copy(
     let mut size = 0;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(Fail::store(format!("get {address}")))?;
-        file.write_all(&piece).await.map_err(Fail::io("cannot write", path))?;
+        file.write_all(&piece)
+            .await
+            .map_err(Fail::io("cannot write", path))?;
         size += piece.len() as u64;
         progress.inc(piece.len() as u64);
     }
@@ -264,7 +271,9 @@ async fn one_of_many(
     progress: Arc<Progress>,
 ) -> Result<u64, Fail> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    tokio::fs::create_dir_all(folder).await.map_err(Fail::io("cannot make the folder", folder))?;
+    tokio::fs::create_dir_all(folder)
+        .await
+        .map_err(Fail::io("cannot make the folder", folder))?;
     if path.is_dir() {
         return Err(Fail::Refused(format!(
             "get {address}: {} is a folder, for other keys go on below it; get it by itself",
@@ -294,7 +303,10 @@ mod tests {
     fn a_folder_gets_the_last_part_of_the_key() {
         let folder = tempfile::tempdir().unwrap();
         let address: Address = "ashlar://photos/a/b.jpg".parse().unwrap();
-        assert_eq!(file_of(folder.path(), &address).unwrap(), folder.path().join("b.jpg"));
+        assert_eq!(
+            file_of(folder.path(), &address).unwrap(),
+            folder.path().join("b.jpg")
+        );
         assert_eq!(file_of(Path::new("x"), &address).unwrap(), Path::new("x"));
         for text in ["ashlar://photos/a/..", "ashlar://photos/a/"] {
             let address: Address = text.parse().unwrap();

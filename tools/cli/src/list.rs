@@ -26,15 +26,23 @@ pub struct ListArgs {
 
 /// Lists.
 pub fn list(args: ListArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
-    let Some(address) = args.address else { return buckets(cluster, json) };
+    let Some(address) = args.address else {
+        return buckets(cluster, json);
+    };
     let delimiter = if args.recursive { "" } else { "/" };
     store::with_client(cluster, |client| async move {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let mut pages = Pages::new(&client, address, delimiter);
-        let mut listing = Listing { json, objects: 0, prefixes: Vec::new() };
+        let mut listing = Listing {
+            json,
+            objects: 0,
+            prefixes: Vec::new(),
+        };
         // A listing may be longer than memory: it is written page by page.
         while let Some(page) = pages.next().await? {
-            listing.page(&mut out, &page.objects, page.prefixes).map_err(Fail::output)?;
+            listing
+                .page(&mut out, &page.objects, page.prefixes)
+                .map_err(Fail::output)?;
         }
         listing.end(&mut out).map_err(Fail::output)?;
         out.flush().map_err(Fail::output)
@@ -57,7 +65,11 @@ impl Listing {
     ) -> io::Result<()> {
         if self.json {
             for object in objects {
-                out.write_all(if self.objects == 0 { b"{\"objects\":[" } else { b"," })?;
+                out.write_all(if self.objects == 0 {
+                    b"{\"objects\":["
+                } else {
+                    b","
+                })?;
                 let value = json!({
                     "key": object.key, "size": object.size,
                     "crc32": format!("{:08x}", object.crc), "version": object.version,
@@ -75,7 +87,13 @@ impl Listing {
             while let Some(prefix) = prefixes.next_if(|p| **p < object.key) {
                 writeln!(out, "{:>32}  {prefix}", "PREFIX")?;
             }
-            writeln!(out, "{} {:>12}  {}", time(object.modified_ms), object.size, object.key)?;
+            writeln!(
+                out,
+                "{} {:>12}  {}",
+                time(object.modified_ms),
+                object.size,
+                object.key
+            )?;
         }
         for prefix in prefixes {
             writeln!(out, "{:>32}  {prefix}", "PREFIX")?;
@@ -148,20 +166,30 @@ fn show(client: &Client, address: &Address, meta: &ObjectMeta, json: bool) -> Re
         }));
     }
     output::line(&format!("address   {address}"))?;
-    output::line(&format!("size      {} ({})", manifest.size, human(manifest.size)))?;
+    output::line(&format!(
+        "size      {} ({})",
+        manifest.size,
+        human(manifest.size)
+    ))?;
     output::line(&format!("crc32     {:08x}", manifest.crc))?;
     output::line(&format!("version   {}", meta.version))?;
     output::line(&format!("modified  {}", time(meta.modified_ms)))?;
     output::line(&match storage {
         "inline" => "stored    in the journal".to_owned(),
-        "stripes" => format!("stored    in {} stripes of {}", stripes.len(), classes(meta)),
+        "stripes" => format!(
+            "stored    in {} stripes of {}",
+            stripes.len(),
+            classes(meta)
+        ),
         _ => format!("stored    in stripes listed by {} others", stripes.len()),
     })
 }
 
 /// The classes of an object's stripes, largest first.
 fn classes(meta: &ObjectMeta) -> String {
-    let Body::Stripes(stripes) = &meta.manifest.body else { return String::new() };
+    let Body::Stripes(stripes) = &meta.manifest.body else {
+        return String::new();
+    };
     let mut classes: Vec<(u8, u8)> = stripes.iter().map(|s| (s.k, s.m)).collect();
     classes.sort_unstable_by(|a, b| b.cmp(a));
     classes.dedup();
@@ -173,7 +201,10 @@ fn classes(meta: &ObjectMeta) -> String {
 pub fn make_bucket(address: Address, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
     let bucket = address.bucket_only()?;
     store::with_client(cluster, |client| async move {
-        client.create_bucket(&bucket).await.map_err(Fail::store(bucket.clone()))?;
+        client
+            .create_bucket(&bucket)
+            .await
+            .map_err(Fail::store(bucket.clone()))?;
         tell_bucket("created", &bucket, json)
     })
 }
@@ -182,7 +213,10 @@ pub fn make_bucket(address: Address, cluster: Option<&Path>, json: bool) -> Resu
 pub fn remove_bucket(address: Address, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
     let bucket = address.bucket_only()?;
     store::with_client(cluster, |client| async move {
-        client.delete_bucket(&bucket).await.map_err(Fail::store(bucket.clone()))?;
+        client
+            .delete_bucket(&bucket)
+            .await
+            .map_err(Fail::store(bucket.clone()))?;
         tell_bucket("removed", &bucket, json)
     })
 }
@@ -201,17 +235,29 @@ mod tests {
     use ashlar_layout::ids::Seq;
 
     fn entry(key: &str) -> ListEntry {
-        ListEntry { key: key.into(), size: 1, crc: 2, version: Seq(3), modified_ms: 0 }
+        ListEntry {
+            key: key.into(),
+            size: 1,
+            crc: 2,
+            version: Seq(3),
+            modified_ms: 0,
+        }
     }
 
     #[test]
     fn a_listing_of_any_number_of_pages_is_one_document() {
         for pages in 0..3 {
             let mut out = Vec::new();
-            let mut listing = Listing { json: true, objects: 0, prefixes: Vec::new() };
+            let mut listing = Listing {
+                json: true,
+                objects: 0,
+                prefixes: Vec::new(),
+            };
             for page in 0..pages {
                 let objects = [entry(&format!("{page}a\"")), entry(&format!("{page}b"))];
-                listing.page(&mut out, &objects, vec![format!("{page}/")]).unwrap();
+                listing
+                    .page(&mut out, &objects, vec![format!("{page}/")])
+                    .unwrap();
             }
             listing.end(&mut out).unwrap();
             let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
@@ -223,12 +269,21 @@ mod tests {
     #[test]
     fn text_is_in_the_order_of_keys() {
         let mut out = Vec::new();
-        let mut listing = Listing { json: false, objects: 0, prefixes: Vec::new() };
+        let mut listing = Listing {
+            json: false,
+            objects: 0,
+            prefixes: Vec::new(),
+        };
         let prefixes = vec!["a/".to_owned(), "c/".to_owned()];
-        listing.page(&mut out, &[entry("b"), entry("d")], prefixes).unwrap();
+        listing
+            .page(&mut out, &[entry("b"), entry("d")], prefixes)
+            .unwrap();
         listing.end(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let keys: Vec<&str> = text.lines().map(|l| l.rsplit(' ').next().unwrap()).collect();
+        let keys: Vec<&str> = text
+            .lines()
+            .map(|l| l.rsplit(' ').next().unwrap())
+            .collect();
         assert_eq!(keys, ["a/", "b", "c/", "d"]);
     }
 }

@@ -34,5 +34,8 @@ pub fn map(cluster: Option<&Path>) -> Result<ClusterMap, Fail> {
 /// Reads a map's file.
 pub fn read_map(path: &PathBuf) -> Result<ClusterMap, Fail> {
     let json = std::fs::read(path).map_err(Fail::io("cannot read the cluster map", path))?;
-    ClusterMap::from_json(&json).map_err(|source| Fail::Map { path: path.clone(), source })
+    ClusterMap::from_json(&json).map_err(|source| Fail::Map {
+        path: path.clone(),
+        source,
+    })
 }

@@ -3,6 +3,9 @@
 //! Each subcommand has a file of its own. Exit codes: 0 done, 1 failed, 2 the command line makes no sense.
 
 mod address;
+mod bench_device;
+mod bench_engine;
+mod bench_fio;
 mod device;
 mod device_format;
 mod device_inspect;
@@ -79,6 +82,8 @@ enum Command {
     Buckets,
     /// Format, inspect and verify single devices.
     Device(device::DeviceArgs),
+    /// Measure what a device gives, beside fio.
+    Bench(bench_device::BenchArgs),
     /// Run a storage node.
     Node(node::NodeArgs),
     /// Say what this machine's kernel offers, and what a node would do without.
@@ -114,6 +119,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Rb { address } => list::remove_bucket(address, cluster, json),
         Command::Buckets => list::buckets(cluster, json),
         Command::Device(args) => device::run(args, cluster, json),
+        Command::Bench(args) => bench_device::run(&args, json),
         Command::Node(args) => node::run(&args),
         Command::Probe => node::probe(json),
     }

@@ -31,7 +31,10 @@ enum NodeCommand {
 /// Runs a node command.
 pub fn run(args: &NodeArgs) -> Result<(), Fail> {
     match &args.command {
-        NodeCommand::Run { config, own_session } => {
+        NodeCommand::Run {
+            config,
+            own_session,
+        } => {
             if *own_session {
                 // It fails only if we lead a session already: then there is nothing to leave.
                 let _ = rustix::process::setsid();
@@ -44,8 +47,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Fail> {
 
 /// Says what the kernel offers.
 pub fn probe(json: bool) -> Result<(), Fail> {
-    let probe =
-        ashlar_node_reactor::probe().map_err(|e| Fail::Refused(e.to_string()))?;
+    let probe = ashlar_node_reactor::probe().map_err(|e| Fail::Refused(e.to_string()))?;
     if json {
         return output::json(&probe);
     }

@@ -58,8 +58,12 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "P" => 50,
         _ => return Err(format!("'{text}' is not a size: such as 512M, 2G or 1T")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a size"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("'{text}' is not a size"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("'{text}' is too large"))
 }
 
 /// Milliseconds since 1970 as `2026-01-31 12:34:56` (UTC).
@@ -74,7 +78,11 @@ pub fn time(ms: u64) -> String {
     let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day_of_month = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day_of_month:02} {:02}:{:02}:{:02}",
@@ -121,13 +129,18 @@ impl Progress {
         }
         bar.set_message(what.to_owned());
         let hidden_until = io::stderr().is_terminal().then(|| Instant::now() + QUIET);
-        Progress { bar, hidden_until: Mutex::new(hidden_until) }
+        Progress {
+            bar,
+            hidden_until: Mutex::new(hidden_until),
+        }
     }
 
     /// So much more is done.
     pub fn inc(&self, by: u64) {
         self.bar.inc(by);
-        let Ok(mut hidden_until) = self.hidden_until.lock() else { return };
+        let Ok(mut hidden_until) = self.hidden_until.lock() else {
+            return;
+        };
         if hidden_until.is_some_and(|until| Instant::now() >= until) {
             *hidden_until = None;
             self.bar.set_draw_target(ProgressDrawTarget::stderr());

@@ -78,7 +78,10 @@ impl Process {
     pub fn read(path: &Path) -> Option<Process> {
         let text = std::fs::read_to_string(path).ok()?;
         let mut fields = text.split_ascii_whitespace();
-        Some(Process { pid: fields.next()?.parse().ok()?, started: fields.next()?.parse().ok()? })
+        Some(Process {
+            pid: fields.next()?.parse().ok()?,
+            started: fields.next()?.parse().ok()?,
+        })
     }
 
     /// Writes a pid file.
@@ -109,7 +112,9 @@ impl Process {
 
     /// Sends a signal; false if it is dead.
     pub fn signal(&self, signal: Signal) -> io::Result<bool> {
-        let Some(handle) = self.handle() else { return Ok(false) };
+        let Some(handle) = self.handle() else {
+            return Ok(false);
+        };
         match pidfd_send_signal(&handle, signal) {
             Ok(()) => Ok(true),
             Err(rustix::io::Errno::SRCH) => Ok(false),
@@ -119,7 +124,9 @@ impl Process {
 
     /// Waits until it is dead; false when the time is up.
     pub fn wait_dead(&self, limit: Duration) -> io::Result<bool> {
-        let Some(handle) = self.handle() else { return Ok(true) };
+        let Some(handle) = self.handle() else {
+            return Ok(true);
+        };
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -175,8 +182,10 @@ pub enum Started {
 
 /// Starts a node from its folder, in a session of its own, so that it outlives us.
 pub fn spawn(node: u32, folder: &Path) -> Result<Starting, Fail> {
-    let program = std::env::current_exe()
-        .map_err(Fail::io("cannot find our own program", Path::new("/proc/self/exe")))?;
+    let program = std::env::current_exe().map_err(Fail::io(
+        "cannot find our own program",
+        Path::new("/proc/self/exe"),
+    ))?;
     let log_path = folder.join("node.log");
     let log = File::options()
         .create(true)
@@ -184,7 +193,9 @@ pub fn spawn(node: u32, folder: &Path) -> Result<Starting, Fail> {
         .open(&log_path)
         .map_err(Fail::io("cannot open", &log_path))?;
     let log_from = log.metadata().map_or(0, |m| m.len());
-    let errors = log.try_clone().map_err(Fail::io("cannot open", &log_path))?;
+    let errors = log
+        .try_clone()
+        .map_err(Fail::io("cannot open", &log_path))?;
 
     let (socket, socket_path) = notify_socket(folder)?;
     let child = Command::new(&program)
@@ -200,7 +211,9 @@ pub fn spawn(node: u32, folder: &Path) -> Result<Starting, Fail> {
         .map_err(Fail::io("cannot start", &program))?;
     // We have not waited for it, so its number is its own even if it died at once.
     let process = Process::of(child.id()).ok_or_else(|| {
-        Fail::Refused(format!("node {node} could not be found after it was started"))
+        Fail::Refused(format!(
+            "node {node} could not be found after it was started"
+        ))
     })?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let handle = pid
@@ -211,7 +224,17 @@ pub fn spawn(node: u32, folder: &Path) -> Result<Starting, Fail> {
     let status = String::new();
     let log = log_path;
     let child = Some(child);
-    Ok(Starting { node, child, process, handle, socket, socket_path, log, log_from, status })
+    Ok(Starting {
+        node,
+        child,
+        process,
+        handle,
+        socket,
+        socket_path,
+        log,
+        log_from,
+        status,
+    })
 }
 
 fn notify_socket(folder: &Path) -> Result<(UnixDatagram, PathBuf), Fail> {
@@ -229,7 +252,9 @@ fn notify_socket(folder: &Path) -> Result<(UnixDatagram, PathBuf), Fail> {
         _ => {}
     }
     let socket = UnixDatagram::bind(&path).map_err(Fail::io("cannot make the socket", &path))?;
-    socket.set_nonblocking(true).map_err(Fail::io("cannot use the socket", &path))?;
+    socket
+        .set_nonblocking(true)
+        .map_err(Fail::io("cannot use the socket", &path))?;
     Ok((socket, path))
 }
 
@@ -256,8 +281,9 @@ pub fn wait_ready(
     let mut outcomes: Vec<Option<Started>> = starting.iter().map(|_| None).collect();
     while outcomes.iter().any(Option::is_none) {
         let left = end.saturating_duration_since(Instant::now());
-        let waiting: Vec<usize> =
-            (0..starting.len()).filter(|i| matches!(outcomes.get(*i), Some(None))).collect();
+        let waiting: Vec<usize> = (0..starting.len())
+            .filter(|i| matches!(outcomes.get(*i), Some(None)))
+            .collect();
         let mut fds = Vec::with_capacity(2 * waiting.len());
         for i in &waiting {
             if let Some(node) = starting.get(*i) {
@@ -268,7 +294,11 @@ pub fn wait_ready(
         match poll(&mut fds, Some(&timespec(left))) {
             Ok(0) => break,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(Fail::io("cannot wait for", Path::new("the nodes"))(e.into())),
+            Err(e) => {
+                return Err(Fail::io("cannot wait for", Path::new("the nodes"))(
+                    e.into(),
+                ));
+            }
         }
         drop(fds);
         for i in waiting {
@@ -337,7 +367,9 @@ fn tail(log: &Path, from: u64) -> String {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
+    let last = lines
+        .get(lines.len().saturating_sub(LINES)..)
+        .unwrap_or_default();
     if last.is_empty() {
         return "\n    (nothing)".to_owned();
     }
@@ -352,7 +384,10 @@ mod tests {
     #[test]
     fn a_stat_line_is_read_behind_any_command() {
         let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-        assert_eq!(parse_stat(&format!("17 (a b) c) {rest}")), Some(('S', 4242)));
+        assert_eq!(
+            parse_stat(&format!("17 (a b) c) {rest}")),
+            Some(('S', 4242))
+        );
         assert_eq!(parse_stat("17 (x"), None);
         assert_eq!(parse_stat("17 (x) S 1"), None);
     }
@@ -361,9 +396,15 @@ mod tests {
     fn a_process_is_known_by_its_start_time() {
         let me = Process::of(std::process::id()).unwrap();
         assert_eq!(me.state(), State::Running);
-        let other = Process { started: me.started + 1, ..me };
+        let other = Process {
+            started: me.started + 1,
+            ..me
+        };
         assert_eq!(other.state(), State::Dead);
-        assert!(!other.signal(Signal::KILL).unwrap(), "a reused number is not signalled");
+        assert!(
+            !other.signal(Signal::KILL).unwrap(),
+            "a reused number is not signalled"
+        );
         assert!(other.wait_dead(Duration::ZERO).unwrap());
         assert!(!me.wait_dead(Duration::ZERO).unwrap());
     }

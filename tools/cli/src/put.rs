@@ -59,11 +59,14 @@ impl PutArgs {
 
 /// Puts.
 pub fn put(args: PutArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
-    let options = PutOptions { precondition: args.precondition(), ..PutOptions::default() };
+    let options = PutOptions {
+        precondition: args.precondition(),
+        ..PutOptions::default()
+    };
     match (&args.source, args.recursive) {
-        (Place::Pipe, true) => {
-            Err(Fail::Usage("-r takes a folder, and - is standard input".into()))
-        }
+        (Place::Pipe, true) => Err(Fail::Usage(
+            "-r takes a folder, and - is standard input".into(),
+        )),
         (Place::Pipe, false) => {
             let address = args.destination.clone().object()?;
             if address.key.ends_with('/') {
@@ -73,7 +76,10 @@ pub fn put(args: PutArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail
             }
             store::with_client(cluster, |client| async move {
                 let progress = Arc::new(Progress::bytes(&address.key, None));
-                let body = Counted { inner: tokio::io::stdin(), progress: progress.clone() };
+                let body = Counted {
+                    inner: tokio::io::stdin(),
+                    progress: progress.clone(),
+                };
                 let result = client
                     .put(&address.bucket, &address.key, body, options)
                     .await
@@ -96,16 +102,21 @@ fn put_one(
 ) -> Result<(), Fail> {
     let metadata = std::fs::metadata(path).map_err(Fail::io("cannot read", path))?;
     if metadata.is_dir() {
-        return Err(Fail::Usage(format!("{} is a folder: say -r to put it", path.display())));
+        return Err(Fail::Usage(format!(
+            "{} is a folder: say -r to put it",
+            path.display()
+        )));
     }
     let mut address = destination.clone();
     if address.key.is_empty() || address.key.ends_with('/') {
         let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
-            Fail::Usage(format!("{} has no name that can be a key: name one", path.display()))
+            Fail::Usage(format!(
+                "{} has no name that can be a key: name one",
+                path.display()
+            ))
         })?;
         address.key.push_str(name);
-        names::check_key(&address.key)
-            .map_err(|e| Fail::Usage(format!("'{address}': {e}")))?;
+        names::check_key(&address.key).map_err(|e| Fail::Usage(format!("'{address}': {e}")))?;
     }
     let path = path.to_owned();
     store::with_client(cluster, |client| async move {
@@ -118,10 +129,16 @@ fn put_one(
 }
 
 fn tell_one(address: &Address, outcome: &PutOutcome, json: bool) -> Result<(), Fail> {
-    if outcome.degraded_shards > 0 || outcome.reduced_stripes > 0 {
+    if outcome.degraded_shards > 0 {
         output::note(&format!(
-            "{address} is stored with less margin: {} shards are missing, {} of {} stripes have a smaller class",
-            outcome.degraded_shards, outcome.reduced_stripes, outcome.stripes
+            "{address} is stored with less margin: {} shards of its {} stripes are missing",
+            outcome.degraded_shards, outcome.stripes
+        ));
+    }
+    if outcome.reduced_stripes > 0 {
+        output::note(&format!(
+            "{address}: {} of {} stripes have a smaller class, because devices are away; the margin is full",
+            outcome.reduced_stripes, outcome.stripes
         ));
     }
     if json {
@@ -132,7 +149,11 @@ fn tell_one(address: &Address, outcome: &PutOutcome, json: bool) -> Result<(), F
             "degraded_shards": outcome.degraded_shards, "reduced_stripes": outcome.reduced_stripes,
         }));
     }
-    output::line(&format!("{address}  {}  version {}", human(outcome.size), outcome.version))
+    output::line(&format!(
+        "{address}  {}  version {}",
+        human(outcome.size),
+        outcome.version
+    ))
 }
 
 /// Puts one file. Reads as many bytes as it has now, neither more nor fewer.
@@ -143,10 +164,17 @@ async fn put_file(
     mut options: PutOptions,
     progress: &Arc<Progress>,
 ) -> Result<PutOutcome, Fail> {
-    let file = tokio::fs::File::open(path).await.map_err(Fail::io("cannot read", path))?;
-    let metadata = file.metadata().await.map_err(Fail::io("cannot read", path))?;
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(Fail::io("cannot read", path))?;
+    let metadata = file
+        .metadata()
+        .await
+        .map_err(Fail::io("cannot read", path))?;
     if metadata.is_dir() {
-        return Err(Fail::io("cannot read", path)(std::io::ErrorKind::IsADirectory.into()));
+        return Err(Fail::io("cannot read", path)(
+            std::io::ErrorKind::IsADirectory.into(),
+        ));
     }
     // Files of /proc and /sys say that they are empty, pipes and devices have no length: those
     // are read to their end.
@@ -154,7 +182,10 @@ async fn put_file(
     options.size_exact = size;
     options.size_hint = size;
     let inner = file.take(size.unwrap_or(u64::MAX));
-    let body = Counted { inner, progress: progress.clone() };
+    let body = Counted {
+        inner,
+        progress: progress.clone(),
+    };
     client
         .put(&address.bucket, &address.key, body, options)
         .await
@@ -185,14 +216,22 @@ fn put_tree(
         let mut skipped = 0u64;
         while let Some(item) = walked.recv().await {
             let (path, relative, size) = match item {
-                Found::File { path, relative, size } => (path, relative, size),
+                Found::File {
+                    path,
+                    relative,
+                    size,
+                } => (path, relative, size),
                 Found::Skipped { path, why } => {
                     skipped += 1;
                     progress.note(&format!("left out {}: {why}", path.display()));
                     continue;
                 }
                 Found::Failed { path, why } => {
-                    let error = Fail::Io { doing: "cannot read", path, source: why };
+                    let error = Fail::Io {
+                        doing: "cannot read",
+                        path,
+                        source: why,
+                    };
                     many.fail(&progress, &error.to_string());
                     continue;
                 }
@@ -229,7 +268,9 @@ async fn one_of_many(
     options: PutOptions,
     progress: Arc<Progress>,
 ) -> Result<u64, Fail> {
-    put_file(&client, &path, &address, options, &progress).await.map(|outcome| outcome.size)
+    put_file(&client, &path, &address, options, &progress)
+        .await
+        .map(|outcome| outcome.size)
 }
 
 /// Counts what goes through.

@@ -32,10 +32,16 @@ pub fn remove(args: RemoveArgs, cluster: Option<&Path>, json: bool) -> Result<()
         return remove_tree(&args.address, cluster, json);
     }
     let address = args.address.object()?;
-    let precondition = args.if_version.map_or(Precondition::None, |v| Precondition::Version(Seq(v)));
+    let precondition = args
+        .if_version
+        .map_or(Precondition::None, |v| Precondition::Version(Seq(v)));
     store::with_client(cluster, |client| async move {
         let outcome = client
-            .delete(&address.bucket, &address.key, DeleteOptions { precondition })
+            .delete(
+                &address.bucket,
+                &address.key,
+                DeleteOptions { precondition },
+            )
             .await
             .map_err(Fail::store(format!("rm {address}")))?;
         if json {
@@ -45,7 +51,11 @@ pub fn remove(args: RemoveArgs, cluster: Option<&Path>, json: bool) -> Result<()
             }));
         }
         // As in S3, removing what is not there is no error.
-        let note = if outcome.existed { "" } else { " (there was no such object)" };
+        let note = if outcome.existed {
+            ""
+        } else {
+            " (there was no such object)"
+        };
         output::line(&format!("removed {address}{note}"))
     })
 }

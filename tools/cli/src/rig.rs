@@ -191,7 +191,12 @@ impl Rig {
         let path = dir.join("rig.json");
         let text = match std::fs::read(&path) {
             Ok(text) => text,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Ok(None);
             }
             Err(e) => return Err(Fail::io("cannot read", &path)(e)),
@@ -284,8 +289,16 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
 
 /// Node numbers of the chain of the first partition, head first.
 pub fn chain_nodes(map: &ClusterMap) -> Vec<NodeId> {
-    let chain = map.partitions.first().map(|p| p.chain.devices.clone()).unwrap_or_default();
-    chain.iter().filter_map(|no| map.device(*no)).map(|d| d.node).collect()
+    let chain = map
+        .partitions
+        .first()
+        .map(|p| p.chain.devices.clone())
+        .unwrap_or_default();
+    chain
+        .iter()
+        .filter_map(|no| map.device(*no))
+        .map(|d| d.node)
+        .collect()
 }
 
 /// Runs a rig command.
@@ -304,7 +317,12 @@ pub fn run(args: RigArgs, json: bool) -> Result<(), Fail> {
             let rig = Rig::open(&dir)?;
             let _lock = Lock::take(&rig.dir)?;
             rig.check(&start.list.nodes)?;
-            rig_up::start(&rig, &start.list.nodes, Duration::from_secs(start.wait), json)
+            rig_up::start(
+                &rig,
+                &start.list.nodes,
+                Duration::from_secs(start.wait),
+                json,
+            )
         }
         RigCommand::Corrupt(corrupt) => {
             let rig = Rig::open(&dir)?;
@@ -381,7 +399,9 @@ fn signal(rig: &Rig, nodes: &[u32], signal: Signal, json: bool) -> Result<(), Fa
 pub fn down(rig: &Rig) -> Result<Vec<u32>, Fail> {
     let mut ending = Vec::new();
     for node in rig.nodes() {
-        let Some(process) = rig.process(node) else { continue };
+        let Some(process) = rig.process(node) else {
+            continue;
+        };
         let folder = rig.folder(node);
         let sent = process
             .signal(Signal::TERM)
@@ -396,8 +416,9 @@ pub fn down(rig: &Rig) -> Result<Vec<u32>, Fail> {
     }
     let mut late = Vec::new();
     for (node, process) in &ending {
-        let ended =
-            process.wait_dead(DRAIN).map_err(Fail::io("cannot wait for", &rig.folder(*node)))?;
+        let ended = process
+            .wait_dead(DRAIN)
+            .map_err(Fail::io("cannot wait for", &rig.folder(*node)))?;
         if !ended {
             late.push(node.to_string());
         }
@@ -422,7 +443,9 @@ pub fn kill_all(rig: &Rig) -> Result<(), Fail> {
             .map_err(Fail::io("cannot kill a process of", &rig.dir))?;
     }
     for process in &processes {
-        process.wait_dead(DEATH).map_err(Fail::io("cannot wait for a process of", &rig.dir))?;
+        process
+            .wait_dead(DEATH)
+            .map_err(Fail::io("cannot wait for a process of", &rig.dir))?;
     }
     Ok(())
 }
@@ -460,10 +483,17 @@ fn confirm(rig: &Rig) -> Result<bool, Fail> {
         ));
     }
     let mut errors = io::stderr().lock();
-    let _ = write!(errors, "Remove the rig in {} and all it stores? [y/N] ", rig.dir.display());
+    let _ = write!(
+        errors,
+        "Remove the rig in {} and all it stores? [y/N] ",
+        rig.dir.display()
+    );
     let _ = errors.flush();
     let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).map_err(Fail::output)?;
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(Fail::output)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -472,8 +502,13 @@ pub fn remove(dir: &Path) -> Result<(), Fail> {
     let entries = std::fs::read_dir(dir).map_err(Fail::io("cannot read", dir))?;
     for entry in entries {
         let path = entry.map_err(Fail::io("cannot read", dir))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let number = name.strip_prefix("node-").and_then(|n| n.parse::<u32>().ok());
+        let name = path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let number = name
+            .strip_prefix("node-")
+            .and_then(|n| n.parse::<u32>().ok());
         if number.is_some() {
             let image = path.join("device.img");
             if image.exists() && Path::new("/sys/block/loop0").exists() {
@@ -494,7 +529,10 @@ pub fn remove(dir: &Path) -> Result<(), Fail> {
     }
     match std::fs::remove_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            output::note(&format!("{} holds other things too and was left", dir.display()));
+            output::note(&format!(
+                "{} holds other things too and was left",
+                dir.display()
+            ));
             Ok(())
         }
         result => result.map_err(Fail::io("cannot remove", dir)),

@@ -33,7 +33,10 @@ pub fn corrupt(rig: &Rig, args: &CorruptArgs, json: bool) -> Result<(), Fail> {
     process::random(&mut seed)?;
     let seed = args.seed.unwrap_or(u64::from_le_bytes(seed) >> 12);
     let file = open_direct(&image, true).map_err(Fail::io("cannot open", &image))?;
-    let size = file.metadata().map_err(Fail::io("cannot look at", &image))?.len();
+    let size = file
+        .metadata()
+        .map_err(Fail::io("cannot look at", &image))?
+        .len();
     let blocks = if args.anywhere {
         (0..size / BLOCK).collect()
     } else {
@@ -43,7 +46,11 @@ pub fn corrupt(rig: &Rig, args: &CorruptArgs, json: bool) -> Result<(), Fail> {
         Fail::Refused(format!(
             "node {}'s device has {there_are} blocks {}, fewer than {}: nothing was changed",
             args.node,
-            if args.anywhere { "in all" } else { "that hold something" },
+            if args.anywhere {
+                "in all"
+            } else {
+                "that hold something"
+            },
             args.blocks
         ))
     })?;
@@ -53,7 +60,8 @@ pub fn corrupt(rig: &Rig, args: &CorruptArgs, json: bool) -> Result<(), Fail> {
         for word in buffer.chunks_exact_mut(8) {
             word.copy_from_slice(&random.next().to_le_bytes());
         }
-        file.write_all_at(&buffer, block * BLOCK).map_err(Fail::io("cannot write", &image))?;
+        file.write_all_at(&buffer, block * BLOCK)
+            .map_err(Fail::io("cannot write", &image))?;
     }
     file.sync_all().map_err(Fail::io("cannot write", &image))?;
     if json {
@@ -77,7 +85,8 @@ fn used_blocks(file: &File, path: &Path, size: u64) -> Result<Vec<u64>, Fail> {
         while at < range.end.min(size) {
             let len = CHUNK.min(range.end.min(size) - at);
             let bytes = &mut buffer[..len as usize];
-            file.read_exact_at(bytes, at).map_err(Fail::io("cannot read", path))?;
+            file.read_exact_at(bytes, at)
+                .map_err(Fail::io("cannot read", path))?;
             for (i, block) in bytes.chunks_exact(BLOCK as usize).enumerate() {
                 if block.iter().any(|b| *b != 0) {
                     blocks.push(at / BLOCK + i as u64);
@@ -97,9 +106,14 @@ fn used_extents(file: &File, path: &Path) -> Result<Vec<Range<u64>>, Fail> {
     for no in 0..geometry.extent_count() {
         let extent = ExtentNo(no);
         let start = geometry.extent_start(extent);
-        file.read_exact_at(&mut buffer, start).map_err(Fail::io("cannot read", path))?;
-        let place =
-            Place { device: superblock.device, extent, incarnation: None, address: start };
+        file.read_exact_at(&mut buffer, start)
+            .map_err(Fail::io("cannot read", path))?;
+        let place = Place {
+            device: superblock.device,
+            extent,
+            incarnation: None,
+            address: start,
+        };
         if ExtentHeader::decode(&buffer, &place).is_ok() {
             ranges.push(start..geometry.extent_end(extent));
         }
@@ -110,7 +124,10 @@ fn used_extents(file: &File, path: &Path) -> Result<Vec<Range<u64>>, Fail> {
 /// So many different ones of `blocks`; the number of blocks if that is too few.
 fn choose(mut blocks: Vec<u64>, count: u64, seed: u64) -> Result<BTreeSet<u64>, usize> {
     let there_are = blocks.len();
-    let count = usize::try_from(count).ok().filter(|c| *c <= there_are).ok_or(there_are)?;
+    let count = usize::try_from(count)
+        .ok()
+        .filter(|c| *c <= there_are)
+        .ok_or(there_are)?;
     let mut random = Random(seed);
     // The first steps of a shuffle: each block is as likely as any other.
     for i in 0..count {

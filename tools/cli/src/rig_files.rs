@@ -98,8 +98,9 @@ pub fn create(paths: &[PathBuf], size: u64) -> Result<(), Fail> {
         }
     };
     std::thread::scope(|scope| {
-        let writers: Vec<_> =
-            (0..WRITERS.min(paths.len())).map(|_| scope.spawn(writer)).collect();
+        let writers: Vec<_> = (0..WRITERS.min(paths.len()))
+            .map(|_| scope.spawn(writer))
+            .collect();
         let mut result = Ok(());
         for writer in writers {
             let one = writer
@@ -113,8 +114,11 @@ pub fn create(paths: &[PathBuf], size: u64) -> Result<(), Fail> {
 
 fn create_one(path: &Path, size: u64, progress: &Progress, failed: &AtomicBool) -> io::Result<()> {
     {
-        let file =
-            File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
         match fallocate(&file, FallocateFlags::empty(), 0, size) {
             // Writing it all reserves the space as well.
             Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(size)?,
@@ -138,10 +142,22 @@ pub fn attach_loop(image: &Path) -> Result<PathBuf, Fail> {
     if let Some(device) = attached_loops(image)?.into_iter().next() {
         return Ok(device);
     }
-    let out = losetup(&["--find", "--show", "--direct-io=on", "--sector-size", "4096"], Some(image))?;
+    let out = losetup(
+        &[
+            "--find",
+            "--show",
+            "--direct-io=on",
+            "--sector-size",
+            "4096",
+        ],
+        Some(image),
+    )?;
     let device = PathBuf::from(out.trim());
     if device.as_os_str().is_empty() {
-        return Err(Fail::Refused(format!("losetup named no device for {}", image.display())));
+        return Err(Fail::Refused(format!(
+            "losetup named no device for {}",
+            image.display()
+        )));
     }
     Ok(device)
 }
@@ -156,14 +172,23 @@ pub fn detach_loops(image: &Path) -> Result<Vec<PathBuf>, Fail> {
 }
 
 fn attached_loops(image: &Path) -> Result<Vec<PathBuf>, Fail> {
-    let out = losetup(&["--noheadings", "--output", "NAME", "--associated"], Some(image))?;
+    let out = losetup(
+        &["--noheadings", "--output", "NAME", "--associated"],
+        Some(image),
+    )?;
     Ok(out.lines().map(|line| PathBuf::from(line.trim())).collect())
 }
 
 fn losetup(arguments: &[&str], path: Option<&Path>) -> Result<String, Fail> {
-    let output = Command::new("losetup").args(arguments).args(path).output().map_err(|e| {
-        Fail::Refused(format!("cannot run losetup: {e}; install util-linux, or leave out --loop"))
-    })?;
+    let output = Command::new("losetup")
+        .args(arguments)
+        .args(path)
+        .output()
+        .map_err(|e| {
+            Fail::Refused(format!(
+                "cannot run losetup: {e}; install util-linux, or leave out --loop"
+            ))
+        })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

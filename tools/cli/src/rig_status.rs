@@ -56,7 +56,9 @@ pub fn status(rig: &Rig, json: bool) -> Result<(), Fail> {
         rows.len(),
         rows.iter().filter(|r| r.state == State::Running).count()
     ))?;
-    output::line("node  state    pid      role      device     used/total           shards      findings")?;
+    output::line(
+        "node  state    pid      role      device     used/total           shards      findings",
+    )?;
     for row in &rows {
         print(row)?;
     }
@@ -64,7 +66,10 @@ pub fn status(rig: &Rig, json: bool) -> Result<(), Fail> {
 }
 
 async fn rows(rig: &Rig, map: &ClusterMap) -> Result<Vec<Row>, Fail> {
-    let options = ClientOptions { connect_timeout: ANSWER, ..ClientOptions::default() };
+    let options = ClientOptions {
+        connect_timeout: ANSWER,
+        ..ClientOptions::default()
+    };
     let client = Client::connect(map.clone(), options).map_err(Fail::store("the rig"))?;
     let chain = chain_nodes(map);
     let mut asked = Vec::new();
@@ -74,7 +79,11 @@ async fn rows(rig: &Rig, map: &ClusterMap) -> Result<Vec<Row>, Fail> {
         let id = node.id;
         // All at once: a silent node costs its time once.
         let answer = tokio::spawn(async move {
-            if state == State::Running { Some(ask(&client, id).await) } else { None }
+            if state == State::Running {
+                Some(ask(&client, id).await)
+            } else {
+                None
+            }
         });
         asked.push((node, state, answer));
     }
@@ -89,7 +98,10 @@ async fn rows(rig: &Rig, map: &ClusterMap) -> Result<Vec<Row>, Fail> {
         rows.push(Row {
             node: node.id.0,
             state,
-            pid: rig.process(node.id.0).filter(|_| state != State::Dead).map(|p| p.pid),
+            pid: rig
+                .process(node.id.0)
+                .filter(|_| state != State::Dead)
+                .map(|p| p.pid),
             role: chain
                 .iter()
                 .position(|n| *n == node.id)
@@ -111,7 +123,9 @@ async fn ask(client: &Client, node: NodeId) -> Result<Vec<NodeStatus>, String> {
 }
 
 fn print(row: &Row) -> Result<(), Fail> {
-    let pid = row.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+    let pid = row
+        .pid
+        .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
     let role = row.role.unwrap_or("-");
     let start = format!("{:<5} {:<8} {pid:<8} {role:<9}", row.node, row.state.text());
     if row.cores.iter().all(|c| c.devices.is_empty()) {
@@ -134,7 +148,11 @@ fn print(row: &Row) -> Result<(), Fail> {
             device.state,
             format!("{}/{}", human(device.bytes_used), human(device.bytes_total)),
             device.shards,
-            if findings.is_empty() { "none".to_owned() } else { findings.join(", ") }
+            if findings.is_empty() {
+                "none".to_owned()
+            } else {
+                findings.join(", ")
+            }
         ))?;
     }
     for replica in row.cores.iter().flat_map(|c| &c.replicas) {

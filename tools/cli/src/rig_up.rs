@@ -4,11 +4,10 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use ashlar_cluster_map::{
-    Class, ClusterMap, Core, Device, DomainLevel, Domains, Node, solve,
-};
+use ashlar_cluster_map::{Class, ClusterMap, Core, Device, DomainLevel, Domains, Node, solve};
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
+use ashlar_node_client::{Client, ClientOptions};
 use ashlar_node_daemon::config::{CacheMode, Config, DeviceConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,13 +42,22 @@ pub fn up(dir: &Path, args: &UpArgs, json: bool) -> Result<(), Fail> {
         }
         None => create(dir, args).inspect_err(|_| unmake(dir))?,
     };
-    let idle: Vec<u32> = rig.nodes().filter(|n| rig.state(*n) == State::Dead).collect();
+    let idle: Vec<u32> = rig
+        .nodes()
+        .filter(|n| rig.state(*n) == State::Dead)
+        .collect();
     for node in rig.nodes().filter(|n| rig.state(*n) == State::Stopped) {
-        output::note(&format!("node {node} is stopped: 'ashlar rig cont {node}' lets it go on"));
+        output::note(&format!(
+            "node {node} is stopped: 'ashlar rig cont {node}' lets it go on"
+        ));
     }
     let mut starting = spawn(&rig, &idle)?;
-    let outcome = wait(&mut starting, Duration::from_secs(args.wait));
-    let children = starting.into_iter().filter_map(|s| Some((s.node, s.into_child()?))).collect();
+    let limit = Duration::from_secs(args.wait);
+    let outcome = wait(&mut starting, limit).and_then(|()| serves(&rig, limit));
+    let children = starting
+        .into_iter()
+        .filter_map(|s| Some((s.node, s.into_child()?)))
+        .collect();
     if outcome.is_ok() {
         announce(&rig, args.detach, json)?;
     }
@@ -97,7 +105,11 @@ fn same(rig: &Rig, args: &UpArgs) -> Result<(), Fail> {
         differences.push(format!("it has {} nodes, not {nodes}", file.nodes));
     }
     if let Some(size) = args.size.filter(|s| *s != file.size) {
-        differences.push(format!("its devices have {}, not {}", human(file.size), human(size)));
+        differences.push(format!(
+            "its devices have {}, not {}",
+            human(file.size),
+            human(size)
+        ));
     }
     if let Some(class) = args.class.filter(|c| *c != file.class) {
         differences.push(format!("its class is {}, not {class}", file.class));
@@ -120,7 +132,9 @@ fn same(rig: &Rig, args: &UpArgs) -> Result<(), Fail> {
 fn unmake(dir: &Path) {
     let only_lock = || {
         std::fs::read_dir(dir).is_ok_and(|entries| {
-            entries.filter_map(Result::ok).all(|entry| entry.file_name() == "lock")
+            entries
+                .filter_map(Result::ok)
+                .all(|entry| entry.file_name() == "lock")
         })
     };
     if dir.join(CREATING).exists() || only_lock() {
@@ -188,7 +202,12 @@ fn check_folder(dir: &Path) -> Result<(), Fail> {
 }
 
 fn identity(map: &ClusterMap, device: &Device) -> Identity {
-    Identity { cluster: map.cluster, device: device.id, node: device.node, no: device.no }
+    Identity {
+        cluster: map.cluster,
+        device: device.id,
+        node: device.node,
+        no: device.no,
+    }
 }
 
 fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
@@ -201,18 +220,23 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
     // Each port is held until all are chosen, so that none is chosen twice.
     let mut ports = Vec::new();
     for number in 1..=file.nodes {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")
-            .map_err(Fail::io("cannot find a free port on", Path::new("127.0.0.1")))?;
-        let address = listener
-            .local_addr()
-            .map_err(Fail::io("cannot find a free port on", Path::new("127.0.0.1")))?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(Fail::io(
+            "cannot find a free port on",
+            Path::new("127.0.0.1"),
+        ))?;
+        let address = listener.local_addr().map_err(Fail::io(
+            "cannot find a free port on",
+            Path::new("127.0.0.1"),
+        ))?;
         ports.push(listener);
         let mut id = DeviceId::default();
         process::random(&mut id.0)?;
         nodes.push(Node {
             id: NodeId(number),
             domains: Domains::default(),
-            cores: vec![Core { address: address.to_string() }],
+            cores: vec![Core {
+                address: address.to_string(),
+            }],
         });
         devices.push(Device {
             no: DeviceNo(number),
@@ -240,11 +264,19 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
 /// Writes a node's configuration; its loop device may have another number than last time.
 fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
     let image = rig.image(node);
-    let path = if rig.file.loops { rig_files::attach_loop(&image)? } else { "device.img".into() };
+    let path = if rig.file.loops {
+        rig_files::attach_loop(&image)?
+    } else {
+        "device.img".into()
+    };
     let config = Config {
         node: NodeId(node),
         map: Path::new("..").join(crate::locate::MAP_FILE),
-        devices: vec![DeviceConfig { no: DeviceNo(node), path, cache: CacheMode::Auto }],
+        devices: vec![DeviceConfig {
+            no: DeviceNo(node),
+            path,
+            cache: CacheMode::Auto,
+        }],
         pool_bytes: POOL_BYTES,
         spin_us: 0,
         first_cpu: None,
@@ -258,7 +290,10 @@ fn spawn(rig: &Rig, nodes: &[u32]) -> Result<Vec<process::Starting>, Fail> {
     for node in nodes {
         configure(rig, *node)?;
     }
-    nodes.iter().map(|node| process::spawn(*node, &rig.folder(*node))).collect()
+    nodes
+        .iter()
+        .map(|node| process::spawn(*node, &rig.folder(*node)))
+        .collect()
 }
 
 /// Waits for all; tells of each that did not make it.
@@ -281,13 +316,42 @@ fn wait(starting: &mut [process::Starting], limit: Duration) -> Result<(), Fail>
         }
         failed += 1;
     }
-    if failed == 0 { Ok(()) } else { Err(Fail::Some { failed, total, things: "nodes" }) }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Fail::Some {
+            failed,
+            total,
+            things: "nodes",
+        })
+    }
+}
+
+/// Waits until the head of the journal's chain has heard of its followers: nodes that are ready do
+/// not make a store before that.
+fn serves(rig: &Rig, limit: Duration) -> Result<(), Fail> {
+    let map = rig.map()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fail::io("cannot ask the nodes of", &rig.dir))?;
+    let options = ClientOptions {
+        unavailable_wait: limit,
+        ..ClientOptions::default()
+    };
+    runtime.block_on(async {
+        let what = "the nodes run, but the store does not serve";
+        let client = Client::connect(map, options).map_err(Fail::store(what))?;
+        client.buckets().await.map(drop).map_err(Fail::store(what))
+    })
 }
 
 fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
     let map = rig.map()?;
     let chain = rig::chain_nodes(&map);
-    let (head, followers) = chain.split_first().map_or((None, &chain[..]), |(h, f)| (Some(h), f));
+    let (head, followers) = chain
+        .split_first()
+        .map_or((None, &chain[..]), |(h, f)| (Some(h), f));
     if json {
         let nodes: Vec<_> = map
             .nodes
@@ -318,20 +382,28 @@ fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
             Some(_) => "  follower",
             None => "",
         };
-        let pid = rig.process(node.id.0).map_or_else(|| "-".to_owned(), |p| p.pid.to_string());
+        let pid = rig
+            .process(node.id.0)
+            .map_or_else(|| "-".to_owned(), |p| p.pid.to_string());
         let address = node.cores.first().map_or("", |c| c.address.as_str());
-        output::line(&format!("  node {:<3} {address:<21} pid {pid:<8}{role}", node.id))?;
+        let line = format!("  node {:<3} {address:<21} pid {pid:<8}{role}", node.id);
+        output::line(line.trim_end())?;
     }
     let default = Path::new(crate::locate::RIG_DIR).canonicalize().ok();
     let here = default.as_deref() == Some(rig.dir.as_path());
     let (cluster, dir) = if here {
         (String::new(), String::new())
     } else {
-        (format!(" --cluster {}", rig.dir.display()), format!(" --dir {}", rig.dir.display()))
+        (
+            format!(" --cluster {}", rig.dir.display()),
+            format!(" --dir {}", rig.dir.display()),
+        )
     };
     output::line("Next:")?;
     output::line(&format!("  ashlar{cluster} mb ashlar://photos"))?;
-    output::line(&format!("  ashlar{cluster} put -r /usr/include ashlar://photos/include"))?;
+    output::line(&format!(
+        "  ashlar{cluster} put -r /usr/include ashlar://photos/include"
+    ))?;
     output::line(&format!("  ashlar{cluster} ls ashlar://photos/include/"))?;
     output::line(&format!("  ashlar rig{dir} status"))?;
     if detached {
@@ -377,7 +449,10 @@ fn stay(rig: &Rig, children: Vec<(u32, Child)>) -> Result<(), Fail> {
         }
         output::note("draining; Ctrl-C again kills the nodes");
         let drain = async {
-            let rig = Rig { dir: rig.dir.clone(), file: rig.file.clone() };
+            let rig = Rig {
+                dir: rig.dir.clone(),
+                file: rig.file.clone(),
+            };
             match tokio::task::spawn_blocking(move || rig::down(&rig)).await {
                 Ok(result) => result.map(drop),
                 Err(_) => Err(Fail::Refused("the drain panicked".into())),

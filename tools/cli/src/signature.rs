@@ -17,27 +17,47 @@ struct Mark {
 }
 
 const fn mark(what: &'static str, offset: usize, bytes: &'static [u8]) -> Mark {
-    Mark { what, offset, bytes }
+    Mark {
+        what,
+        offset,
+        bytes,
+    }
 }
 
 /// Marks at fixed places from the start. The more telling ones first: an ext4 filesystem
 /// may have a boot sector's mark as well.
 const MARKS: &[Mark] = &[
     mark("a LUKS encrypted volume", 0, b"LUKS\xba\xbe"),
-    mark("a LUKS encrypted volume (second header)", 16_384, b"SKUL\xba\xbe"),
+    mark(
+        "a LUKS encrypted volume (second header)",
+        16_384,
+        b"SKUL\xba\xbe",
+    ),
     mark("a BitLocker volume", 3, b"-FVE-FS-"),
     mark("an LVM physical volume", 536, b"LVM2 001"),
     mark("an LVM physical volume", 24, b"LVM2 001"),
     mark("an LVM physical volume", 1_048, b"LVM2 001"),
     mark("an LVM physical volume", 1_560, b"LVM2 001"),
     mark("a Linux RAID member (md 1.1)", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
-    mark("a Linux RAID member (md 1.2)", 4_096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    mark(
+        "a Linux RAID member (md 1.2)",
+        4_096,
+        &[0xfc, 0x4e, 0x2b, 0xa9],
+    ),
     mark("a Ceph BlueStore device", 0, b"bluestore block device"),
     mark("an ext2, ext3 or ext4 filesystem", 1_080, &[0x53, 0xef]),
     mark("an XFS filesystem", 0, b"XFSB"),
     mark("a Btrfs filesystem", 65_600, b"_BHRfS_M"),
-    mark("a bcache device", 4_120, &[0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca]),
-    mark("a bcachefs filesystem", 4_120, &[0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9]),
+    mark(
+        "a bcache device",
+        4_120,
+        &[0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca],
+    ),
+    mark(
+        "a bcachefs filesystem",
+        4_120,
+        &[0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9],
+    ),
     mark("an F2FS filesystem", 1_024, &[0x10, 0x20, 0xf5, 0xf2]),
     mark("a GFS2 filesystem", 65_536, &[0x01, 0x16, 0x19, 0x70]),
     mark("an OCFS2 filesystem", 8_192, b"OCFSV2"),
@@ -78,15 +98,21 @@ pub fn find(sample: &Sample<'_>) -> Option<String> {
     let own = std::iter::once(sample.first)
         .chain(sample.copies.iter().map(Vec::as_slice))
         .find_map(own);
-    own.or_else(|| MARKS.iter().find_map(|m| at(sample.first, m).then(|| m.what.to_owned())))
-        .or_else(|| zfs(sample.first))
-        .or_else(|| from_the_end(sample))
-        .or_else(|| partitions(sample.first))
-        .or_else(|| not_blank(sample))
+    own.or_else(|| {
+        MARKS
+            .iter()
+            .find_map(|m| at(sample.first, m).then(|| m.what.to_owned()))
+    })
+    .or_else(|| zfs(sample.first))
+    .or_else(|| from_the_end(sample))
+    .or_else(|| partitions(sample.first))
+    .or_else(|| not_blank(sample))
 }
 
 fn at(bytes: &[u8], mark: &Mark) -> bool {
-    bytes.get(mark.offset..).is_some_and(|rest| rest.starts_with(mark.bytes))
+    bytes
+        .get(mark.offset..)
+        .is_some_and(|rest| rest.starts_with(mark.bytes))
 }
 
 /// Our own label, of this version or another.
@@ -96,9 +122,13 @@ fn own(bytes: &[u8]) -> Option<String> {
             "an Ashlar label: device {} of cluster {}",
             superblock.device, superblock.cluster
         )),
-        Err(SuperblockError::NewerVersion { got_major, got_minor, .. }) => {
-            Some(format!("an Ashlar label of the newer format {got_major}.{got_minor}"))
-        }
+        Err(SuperblockError::NewerVersion {
+            got_major,
+            got_minor,
+            ..
+        }) => Some(format!(
+            "an Ashlar label of the newer format {got_major}.{got_minor}"
+        )),
         Err(SuperblockError::Blank | SuperblockError::Foreign { .. }) => None,
         Err(SuperblockError::Short { .. }) => None,
         Err(why) => Some(format!("an Ashlar label that is damaged ({why})")),
@@ -121,20 +151,39 @@ fn from_the_end(sample: &Sample<'_>) -> Option<String> {
     let last = sample.last;
     let start = sample.size.checked_sub(last.len() as u64)?;
     let at = |offset: u64, bytes: &[u8]| {
-        let from = offset.checked_sub(start).and_then(|from| usize::try_from(from).ok());
-        from.and_then(|from| last.get(from..)).is_some_and(|rest| rest.starts_with(bytes))
+        let from = offset
+            .checked_sub(start)
+            .and_then(|from| usize::try_from(from).ok());
+        from.and_then(|from| last.get(from..))
+            .is_some_and(|rest| rest.starts_with(bytes))
     };
     const MD: &[u8] = &[0xfc, 0x4e, 0x2b, 0xa9];
     let sectors = sample.size / 512;
     let md_0_90 = (sample.size & !0xffff).checked_sub(0x1_0000);
     let md_1_0 = sectors.checked_sub(16).map(|s| (s & !7) * 512);
     let table: [(&str, Option<u64>, &[u8]); 6] = [
-        ("the backup of a GPT partition table", sample.size.checked_sub(512), b"EFI PART"),
-        ("the backup of a GPT partition table", sample.size.checked_sub(4096), b"EFI PART"),
+        (
+            "the backup of a GPT partition table",
+            sample.size.checked_sub(512),
+            b"EFI PART",
+        ),
+        (
+            "the backup of a GPT partition table",
+            sample.size.checked_sub(4096),
+            b"EFI PART",
+        ),
         ("a Linux RAID member (md 0.90)", md_0_90, MD),
         ("a Linux RAID member (md 1.0)", md_1_0, MD),
-        ("an Intel RAID member", sample.size.checked_sub(1024), b"Intel Raid ISM Cfg Sig. "),
-        ("a DDF RAID member", sample.size.checked_sub(512), &[0xde, 0x11, 0xde, 0x11]),
+        (
+            "an Intel RAID member",
+            sample.size.checked_sub(1024),
+            b"Intel Raid ISM Cfg Sig. ",
+        ),
+        (
+            "a DDF RAID member",
+            sample.size.checked_sub(512),
+            &[0xde, 0x11, 0xde, 0x11],
+        ),
     ];
     table
         .iter()
@@ -147,8 +196,15 @@ fn partitions(first: &[u8]) -> Option<String> {
     if first.get(510..512)? != [0x55, 0xaa] {
         return None;
     }
-    let used = first.get(446..510)?.chunks_exact(16).any(|entry| entry.get(4) != Some(&0));
-    let what = if used { "an MBR partition table" } else { "a boot sector" };
+    let used = first
+        .get(446..510)?
+        .chunks_exact(16)
+        .any(|entry| entry.get(4) != Some(&0));
+    let what = if used {
+        "an MBR partition table"
+    } else {
+        "a boot sector"
+    };
     Some(what.to_owned())
 }
 
@@ -158,7 +214,9 @@ fn not_blank(sample: &Sample<'_>) -> Option<String> {
     let at = nonzero(sample.first)
         .map(|at| at as u64)
         .or_else(|| nonzero(sample.last).map(|at| start + at as u64))?;
-    Some(format!("data of an unknown kind (the first byte that is not zero is at {at})"))
+    Some(format!(
+        "data of an unknown kind (the first byte that is not zero is at {at})"
+    ))
 }
 
 #[cfg(test)]
@@ -169,8 +227,10 @@ mod tests {
     const SIZE: usize = 64 << 20;
 
     fn look(device: &[u8]) -> Option<String> {
-        let copies: Vec<Vec<u8>> =
-            [16, 32, 48].iter().map(|m| device[m << 20..][..SUPERBLOCK_LEN].to_vec()).collect();
+        let copies: Vec<Vec<u8>> = [16, 32, 48]
+            .iter()
+            .map(|m| device[m << 20..][..SUPERBLOCK_LEN].to_vec())
+            .collect();
         find(&Sample {
             first: &device[..ZONE],
             last: &device[device.len() - ZONE..],
@@ -193,10 +253,26 @@ mod tests {
         }
         for (offset, bytes, want) in [
             (510, &[0x55, 0xaa][..], "a boot sector"),
-            (SIZE - 512, b"EFI PART", "the backup of a GPT partition table"),
-            (SIZE - 8192, &[0xfc, 0x4e, 0x2b, 0xa9], "a Linux RAID member (md 1.0)"),
-            (SIZE - 65_536, &[0xfc, 0x4e, 0x2b, 0xa9], "a Linux RAID member (md 0.90)"),
-            ((128 << 10) + 7 * 1024, &[0x0c, 0xb1, 0xba, 0], "a ZFS pool member"),
+            (
+                SIZE - 512,
+                b"EFI PART",
+                "the backup of a GPT partition table",
+            ),
+            (
+                SIZE - 8192,
+                &[0xfc, 0x4e, 0x2b, 0xa9],
+                "a Linux RAID member (md 1.0)",
+            ),
+            (
+                SIZE - 65_536,
+                &[0xfc, 0x4e, 0x2b, 0xa9],
+                "a Linux RAID member (md 0.90)",
+            ),
+            (
+                (128 << 10) + 7 * 1024,
+                &[0x0c, 0xb1, 0xba, 0],
+                "a ZFS pool member",
+            ),
         ] {
             let mut device = vec![0; SIZE];
             device[offset..][..bytes.len()].copy_from_slice(bytes);

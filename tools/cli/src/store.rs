@@ -4,8 +4,8 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use ashlar_node_client::{Client, ClientError, ClientOptions, Code, ListOptions};
 use ashlar_layout::message::ListPage;
+use ashlar_node_client::{Client, ClientError, ClientOptions, Code, ListOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -28,7 +28,10 @@ where
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(Fail::io("cannot start threads in", Path::new("this process")))?;
+        .map_err(Fail::io(
+            "cannot start threads in",
+            Path::new("this process"),
+        ))?;
     runtime.block_on(async {
         let client =
             Client::connect(map, ClientOptions::default()).map_err(Fail::store("the cluster"))?;
@@ -63,12 +66,19 @@ pub struct Pages<'a> {
 impl<'a> Pages<'a> {
     /// Everything whose key starts with the address's key, rolled up at `delimiter` if it is not empty.
     pub fn new(client: &'a Client, address: Address, delimiter: &'static str) -> Pages<'a> {
-        Pages { client, address, delimiter, after: Some(String::new()) }
+        Pages {
+            client,
+            address,
+            delimiter,
+            after: Some(String::new()),
+        }
     }
 
     /// The next page; none behind the last.
     pub async fn next(&mut self) -> Result<Option<ListPage>, Fail> {
-        let Some(after) = self.after.take() else { return Ok(None) };
+        let Some(after) = self.after.take() else {
+            return Ok(None);
+        };
         let options = ListOptions {
             prefix: self.address.key.clone(),
             delimiter: self.delimiter.to_owned(),
@@ -109,7 +119,14 @@ pub struct Many {
 impl Many {
     /// For so-called things.
     pub fn new(things: &'static str) -> Many {
-        Many { tasks: JoinSet::new(), things, done: 0, bytes: 0, failed: 0, hopeless: false }
+        Many {
+            tasks: JoinSet::new(),
+            things,
+            done: 0,
+            bytes: 0,
+            failed: 0,
+            hopeless: false,
+        }
     }
 
     /// Adds work that gives the bytes it moved; waits while too much is under way. False: give up.
@@ -160,9 +177,11 @@ impl Many {
         progress.finish();
         match self.failed {
             0 => Ok(()),
-            failed => {
-                Err(Fail::Some { failed, total: self.done + failed, things: self.things })
-            }
+            failed => Err(Fail::Some {
+                failed,
+                total: self.done + failed,
+                things: self.things,
+            }),
         }
     }
 }

@@ -110,16 +110,26 @@ impl Walk {
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
-                return Ok(Some(Found::Skipped { path, why: "a symbolic link to nothing" }));
+                return Ok(Some(Found::Skipped {
+                    path,
+                    why: "a symbolic link to nothing",
+                }));
             }
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                return Ok(Some(Found::Skipped { path, why: "a symbolic link that leads to itself" }));
+                return Ok(Some(Found::Skipped {
+                    path,
+                    why: "a symbolic link that leads to itself",
+                }));
             }
             Err(e) => return Err(e),
         };
         let kind = metadata.file_type();
         if kind.is_file() {
-            return Ok(Some(Found::File { path, relative, size: metadata.len() }));
+            return Ok(Some(Found::File {
+                path,
+                relative,
+                size: metadata.len(),
+            }));
         }
         if kind.is_dir() {
             let identity = (metadata.dev(), metadata.ino());
@@ -155,7 +165,9 @@ pub enum PathError {
     #[error("its key has a zero byte, which no file name can have; get it by itself")]
     Zero,
     /// A part is too long.
-    #[error("its key has a part of {got} bytes, longer than the {NAME_MAX} of a file name; get it by itself")]
+    #[error(
+        "its key has a part of {got} bytes, longer than the {NAME_MAX} of a file name; get it by itself"
+    )]
     Long {
         /// Its bytes.
         got: usize,
@@ -209,7 +221,13 @@ mod tests {
             match found {
                 Found::File { relative, size, .. } => files.push((relative, size)),
                 Found::Skipped { path, .. } => {
-                    skipped.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+                    skipped.push(
+                        path.strip_prefix(root)
+                            .unwrap()
+                            .to_str()
+                            .unwrap()
+                            .to_owned(),
+                    );
                 }
                 Found::Failed { .. } => failed += 1,
             }
@@ -223,7 +241,10 @@ mod tests {
         ];
         let want: Vec<(String, u64)> = want.iter().map(|(p, s)| ((*p).to_owned(), *s)).collect();
         assert_eq!(files, want);
-        assert_eq!(skipped, ["a/b/up", "again/b/up", "broken", "self", "socket"]);
+        assert_eq!(
+            skipped,
+            ["a/b/up", "again/b/up", "broken", "self", "socket"]
+        );
         assert_eq!(failed, 1, "the name that is not UTF-8");
     }
 
@@ -242,7 +263,10 @@ mod tests {
         ] {
             assert_eq!(key_path(key), Err(want), "{key:?}");
         }
-        assert_eq!(key_path(&"x".repeat(256)), Err(PathError::Long { got: 256 }));
+        assert_eq!(
+            key_path(&"x".repeat(256)),
+            Err(PathError::Long { got: 256 })
+        );
     }
 
     proptest::proptest! {

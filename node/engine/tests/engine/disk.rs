@@ -10,8 +10,10 @@
 //! - Any sector may become unreadable, and any bit may rot; a write may land elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 pub const SECTOR: u64 = 512;
+const PAGE: u64 = 4096;
 
 /// Numbers from a seed (splitmix64).
 #[derive(Clone)]
@@ -40,8 +42,12 @@ type Versions = Vec<(u64, Vec<u8>)>;
 
 #[derive(Clone)]
 pub struct Disk {
-    pub bytes: Vec<u8>,
+    /// Pages that were ever written; a copy of the disk shares them.
+    pages: BTreeMap<u64, Rc<[u8; PAGE as usize]>>,
+    pub size: u64,
     pub volatile: bool,
+    /// Calls durable what is not.
+    pub lying: bool,
     /// Only sectors with something that is not durable.
     loose: BTreeMap<u64, Versions>,
     pub clock: u64,
@@ -51,8 +57,10 @@ pub struct Disk {
 impl Disk {
     pub fn new(size: u64, volatile: bool) -> Disk {
         Disk {
-            bytes: vec![0; size as usize],
+            pages: BTreeMap::new(),
+            size,
             volatile,
+            lying: false,
             loose: BTreeMap::new(),
             clock: 1,
             bad: BTreeSet::new(),
@@ -61,35 +69,92 @@ impl Disk {
 
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
         let end = offset + buf.len() as u64;
-        if end > self.bytes.len() as u64 {
+        if end > self.size {
             return Err(5);
         }
-        if self.bad.range(offset / SECTOR..end.div_ceil(SECTOR)).next().is_some() {
+        if self
+            .bad
+            .range(offset / SECTOR..end.div_ceil(SECTOR))
+            .next()
+            .is_some()
+        {
             return Err(5);
         }
-        buf.copy_from_slice(&self.bytes[offset as usize..end as usize]);
+        self.peek(offset, buf);
         Ok(())
     }
 
+    /// What stands there, read without the device noticing.
+    pub fn peek(&self, offset: u64, buf: &mut [u8]) {
+        let mut at = offset;
+        let mut done = 0;
+        while done < buf.len() {
+            let from = (at % PAGE) as usize;
+            let len = (PAGE as usize - from).min(buf.len() - done);
+            match self.pages.get(&(at / PAGE)) {
+                Some(page) => buf[done..done + len].copy_from_slice(&page[from..from + len]),
+                None => buf[done..done + len].fill(0),
+            }
+            done += len;
+            at += len as u64;
+        }
+    }
+
+    /// Puts bytes there, without the device noticing.
+    pub fn poke(&mut self, offset: u64, mut data: &[u8]) {
+        let mut at = offset;
+        while !data.is_empty() {
+            let from = (at % PAGE) as usize;
+            let len = (PAGE as usize - from).min(data.len());
+            let page = self
+                .pages
+                .entry(at / PAGE)
+                .or_insert_with(|| Rc::new([0; PAGE as usize]));
+            Rc::make_mut(page)[from..from + len].copy_from_slice(&data[..len]);
+            data = &data[len..];
+            at += len as u64;
+        }
+    }
+
+    /// First byte of the last block that begins with these.
+    pub fn find(&self, bytes: &[u8], block: u64) -> Option<u64> {
+        let start = &bytes[..bytes.len().min(block as usize)];
+        let mut seen = vec![0; start.len()];
+        let blocks = self
+            .pages
+            .keys()
+            .flat_map(|page| (0..PAGE / block).map(move |i| page * PAGE + i * block));
+        let mut found = blocks.rev().filter(|at| {
+            self.peek(*at, &mut seen);
+            seen == start
+        });
+        found.next()
+    }
+
     fn sectors(offset: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
-        assert!(offset.is_multiple_of(SECTOR) && (len as u64).is_multiple_of(SECTOR), "aligned");
+        assert!(
+            offset.is_multiple_of(SECTOR) && (len as u64).is_multiple_of(SECTOR),
+            "aligned"
+        );
         (0..len as u64 / SECTOR).map(move |i| {
             let from = (i * SECTOR) as usize;
             (offset / SECTOR + i, from..from + SECTOR as usize)
         })
     }
 
-    fn sector(&self, sector: u64) -> &[u8] {
-        &self.bytes[(sector * SECTOR) as usize..((sector + 1) * SECTOR) as usize]
+    fn sector(&self, sector: u64) -> Vec<u8> {
+        let mut bytes = vec![0; SECTOR as usize];
+        self.peek(sector * SECTOR, &mut bytes);
+        bytes
     }
 
     /// The write completes.
     pub fn write(&mut self, offset: u64, data: &[u8], durable: bool) {
         self.clock += 1;
         for (sector, range) in Disk::sectors(offset, data.len()) {
-            let old = self.sector(sector).to_vec();
+            let old = self.sector(sector);
             let new = &data[range];
-            if durable || !self.volatile {
+            if !self.lying && (durable || !self.volatile) {
                 self.loose.remove(&sector);
             } else {
                 let versions = self.loose.entry(sector).or_insert_with(|| vec![(0, old)]);
@@ -97,15 +162,20 @@ impl Disk {
             }
             // Writing a bad sector heals it.
             self.bad.remove(&sector);
-            let from = (sector * SECTOR) as usize;
-            self.bytes[from..from + SECTOR as usize].copy_from_slice(new);
+            self.poke(sector * SECTOR, new);
         }
     }
 
     /// A flush that was handed out at `since` completes.
     pub fn flush(&mut self, since: u64) {
+        if self.lying {
+            return;
+        }
         self.loose.retain(|_, versions| {
-            let covered = versions.iter().rposition(|(at, _)| *at <= since).unwrap_or(0);
+            let covered = versions
+                .iter()
+                .rposition(|(at, _)| *at <= since)
+                .unwrap_or(0);
             versions.drain(..covered);
             versions.len() > 1
         });
@@ -117,7 +187,11 @@ impl Disk {
         // Mostly all or nothing of what is loose, sometimes each for itself.
         let percent = [0, 10, 50, 90, 100][rng.below(5) as usize];
         self.settle_loose(|_, versions| {
-            if rng.chance(percent) { 1 + rng.below(versions as u64 - 1) as usize } else { 0 }
+            if rng.chance(percent) {
+                1 + rng.below(versions as u64 - 1) as usize
+            } else {
+                0
+            }
         });
     }
 
@@ -125,7 +199,7 @@ impl Disk {
     pub fn loosen(&mut self, flying: &[(u64, Vec<u8>)]) {
         for (offset, data) in flying {
             for (sector, range) in Disk::sectors(*offset, data.len()) {
-                let old = self.sector(sector).to_vec();
+                let old = self.sector(sector);
                 let versions = self.loose.entry(sector).or_insert_with(|| vec![(0, old)]);
                 versions.push((self.clock, data[range].to_vec()));
             }
@@ -141,8 +215,7 @@ impl Disk {
     pub fn settle_loose(&mut self, mut pick: impl FnMut(usize, usize) -> usize) {
         for (i, (sector, versions)) in std::mem::take(&mut self.loose).into_iter().enumerate() {
             let pick = pick(i, versions.len());
-            let from = (sector * SECTOR) as usize;
-            self.bytes[from..from + SECTOR as usize].copy_from_slice(&versions[pick].1);
+            self.poke(sector * SECTOR, &versions[pick].1);
         }
     }
 
@@ -161,7 +234,7 @@ impl Disk {
 
     /// Overwrites without a trace.
     pub fn rot(&mut self, offset: u64, data: &[u8]) {
-        self.bytes[offset as usize..offset as usize + data.len()].copy_from_slice(data);
+        self.poke(offset, data);
         let sectors = offset / SECTOR..(offset + data.len() as u64).div_ceil(SECTOR);
         for sector in sectors {
             self.loose.remove(&sector);

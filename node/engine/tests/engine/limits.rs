@@ -30,7 +30,10 @@ fn a_shard_costs_one_durable_write_and_one_read() {
             rig.store(1, len);
             let record = rig.engine().record_len(len as u32) as usize;
             assert_eq!(rig.writes.len(), 1);
-            assert_eq!((rig.writes[0].1, rig.writes[0].2, rig.flushes), (record, true, 0));
+            assert_eq!(
+                (rig.writes[0].1, rig.writes[0].2, rig.flushes),
+                (record, true, 0)
+            );
             assert!(rig.fetch(1) == Answer::Bytes(payload(1, len)));
             assert_eq!(rig.reads, 1);
         }
@@ -45,8 +48,16 @@ fn what_comes_together_goes_out_together() {
             rig.write_shard(shard(number), &payload(number, 4096));
         }
         rig.settle();
-        assert_eq!((rig.writes.len(), rig.flushes), (1, 0), "small ones in one write");
-        assert!(rig.answers.values().all(|answer| *answer == Answer::Durable));
+        assert_eq!(
+            (rig.writes.len(), rig.flushes),
+            (1, 0),
+            "small ones in one write"
+        );
+        assert!(
+            rig.answers
+                .values()
+                .all(|answer| *answer == Answer::Durable)
+        );
         rig.writes.clear();
         for number in 101..=103 {
             rig.write_shard(shard(number), &payload(number, 1 << 20));
@@ -54,8 +65,36 @@ fn what_comes_together_goes_out_together() {
         rig.settle();
         assert_eq!(rig.writes.len(), 3, "large ones are not copied");
         assert_eq!(rig.flushes, u64::from(volatile), "one flush for the batch");
-        assert!(rig.writes.iter().all(|(_, _, durable)| *durable != volatile));
+        assert!(
+            rig.writes
+                .iter()
+                .all(|(_, _, durable)| *durable != volatile)
+        );
     }
+}
+
+#[test]
+fn batches_are_acknowledged_in_order() {
+    let mut rig = warm(true);
+    let first = rig.append(1, 1..2, vec![1; 300]);
+    rig.kick();
+    let second = rig.append(1, 2..3, vec![2; 300]);
+    rig.kick();
+    let third = rig.append(1, 3..4, vec![3; 300]);
+    rig.kick();
+    assert_eq!(
+        rig.flying.len(),
+        2,
+        "two batches are under way, the third waits"
+    );
+    rig.step_at(1);
+    assert!(
+        rig.answers.is_empty(),
+        "the second is durable, but it waits for the first"
+    );
+    rig.step_at(0);
+    assert!(rig.answers.contains_key(&first) && rig.answers.contains_key(&second));
+    assert!(matches!(rig.finish(third), Answer::Journal(_)));
 }
 
 #[test]
@@ -64,7 +103,11 @@ fn journal_events_of_a_partition_become_one_record() {
     let mut ops = Vec::new();
     for seq in 1..=20u64 {
         for partition in 1..=2 {
-            ops.push((partition, seq, rig.append(partition, seq..seq + 1, vec![seq as u8; 300])));
+            ops.push((
+                partition,
+                seq,
+                rig.append(partition, seq..seq + 1, vec![seq as u8; 300]),
+            ));
         }
     }
     rig.settle();
@@ -78,7 +121,11 @@ fn journal_events_of_a_partition_become_one_record() {
     }
     rig.crash(Crash::Power);
     let opened = rig.open();
-    let runs: Vec<_> = opened.journal.iter().map(|r| (r.partition.0, r.first.0, r.last.0)).collect();
+    let runs: Vec<_> = opened
+        .journal
+        .iter()
+        .map(|r| (r.partition.0, r.first.0, r.last.0))
+        .collect();
     assert_eq!(runs, [(9, 1, 1), (1, 1, 20), (2, 1, 20)]);
 }
 
@@ -88,17 +135,30 @@ fn a_range_is_read_without_the_rest() {
     let len = 2 << 20;
     rig.store(1, len);
     let all = payload(1, len);
-    for (offset, size, reads) in
-        [(0, 100, 1), (100_000, 20_000, 1), (1_500_000, 5000, 2), (len - 1, 1, 2), (len, 0, 1)]
-    {
+    for (offset, size, reads) in [
+        (0, 100, 1),
+        (100_000, 20_000, 1),
+        (1_500_000, 5000, 2),
+        (len - 1, 1, 2),
+        (len, 0, 1),
+        (0, 0, 1),
+    ] {
         rig.reads = 0;
         let op = rig.read(shard(1), offset as u32, size as u32);
         assert!(rig.finish(op) == Answer::Bytes(all[offset..offset + size].to_vec()));
         assert_eq!(rig.reads, reads, "{offset}+{size}");
     }
-    for (offset, size) in [(len as u32, 1), (0, len as u32 + 1), (u32::MAX, 5), (5, u32::MAX - 1)] {
+    for (offset, size) in [
+        (len as u32, 1),
+        (0, len as u32 + 1),
+        (u32::MAX, 5),
+        (5, u32::MAX - 1),
+    ] {
         let op = rig.read(shard(1), offset, size);
-        assert!(matches!(rig.finish(op).error(), Some(EngineError::BadRange { .. })));
+        assert!(matches!(
+            rig.finish(op).error(),
+            Some(EngineError::BadRange { .. })
+        ));
     }
 }
 
@@ -109,7 +169,10 @@ fn the_same_shard_twice() {
     let first = rig.write_shard(shard(1), &payload(1, 5000));
     let same = rig.write_shard(shard(1), &payload(1, 5000));
     let other = rig.write_shard(shard(1), &payload(2, 5000));
-    assert!(matches!(rig.answers.remove(&other).unwrap().error(), Some(EngineError::Exists { .. })));
+    assert!(matches!(
+        rig.answers.remove(&other).unwrap().error(),
+        Some(EngineError::Exists { .. })
+    ));
     assert!(rig.answers.is_empty(), "nothing is durable yet");
     assert_eq!(rig.finish(first), Answer::Durable);
     assert_eq!(rig.answers.remove(&same), Some(Answer::Durable));
@@ -118,7 +181,10 @@ fn the_same_shard_twice() {
     let same = rig.write_shard(shard(1), &payload(1, 5000));
     assert_eq!(rig.finish(same), Answer::Durable);
     let other = rig.write_shard(shard(1), &payload(2, 5000));
-    assert!(matches!(rig.finish(other).error(), Some(EngineError::Exists { .. })));
+    assert!(matches!(
+        rig.finish(other).error(),
+        Some(EngineError::Exists { .. })
+    ));
     assert!(rig.writes.is_empty(), "nothing was written for that");
     assert!(rig.fetch(1) == Answer::Bytes(payload(1, 5000)));
 }
@@ -133,7 +199,10 @@ fn a_delete_during_the_write_comes_after_it() {
     for op in [write, delete, again] {
         assert_eq!(rig.answers.remove(&op), Some(Answer::Durable));
     }
-    assert!(matches!(rig.fetch(1).error(), Some(EngineError::NotFound { .. })));
+    assert!(matches!(
+        rig.fetch(1).error(),
+        Some(EngineError::NotFound { .. })
+    ));
     rig.writes.clear();
     let unknown = rig.delete(shard(77));
     assert_eq!(rig.finish(unknown), Answer::Durable);
@@ -155,7 +224,13 @@ fn bad_input_is_refused_with_a_reason() {
     cases.push((buf, SHARD_SIZE_MAX + 1, crc, "length"));
     for (buf, payload_len, payload_crc, reason) in cases {
         let shard = shard(1);
-        let op = rig.submit(|op| Event::WriteShard { op, shard, buf, payload_len, payload_crc });
+        let op = rig.submit(|op| Event::WriteShard {
+            op,
+            shard,
+            buf,
+            payload_len,
+            payload_crc,
+        });
         let answer = rig.finish(op);
         let Some(EngineError::BadPayload { what, .. }) = answer.error() else {
             panic!("{answer:?}");
@@ -164,11 +239,17 @@ fn bad_input_is_refused_with_a_reason() {
     }
     for entries in [Vec::new(), vec![0; JOURNAL_BATCH_MAX as usize + 1]] {
         let op = rig.append(1, 1..2, entries);
-        assert!(matches!(rig.finish(op).error(), Some(EngineError::BadPayload { .. })));
+        assert!(matches!(
+            rig.finish(op).error(),
+            Some(EngineError::BadPayload { .. })
+        ));
     }
     for at in [0, 5000, u64::MAX - 10] {
         let op = rig.submit(|op| Event::ReadJournal { op, at, len: 100 });
-        assert!(matches!(rig.finish(op).error(), Some(EngineError::BadRange { .. })), "{at}");
+        assert!(
+            matches!(rig.finish(op).error(), Some(EngineError::BadRange { .. })),
+            "{at}"
+        );
     }
     assert!(rig.writes.is_empty());
 }
@@ -186,7 +267,10 @@ fn a_full_device_reads_deletes_and_recovers() {
         model.hear(&mut rig);
     }
     let stats = rig.engine().stats();
-    assert_eq!(stats.extents_free, stats.extents_reserved, "the reserve is left");
+    assert_eq!(
+        stats.extents_free, stats.extents_reserved,
+        "the reserve is left"
+    );
     // The journal goes on,
     let mut appended = 0;
     while model.full == 1 {
@@ -196,7 +280,11 @@ fn a_full_device_reads_deletes_and_recovers() {
         appended += 1;
     }
     assert!(appended > 20, "{appended}");
-    assert_eq!(rig.engine().stats().extents_free, 1, "one is left for tombstones");
+    assert_eq!(
+        rig.engine().stats().extents_free,
+        1,
+        "one is left for tombstones"
+    );
     // and so do reads, through a crash.
     for crash in [true, false] {
         if crash {
@@ -213,8 +301,17 @@ fn a_full_device_reads_deletes_and_recovers() {
         rig.settle();
         model.hear(&mut rig);
     }
-    assert!(model.shards.values().all(|shard| shard.fate == Fate::Absent));
-    assert!(rig.engine().stats().extents_free > 40, "{:?}", rig.engine().stats());
+    assert!(
+        model
+            .shards
+            .values()
+            .all(|shard| shard.fate == Fate::Absent)
+    );
+    assert!(
+        rig.engine().stats().extents_free > 40,
+        "{:?}",
+        rig.engine().stats()
+    );
     for more in number + 1..number + 200 {
         model.write(&mut rig, more, 60_000);
     }
@@ -238,7 +335,10 @@ fn without_buffers_the_caller_is_told_to_wait() {
     rig.settle();
     for op in [append, read, delete] {
         let answer = rig.answers.remove(&op).unwrap();
-        assert!(matches!(answer.error(), Some(EngineError::Busy { .. })), "{answer:?}");
+        assert!(
+            matches!(answer.error(), Some(EngineError::Busy { .. })),
+            "{answer:?}"
+        );
     }
     assert_eq!(rig.answers.remove(&write), Some(Answer::Durable));
     rig.mem.left = usize::MAX;
@@ -250,7 +350,8 @@ fn without_buffers_the_caller_is_told_to_wait() {
 
 #[test]
 fn queues_are_bounded() {
-    let mut rig = warm(true);
+    let mut rig = Rig::sized(3, 4096, true, 16 * MIB, 256 * MIB);
+    rig.open();
     for seq in 1..=QUEUE_MAX as u64 {
         rig.append(1, seq..seq + 1, vec![1]);
         rig.write_shard(shard(seq), &[]);
@@ -259,7 +360,10 @@ fn queues_are_bounded() {
     let write = rig.write_shard(shard(999_999), &[]);
     for op in [append, write] {
         let answer = rig.answers.remove(&op).unwrap();
-        assert!(matches!(answer.error(), Some(EngineError::Busy { .. })), "{answer:?}");
+        assert!(
+            matches!(answer.error(), Some(EngineError::Busy { .. })),
+            "{answer:?}"
+        );
     }
     rig.settle();
     assert_eq!(rig.answers.len(), 2 * QUEUE_MAX);
@@ -282,7 +386,10 @@ fn a_clean_opening_reads_little() {
     let after_a_crash = reads(&mut rig);
     assert_eq!(rig.shutdown(), Answer::ShutDown);
     let clean = reads(&mut rig);
-    assert!(after_a_crash > 512 && clean < 30, "{after_a_crash} and {clean}");
+    assert!(
+        after_a_crash > 512 && clean < 30,
+        "{after_a_crash} and {clean}"
+    );
     // What was clean is not any more.
     rig.store(51, 50_000);
     rig.crash(Crash::Power);
@@ -296,20 +403,37 @@ fn after_shutting_down_nothing_is_done() {
     let shutdown = rig.submit(|op| Event::Shutdown { op });
     let late = rig.write_shard(shard(2), &payload(2, 5000));
     assert_eq!(rig.finish(shutdown), Answer::ShutDown);
-    assert_eq!(rig.answers.remove(&write), Some(Answer::Durable), "accepted before");
+    assert_eq!(
+        rig.answers.remove(&write),
+        Some(Answer::Durable),
+        "accepted before"
+    );
     let answer = rig.answers.remove(&late).unwrap();
-    assert!(matches!(answer.error(), Some(EngineError::ShuttingDown { .. })));
+    assert!(matches!(
+        answer.error(),
+        Some(EngineError::ShuttingDown { .. })
+    ));
     assert!(rig.engine().superblock().clean);
 }
 
 #[test]
 fn a_device_that_cannot_be_cut_up_is_not_formatted() {
-    for (block, extent, device) in
-        [(4096, MIB, 63 * MIB), (1000, MIB, 64 * MIB), (4096, 3 * MIB, 64 * MIB), (4096, 1 << 40, 64 * MIB)]
-    {
+    for (block, extent, device) in [
+        (4096, MIB, 63 * MIB),
+        (1000, MIB, 64 * MIB),
+        (4096, 3 * MIB, 64 * MIB),
+        (4096, 1 << 40, 64 * MIB),
+    ] {
         let plan = format_plan(&format_params(block, extent, device));
-        assert!(matches!(plan, Err(FormatError::Geometry(_))), "{block} {extent} {device}");
+        assert!(
+            matches!(plan, Err(FormatError::Geometry(_))),
+            "{block} {extent} {device}"
+        );
     }
     let odd = format_plan(&format_params(4096, MIB, 64 * MIB + 77)).unwrap();
-    assert_eq!(odd.len(), 4, "what is left behind the last block is not used");
+    assert_eq!(
+        odd.len(),
+        4,
+        "what is left behind the last block is not used"
+    );
 }

@@ -8,3 +8,4 @@ mod histories;
 mod limits;
 mod model;
 mod rig;
+mod space;

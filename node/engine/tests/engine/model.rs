@@ -62,7 +62,11 @@ pub struct Model {
 impl Model {
     /// The same expectations, with nothing asked.
     pub fn copy(&self) -> Model {
-        Model { shards: self.shards.clone(), journal: self.journal.clone(), ..Model::default() }
+        Model {
+            shards: self.shards.clone(),
+            journal: self.journal.clone(),
+            ..Model::default()
+        }
     }
 
     pub fn pick(&self, rng: &mut Rng, fate: Fate) -> Option<u64> {
@@ -76,7 +80,13 @@ impl Model {
     }
 
     pub fn write(&mut self, rig: &mut Rig, number: u64, len: usize) {
-        self.shards.insert(number, ShardModel { len, fate: Fate::Writing });
+        self.shards.insert(
+            number,
+            ShardModel {
+                len,
+                fate: Fate::Writing,
+            },
+        );
         let op = rig.write_shard(shard(number), &payload(number, len));
         self.asked.insert(op, Asked::Write(number));
     }
@@ -96,7 +106,14 @@ impl Model {
 
     pub fn read(&mut self, rig: &mut Rig, number: u64, offset: u32, len: u32) {
         let op = rig.read(shard(number), offset, len);
-        self.asked.insert(op, Asked::Read { number, offset, len });
+        self.asked.insert(
+            op,
+            Asked::Read {
+                number,
+                offset,
+                len,
+            },
+        );
     }
 
     pub fn append(&mut self, rig: &mut Rig, partition: u32, count: u64, bytes: usize) {
@@ -104,7 +121,12 @@ impl Model {
         let first = list.last().map_or(1, |entries| entries.last + 1);
         let last = first + count - 1;
         let bytes = payload(u64::from(partition) << 32 | first, bytes.max(1));
-        list.push(Entries { bytes: bytes.clone(), first, last, at: None });
+        list.push(Entries {
+            bytes: bytes.clone(),
+            first,
+            last,
+            at: None,
+        });
         let at = list.len() - 1;
         let op = rig.append(partition, first..last + 1, bytes);
         self.asked.insert(op, Asked::Journal { partition, at });
@@ -133,7 +155,10 @@ impl Model {
                         (Answer::Durable, _) => {}
                         (_, Fate::Writing | Fate::Deleting) if refused => *fate = Fate::Absent,
                         (_, Fate::Present | Fate::Absent) if refused => {}
-                        (Answer::Failed(EngineError::Deleted { .. }), Fate::Deleting | Fate::Absent) => {}
+                        (
+                            Answer::Failed(EngineError::Deleted { .. }),
+                            Fate::Deleting | Fate::Absent,
+                        ) => {}
                         _ => panic!("write of {number} ({fate:?}): {answer:?}"),
                     }
                 }
@@ -147,7 +172,11 @@ impl Model {
                         _ => panic!("delete of {number}: {answer:?}"),
                     }
                 }
-                Asked::Read { number, offset, len } => {
+                Asked::Read {
+                    number,
+                    offset,
+                    len,
+                } => {
                     self.check_read(number, offset, len, &answer, refused);
                 }
                 Asked::Journal { partition, at } => {
@@ -168,8 +197,15 @@ impl Model {
             Answer::Bytes(bytes) => {
                 let all = payload(number, whole);
                 let from = offset as usize;
-                let to = if len == u32::MAX { whole } else { from + len as usize };
-                assert!(*bytes == all[from..to], "shard {number}: other bytes at {offset}+{len}");
+                let to = if len == u32::MAX {
+                    whole
+                } else {
+                    from + len as usize
+                };
+                assert!(
+                    *bytes == all[from..to],
+                    "shard {number}: other bytes at {offset}+{len}"
+                );
                 self.reads_checked += 1;
             }
             Answer::Failed(EngineError::NotFound { .. }) => {
@@ -191,7 +227,10 @@ impl Model {
             let model = self.shards.get_mut(&number).unwrap();
             match answer {
                 Answer::Bytes(bytes) => {
-                    assert!(bytes == payload(number, model.len), "shard {number}: other bytes");
+                    assert!(
+                        bytes == payload(number, model.len),
+                        "shard {number}: other bytes"
+                    );
                     assert_ne!(model.fate, Fate::Absent, "shard {number} came back");
                     model.fate = Fate::Present;
                     present += 1;
@@ -203,13 +242,19 @@ impl Model {
                 other => panic!("shard {number} ({:?}): {other:?}", model.fate),
             }
         }
-        assert_eq!(rig.engine().stats().shards_live, present, "the index holds nothing else");
+        assert_eq!(
+            rig.engine().stats().shards_live,
+            present,
+            "the index holds nothing else"
+        );
         self.verify_journal(rig, opened);
     }
 
     fn verify_journal(&mut self, rig: &mut Rig, opened: &Opened2) {
         let mut last_sequence = 0;
-        let mut found: HashMap<(u32, u64), Vec<(u64, u64, Vec<u8>)>> = HashMap::new();
+        // (partition, first) of each record, and its (last, address, bytes).
+        type Found = HashMap<(u32, u64), Vec<(u64, u64, Vec<u8>)>>;
+        let mut found = Found::new();
         for record in &opened.journal {
             assert!(record.sequence > last_sequence, "in the order of appends");
             last_sequence = record.sequence;
@@ -220,7 +265,10 @@ impl Model {
             };
             let PartitionId(partition) = record.partition;
             let (Seq(first), Seq(last)) = (record.first, record.last);
-            found.entry((partition, first)).or_default().push((last, at, bytes));
+            found
+                .entry((partition, first))
+                .or_default()
+                .push((last, at, bytes));
         }
         for (partition, list) in &mut self.journal {
             let mut seen = vec![false; list.len()];
@@ -233,7 +281,8 @@ impl Model {
                         let i = list
                             .iter()
                             .position(|e| e.first == seq && bytes[from..].starts_with(&e.bytes));
-                        let i = i.unwrap_or_else(|| panic!("journal {partition}: {seq} is not ours"));
+                        let i =
+                            i.unwrap_or_else(|| panic!("journal {partition}: {seq} is not ours"));
                         if list[i].at.is_none_or(|told| told == at + from as u64) {
                             seen[i] = true;
                         }
@@ -245,7 +294,11 @@ impl Model {
             }
             for (entries, seen) in list.iter().zip(seen) {
                 let acknowledged = entries.at.is_some();
-                assert!(seen || !acknowledged, "journal {partition}: {} is lost", entries.first);
+                assert!(
+                    seen || !acknowledged,
+                    "journal {partition}: {} is lost",
+                    entries.first
+                );
             }
             // What was not acknowledged and is not there is as if it had never been asked for.
             let mut keep = Vec::new();

@@ -1,9 +1,11 @@
 //! Drives an engine over the simulated disk, in any order of completions, up to any crash.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId, PartitionId, Seq, ShardId, StripeId};
+use ashlar_layout::ids::{
+    ClusterId, DeviceId, DeviceNo, NodeId, PartitionId, Seq, ShardId, StripeId,
+};
 use ashlar_layout::superblock::Labels;
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{Action, Event, IoFailure, Memory, Output};
@@ -37,9 +39,23 @@ pub type Actions = Vec<Action<Vec<u8>>>;
 
 /// An I/O in flight.
 pub enum Flying {
-    Write { io: u64, offset: u64, buf: Vec<u8>, len: usize, durable: bool },
-    Read { io: u64, offset: u64, buf: Vec<u8>, len: usize },
-    Flush { io: u64, since: u64 },
+    Write {
+        io: u64,
+        offset: u64,
+        buf: Vec<u8>,
+        len: usize,
+        durable: bool,
+    },
+    Read {
+        io: u64,
+        offset: u64,
+        buf: Vec<u8>,
+        len: usize,
+    },
+    Flush {
+        io: u64,
+        since: u64,
+    },
 }
 
 /// The answer to an operation, without its buffer.
@@ -73,7 +89,7 @@ pub struct Rig {
     pub rng: Rng,
     pub engine: Option<Engine<Mem>>,
     pub flying: Vec<Flying>,
-    pub answers: HashMap<u64, Answer>,
+    pub answers: BTreeMap<u64, Answer>,
     pub findings: Vec<Finding>,
     pub fenced: Option<EngineError>,
     pub next_op: u64,
@@ -100,7 +116,13 @@ pub fn format_params(block_size: u32, extent_size: u64, device_size: u64) -> For
 }
 
 pub fn shard(number: u64) -> ShardId {
-    ShardId { stripe: StripeId { writer: 7, attempt: number / 6 }, index: (number % 6) as u16 }
+    ShardId {
+        stripe: StripeId {
+            writer: 7,
+            attempt: number / 6,
+        },
+        index: (number % 6) as u16,
+    }
 }
 
 /// The payload of a shard: from its number, so that every shard differs.
@@ -130,7 +152,7 @@ impl Rig {
             rng: Rng(seed),
             engine: None,
             flying: Vec::new(),
-            answers: HashMap::new(),
+            answers: BTreeMap::new(),
             findings: Vec::new(),
             fenced: None,
             next_op: 1,
@@ -146,7 +168,7 @@ impl Rig {
         OpenParams {
             cluster: CLUSTER,
             device: Some(DEVICE),
-            device_size: self.disk.bytes.len() as u64,
+            device_size: self.disk.size,
             logical_block: 512,
             volatile_cache: self.disk.volatile,
         }
@@ -159,17 +181,42 @@ impl Rig {
     fn carry_out(&mut self, actions: Actions) {
         for action in actions {
             match action {
-                Action::Write { io, offset, buf, len, durable } => {
+                Action::Write {
+                    io,
+                    offset,
+                    buf,
+                    len,
+                    durable,
+                } => {
                     self.writes.push((offset, len, durable));
-                    self.flying.push(Flying::Write { io, offset, buf, len, durable });
+                    self.flying.push(Flying::Write {
+                        io,
+                        offset,
+                        buf,
+                        len,
+                        durable,
+                    });
                 }
-                Action::Read { io, offset, buf, len } => {
+                Action::Read {
+                    io,
+                    offset,
+                    buf,
+                    len,
+                } => {
                     self.reads += 1;
-                    self.flying.push(Flying::Read { io, offset, buf, len });
+                    self.flying.push(Flying::Read {
+                        io,
+                        offset,
+                        buf,
+                        len,
+                    });
                 }
                 Action::Flush { io } => {
                     self.flushes += 1;
-                    self.flying.push(Flying::Flush { io, since: self.disk.clock });
+                    self.flying.push(Flying::Flush {
+                        io,
+                        since: self.disk.clock,
+                    });
                 }
                 Action::Done { op, result } => {
                     let answer = match result {
@@ -206,39 +253,66 @@ impl Rig {
                 self.fail_in = None;
             }
         }
-        let failed = |fail: bool| if fail { Err(IoFailure { errno: 5 }) } else { Ok(()) };
+        let failed = |fail: bool| {
+            if fail {
+                Err(IoFailure { errno: 5 })
+            } else {
+                Ok(())
+            }
+        };
         match flying {
-            Flying::Write { io, mut offset, buf, len, durable } => {
+            Flying::Write {
+                io,
+                mut offset,
+                buf,
+                len,
+                durable,
+            } => {
                 if let Some(elsewhere) = self.misdirect.take() {
                     offset = elsewhere;
                 }
                 if fail {
                     // It may have got anywhere.
-                    self.disk.kill(&[(offset, buf[..len].to_vec())], &mut self.rng);
+                    self.disk
+                        .kill(&[(offset, buf[..len].to_vec())], &mut self.rng);
                 } else {
                     self.disk.write(offset, &buf[..len], durable);
                 }
-                Event::IoDone { io, result: failed(fail), buf: Some(buf) }
+                Event::IoDone {
+                    io,
+                    result: failed(fail),
+                    buf: Some(buf),
+                }
             }
-            Flying::Read { io, offset, mut buf, len } => {
+            Flying::Read {
+                io,
+                offset,
+                mut buf,
+                len,
+            } => {
                 let result = self.disk.read(offset, &mut buf[..len]);
                 let result = result.map_err(|errno| IoFailure { errno });
-                Event::IoDone { io, result, buf: Some(buf) }
+                Event::IoDone {
+                    io,
+                    result,
+                    buf: Some(buf),
+                }
             }
             Flying::Flush { io, since } => {
                 if !fail {
                     self.disk.flush(since);
                 }
-                Event::IoDone { io, result: failed(fail), buf: None }
+                Event::IoDone {
+                    io,
+                    result: failed(fail),
+                    buf: None,
+                }
             }
         }
     }
 
     /// Opens the device. `None` if it crashed after `crash_after` completions.
-    pub fn try_open(
-        &mut self,
-        crash_after: Option<u64>,
-    ) -> Option<Result<Opened<Mem>, OpenError>> {
+    pub fn try_open(&mut self, crash_after: Option<u64>) -> Option<Result<Opened<Mem>, OpenError>> {
         assert!(self.engine.is_none() && self.flying.is_empty());
         let mut opening = Opening::<Mem>::new(self.params());
         let mut out = Vec::new();
@@ -261,16 +335,31 @@ impl Rig {
     }
 
     pub fn open(&mut self) -> Opened2 {
-        let opened = self.try_open(None).unwrap().unwrap_or_else(|error| panic!("{error}"));
+        let opened = self
+            .try_open(None)
+            .unwrap()
+            .unwrap_or_else(|error| panic!("{error}"));
         self.install(opened)
     }
 
     pub fn install(&mut self, opened: Opened<Mem>) -> Opened2 {
-        assert!(self.flying.is_empty(), "an opening ends with nothing in flight");
-        let Opened { engine, journal, damaged, report } = opened;
+        assert!(
+            self.flying.is_empty(),
+            "an opening ends with nothing in flight"
+        );
+        let Opened {
+            engine,
+            journal,
+            damaged,
+            report,
+        } = opened;
         self.engine = Some(engine);
         self.fenced = None;
-        Opened2 { journal, damaged, report }
+        Opened2 {
+            journal,
+            damaged,
+            report,
+        }
     }
 
     pub fn submit(&mut self, make: impl FnOnce(u64) -> Event<Vec<u8>>) -> u64 {
@@ -278,7 +367,10 @@ impl Rig {
         self.next_op += 1;
         let mut out = Vec::new();
         let event = make(op);
-        self.engine.as_mut().unwrap().on_event(NOW, event, &mut self.mem, &mut out);
+        self.engine
+            .as_mut()
+            .unwrap()
+            .on_event(NOW, event, &mut self.mem, &mut out);
         self.carry_out(out);
         op
     }
@@ -290,7 +382,13 @@ impl Rig {
         buf[head..head + bytes.len()].copy_from_slice(bytes);
         let payload_crc = ashlar_layout::crc::crc32(bytes);
         let payload_len = bytes.len() as u32;
-        self.submit(|op| Event::WriteShard { op, shard: id, buf, payload_len, payload_crc })
+        self.submit(|op| Event::WriteShard {
+            op,
+            shard: id,
+            buf,
+            payload_len,
+            payload_crc,
+        })
     }
 
     pub fn append(&mut self, partition: u32, seqs: Range<u64>, entries: Vec<u8>) -> u64 {
@@ -304,7 +402,12 @@ impl Rig {
     }
 
     pub fn read(&mut self, id: ShardId, offset: u32, len: u32) -> u64 {
-        self.submit(|op| Event::ReadShard { op, shard: id, offset, len })
+        self.submit(|op| Event::ReadShard {
+            op,
+            shard: id,
+            offset,
+            len,
+        })
     }
 
     pub fn delete(&mut self, id: ShardId) -> u64 {
@@ -313,7 +416,10 @@ impl Rig {
 
     pub fn kick(&mut self) {
         let mut out = Vec::new();
-        self.engine.as_mut().unwrap().kick(NOW, &mut self.mem, &mut out);
+        self.engine
+            .as_mut()
+            .unwrap()
+            .kick(NOW, &mut self.mem, &mut out);
         self.carry_out(out);
     }
 
@@ -323,11 +429,19 @@ impl Rig {
             return false;
         }
         let at = self.rng.below(self.flying.len() as u64) as usize;
+        self.step_at(at);
+        true
+    }
+
+    /// Completes this I/O in flight.
+    pub fn step_at(&mut self, at: usize) {
         let event = self.complete(at);
         let mut out = Vec::new();
-        self.engine.as_mut().unwrap().on_event(NOW, event, &mut self.mem, &mut out);
+        self.engine
+            .as_mut()
+            .unwrap()
+            .on_event(NOW, event, &mut self.mem, &mut out);
         self.carry_out(out);
-        true
     }
 
     /// Goes on until nothing is in flight.
@@ -341,7 +455,9 @@ impl Rig {
     /// Does one operation to its end.
     pub fn finish(&mut self, op: u64) -> Answer {
         self.settle();
-        self.answers.remove(&op).unwrap_or_else(|| panic!("operation {op} was not answered"))
+        self.answers
+            .remove(&op)
+            .unwrap_or_else(|| panic!("operation {op} was not answered"))
     }
 
     /// Stores a shard of this number and length.
@@ -358,11 +474,9 @@ impl Rig {
 
     /// Where the payload of a shard stands on the disk.
     pub fn locate(&self, number: u64, len: usize) -> u64 {
-        let want = payload(number, len);
-        let block = self.engine.as_ref().map_or(4096, |e| e.geometry().block_size as usize);
-        let blocks = (0..self.disk.bytes.len() - len).step_by(block);
-        let found = blocks.filter(|at| self.disk.bytes[*at..*at + len] == want[..]).next_back();
-        found.expect("it is on the disk") as u64
+        self.disk
+            .find(&payload(number, len), 4096)
+            .expect("it is on the disk")
     }
 
     pub fn shutdown(&mut self) -> Answer {
@@ -378,7 +492,10 @@ impl Rig {
         self.answers.clear();
         let mut writes = Vec::new();
         for flying in self.flying.drain(..) {
-            if let Flying::Write { offset, buf, len, .. } = flying {
+            if let Flying::Write {
+                offset, buf, len, ..
+            } = flying
+            {
                 writes.push((offset, buf[..len].to_vec()));
             }
         }

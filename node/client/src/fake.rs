@@ -1,0 +1,594 @@
+//! A cluster for tests: real sockets and real frames, shards and objects in memory; each node can
+//! be told to misbehave, to die and to come back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use ashlar_cluster_map::{Class, ClusterMap, Core, Device, DomainLevel, Domains, Node, solve};
+use ashlar_layout::crc::crc32;
+use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control, encode_control};
+use ashlar_layout::ids::{
+    ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, RequestNo, Seq, ShardId,
+};
+use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
+use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::message::{
+    BucketMeta, DeviceStatus, ErrorCode, FindingKind, ListEntry, ListPage, NodeStatus, ObjectMeta,
+    Reply, Request, WireError,
+};
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// How a node behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    /// Does what is asked, and answers after this time.
+    Slow(Duration),
+    /// Never answers.
+    Mute,
+    /// Answers with bytes that are no frame.
+    Garbage,
+    /// Answers with half of the frame, and closes.
+    Truncated,
+    /// Announces a payload of more than is allowed.
+    Oversized,
+    /// The header does not match its CRC.
+    HeaderCrc,
+    /// The control part does not match its CRC.
+    ControlCrc,
+    /// The control part is no reply.
+    ControlGarbage,
+    /// The payload does not match its CRC.
+    PayloadCrc,
+    /// Closes the connection instead of answering.
+    Closes,
+    /// Answers a request that was not made.
+    OtherRequest,
+    /// Answers with a request.
+    NoReply,
+    /// Answers everything with `Done`.
+    WrongKind,
+    /// Has no room.
+    Full,
+}
+
+impl Mood {
+    pub(crate) const HOSTILE: [Mood; 12] = [
+        Mood::Mute,
+        Mood::Garbage,
+        Mood::Truncated,
+        Mood::Oversized,
+        Mood::HeaderCrc,
+        Mood::ControlCrc,
+        Mood::ControlGarbage,
+        Mood::PayloadCrc,
+        Mood::Closes,
+        Mood::OtherRequest,
+        Mood::NoReply,
+        Mood::WrongKind,
+    ];
+}
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) shards: BTreeMap<(DeviceNo, ShardId), Bytes>,
+    pub(crate) objects: BTreeMap<(String, String), (ObjectMeta, Bytes)>,
+    pub(crate) buckets: BTreeMap<String, u64>,
+    committed: HashMap<(ClientId, RequestNo), Seq>,
+    seq: u64,
+    pub(crate) moods: HashMap<NodeId, Mood>,
+    pub(crate) reports: Vec<(DeviceNo, ShardId, FindingKind)>,
+    pub(crate) map: Option<ClusterMap>,
+    /// Bytes of each read from a client's socket, on node 1.
+    pub(crate) reads: Vec<usize>,
+    /// Requests handled, by node.
+    pub(crate) requests: HashMap<NodeId, u64>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) map: ClusterMap,
+    store: Arc<Mutex<Store>>,
+    alive: HashMap<NodeId, watch::Sender<bool>>,
+}
+
+impl Cluster {
+    /// Six nodes of one device each, class 4+2.
+    pub(crate) async fn start() -> Cluster {
+        let mut listeners = Vec::new();
+        for _ in 0..6 {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let mut map = ClusterMap {
+            cluster: ClusterId([9; 16]),
+            epoch: Epoch(1),
+            class: Class { k: 4, m: 2 },
+            stripe_data: 256 * 1024,
+            domain: DomainLevel::Host,
+            nodes: Vec::new(),
+            devices: Vec::new(),
+            groups: Vec::new(),
+            partitions: Vec::new(),
+        };
+        for (i, listener) in (1u32..).zip(&listeners) {
+            let address = listener.local_addr().unwrap().to_string();
+            let domains = Domains::default();
+            map.nodes.push(Node {
+                id: NodeId(i),
+                domains,
+                cores: vec![Core { address }],
+            });
+            map.devices.push(Device {
+                no: DeviceNo(i),
+                id: DeviceId([i as u8; 16]),
+                node: NodeId(i),
+                core: 0,
+                size: 1 << 30,
+            });
+        }
+        solve(&mut map, 7).unwrap();
+        let store = Arc::new(Mutex::new(Store {
+            map: Some(map.clone()),
+            ..Store::default()
+        }));
+        let mut cluster = Cluster {
+            map,
+            store,
+            alive: HashMap::new(),
+        };
+        for (i, listener) in (1u32..).zip(listeners) {
+            cluster.serve(NodeId(i), listener);
+        }
+        cluster
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap()
+    }
+
+    pub(crate) fn head(&self) -> NodeId {
+        let head = self.map.partitions[0].chain.devices[0];
+        self.map.device(head).unwrap().node
+    }
+
+    /// Nodes that are not the head.
+    pub(crate) fn others(&self) -> Vec<NodeId> {
+        self.map
+            .nodes
+            .iter()
+            .map(|n| n.id)
+            .filter(|n| *n != self.head())
+            .collect()
+    }
+
+    fn serve(&mut self, node: NodeId, listener: TcpListener) {
+        let (alive, watch) = watch::channel(true);
+        self.alive.insert(node, alive);
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let mut dead = watch.clone();
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    _ = dead.changed() => return,
+                };
+                let Ok((stream, _)) = accepted else { return };
+                let (store, mut dead) = (store.clone(), watch.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = connection(node, stream, store) => {}
+                        _ = dead.changed() => {}
+                    }
+                });
+            }
+        });
+    }
+
+    /// The node's process ends: connections break, new ones are refused.
+    pub(crate) async fn kill(&mut self, node: NodeId) {
+        self.alive.remove(&node).unwrap().send(false).ok();
+        let address = self.address(node);
+        while TcpStream::connect(&address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) async fn revive(&mut self, node: NodeId) {
+        let listener = TcpListener::bind(self.address(node)).await.unwrap();
+        self.serve(node, listener);
+    }
+
+    fn address(&self, node: NodeId) -> String {
+        self.map.node(node).unwrap().cores[0].address.clone()
+    }
+
+    pub(crate) fn mood(&self, node: NodeId, mood: Mood) {
+        self.store().moods.insert(node, mood);
+    }
+}
+
+async fn connection(node: NodeId, mut stream: TcpStream, store: Arc<Mutex<Store>>) {
+    stream.set_nodelay(true).unwrap();
+    let mut held: Vec<u8> = Vec::new();
+    let mut hello = false;
+    loop {
+        let frame = loop {
+            if let Some(head) = held.first_chunk::<FRAME_HEADER_LEN>() {
+                let header = FrameHeader::decode(head).expect("the client sends good headers");
+                if held.len() >= header.frame_len() {
+                    break header;
+                }
+            }
+            let mut some = vec![0; 1 << 20];
+            match stream.read(&mut some).await {
+                Ok(n) if n > 0 => {
+                    if node == NodeId(1) {
+                        store.lock().unwrap().reads.push(n);
+                    }
+                    held.extend_from_slice(&some[..n]);
+                }
+                _ => return,
+            }
+        };
+        let rest = held.split_off(frame.frame_len());
+        let bytes = std::mem::replace(&mut held, rest);
+        let control_end = FRAME_HEADER_LEN + frame.control_len as usize;
+        let (control, payload) = (&bytes[FRAME_HEADER_LEN..control_end], &bytes[control_end..]);
+        frame
+            .verify_control(control)
+            .expect("the client sends good control parts");
+        frame
+            .verify_payload(payload)
+            .expect("the client sends good payloads");
+        let request: Request = decode_control(control).expect("the client sends requests");
+        assert!(
+            hello || matches!(request, Request::Hello { .. }),
+            "Hello comes first"
+        );
+        let is_hello = !hello;
+        hello = true;
+        let (reply, out, mood) = {
+            let mut store = store.lock().unwrap();
+            *store.requests.entry(node).or_default() += 1;
+            let mood = store.moods.get(&node).copied().unwrap_or(Mood::Well);
+            let (reply, out) =
+                store.answer(node, &frame, request, Bytes::copy_from_slice(payload), mood);
+            (reply, out, if is_hello { Mood::Well } else { mood })
+        };
+        if !respond(&mut stream, frame.request, reply, out, mood).await {
+            return;
+        }
+    }
+}
+
+/// Sends the reply as the mood has it; false ends the connection.
+async fn respond(
+    stream: &mut TcpStream,
+    request: u64,
+    reply: Reply,
+    payload: Bytes,
+    mood: Mood,
+) -> bool {
+    let reply = if mood == Mood::WrongKind {
+        Reply::Done
+    } else {
+        reply
+    };
+    let mut control = encode_control(&reply);
+    if mood == Mood::ControlGarbage {
+        control = vec![0xee; 20];
+    }
+    let opcode = if mood == Mood::NoReply {
+        Opcode::Request
+    } else {
+        Opcode::Reply
+    };
+    let request = if mood == Mood::OtherRequest {
+        request + 1_000_000
+    } else {
+        request
+    };
+    let crc = crc32(&payload);
+    let mut header =
+        FrameHeader::new(opcode, request, Epoch(1), &control, payload.len(), crc).unwrap();
+    match mood {
+        Mood::Oversized => header.payload_len = FRAME_PAYLOAD_MAX + 1,
+        Mood::ControlCrc => header.control_crc ^= 1,
+        Mood::PayloadCrc => header.payload_crc ^= 1,
+        _ => {}
+    }
+    let mut frame = [&header.encode()[..], &control, &payload].concat();
+    match mood {
+        Mood::Mute => return true,
+        Mood::Closes => return false,
+        Mood::Slow(time) => tokio::time::sleep(time).await,
+        Mood::Garbage => frame = vec![b'x'; 500],
+        Mood::HeaderCrc => frame[20] ^= 1,
+        Mood::Truncated => {
+            let half = frame.len() / 2;
+            stream.write_all(&frame[..half]).await.ok();
+            return false;
+        }
+        _ => {}
+    }
+    stream.write_all(&frame).await.is_ok()
+}
+
+fn refuse(code: ErrorCode, detail: &str) -> (Reply, Bytes) {
+    (
+        Reply::Error(WireError {
+            code,
+            detail: detail.to_owned(),
+        }),
+        Bytes::new(),
+    )
+}
+
+impl Store {
+    fn answer(
+        &mut self,
+        node: NodeId,
+        frame: &FrameHeader,
+        request: Request,
+        payload: Bytes,
+        mood: Mood,
+    ) -> (Reply, Bytes) {
+        let map = self.map.clone().unwrap();
+        let none = Bytes::new();
+        let epoch_matters = !matches!(
+            request,
+            Request::Hello { .. } | Request::GetMap | Request::Status
+        );
+        if epoch_matters && frame.epoch != map.epoch {
+            return refuse(ErrorCode::StaleEpoch, "fetch the map again");
+        }
+        match request {
+            Request::Hello { cluster, .. } if cluster != map.cluster => {
+                refuse(ErrorCode::WrongCluster, "this node is of another cluster")
+            }
+            Request::Hello { .. } => (
+                Reply::Hello {
+                    node,
+                    epoch: map.epoch,
+                },
+                none,
+            ),
+            Request::GetMap => (Reply::Map, map.to_json().into()),
+            Request::ShardWrite { device, shard } => {
+                if mood == Mood::Full {
+                    return refuse(ErrorCode::DeviceFull, "no extent is free");
+                }
+                self.shards.insert((device, shard), payload);
+                (Reply::Done, none)
+            }
+            Request::ShardRead {
+                device,
+                shard,
+                offset,
+                len,
+            } => {
+                let Some(bytes) = self.shards.get(&(device, shard)) else {
+                    return refuse(ErrorCode::NotFound, "no such shard");
+                };
+                let whole = len == u32::MAX;
+                let end = if whole {
+                    bytes.len()
+                } else {
+                    (offset + len) as usize
+                };
+                let reply = Reply::Shard {
+                    shard_len: bytes.len() as u32,
+                    shard_crc: crc32(bytes),
+                };
+                (reply, bytes.slice(offset as usize..end))
+            }
+            Request::ShardDelete { device, shard } => {
+                self.shards.remove(&(device, shard));
+                (Reply::Done, none)
+            }
+            Request::ReportShard {
+                device,
+                shard,
+                fault,
+            } => {
+                self.reports.push((device, shard, fault));
+                (Reply::Done, none)
+            }
+            Request::Propose {
+                client,
+                request,
+                precondition,
+                op,
+                ..
+            } => self.propose((client, request), precondition, op, payload),
+            Request::Lookup {
+                bucket,
+                key,
+                payload,
+                ..
+            } => {
+                if !self.buckets.contains_key(&bucket) {
+                    return refuse(ErrorCode::NoSuchBucket, "no such bucket");
+                }
+                match self.objects.get(&(bucket, key)) {
+                    Some((meta, inline)) => {
+                        let inline = if payload { inline.clone() } else { none };
+                        (Reply::Found { meta: meta.clone() }, inline)
+                    }
+                    None => refuse(ErrorCode::NotFound, "no such object"),
+                }
+            }
+            Request::List {
+                bucket,
+                prefix,
+                delimiter,
+                after,
+                max,
+                ..
+            } => self.list(&bucket, &prefix, &delimiter, &after, max as usize),
+            Request::ListBuckets { after, max, .. } => {
+                let mut names = self.buckets.iter().filter(|(name, _)| **name > after);
+                let buckets = names
+                    .by_ref()
+                    .take(max as usize)
+                    .map(|(name, at)| BucketMeta {
+                        name: name.clone(),
+                        created_ms: *at,
+                    })
+                    .collect();
+                (
+                    Reply::Buckets {
+                        buckets,
+                        more: names.next().is_some(),
+                    },
+                    none,
+                )
+            }
+            Request::Status => {
+                let state = if mood == Mood::Full {
+                    "full"
+                } else {
+                    "serving"
+                };
+                let device = DeviceStatus {
+                    device: DeviceNo(node.0),
+                    id: DeviceId::default(),
+                    state: state.to_owned(),
+                    bytes_total: 0,
+                    bytes_used: 0,
+                    shards: 0,
+                    findings: vec![],
+                };
+                let status = NodeStatus {
+                    node,
+                    epoch: map.epoch,
+                    uptime_ms: 1,
+                    devices: vec![device],
+                    replicas: vec![],
+                };
+                (Reply::Status(status), none)
+            }
+        }
+    }
+
+    fn list(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: &str,
+        after: &str,
+        max: usize,
+    ) -> (Reply, Bytes) {
+        let mut page = ListPage::default();
+        let mut last = after.to_owned();
+        for ((b, key), (meta, _)) in &self.objects {
+            let Some(rest) = key.strip_prefix(prefix).filter(|_| b == bucket) else {
+                continue;
+            };
+            let rolled = (!delimiter.is_empty())
+                .then(|| rest.find(delimiter))
+                .flatten()
+                .map(|at| format!("{prefix}{}", &rest[..at + delimiter.len()]));
+            let name = rolled.clone().unwrap_or_else(|| key.clone());
+            if name <= last {
+                continue;
+            }
+            if page.objects.len() + page.prefixes.len() == max {
+                page.next = Some(last);
+                break;
+            }
+            last = name.clone();
+            match rolled {
+                Some(prefix) => page.prefixes.push(prefix),
+                None => page.objects.push(ListEntry {
+                    key: name,
+                    size: meta.manifest.size,
+                    crc: meta.manifest.crc,
+                    version: meta.version,
+                    modified_ms: 0,
+                }),
+            }
+        }
+        (Reply::Page(page), Bytes::new())
+    }
+
+    fn propose(
+        &mut self,
+        id: (ClientId, RequestNo),
+        precondition: Precondition,
+        op: Op,
+        payload: Bytes,
+    ) -> (Reply, Bytes) {
+        let none = Bytes::new();
+        if let Some(seq) = self.committed.get(&id) {
+            return (
+                Reply::Committed {
+                    seq: *seq,
+                    displaced: None,
+                },
+                none,
+            );
+        }
+        let bucket = match &op {
+            Op::Put { bucket, .. } | Op::Delete { bucket, .. } => Some(bucket),
+            _ => None,
+        };
+        if bucket.is_some_and(|b| !self.buckets.contains_key(b)) {
+            return refuse(ErrorCode::NoSuchBucket, "no such bucket");
+        }
+        let seq = Seq(self.seq + 1);
+        let displaced = match op {
+            Op::TermStart => return refuse(ErrorCode::BadRequest, "not for clients"),
+            Op::CreateBucket { bucket } => {
+                if self.buckets.insert(bucket, seq.0).is_some() {
+                    return refuse(ErrorCode::BucketExists, "there already");
+                }
+                None
+            }
+            Op::DeleteBucket { bucket } => {
+                if self.objects.keys().any(|(b, _)| *b == bucket) {
+                    return refuse(ErrorCode::BucketNotEmpty, "not empty");
+                }
+                if self.buckets.remove(&bucket).is_none() {
+                    return refuse(ErrorCode::NoSuchBucket, "no such bucket");
+                }
+                None
+            }
+            Op::Put {
+                bucket,
+                key,
+                manifest,
+            } => {
+                let name = (bucket, key);
+                let known = self.objects.get(&name).map(|(meta, _)| meta.version);
+                let holds = match precondition {
+                    Precondition::None => true,
+                    Precondition::Absent => known.is_none(),
+                    Precondition::Present => known.is_some(),
+                    Precondition::Version(version) => known == Some(version),
+                };
+                if !holds {
+                    return refuse(ErrorCode::PreconditionFailed, "it does not hold");
+                }
+                let meta = ObjectMeta {
+                    version: seq,
+                    modified_ms: 5,
+                    manifest,
+                };
+                self.objects
+                    .insert(name, (meta, payload))
+                    .map(|(meta, _)| meta.manifest)
+            }
+            Op::Delete { bucket, key } => self
+                .objects
+                .remove(&(bucket, key))
+                .map(|(meta, _)| meta.manifest),
+        };
+        self.seq += 1;
+        self.committed.insert(id, seq);
+        (Reply::Committed { seq, displaced }, none)
+    }
+}
