@@ -500,3 +500,123 @@ impl Log {
         lowest
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(seq: u64, term: u64, prev_term: Option<u64>) -> Piece {
+        let prev_term = prev_term.map(Term);
+        Piece {
+            seq: Seq(seq),
+            term: Term(term),
+            prev_term,
+            bytes: Bytes::from_static(&[7; 100]),
+        }
+    }
+
+    /// Entries `(seq, term)`, an entry whose term differs from the one replayed before it being a
+    /// `TermStart` behind `prev_term`.
+    fn replayed(entries: &[(u64, u64, Option<u64>)]) -> Log {
+        let mut log = Log::new(1 << 20);
+        for (nth, (seq, term, prev_term)) in entries.iter().enumerate() {
+            log.replay(&piece(*seq, *term, *prev_term), nth as u64 * 100);
+        }
+        log
+    }
+
+    fn terms(log: &Log) -> Vec<Option<u64>> {
+        (1..=log.last().0)
+            .map(|seq| log.term(Seq(seq)).map(|term| term.0))
+            .collect()
+    }
+
+    #[test]
+    fn a_higher_term_removes_what_it_supersedes() {
+        let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None), (2, 2, Some(1))]);
+        assert_eq!(terms(&log), [Some(1), Some(2)]);
+        assert_eq!(log.durable(), Seq(2));
+        // And what was superseded, replayed late, is passed over.
+        let log = replayed(&[(1, 1, Some(0)), (2, 2, Some(1)), (2, 1, None), (3, 1, None)]);
+        assert_eq!(terms(&log), [Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn a_copy_moves_an_entry() {
+        let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (1, 1, Some(0))]);
+        assert_eq!(terms(&log), [Some(1), Some(1)]);
+        assert_eq!(log.slot(Seq(1)).map(|slot| slot.at), Some(200));
+    }
+
+    #[test]
+    fn a_gap_is_a_hole_until_it_is_filled() {
+        let mut log = replayed(&[(1, 1, Some(0)), (4, 1, None)]);
+        assert_eq!(terms(&log), [Some(1), None, None, Some(1)]);
+        assert_eq!(log.holes(8), [(Seq(2), Seq(3))]);
+        assert_eq!(
+            (log.first_hole(), log.durable()),
+            (Some((Seq(2), Seq(4))), Seq(1))
+        );
+        log.replay(&piece(3, 1, None), 900);
+        log.replay(&piece(2, 1, None), 1000);
+        assert_eq!((log.first_hole(), log.durable()), (None, Seq(4)));
+    }
+
+    #[test]
+    fn what_a_lost_start_of_a_term_may_have_superseded_is_doubted() {
+        // Term 2 began at 3 and went on to 4; its record of 3 and 4 is lost, 5 is there.
+        let log = replayed(&[
+            (1, 1, Some(0)),
+            (2, 1, None),
+            (3, 1, None),
+            (4, 1, None),
+            (5, 2, None),
+        ]);
+        assert_eq!(terms(&log), [None, None, None, None, Some(2)]);
+        // All of term 2 is lost; term 3 says that it was there.
+        let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None), (3, 3, Some(2))]);
+        assert_eq!(terms(&log), [None, None, Some(3)]);
+        assert_eq!(log.durable(), Seq(0));
+        // A hint says what was lost: what is before it cannot have been superseded.
+        let mut log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None)]);
+        log.replay_damaged(Some((Seq(2), Seq(3))));
+        log.replay(&piece(4, 2, None), 900);
+        assert_eq!(terms(&log), [Some(1), None, None, Some(2)]);
+    }
+
+    #[test]
+    fn damage_behind_everything_is_remembered_until_a_new_term() {
+        let mut log = replayed(&[(1, 1, Some(0)), (2, 1, None)]);
+        log.replay_damaged(None);
+        log.replay(&piece(3, 1, None), 900);
+        assert!(
+            log.tail_damaged(),
+            "the entry may have been there before, with others"
+        );
+        log.replay(&piece(4, 2, Some(1)), 1000);
+        assert!(!log.tail_damaged());
+    }
+
+    #[test]
+    fn memory_is_bounded_but_for_what_is_on_its_way() {
+        let mut log = Log::new(250);
+        for seq in 1..=5 {
+            log.write(&piece(seq, 1, None));
+        }
+        assert_eq!((log.recent_bytes, log.writing_bytes()), (500, 500));
+        for seq in 1..=5 {
+            log.written(Seq(seq), Term(1), seq * 100);
+        }
+        assert_eq!((log.recent_bytes, log.writing_bytes()), (200, 0));
+        assert!(log.recent(Seq(3)).is_none() && log.recent(Seq(4)).is_some());
+        let run = log
+            .run(Seq(1), Seq(5), 300)
+            .map(|run| (run.last, run.at, run.len));
+        assert_eq!(run, Some((Seq(3), 100, 300)));
+        log.truncate(Seq(3));
+        assert_eq!(
+            (log.last(), log.durable(), log.recent_bytes),
+            (Seq(2), Seq(2), 0)
+        );
+    }
+}

@@ -6,7 +6,7 @@ use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::journal::Entry;
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
-use ashlar_layout::message::{ErrorCode, Reply};
+use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -430,6 +430,62 @@ fn damage_without_a_place_is_taken_for_the_end() {
     assert!(tail_damaged(&|_| None));
     assert!(tail_damaged(&|last| Some((last, Seq(last.0 + 1)))));
     assert!(!tail_damaged(&|last| Some((Seq(1), last))));
+}
+
+#[test]
+fn a_follower_acknowledges_only_what_is_shown_to_agree() {
+    let script = Script::new();
+    let mut follower = Replica::new(Config::new(PartitionId(7), 1, 3));
+    for record in &script.world.nodes[1].device.records {
+        follower.replay(&record.bytes, record.at);
+    }
+    let held = follower.log.last();
+    let first_term = follower.log.term(Seq(1)).unwrap();
+    let now = Instant(0);
+    let append = |prev, prev_term| ChainBody::Append {
+        prev,
+        prev_term,
+        count: 0,
+        committed: Seq(99),
+    };
+    follower.on_event(now, Event::Start { term: Term(0) }, &mut Vec::new());
+    let mut tell = |term, body| {
+        let message = ChainMessage {
+            partition: PartitionId(7),
+            from: 0,
+            term: Term(term),
+            body,
+        };
+        let mut out = Vec::new();
+        let payload = Bytes::new();
+        follower.on_event(now, Event::Message { message, payload }, &mut out);
+        match &out[..] {
+            [Action::Send { to: 0, message, .. }] => Some((message.term, message.body.clone())),
+            [] => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    // A reign that it has not sealed: it says so, and takes nothing.
+    assert!(matches!(
+        tell(9, append(Seq(1), first_term)),
+        Some((Term(0), ChainBody::Mismatch { .. }))
+    ));
+    assert!(matches!(
+        tell(9, ChainBody::Seal),
+        Some((Term(9), ChainBody::Sealed { last, .. })) if last == held
+    ));
+    assert_eq!(
+        tell(9, append(Seq(1), first_term)),
+        Some((Term(9), ChainBody::Ack { durable: Seq(1) })),
+        "it holds {held}, but only the first is known to agree"
+    );
+    assert!(matches!(
+        tell(9, append(held, Term(8))),
+        Some((Term(9), ChainBody::Mismatch { last, .. })) if last < held
+    ));
+    assert_eq!(tell(8, ChainBody::Seal), None, "an older reign");
+    assert_eq!(tell(8, append(Seq(1), first_term)), None);
+    assert_eq!(follower.committed, Seq(1), "no further than what agrees");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::{Action, Config, Event, Limits};
-use crate::replica::Replica;
+use crate::replica::{Replica, Role};
 use crate::sim_clients::Clients;
 
 pub(crate) const MICRO: u64 = 1_000;
@@ -710,6 +710,13 @@ impl World {
             replica.committed <= replica.log.last(),
             "committed beyond the end"
         );
+        if replica.role == Role::Head {
+            let (committed, start) = (replica.committed, replica.head.term_start);
+            assert!(
+                committed.0 == 0 || committed >= start,
+                "entry {committed} counted before the reign's first, {start}"
+            );
+        }
         if replica.serving() {
             assert_eq!(
                 replica.applied, replica.committed,

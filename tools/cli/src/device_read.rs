@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use ashlar_layout::limits::{EXTENT_SIZE_MAX, SUPERBLOCK_COPIES, SUPERBLOCK_STRIDE_MIN};
 use ashlar_layout::superblock::{self, SUPERBLOCK_LEN, Superblock, SuperblockError};
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::fail::Fail;
 use crate::rig_files::{Aligned, open_direct};
 
@@ -49,6 +51,17 @@ impl DeviceFile {
             size,
             file,
         })
+    }
+
+    /// Whether a node, or a command that writes, has claimed it at this moment.
+    pub fn is_served(&self) -> bool {
+        let shared = flock(&self.file, FlockOperation::NonBlockingLockShared);
+        let served = shared == Err(rustix::io::Errno::WOULDBLOCK);
+        if !served {
+            // Looking must not keep a node from opening it.
+            let _ = flock(&self.file, FlockOperation::Unlock);
+        }
+        served
     }
 }
 

@@ -81,6 +81,12 @@ impl Report {
 /// Verifies a device and prints what was found; findings make it fail.
 pub fn verify(path: &Path, json: bool) -> Result<(), Fail> {
     let device = DeviceFile::open(path)?;
+    if device.is_served() {
+        output::note(&format!(
+            "{} is being served: what is written meanwhile may look damaged",
+            path.display()
+        ));
+    }
     let superblock = device_read::superblock(&device.file, path)?;
     let report = check(&device, &superblock)?;
     if json {
@@ -523,5 +529,92 @@ fn subject(subject: &Subject) -> String {
             format!("journal of partition {partition}, entries {first} to {last}")
         }
         (Subject::Journal { .. }, _) => "journal".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId};
+
+    use super::*;
+    use crate::bench_engine::{Load, Run};
+    use crate::device_format::{Identity, format_image};
+
+    const SHARDS: u64 = 300;
+    const PAYLOAD: u32 = 100_000;
+
+    /// A device with shards that the real engine has written: more than an extent of them.
+    fn device(folder: &Path) -> PathBuf {
+        let path = folder.join("device.img");
+        File::create(&path).unwrap().set_len(96 << 20).unwrap();
+        let cluster = ClusterId([3; 16]);
+        let identity = Identity {
+            cluster,
+            device: DeviceId([4; 16]),
+            node: NodeId(1),
+            no: DeviceNo(1),
+        };
+        format_image(&path, &identity).unwrap();
+        let run = Run {
+            path: &path,
+            cluster,
+            load: Load::Append {
+                first: 0,
+                count: SHARDS,
+            },
+            payload: PAYLOAD,
+            depth: 8,
+            limit: Duration::from_secs(60),
+            seed: 5,
+        };
+        assert_eq!(run.run().unwrap().operations, SHARDS);
+        path
+    }
+
+    fn report(path: &Path) -> Report {
+        let device = DeviceFile::open(path).unwrap();
+        let superblock = device_read::superblock(&device.file, path).unwrap();
+        check(&device, &superblock).unwrap()
+    }
+
+    #[test]
+    fn a_whole_device_has_no_findings_and_damage_costs_what_it_hit() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let path = device(folder.path());
+        let whole = report(&path);
+        assert_eq!(whole.findings, []);
+        assert_eq!(whole.shards, SHARDS);
+        assert_eq!(whole.payload_bytes, SHARDS * u64::from(PAYLOAD));
+        assert!(whole.extents.sealed >= 1, "{:?}", whole.extents);
+
+        // A head and a payload in the sealed extent, and a copy of the superblock.
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let start = (64 << 10) + 4096;
+        let record = ashlar_layout::record::record_len(PAYLOAD, 4096);
+        for at in [
+            start + 3 * record,
+            start + 7 * record + 4096 + 50_000,
+            32 << 20,
+        ] {
+            file.write_all_at(&[0xa5; 64], at).unwrap();
+        }
+        file.sync_all().unwrap();
+        let hurt = report(&path);
+        assert_eq!(hurt.shards, SHARDS - 2);
+        let at = |kind| -> Vec<u64> {
+            hurt.findings
+                .iter()
+                .filter(|f| f.kind == kind)
+                .map(|f| f.offset)
+                .collect()
+        };
+        assert_eq!(at(FindingKind::Missing), [start + 3 * record]);
+        assert_eq!(at(FindingKind::Rot), [32 << 20, start + 7 * record]);
     }
 }

@@ -452,6 +452,19 @@ impl Rig {
         }
     }
 
+    /// Goes on until nothing but writes at this offset is in flight.
+    pub fn settle_but(&mut self, held: u64) {
+        loop {
+            self.kick();
+            let is_held =
+                |flying: &Flying| matches!(flying, Flying::Write { offset, .. } if *offset == held);
+            let Some(at) = self.flying.iter().position(|flying| !is_held(flying)) else {
+                return;
+            };
+            self.step_at(at);
+        }
+    }
+
     /// Does one operation to its end.
     pub fn finish(&mut self, op: u64) -> Answer {
         self.settle();

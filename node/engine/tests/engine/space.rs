@@ -89,6 +89,54 @@ fn next_number(model: &Model) -> u64 {
     *model.shards.keys().next_back().unwrap()
 }
 
+/// While the new header of an extent is in flight, what was in it may still be found after a crash: the
+/// extent that holds the tombstones for that is not yet free for anybody.
+#[test]
+fn a_header_in_flight_frees_nothing() {
+    let mut rig = Rig::new(10, 4096, true);
+    let mut model = Model::default();
+    rig.open();
+    let mut next = 1;
+    while store(&mut rig, &mut model, next) == 0 {
+        next += 1;
+    }
+    // Everything in extent 0 dies by tombstones in extent 1, and so does all else in extent 1.
+    let all: Vec<u64> = (1..=next).collect();
+    delete_all(&mut rig, &mut model, &all);
+    let header = rig
+        .engine()
+        .geometry()
+        .extent_start(ashlar_layout::ids::ExtentNo(0));
+    while rig.flying.is_empty() {
+        next += 1;
+        model.write(&mut rig, next, LEN);
+        rig.settle_but(header);
+        model.hear(&mut rig);
+        if rig.flying.is_empty() {
+            delete_all(&mut rig, &mut model, &[next]);
+        }
+    }
+    // Extent 1 is sealed, and extent 0 about to be used again. The journal takes another one.
+    let op = rig.append(1, 1..2, vec![7; 1000]);
+    rig.settle_but(header);
+    assert!(matches!(rig.answers.remove(&op), Some(Answer::Journal(_))));
+    let lost = rig.die();
+    assert_eq!(
+        lost.len(),
+        1,
+        "the write with the header never reached the disk"
+    );
+    rig.disk.settle_loose(|_, _| 0);
+    let opened = rig.open();
+    assert_eq!((opened.report.shards, opened.journal.len()), (0, 1));
+    for number in all {
+        assert!(
+            rig.fetch(number).error().is_some(),
+            "shard {number} came back"
+        );
+    }
+}
+
 /// Turned over many times, the device neither fills up nor forgets.
 #[test]
 fn space_comes_back() {
