@@ -224,7 +224,7 @@ fn a_rig_that_does_not_fit_is_refused_before_anything_is_made() {
         &["small|at least"],
     );
     rig.fails(&rig.rig_args(&["status"]), 1, &["rig"]);
-    rig.fails(&rig.rig_args(&["wipe"]), 1, &["--yes"]);
+    rig.fails(&rig.rig_args(&["wipe"]), 1, &["rig"]);
     assert!(rig.pids().is_empty());
     assert!(
         !rig::is_root() || !rig.dir().join("map.json").exists(),

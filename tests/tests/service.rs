@@ -1,5 +1,6 @@
 //! A node as a service: it says when it is ready, feeds the watchdog, and drains when it is told to end.
 
+use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -17,6 +18,9 @@ use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn run_node(rig: &Rig, node: u32, socket: &std::path::Path) -> Child {
+    // Among the logs that a failing test shows.
+    let log = rig.dir().join(format!("node-{node}/service.log"));
+    let log = File::create(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
     // systemd names the process whose watchdog it is; a shell that becomes the node knows its number.
     Command::new("sh")
         .args(["-c", r#"WATCHDOG_PID=$$ exec "$0" node run --config "$1""#])
@@ -26,7 +30,7 @@ fn run_node(rig: &Rig, node: u32, socket: &std::path::Path) -> Child {
         .env("WATCHDOG_USEC", "2000000")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(log)
         .spawn()
         .unwrap_or_else(|e| panic!("ashlar does not start: {e}"))
 }

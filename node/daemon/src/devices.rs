@@ -5,30 +5,26 @@
 //! - a device that is fenced is closed, reopened and recovered: nothing is retried on the old state;
 //! - a device serves only when its journal has been replayed into its replicas.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ashlar_cluster_journal::Replica;
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo};
 use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Action, IoFailure};
 use ashlar_node_engine::error::{self, EngineError, OpenError};
-use ashlar_node_engine::opening::{JournalRecord, OpenParams, Opened, RecoveryReport};
+use ashlar_node_engine::opening::{OpenParams, Opened};
 use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Io, OpenOptions};
-use bytes::Bytes;
 
 use crate::config::{CacheMode, DeviceConfig};
 use crate::core::{Core, Engine, Opening, Pending, PoolMemory, Todo};
 use crate::outgoing;
+use crate::replay::Replay;
 
 /// Wait before a device that failed is opened again, at first and at most.
 const REOPEN_MIN: Duration = Duration::from_millis(200);
 const REOPEN_MAX: Duration = Duration::from_secs(10);
-/// Journal records read ahead while a log is replayed.
-const REPLAY_AHEAD: usize = 8;
 /// How long a node waits at its start for a device that another process still holds: one that was
 /// just killed may need a moment to let go.
 const BUSY_MAX: Duration = Duration::from_secs(5);
@@ -43,21 +39,7 @@ const KINDS: [FindingKind; 5] = [
     FindingKind::Skipped,
 ];
 
-/// The replay of a device's journal.
-struct Replay {
-    engine: Engine,
-    records: Vec<JournalRecord>,
-    /// Next record to be read.
-    next: usize,
-    /// Next record to be replayed.
-    due: usize,
-    /// Read, but not yet due.
-    held: BTreeMap<usize, Option<Bytes>>,
-    /// The replicas being rebuilt, by slot.
-    replicas: Vec<(usize, Replica)>,
-}
-
-enum Phase {
+pub(crate) enum Phase {
     /// Not open; the next attempt is at this time, if there is to be one.
     Closed {
         retry_at: Option<Instant>,
@@ -80,7 +62,7 @@ pub struct DeviceSlot {
     cache: CacheMode,
     dev: Option<Dev>,
     generation: u32,
-    phase: Phase,
+    pub(crate) phase: Phase,
     reopen_after: Duration,
     /// A replica stopped: its log is to be read again,
     reopen: bool,
@@ -121,6 +103,13 @@ impl DeviceSlot {
             fatal: None,
             size: device.size,
         }
+    }
+
+    /// Its journal is replayed: it serves.
+    pub(crate) fn serve(&mut self, engine: Engine) {
+        self.phase = Phase::Serving(Box::new(engine));
+        self.served = true;
+        self.reopen_after = REOPEN_MIN;
     }
 
     pub(crate) fn path(&self) -> &std::path::Path {
@@ -457,113 +446,6 @@ impl Core {
         }
     }
 
-    /// A device is recovered: its journal goes into its replicas.
-    fn replay(&mut self, device: usize, opened: Opened<PoolMemory>, now: Instant, io: &mut Io) {
-        let slot = &self.devices[device];
-        eprintln!(
-            "device {} at {}: {}",
-            slot.no,
-            slot.path.display(),
-            summary(&opened.report)
-        );
-        let mut replicas: Vec<(usize, Replica)> = Vec::new();
-        for (index, replica) in self.replicas.iter().enumerate() {
-            if replica.device == device {
-                replicas.push((index, replica.fresh()));
-            }
-        }
-        for damaged in &opened.damaged {
-            for (index, replica) in &mut replicas {
-                if damaged
-                    .entries
-                    .is_none_or(|(p, ..)| p == self.replicas[*index].partition)
-                {
-                    replica.replay_damaged(damaged.entries.map(|(_, first, last)| (first, last)));
-                }
-            }
-        }
-        let replay = Replay {
-            engine: opened.engine,
-            records: opened.journal,
-            next: 0,
-            due: 0,
-            held: BTreeMap::new(),
-            replicas,
-        };
-        self.devices[device].phase = Phase::Replaying(Box::new(replay));
-        self.read_ahead(device, now, io);
-    }
-
-    /// Reads the next journal records; ends the replay when there are none.
-    fn read_ahead(&mut self, device: usize, now: Instant, io: &mut Io) {
-        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
-            return;
-        };
-        if replay.due == replay.records.len() {
-            let phase = std::mem::replace(&mut self.devices[device].phase, Phase::Down);
-            let Phase::Replaying(replay) = phase else {
-                return;
-            };
-            let term = replay.engine.owner_epoch();
-            let slot = &mut self.devices[device];
-            slot.phase = Phase::Serving(Box::new(replay.engine));
-            slot.served = true;
-            slot.reopen_after = REOPEN_MIN;
-            for (index, replica) in replay.replicas {
-                self.start_replica(index, replica, ashlar_layout::ids::Term(term.0));
-            }
-            return;
-        }
-        let ahead = replay.records.len().min(replay.due + REPLAY_AHEAD);
-        let from = std::mem::replace(&mut replay.next, ahead);
-        for record in from..ahead {
-            self.read_record(device, record, now, io);
-        }
-    }
-
-    /// Reads one journal record for replay.
-    pub(crate) fn read_record(&mut self, device: usize, record: usize, now: Instant, io: &mut Io) {
-        let Phase::Replaying(replay) = &self.devices[device].phase else {
-            return;
-        };
-        let (at, len) = (replay.records[record].at, replay.records[record].len);
-        let op = self.ops.insert(Pending::Replay { device, record });
-        self.engine_event(device, api::Event::ReadJournal { op, at, len }, now, io);
-    }
-
-    /// A journal record was read for replay.
-    pub(crate) fn replayed(
-        &mut self,
-        device: usize,
-        record: usize,
-        result: Result<api::Output<Buf>, EngineError>,
-        now: Instant,
-        io: &mut Io,
-    ) {
-        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
-            return;
-        };
-        let bytes = match result {
-            Ok(api::Output::Bytes { buf, range }) => Some(Bytes::copy_from_slice(&buf[range])),
-            _ => None,
-        };
-        replay.held.insert(record, bytes);
-        while let Some(bytes) = replay.held.remove(&replay.due) {
-            let record = &replay.records[replay.due];
-            replay.due += 1;
-            for (index, replica) in &mut replay.replicas {
-                if self.replicas[*index].partition != record.partition {
-                    continue;
-                }
-                match &bytes {
-                    Some(bytes) => replica.replay(bytes, record.at),
-                    None => replica.replay_damaged(Some((record.first, record.last))),
-                }
-            }
-        }
-        self.read_ahead(device, now, io);
-    }
-
     /// A device can be used no more as it is: it is closed, and opened again later.
     fn fence(&mut self, device: usize, why: String, now: Instant, io: &mut Io) {
         for replica in 0..self.replicas.len() {
@@ -646,25 +528,6 @@ pub(crate) fn refusal(e: &EngineError) -> Reply {
 fn is_full(engine: &Engine) -> bool {
     let stats = engine.stats();
     stats.extents_free <= stats.extents_reserved
-}
-
-/// What recovery did, for the log.
-fn summary(report: &RecoveryReport) -> String {
-    format!(
-        "recovered {}: {} shards, {} tombstones, {} journal records; {} extents scanned, {} footers and {} bytes read, {} findings",
-        if report.clean {
-            "after a clean stop"
-        } else {
-            "after a crash"
-        },
-        report.shards,
-        report.tombstones,
-        report.journal_records,
-        report.extents_scanned,
-        report.footers_read,
-        report.bytes_read,
-        report.findings.iter().sum::<u64>(),
-    )
 }
 
 /// Whether a device does not belong here, so that trying again would not help.

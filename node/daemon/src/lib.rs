@@ -5,7 +5,8 @@
 //! | [`config`] | the configuration file |
 //! | [`run`] | threads, signals, service manager |
 //! | `core` | one data core: the reactor's handler |
-//! | `devices` | its devices: opening, recovery, replay, fencing |
+//! | `devices` | its devices: opening, recovery, fencing |
+//! | `replay` | from a device's log to its replicas |
 //! | `replicas`, `peers` | its journal replicas and the nodes that they talk to |
 //! | `requests`, `lookups` | what clients ask |
 //! | `incoming`, `outgoing` | frames |
@@ -20,6 +21,7 @@ mod incoming;
 mod lookups;
 mod outgoing;
 mod peers;
+mod replay;
 mod replicas;
 mod requests;
 pub mod run;

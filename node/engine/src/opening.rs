@@ -13,8 +13,10 @@
 //!   known before its record is met.
 //! - What cannot be read is neither free nor absent: such an extent is never written in this session,
 //!   and tombstones that seem to kill nothing are kept.
-//! - An unsealed extent is appended to again only if its header and every block of it could be read,
-//!   and then behind everything in it whose head was recognised. Other unsealed extents are sealed.
+//! - An unsealed extent is appended to again only if it is the newest of its kind, and its header and
+//!   every block of it could be read; and then behind everything in it whose head was recognised. Other
+//!   unsealed extents are sealed. (Were an older one appended to, a tombstone could be older than its
+//!   record.)
 //! - An extent whose header is not valid may still hold records, unless it lies further above all used
 //!   ones than extents can be open at once: the lowest free number is always opened first.
 

@@ -551,24 +551,33 @@ impl Work {
                 self.extents.adopt(no, State::Free, None, seen.floor);
             }
         }
-        // Of each kind the newest unsealed extent goes on, if there is room in it.
-        unsealed.sort_by_key(|(_, incarnation, ..)| std::cmp::Reverse(*incarnation));
+        // Of each kind the newest extent goes on, if it is unsealed and there is room in it. An older one
+        // must not: a tombstone in it would be older than its record.
+        for (kind, incarnation, no, _) in &unsealed {
+            self.extents
+                .adopt(*no, State::Open, Some(*kind), *incarnation);
+        }
+        let newest = [ExtentKind::Journal, ExtentKind::Data].map(|kind| {
+            let of_kind = self
+                .extents
+                .iter()
+                .filter(|(_, extent)| extent.state != State::Free && extent.kind == Some(kind));
+            (kind, of_kind.map(|(_, extent)| extent.incarnation).max())
+        });
         for (kind, incarnation, no, entries) in unsealed {
             let pos = self.seen[no.0 as usize].tail;
-            self.extents.adopt(no, State::Open, Some(kind), incarnation);
             let room = self.geometry.extent_end(no)
                 - footer_len(entries.len() + 1, self.geometry.block_size);
+            let fits = pos + 2 * self.block() <= room;
+            let goes_on = fits && newest.contains(&(kind, Some(incarnation)));
             let open = OpenExtent {
                 no,
                 incarnation,
                 pos,
                 entries,
             };
-            match streams
-                .iter_mut()
-                .find(|stream| stream.kind == kind && stream.open.is_none())
-            {
-                Some(stream) if pos + 2 * self.block() <= room => stream.open = Some(open),
+            match streams.iter_mut().find(|stream| stream.kind == kind) {
+                Some(stream) if goes_on => stream.open = Some(open),
                 _ => seals.push(Seal {
                     extent: open,
                     writing: false,

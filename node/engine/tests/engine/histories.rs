@@ -1,7 +1,7 @@
 //! Random histories of writes, deletes, appends, shutdowns and crashes, held against the model.
 //!
 //! A failing run prints its seed: `ASHLAR_SEED=<seed> cargo test -p ashlar-node-engine replay`
-//! runs that one alone. Seeds that once failed stay in [`REGRESSIONS`].
+//! runs that one alone, `ASHLAR_SEED=2000..9000` many. Seeds that once failed stay in [`REGRESSIONS`].
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,10 @@ use crate::model::{Fate, Model};
 use crate::rig::{Answer, Crash, Rig};
 
 /// Seeds that found something once.
-const REGRESSIONS: &[u64] = &[];
+const REGRESSIONS: &[u64] = &[
+    // An unsealed extent that was not the newest went on: a tombstone came to be older than its record.
+    2335,
+];
 
 /// One history: block size, cache, and the weights of its steps all come from the seed.
 fn history(seed: u64, steps: u64, lying: bool) -> (Model, u64) {
@@ -225,8 +228,18 @@ fn regressions() {
 
 #[test]
 fn replay() {
-    if let Ok(seed) = std::env::var("ASHLAR_SEED") {
-        let seed = seed.parse().unwrap();
-        run(seed, if seed > 1000 { 4000 } else { 300 });
+    let Ok(seeds) = std::env::var("ASHLAR_SEED") else {
+        return;
+    };
+    let (from, to) = seeds.split_once("..").unwrap_or((&seeds, &seeds));
+    for seed in from.parse().unwrap()..=to.parse::<u64>().unwrap() {
+        run(
+            seed,
+            if (1001..2000).contains(&seed) {
+                4000
+            } else {
+                300
+            },
+        );
     }
 }

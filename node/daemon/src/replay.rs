@@ -1,0 +1,300 @@
+//! From a device that was just opened to replicas that know their log again.
+//!
+//! Invariants:
+//! - records are replayed in the order in which they were appended, whatever order they are read in;
+//! - damage is told in its place: just before the first record of its extent that lies behind it, or after
+//!   the last one of the extent. A replica takes damage at the end of its log for a tail that may be
+//!   missing, and elsewhere for a hole;
+//! - a record that cannot be read is damage, never nothing.
+
+use std::collections::BTreeMap;
+
+use ashlar_cluster_journal::Replica;
+use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::time::Instant;
+use ashlar_node_engine::api;
+use ashlar_node_engine::error::EngineError;
+use ashlar_node_engine::opening::{DamagedJournal, JournalRecord, Opened, RecoveryReport};
+use ashlar_node_reactor::{Buf, Io};
+use bytes::Bytes;
+
+use crate::core::{Core, Engine, Pending, PoolMemory};
+use crate::devices::Phase;
+
+/// Records read ahead while a log is replayed.
+const AHEAD: usize = 8;
+
+/// The replay of a device's journal.
+pub(crate) struct Replay {
+    pub(crate) engine: Engine,
+    steps: Vec<Step>,
+    /// Next step to be read.
+    next: usize,
+    /// Next step to be replayed.
+    due: usize,
+    /// Read, but not yet due: the bytes, or none if they could not be read.
+    held: BTreeMap<usize, Option<Bytes>>,
+    /// The replicas being rebuilt, by slot.
+    replicas: Vec<(usize, Replica)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Record {
+        partition: PartitionId,
+        at: u64,
+        len: u32,
+        first: Seq,
+        last: Seq,
+    },
+    Damage {
+        entries: Option<(PartitionId, Seq, Seq)>,
+    },
+}
+
+impl Core {
+    /// A device is recovered: its journal goes into its replicas.
+    pub(crate) fn replay(
+        &mut self,
+        device: usize,
+        opened: Opened<PoolMemory>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let slot = &self.devices[device];
+        eprintln!(
+            "device {} at {}: {}",
+            slot.no,
+            slot.path().display(),
+            summary(&opened.report)
+        );
+        let mut replicas: Vec<(usize, Replica)> = Vec::new();
+        for (index, replica) in self.replicas.iter().enumerate() {
+            if replica.device == device {
+                replicas.push((index, replica.fresh()));
+            }
+        }
+        let extent_size = opened.engine.geometry().extent_size;
+        let replay = Replay {
+            engine: opened.engine,
+            steps: steps(&opened.journal, &opened.damaged, extent_size),
+            next: 0,
+            due: 0,
+            held: BTreeMap::new(),
+            replicas,
+        };
+        self.devices[device].phase = Phase::Replaying(Box::new(replay));
+        self.go_on(device, now, io);
+    }
+
+    /// Replays what is due, reads what comes next, and ends the replay when there is nothing more.
+    fn go_on(&mut self, device: usize, now: Instant, io: &mut Io) {
+        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
+            return;
+        };
+        while let Some(step) = replay.steps.get(replay.due).copied() {
+            let (bytes, partition) = match step {
+                Step::Damage { entries } => (None, entries.map(|(partition, ..)| partition)),
+                Step::Record { partition, .. } => match replay.held.remove(&replay.due) {
+                    Some(bytes) => (bytes, Some(partition)),
+                    None => break,
+                },
+            };
+            replay.due += 1;
+            for (index, replica) in &mut replay.replicas {
+                if partition.is_some_and(|p| p != self.replicas[*index].partition) {
+                    continue;
+                }
+                match (step, &bytes) {
+                    (Step::Record { at, .. }, Some(bytes)) => replica.replay(bytes, at),
+                    (Step::Record { first, last, .. }, None) => {
+                        replica.replay_damaged(Some((first, last)));
+                    }
+                    (Step::Damage { entries }, _) => {
+                        replica.replay_damaged(entries.map(|(_, first, last)| (first, last)));
+                    }
+                }
+            }
+        }
+        if replay.due == replay.steps.len() {
+            return self.end_replay(device);
+        }
+        let ahead = replay.steps.len().min(replay.due + AHEAD);
+        let from = replay.next.max(replay.due);
+        replay.next = ahead.max(from);
+        for record in from..ahead {
+            self.read_record(device, record, now, io);
+        }
+    }
+
+    fn end_replay(&mut self, device: usize) {
+        let phase = std::mem::replace(&mut self.devices[device].phase, Phase::Down);
+        let Phase::Replaying(replay) = phase else {
+            return;
+        };
+        let term = replay.engine.owner_epoch();
+        self.devices[device].serve(replay.engine);
+        for (index, replica) in replay.replicas {
+            self.start_replica(index, replica, Term(term.0));
+        }
+    }
+
+    /// Reads one journal record for replay, if the step is one.
+    pub(crate) fn read_record(&mut self, device: usize, record: usize, now: Instant, io: &mut Io) {
+        let Phase::Replaying(replay) = &self.devices[device].phase else {
+            return;
+        };
+        if let Some(Step::Record { at, len, .. }) = replay.steps.get(record).copied() {
+            let op = self.ops.insert(Pending::Replay { device, record });
+            self.engine_event(device, api::Event::ReadJournal { op, at, len }, now, io);
+        }
+    }
+
+    /// A journal record was read for replay.
+    pub(crate) fn replayed(
+        &mut self,
+        device: usize,
+        record: usize,
+        result: Result<api::Output<Buf>, EngineError>,
+        now: Instant,
+        io: &mut Io,
+    ) {
+        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
+            return;
+        };
+        let bytes = match result {
+            Ok(api::Output::Bytes { buf, range }) => Some(Bytes::copy_from_slice(&buf[range])),
+            _ => None,
+        };
+        replay.held.insert(record, bytes);
+        self.go_on(device, now, io);
+    }
+}
+
+/// The records in their order, with each damaged place among them.
+fn steps(records: &[JournalRecord], damaged: &[DamagedJournal], extent_size: u64) -> Vec<Step> {
+    let extent = |offset: u64| offset / extent_size;
+    let mut before: BTreeMap<usize, Vec<Step>> = BTreeMap::new();
+    for damage in damaged {
+        let same = |r: &JournalRecord| extent(r.at) == extent(damage.offset);
+        let behind = records.iter().position(|r| same(r) && r.at > damage.offset);
+        let after_last = || records.iter().rposition(same).map(|last| last + 1);
+        let place = behind.or_else(after_last).unwrap_or(records.len());
+        before.entry(place).or_default().push(Step::Damage {
+            entries: damage.entries,
+        });
+    }
+    let mut steps = Vec::with_capacity(records.len() + damaged.len());
+    for (index, record) in records.iter().enumerate() {
+        steps.extend(before.remove(&index).unwrap_or_default());
+        let JournalRecord {
+            partition,
+            at,
+            len,
+            first,
+            last,
+            ..
+        } = *record;
+        steps.push(Step::Record {
+            partition,
+            at,
+            len,
+            first,
+            last,
+        });
+    }
+    steps.extend(before.into_values().flatten());
+    steps
+}
+
+/// What recovery did, for the log.
+fn summary(report: &RecoveryReport) -> String {
+    format!(
+        "recovered {}: {} shards, {} tombstones, {} journal records; {} extents scanned, {} footers and {} bytes read, {} findings",
+        if report.clean {
+            "after a clean stop"
+        } else {
+            "after a crash"
+        },
+        report.shards,
+        report.tombstones,
+        report.journal_records,
+        report.extents_scanned,
+        report.footers_read,
+        report.bytes_read,
+        report.findings.iter().sum::<u64>(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(at: u64, first: u64, last: u64) -> JournalRecord {
+        let (first, last) = (Seq(first), Seq(last));
+        JournalRecord {
+            partition: PartitionId(0),
+            at,
+            len: 1,
+            first,
+            last,
+            sequence: first.0,
+        }
+    }
+
+    fn damage(offset: u64) -> DamagedJournal {
+        DamagedJournal {
+            offset,
+            len: 1,
+            entries: None,
+        }
+    }
+
+    fn order(steps: &[Step]) -> Vec<u64> {
+        steps
+            .iter()
+            .map(|step| match step {
+                Step::Record { first, .. } => first.0,
+                Step::Damage { .. } => 0,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn damage_stands_where_it_was_written() {
+        // Extents of 100: the second one was written first.
+        let records = [
+            record(110, 1, 1),
+            record(150, 2, 2),
+            record(10, 3, 3),
+            record(90, 4, 4),
+        ];
+        let order = |damaged: &[DamagedJournal]| order(&steps(&records, damaged, 100));
+        assert_eq!(
+            order(&[damage(120)]),
+            [1, 0, 2, 3, 4],
+            "between records of its extent"
+        );
+        assert_eq!(
+            order(&[damage(160)]),
+            [1, 2, 0, 3, 4],
+            "behind the last of its extent"
+        );
+        assert_eq!(
+            order(&[damage(5)]),
+            [1, 2, 0, 3, 4],
+            "before the first of its extent"
+        );
+        assert_eq!(
+            order(&[damage(95)]),
+            [1, 2, 3, 4, 0],
+            "at the end of the log"
+        );
+        assert_eq!(
+            order(&[damage(250)]),
+            [1, 2, 3, 4, 0],
+            "in an extent that has no record"
+        );
+        assert_eq!(order(&[]), [1, 2, 3, 4]);
+    }
+}
