@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_node_reactor::{Options, Reactor, Waker};
+use ashlar_node_reactor::{Errno, Options, Reactor, ReactorError, Waker};
 use bytes::Bytes;
 
 use crate::config::Config;
@@ -19,6 +19,10 @@ use crate::replicas::ReplicaSlot;
 /// How often readiness and life are looked at when systemd sets no watchdog.
 const WATCH: Duration = Duration::from_millis(500);
 
+/// How often, and how long apart, a port that is taken is tried again.
+const LISTEN_ATTEMPTS: u32 = 100;
+/// See [`LISTEN_ATTEMPTS`].
+const LISTEN_RETRY: Duration = Duration::from_millis(50);
 /// Words to the main thread that may wait; whoever has more to say waits too.
 const WORDS_MAX: usize = 64;
 
@@ -286,7 +290,7 @@ fn run_core(
         spin: Duration::from_micros(u64::from(config.spin_us)),
         ..Options::default()
     };
-    let mut reactor = Reactor::new(options)?;
+    let mut reactor = reactor(&options, shared)?;
     let _ = words.send(Word::Waker(reactor.waker()));
     for note in reactor.notes() {
         eprintln!("core {core}: {note}");
@@ -317,6 +321,24 @@ fn run_core(
     handler.start(now, io);
     reactor.run(&mut handler)?;
     handler.outcome()
+}
+
+/// Makes the reactor. The port of a process that was just killed stays taken until the kernel has torn
+/// its ring down, so that is waited for.
+fn reactor(options: &Options, shared: &Shared) -> Result<Reactor, DaemonError> {
+    let mut attempts = LISTEN_ATTEMPTS;
+    loop {
+        match Reactor::new(options.clone()) {
+            Err(ReactorError::Listen {
+                errno: Errno::ADDRINUSE,
+                ..
+            }) if attempts > 0 && !shared.stopping.load(Ordering::Relaxed) => {
+                attempts -= 1;
+                std::thread::park_timeout(LISTEN_RETRY);
+            }
+            made => return Ok(made?),
+        }
+    }
 }
 
 /// The replicas that this core's devices hold, and the peers that they talk to.

@@ -552,7 +552,12 @@ impl Work {
             }
         }
         // Of each kind the newest extent goes on, if it is unsealed and there is room in it. An older one
-        // must not: a tombstone in it would be older than its record.
+        // must not: a tombstone in it would be older than its record. Nor may any, where an extent that
+        // cannot be read hides how new it is.
+        let hidden = self
+            .seen
+            .iter()
+            .any(|seen| seen.unreadable && seen.header.is_none());
         for (kind, incarnation, no, _) in &unsealed {
             self.extents
                 .adopt(*no, State::Open, Some(*kind), *incarnation);
@@ -569,7 +574,7 @@ impl Work {
             let room = self.geometry.extent_end(no)
                 - footer_len(entries.len() + 1, self.geometry.block_size);
             let fits = pos + 2 * self.block() <= room;
-            let goes_on = fits && newest.contains(&(kind, Some(incarnation)));
+            let goes_on = fits && !hidden && newest.contains(&(kind, Some(incarnation)));
             let open = OpenExtent {
                 no,
                 incarnation,

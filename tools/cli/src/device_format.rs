@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::extent::Geometry;
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId};
-use ashlar_layout::limits::{BLOCK_SIZE, EXTENT_SIZE};
+use ashlar_layout::limits::{BLOCK_SIZE, BLOCK_SIZE_MIN, EXTENT_SIZE};
 use ashlar_layout::superblock::{Label, Labels, SUPERBLOCK_LEN};
 use ashlar_node_engine::format::{FormatParams, format_plan};
 use clap::Args;
@@ -237,6 +237,13 @@ pub fn claim(path: &Path) -> Result<(File, u64), Fail> {
     let size = (&file)
         .seek(SeekFrom::End(0))
         .map_err(Fail::io("cannot look at", path))?;
+    let block = u64::from(BLOCK_SIZE_MIN);
+    if size % block != 0 {
+        return Err(Fail::Refused(format!(
+            "{} has {size} bytes, which is not a whole number of blocks: make it a multiple of {block} bytes",
+            path.display()
+        )));
+    }
     Ok((file, size))
 }
 

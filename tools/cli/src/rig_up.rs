@@ -210,6 +210,28 @@ fn identity(map: &ClusterMap, device: &Device) -> Identity {
     }
 }
 
+/// A free port below the range that the kernel takes for outgoing connections: one from that range could
+/// be taken while its node is down.
+fn free_port() -> Result<std::net::TcpListener, Fail> {
+    const FIRST: u16 = 20_000;
+    const PORTS: u16 = 12_000;
+    let mut random = [0u8; 2];
+    process::random(&mut random)?;
+    let start = u16::from_le_bytes(random) % PORTS;
+    let mut last = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+    for step in 0..PORTS {
+        let port = FIRST + (start + step) % PORTS;
+        match std::net::TcpListener::bind(("127.0.0.1", port)) {
+            Ok(listener) => return Ok(listener),
+            Err(e) => last = e,
+        }
+    }
+    Err(Fail::io(
+        "cannot find a free port on",
+        Path::new("127.0.0.1"),
+    )(last))
+}
+
 fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
     let mut cluster = ClusterId::default();
     process::random(&mut cluster.0)?;
@@ -220,10 +242,7 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
     // Each port is held until all are chosen, so that none is chosen twice.
     let mut ports = Vec::new();
     for number in 1..=file.nodes {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(Fail::io(
-            "cannot find a free port on",
-            Path::new("127.0.0.1"),
-        ))?;
+        let listener = free_port()?;
         let address = listener.local_addr().map_err(Fail::io(
             "cannot find a free port on",
             Path::new("127.0.0.1"),
