@@ -13,22 +13,10 @@ mod election;
 pub mod extent;
 pub mod footer;
 pub mod frame;
-#[allow(
-    clippy::disallowed_methods,
-    reason = "what wincode derives calls mem::forget"
-)]
 pub mod ids;
 pub mod journal;
 pub mod limits;
-#[allow(
-    clippy::disallowed_methods,
-    reason = "what wincode derives calls mem::forget"
-)]
 pub mod manifest;
-#[allow(
-    clippy::disallowed_methods,
-    reason = "what wincode derives calls mem::forget"
-)]
 pub mod message;
 pub mod names;
 pub mod record;

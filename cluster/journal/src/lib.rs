@@ -30,6 +30,8 @@ mod sim;
 #[cfg(test)]
 mod sim_clients;
 #[cfg(test)]
+mod sim_device;
+#[cfg(test)]
 mod sim_tests;
 mod start;
 

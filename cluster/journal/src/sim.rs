@@ -7,8 +7,6 @@
 //! - a connection that breaks: what is under way is gone, both sides are told, it comes back later;
 //! - messages that a driver drops, single ones, while the connection stays;
 //! - records of *one* replica's device that cannot be read any more, found at once or at replay.
-//!
-//! A device makes writes durable in the order given, and completes them some time later.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -17,85 +15,16 @@ use std::time::Duration;
 use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::message::{ChainBody, Reply};
 use ashlar_layout::time::Instant;
-use bytes::Bytes;
 
 use crate::api::{Action, Config, Event, Limits};
 use crate::replica::{Replica, Role};
 use crate::sim_clients::Clients;
+use crate::sim_device::{Device, Record, Rng};
 
 pub(crate) const MICRO: u64 = 1_000;
 pub(crate) const MILLI: u64 = 1_000_000;
 /// Proposals with such numbers are a test's own.
 pub(crate) const SCRIPTED: u64 = 1 << 40;
-
-/// SplitMix64.
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-
-    /// True once in `n` times.
-    pub(crate) fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Record {
-    pub(crate) at: u64,
-    pub(crate) bytes: Bytes,
-    hint: Option<(Seq, Seq)>,
-    /// Cannot be read (any more).
-    pub(crate) rotten: bool,
-}
-
-/// One replica's device.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Device {
-    pub(crate) records: Vec<Record>,
-    inflight: VecDeque<(u64, Record)>,
-    end: u64,
-    busy_until: u64,
-}
-
-impl Device {
-    /// Bytes of one or more records that stand without a gap; `None` if not all can be read.
-    pub(crate) fn read(&self, at: u64, len: u32) -> Option<Bytes> {
-        let nth = self
-            .records
-            .partition_point(|record| record.at <= at)
-            .checked_sub(1)?;
-        let mut out = Vec::new();
-        let mut at = at;
-        let mut left = len as usize;
-        for record in &self.records[nth..] {
-            let from = at.checked_sub(record.at)? as usize;
-            let part = record.bytes.get(from..)?;
-            let part = &part[..part.len().min(left)];
-            if record.rotten || (part.is_empty() && left > 0) {
-                return None;
-            }
-            out.extend_from_slice(part);
-            left -= part.len();
-            at += part.len() as u64;
-            if left == 0 {
-                return Some(Bytes::from(out));
-            }
-        }
-        None
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Node {

@@ -17,7 +17,8 @@ use ashlar_layout::message::{ErrorCode, Reply, WireError};
 use bytes::Bytes;
 
 use crate::api::{Event, ListParams};
-use crate::sim::{MICRO, MILLI, Rng, World};
+use crate::sim::{MICRO, MILLI, World};
+use crate::sim_device::Rng;
 
 const CLIENTS: u64 = 4;
 const OPS: usize = 25;

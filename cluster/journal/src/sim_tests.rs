@@ -3,7 +3,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::sim::{MILLI, Plan, Rng, World};
+use crate::sim::{MILLI, Plan, World};
+use crate::sim_device::Rng;
 
 /// Seeds that failed once.
 const REGRESSIONS: [u64; 1] = [482];

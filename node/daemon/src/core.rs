@@ -83,7 +83,7 @@ pub(crate) enum Pending {
     /// A client's shard read.
     Read { conn: ConnId, request: u64 },
     /// A replica's append.
-    Persist(Persist),
+    Persist { replica: usize, token: u64 },
     /// A replica's read of its own log.
     LogRead {
         replica: usize,
@@ -97,15 +97,6 @@ pub(crate) enum Pending {
     Replay { device: usize, record: usize },
     /// The last operation of a device.
     Shutdown { device: usize },
-}
-
-/// A replica's entries on their way to its device.
-pub(crate) struct Persist {
-    pub(crate) replica: usize,
-    pub(crate) token: u64,
-    pub(crate) first: Seq,
-    pub(crate) last: Seq,
-    pub(crate) entries: Bytes,
 }
 
 /// An inline object on its way to a client.
@@ -135,7 +126,6 @@ pub(crate) enum Todo {
         event: journal::Event,
     },
     Inline(InlineRead),
-    Persist(Persist),
     LogRead {
         replica: usize,
         token: u64,
@@ -237,7 +227,6 @@ impl Core {
                 Todo::Done { op, result } => self.engine_done(op, result, now, io),
                 Todo::Replica { replica, event } => self.replica_event(replica, event, now, io),
                 Todo::Inline(read) => self.read_inline(read, io),
-                Todo::Persist(persist) => self.persist(persist),
                 Todo::LogRead {
                     replica,
                     token,
@@ -255,12 +244,6 @@ impl Core {
     pub(crate) fn park(&mut self, todo: Todo, now: Instant) {
         self.parked.push_back(todo);
         self.parked_until.get_or_insert(now + PARKED);
-    }
-
-    /// Whether a replica's entries wait for room: those behind them must wait as well.
-    pub(crate) fn has_parked(&self, replica: usize) -> bool {
-        let of_replica = |todo: &Todo| matches!(todo, Todo::Persist(p) if p.replica == replica);
-        self.parked.iter().any(of_replica)
     }
 
     fn unpark(&mut self, now: Instant) {
@@ -287,7 +270,7 @@ impl Core {
                 self.answer(io, conn, request, &reply, Payload::None);
             }
             Some(Pending::Read { conn, request }) => self.shard_read(conn, request, result, io),
-            Some(Pending::Persist(persist)) => self.persisted(persist, result, now),
+            Some(Pending::Persist { replica, token }) => self.persisted(replica, token, result),
             Some(Pending::LogRead {
                 replica,
                 token,

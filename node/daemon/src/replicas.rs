@@ -16,7 +16,7 @@ use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, ConnId, Io};
 
-use crate::core::{Core, InlineRead, Pending, Persist, Todo, is_busy};
+use crate::core::{Core, InlineRead, Pending, Todo};
 use crate::outgoing::Payload;
 use crate::slab::Slab;
 
@@ -166,7 +166,6 @@ impl Core {
         let error = Reply::Error(slot.unavailable());
         // What it wanted done is its own: the next one will want it again.
         let of_replica = |todo: &Todo| match todo {
-            Todo::Persist(persist) => persist.replica == replica,
             Todo::LogRead { replica: of, .. } => *of == replica,
             _ => false,
         };
@@ -203,6 +202,7 @@ impl Core {
         };
         let mut actions = Vec::new();
         state.on_event(now, event, &mut actions);
+        let device = slot.device;
         for action in actions {
             match action {
                 journal::Action::Persist {
@@ -211,18 +211,16 @@ impl Core {
                     last,
                     entries,
                 } => {
-                    let persist = Persist {
-                        replica,
-                        token,
+                    let op = self.ops.insert(Pending::Persist { replica, token });
+                    let partition = self.replicas[replica].partition;
+                    let event = api::Event::AppendJournal {
+                        op,
+                        partition,
                         first,
                         last,
                         entries,
                     };
-                    if self.has_parked(replica) {
-                        self.park(Todo::Persist(persist), now);
-                    } else {
-                        self.persist(persist);
-                    }
+                    self.todo.push_back(Todo::Engine { device, event });
                 }
                 journal::Action::Send {
                     to,
@@ -246,21 +244,6 @@ impl Core {
         }
     }
 
-    pub(crate) fn persist(&mut self, persist: Persist) {
-        let slot = &self.replicas[persist.replica];
-        let (device, partition) = (slot.device, slot.partition);
-        let (first, last, entries) = (persist.first, persist.last, persist.entries.clone());
-        let op = self.ops.insert(Pending::Persist(persist));
-        let event = api::Event::AppendJournal {
-            op,
-            partition,
-            first,
-            last,
-            entries,
-        };
-        self.todo.push_back(Todo::Engine { device, event });
-    }
-
     pub(crate) fn read_log(&mut self, replica: usize, token: u64, at: u64, len: u32) {
         let device = self.replicas[replica].device;
         let op = self.ops.insert(Pending::LogRead {
@@ -276,14 +259,10 @@ impl Core {
     /// An append of a replica's has ended.
     pub(crate) fn persisted(
         &mut self,
-        persist: Persist,
+        replica: usize,
+        token: u64,
         result: Result<api::Output<Buf>, EngineError>,
-        now: Instant,
     ) {
-        if is_busy(&result) {
-            return self.park(Todo::Persist(persist), now);
-        }
-        let (replica, token) = (persist.replica, persist.token);
         let event = match result {
             Ok(api::Output::Journal { at }) => journal::Event::Persisted { token, at },
             Ok(_) => journal::Event::PersistFailed { token, full: false },

@@ -12,8 +12,9 @@ use ashlar_layout::footer::Footer;
 use ashlar_layout::ids::{ExtentNo, ShardId};
 
 use crate::api::{Action, IoFailure, Memory, Output};
-use crate::append::{Appended, Batch, Seal};
+use crate::append::{Appended, Batch, Item, Seal, What};
 use crate::engine::{Engine, Purpose, StreamNo};
+use crate::error::EngineError;
 
 impl<M: Memory> Engine<M> {
     pub(crate) fn write_done(
@@ -146,6 +147,61 @@ impl<M: Memory> Engine<M> {
         }
         for op in writing.deletes {
             self.delete_shard(op, shard, mem, out);
+        }
+    }
+
+    /// Answers an append that cannot be done.
+    pub(crate) fn refuse(
+        &mut self,
+        what: What<M::Buf>,
+        error: &EngineError,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let mut deletes = None;
+        let ops = match what {
+            What::Header => Vec::new(),
+            What::Item(Item::Shard { shard, .. }) => {
+                let writing = self.writing.remove(&shard);
+                let (ops, waiting) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
+                deletes = Some((shard, waiting));
+                ops
+            }
+            What::Item(Item::Tombstone { shard, .. }) => {
+                self.deleting.remove(&shard).unwrap_or_default()
+            }
+            What::Item(Item::Journal { op, .. }) => vec![op],
+            What::Entries {
+                partition, parts, ..
+            } => {
+                // What continues it must not become durable without it.
+                let queue = &mut self.streams[StreamNo::Journal as usize].queue;
+                let mut ops: Vec<u64> = parts.into_iter().map(|(op, ..)| op).collect();
+                queue.retain(|item| match item {
+                    Item::Journal {
+                        op,
+                        partition: other,
+                        ..
+                    } if *other == partition => {
+                        ops.push(*op);
+                        false
+                    }
+                    _ => true,
+                });
+                ops
+            }
+        };
+        for op in ops {
+            out.push(Action::Done {
+                op,
+                result: Err(error.clone()),
+            });
+        }
+        // There may be an older, damaged record of it.
+        if let Some((shard, ops)) = deletes {
+            for op in ops {
+                self.delete_shard(op, shard, mem, out);
+            }
         }
     }
 

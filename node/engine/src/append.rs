@@ -128,7 +128,7 @@ struct Planned<B> {
     what: What<B>,
 }
 
-enum What<B> {
+pub(crate) enum What<B> {
     Header,
     Item(Item<B>),
     Entries {
@@ -299,9 +299,12 @@ impl<M: Memory> Engine<M> {
     }
 
     /// There was no buffer. As long as anything is under way one will come back; otherwise the
-    /// caller is told to try later, rather than left waiting.
+    /// caller is told to try later, rather than left waiting. A journal's appends wait all the same:
+    /// if one were refused, those behind it would become durable before it. The driver keeps
+    /// buffers free for them, and kicks.
     fn starved(&mut self, stream: StreamNo, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        if self.ios.is_empty()
+        if stream != StreamNo::Journal
+            && self.ios.is_empty()
             && !self.superblocks.turning()
             && let Some(what) = self.streams[stream as usize].next_record()
         {
@@ -422,43 +425,6 @@ impl<M: Memory> Engine<M> {
             });
         }
         Ok(())
-    }
-
-    /// Answers an append that cannot be done.
-    fn refuse(
-        &mut self,
-        what: What<M::Buf>,
-        error: &EngineError,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        let mut deletes = None;
-        let ops = match what {
-            What::Header => Vec::new(),
-            What::Item(Item::Shard { shard, .. }) => {
-                let writing = self.writing.remove(&shard);
-                let (ops, waiting) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
-                deletes = Some((shard, waiting));
-                ops
-            }
-            What::Item(Item::Tombstone { shard, .. }) => {
-                self.deleting.remove(&shard).unwrap_or_default()
-            }
-            What::Item(Item::Journal { op, .. }) => vec![op],
-            What::Entries { parts, .. } => parts.into_iter().map(|(op, ..)| op).collect(),
-        };
-        for op in ops {
-            out.push(Action::Done {
-                op,
-                result: Err(error.clone()),
-            });
-        }
-        // There may be an older, damaged record of it.
-        if let Some((shard, ops)) = deletes {
-            for op in ops {
-                self.delete_shard(op, shard, mem, out);
-            }
-        }
     }
 
     /// Makes writes of a plan. False if there is no buffer for the first of them; all is as it was then.

@@ -160,13 +160,20 @@ impl<M: Memory> Engine<M> {
         true
     }
 
+    /// The extent of the checkpoint that the superblock names, unless something else is there by now.
+    fn former_checkpoint(&self) -> Option<ExtentNo> {
+        let named = self.superblocks.current().checkpoint?;
+        let known = named.extent.0 < self.extents.count();
+        let extent = known.then(|| self.extents.get(named.extent))?;
+        let same = extent.state == State::Open
+            && extent.kind == Some(ExtentKind::Checkpoint)
+            && extent.incarnation == named.incarnation;
+        same.then_some(named.extent)
+    }
+
     /// The extent table, as a checkpoint tells it.
     fn table(&self) -> Vec<ExtentEntry> {
-        let former = self
-            .superblocks
-            .current()
-            .checkpoint
-            .map(|former| former.extent);
+        let former = self.former_checkpoint();
         let entry = |(no, extent): (ExtentNo, &crate::extents::Extent)| {
             let state = match extent.state {
                 State::Free if extent.is_killed_elsewhere() => ExtentState::Sealed,
@@ -229,11 +236,7 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) -> bool {
         let (incarnation, record) = self.numbers.ceilings();
-        let former = self
-            .superblocks
-            .current()
-            .checkpoint
-            .map(|former| former.extent);
+        let former = self.former_checkpoint();
         let superseded = checkpoint.and(former);
         let change = |next: &mut ashlar_layout::superblock::Superblock| {
             next.incarnation_ceiling = incarnation;

@@ -1,7 +1,7 @@
 //! The running engine of one device.
 //!
-//! This file holds its state and takes events apart; [`crate::append`] writes, [`crate::read`] reads
-//! and verifies, [`crate::checkpoint`] keeps the superblock.
+//! This file holds its state and takes events apart; `append` writes, `read` reads
+//! and verifies, `checkpoint` keeps the superblock.
 //!
 //! Invariants:
 //! - Every operation is answered exactly once. It waits in one place only: writes of shards in
@@ -31,6 +31,8 @@ use crate::superblocks::Superblocks;
 
 /// Most appends that wait in one stream.
 pub const QUEUE_MAX: usize = 4096;
+/// Most journal appends that wait: more than a replica has under way, whose append must not be refused.
+pub const JOURNAL_QUEUE_MAX: usize = 4 * QUEUE_MAX;
 
 /// What an engine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -487,7 +489,7 @@ impl<M: Memory> Engine<M> {
             }
         }
         let stream = &mut self.streams[StreamNo::Journal as usize];
-        if stream.queue.len() >= QUEUE_MAX {
+        if stream.queue.len() >= JOURNAL_QUEUE_MAX {
             return Err(EngineError::Busy {
                 device,
                 what: "too many appends wait",

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`api`] | events in, actions out: the seam to the driver |
 //! | [`error`] | what can go wrong, typed; what was found wrong on the device |
-//! | [`format`] | what a fresh device holds |
+//! | [`mod@format`] | what a fresh device holds |
 //! | [`opening`] | recovery: from a raw device to an [`engine::Engine`] |
 //! | [`engine`] | the running engine |
 //!

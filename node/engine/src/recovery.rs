@@ -525,9 +525,13 @@ impl Work {
         for no in self.all() {
             let seen = &mut self.seen[no.0 as usize];
             let checkpoint = seen.header.filter(|h| h.kind == ExtentKind::Checkpoint);
+            let here = named.filter(|named| named.extent == no);
+            let empty = seen
+                .records
+                .as_ref()
+                .is_none_or(|records| records.is_empty());
             if let Some(header) = checkpoint {
-                let used =
-                    named.is_some_and(|n| n.extent == no && n.incarnation == header.incarnation);
+                let used = here.is_some_and(|named| named.incarnation == header.incarnation);
                 let state = if used { State::Open } else { State::Free };
                 self.extents
                     .adopt(no, state, Some(header.kind), header.incarnation);
@@ -535,6 +539,10 @@ impl Work {
                 let kind = self.extents.get(no).kind;
                 self.extents
                     .adopt(no, State::Quarantined, kind, seen.incarnation);
+            } else if let (Some(named), None, true) = (here, seen.header, empty) {
+                // Its header is damaged. It is freed when the superblock names another.
+                let kind = Some(ExtentKind::Checkpoint);
+                self.extents.adopt(no, State::Open, kind, named.incarnation);
             } else if let Some(entries) = seen.records.take() {
                 // Searched: it has no footer, or none that can be used.
                 match seen.header {

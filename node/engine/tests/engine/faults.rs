@@ -225,6 +225,55 @@ fn random_rot_costs_no_more_than_it_hits() {
         }
         assert!(lost <= hits, "seed {seed}: {hits} hits cost {lost} shards");
         assert!(lost == 0 || !rig.findings.is_empty(), "seed {seed}");
+        // It goes on, and what comes now is safe.
+        for number in 1001..=1200 {
+            rig.store(number, LEN);
+        }
+        if rng.chance(50) {
+            rig.shutdown();
+        } else {
+            rig.crash(Crash::Power);
+        }
+        rig.open();
+        for number in 1001..=1200 {
+            whole(&mut rig, number);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_reading_only() {
+    for spoil in 0..4u32 {
+        let mut rig = populated(40);
+        assert_eq!(rig.shutdown(), Answer::ShutDown);
+        let mut copy = vec![0; 4096];
+        rig.disk.peek(0, &mut copy);
+        let named = Superblock::decode(&copy).unwrap().checkpoint.unwrap();
+        if spoil & 1 == 1 {
+            let header = geometry(&rig).extent_start(named.extent);
+            rig.disk.rot(header, &[0; 4096]);
+        }
+        if spoil & 2 == 2 {
+            rig.disk.rot(named.offset + 300, &[0xee; 8]);
+        }
+        let opened = rig.open();
+        assert_eq!(opened.report.clean, spoil & 2 == 0);
+        for round in 1..=3 {
+            for number in 1000 * round..1000 * round + 200 {
+                rig.store(number, LEN);
+            }
+            let op = rig.append(1, round..round + 1, vec![3; 5000]);
+            rig.finish(op);
+            if round == 2 {
+                rig.crash(Crash::Power);
+            } else {
+                assert_eq!(rig.shutdown(), Answer::ShutDown);
+            }
+            rig.open();
+            for number in (1..=40).chain(1000 * round..1000 * round + 200) {
+                whole(&mut rig, number);
+            }
+        }
     }
 }
 

@@ -1,0 +1,77 @@
+//! A simulated device, and the randomness that all of the simulation draws from.
+//!
+//! A device makes writes durable in the order given, and completes them some time later.
+
+use std::collections::VecDeque;
+
+use ashlar_layout::ids::Seq;
+use bytes::Bytes;
+
+/// SplitMix64.
+#[derive(Clone, Debug)]
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    /// True once in `n` times.
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) at: u64,
+    pub(crate) bytes: Bytes,
+    pub(crate) hint: Option<(Seq, Seq)>,
+    /// Cannot be read (any more).
+    pub(crate) rotten: bool,
+}
+
+/// One replica's device.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Device {
+    pub(crate) records: Vec<Record>,
+    pub(crate) inflight: VecDeque<(u64, Record)>,
+    pub(crate) end: u64,
+    pub(crate) busy_until: u64,
+}
+
+impl Device {
+    /// Bytes of one or more records that stand without a gap; `None` if not all can be read.
+    pub(crate) fn read(&self, at: u64, len: u32) -> Option<Bytes> {
+        let nth = self
+            .records
+            .partition_point(|record| record.at <= at)
+            .checked_sub(1)?;
+        let mut out = Vec::new();
+        let mut at = at;
+        let mut left = len as usize;
+        for record in &self.records[nth..] {
+            let from = at.checked_sub(record.at)? as usize;
+            let part = record.bytes.get(from..)?;
+            let part = &part[..part.len().min(left)];
+            if record.rotten || (part.is_empty() && left > 0) {
+                return None;
+            }
+            out.extend_from_slice(part);
+            left -= part.len();
+            at += part.len() as u64;
+            if left == 0 {
+                return Some(Bytes::from(out));
+            }
+        }
+        None
+    }
+}
