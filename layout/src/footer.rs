@@ -291,7 +291,6 @@ impl Trailer {
             count: raw.count.get(),
             incarnation: stamp.incarnation,
         };
-        let extent_end = place.address.saturating_add(TRAILER_LEN as u64);
         let error = |field, expected, got| {
             FooterError::Head(TRAILER.error(
                 place,
@@ -301,6 +300,9 @@ impl Trailer {
                     got,
                 },
             ))
+        };
+        let Some(extent_end) = place.address.checked_add(TRAILER_LEN as u64) else {
+            return Err(error("address", trailer_at(u64::MAX), place.address));
         };
         let len = u64::from(trailer.len);
         if len > EXTENT_SIZE_MAX.min(extent_end) {

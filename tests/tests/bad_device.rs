@@ -35,10 +35,14 @@ fn format_refuses_what_it_must_not_touch() {
     );
 
     // Somebody else's data: a filesystem, a partition table, or just bytes.
-    let found: [(&str, u64, &[u8]); 4] = [
+    let mut table = [0; 66];
+    table[4] = 0x83;
+    table[64..].copy_from_slice(&[0x55, 0xaa]);
+    let found: [(&str, u64, &[u8]); 5] = [
         ("ext", 1024 + 0x38, &[0x53, 0xef]),
         ("xfs", 0, b"XFSB"),
-        ("partition", 510, &[0x55, 0xaa]),
+        ("partition", 446, &table),
+        ("boot", 510, &[0x55, 0xaa]),
         ("data|holds|unknown|not empty", 12_345, b"precious"),
     ];
     for (name, at, bytes) in found {

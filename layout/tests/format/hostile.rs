@@ -142,6 +142,14 @@ fn forged_footers() {
             assert!(error.contains(field), "{error}");
         }
     }
+
+    // An address so high that the extent would end beyond what 64 bits count.
+    let high = u64::MAX - 17;
+    let bytes = forged_head(trailer, 56, &high.to_le_bytes());
+    let bytes = forged_head(bytes, 64, &(u64::MAX - 128).to_le_bytes());
+    let bytes = forged_head(bytes, 72, &128u32.to_le_bytes());
+    let error = Trailer::decode(&bytes, &place(high)).unwrap_err();
+    assert!(error.to_string().contains("address is"), "{error}");
 }
 
 #[test]

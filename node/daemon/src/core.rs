@@ -382,7 +382,7 @@ impl Core {
         self.conns.get_mut(&conn)?.head.take()
     }
 
-    fn forget_conn(&mut self, conn: ConnId, now: Instant) {
+    pub(crate) fn forget_conn(&mut self, conn: ConnId, now: Instant) {
         if let Some(state) = self.conns.remove(&conn)
             && let Some(peer) = state.peer_out
         {
@@ -455,6 +455,8 @@ impl Handler for Core {
         self.work(now, io);
         self.kick_engines(now, io);
         self.work(now, io);
+        // What that brought about (refusals, mostly) must not wait for the next event.
+        self.kick_engines(now, io);
         let ready = self.devices.iter().all(DeviceSlot::is_settled)
             && self.devices.iter().any(DeviceSlot::is_serving);
         self.pulse.ready.store(ready, Ordering::Relaxed);
@@ -462,13 +464,18 @@ impl Handler for Core {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let devices = self.devices.iter().filter_map(DeviceSlot::next_deadline);
-        let peers = self.peers.iter().filter_map(Peer::next_deadline);
         let replicas = self.replicas.iter().filter_map(ReplicaSlot::next_deadline);
         let own = [self.draining_until, self.parked_until]
             .into_iter()
             .flatten();
-        devices.chain(peers).chain(replicas).chain(own).min()
+        let ours = replicas.chain(own).min();
+        if self.draining() {
+            // Neither devices nor peers are tended any more: their times would come for ever.
+            return ours;
+        }
+        let devices = self.devices.iter().filter_map(DeviceSlot::next_deadline);
+        let peers = self.peers.iter().filter_map(Peer::next_deadline);
+        devices.chain(peers).chain(ours).min()
     }
 
     fn finished(&self) -> bool {

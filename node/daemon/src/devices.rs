@@ -220,6 +220,8 @@ impl DeviceSlot {
             io.close_device(dev);
         }
         self.generation += 1;
+        self.reopen = false;
+        self.reopen_with_room = false;
         eprintln!("device {} at {}: {why}", self.no, self.path.display());
         if hopeless && !self.served {
             self.fatal = Some(why.clone());

@@ -104,6 +104,10 @@ impl Core {
         result: Result<api::Output<Buf>, EngineError>,
         io: &mut Io,
     ) {
+        if let Err(EngineError::Fenced { .. } | EngineError::ShuttingDown { .. }) = result {
+            let error = Reply::Error(self.replicas[read.replica].unavailable());
+            return self.answer(io, read.conn, read.request, &error, Payload::None);
+        }
         if let Ok(api::Output::Bytes { buf, range }) = result {
             let start = range.start;
             let found = ashlar_layout::journal::entries(&buf[range])
@@ -139,7 +143,7 @@ impl Core {
         }
         let device = self.replicas[read.replica].device;
         self.devices[device].found(FindingKind::Rot);
-        self.inline_lost(read);
+        self.inline_lost(read, io);
     }
 
     pub(crate) fn list(&self, request: &Request) -> Result<Reply, WireError> {

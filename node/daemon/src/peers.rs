@@ -37,7 +37,7 @@ enum State {
 /// Another node's core that holds replicas of our partitions.
 pub struct Peer {
     pub(crate) node: NodeId,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     state: State,
     retry: Duration,
 }
@@ -201,28 +201,28 @@ impl Core {
         header: &FrameHeader,
         message: ChainMessage,
         payload: Bytes,
-        io: &mut Io,
     ) {
+        let replica = self.genuine(conn, header, &message);
+        let Some(replica) = replica else {
+            return;
+        };
+        let event = journal::Event::Message { message, payload };
+        self.todo.push_back(Todo::Replica { replica, event });
+    }
+
+    /// The replica that a chain message is for, if it comes from whom it says. Asked before a byte of
+    /// its payload is taken in.
+    pub(crate) fn genuine(
+        &self,
+        conn: ConnId,
+        header: &FrameHeader,
+        message: &ChainMessage,
+    ) -> Option<usize> {
         let sender = self.conns.get(&conn).and_then(|c| c.hello);
-        let replica = replica_of(&self.replicas, message.partition);
-        let genuine = replica.is_some_and(|r| {
-            let slot = &self.replicas[r];
+        replica_of(&self.replicas, message.partition).filter(|r| {
+            let slot = &self.replicas[*r];
             let node = slot.peer_at(message.from).map(|p| self.peers[p].node);
             node.is_some() && node == sender && header.epoch == self.shared.map.epoch
-        });
-        match replica {
-            Some(replica) if genuine => {
-                let event = journal::Event::Message { message, payload };
-                self.todo.push_back(Todo::Replica { replica, event });
-            }
-            _ => {
-                eprintln!(
-                    "a chain message for partition {} from {sender:?} at epoch {} was refused",
-                    message.partition, header.epoch
-                );
-                io.abort(conn);
-                self.conns.remove(&conn);
-            }
-        }
+        })
     }
 }

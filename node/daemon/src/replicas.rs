@@ -95,7 +95,7 @@ impl ReplicaSlot {
         self.replica.as_ref().ok_or_else(|| self.unavailable())
     }
 
-    fn unavailable(&self) -> WireError {
+    pub(crate) fn unavailable(&self) -> WireError {
         let role = if self.place == 0 { "head" } else { "replica" };
         WireError {
             code: ErrorCode::PartitionUnavailable,
@@ -192,11 +192,15 @@ impl Core {
     ) {
         let slot = &mut self.replicas[replica];
         let Some(state) = slot.replica.as_mut() else {
-            if let journal::Event::Propose { reply_to, .. } = event
-                && let Some((conn, request)) = slot.asks.remove(reply_to)
-            {
-                let error = Reply::Error(slot.unavailable());
-                self.answer(io, conn, request, &error, Payload::None);
+            let error = slot.unavailable();
+            match event {
+                journal::Event::Propose { reply_to, .. } => {
+                    if let Some((conn, request)) = slot.asks.remove(reply_to) {
+                        self.answer(io, conn, request, &Reply::Error(error), Payload::None);
+                    }
+                }
+                journal::Event::InlineLost { seq } => self.restored(replica, seq, Err(error), io),
+                _ => {}
             }
             return;
         };
@@ -272,6 +276,10 @@ impl Core {
                     "partition {}: append: {e}",
                     self.replicas[replica].partition
                 );
+                if self.replicas[replica].replica.is_none() {
+                    // The device was fenced already, and the replica with it.
+                    return;
+                }
                 // Whatever the reason, the replica and its log on the device may disagree now: it
                 // is made again from the device.
                 let device = self.replicas[replica].device;
@@ -283,9 +291,13 @@ impl Core {
     }
 
     /// An inline object's entry cannot be read here: the replica is asked to restore it.
-    pub(crate) fn inline_lost(&mut self, read: InlineRead) {
+    pub(crate) fn inline_lost(&mut self, read: InlineRead, io: &mut Io) {
         let (replica, seq) = (read.replica, read.seq);
         let slot = &mut self.replicas[replica];
+        if slot.replica.is_none() {
+            let error = Reply::Error(slot.unavailable());
+            return self.answer(io, read.conn, read.request, &error, Payload::None);
+        }
         let waiting: usize = slot.lost.values().map(Vec::len).sum();
         if waiting >= LOST_MAX {
             // Try the device again rather than hold more: it ends at INLINE_TRIES.

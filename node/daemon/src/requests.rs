@@ -15,7 +15,7 @@ use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
 use bytes::Bytes;
 
-use crate::core::{Core, Message, Pending, Todo, replica_of};
+use crate::core::{Conn, Core, Message, Pending, Todo, replica_of};
 use crate::incoming::Sink;
 use crate::outgoing::{self, Payload};
 
@@ -50,6 +50,16 @@ impl Core {
                 state.paused = true;
                 io.pause(conn);
             }
+        }
+        if let Ok(Message::Chain(chain)) = &message
+            && self.genuine(conn, &header, chain).is_none()
+        {
+            eprintln!(
+                "a chain message for partition {} at epoch {} was refused: its sender is not in the chain",
+                chain.partition, header.epoch
+            );
+            io.abort(conn);
+            return self.forget_conn(conn, now);
         }
         let sink = match message {
             Ok(message) => match self.sink(conn, &header, &message) {
@@ -284,7 +294,7 @@ impl Core {
     ) {
         match message {
             Message::Request(request) => self.request(conn, header, request, payload, now, io),
-            Message::Chain(message) => self.chain_message(conn, header, message, payload, io),
+            Message::Chain(message) => self.chain_message(conn, header, message, payload),
             Message::Reply(reply) => self.peer_reply(conn, &reply, now, io),
         }
     }
@@ -300,7 +310,7 @@ impl Core {
     ) {
         let number = header.request;
         let outcome = match request {
-            Request::Hello { cluster, node } => Some(self.hello(conn, cluster, node)),
+            Request::Hello { cluster, node } => Some(self.hello(conn, cluster, node, io)),
             Request::GetMap => {
                 let map = Payload::Bytes(self.shared.map_json.clone());
                 return self.answer(io, conn, number, &Reply::Map, map);
@@ -404,6 +414,7 @@ impl Core {
         conn: ConnId,
         cluster: ashlar_layout::ids::ClusterId,
         node: NodeId,
+        io: &mut Io,
     ) -> Result<Reply, WireError> {
         let map = &self.shared.map;
         if cluster != map.cluster {
@@ -423,6 +434,16 @@ impl Core {
                     map.epoch
                 ),
             });
+        }
+        // A peer that calls anew has given its older calls up: what still stands in them is stale.
+        let older = |(id, state): (&ConnId, &Conn)| {
+            let same = node.0 != 0 && state.hello == Some(node) && state.peer_out.is_none();
+            (same && *id != conn).then_some(*id)
+        };
+        let older: Vec<ConnId> = self.conns.iter().filter_map(older).collect();
+        for id in older {
+            io.abort(id);
+            self.conns.remove(&id);
         }
         if let Some(state) = self.conns.get_mut(&conn) {
             state.hello = Some(node);

@@ -363,7 +363,9 @@ fn chains(
                 }
                 let node = map.device(*no).map(|d| d.node).unwrap_or_default();
                 let address = resolve(map.address(*no).unwrap_or_default())?;
-                let known = peers.iter().position(|p| p.node == node);
+                let known = peers
+                    .iter()
+                    .position(|p| p.node == node && p.address == address);
                 places.push(Some(known.unwrap_or_else(|| {
                     peers.push(Peer::new(node, address));
                     peers.len() - 1

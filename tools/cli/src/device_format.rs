@@ -405,7 +405,7 @@ mod tests {
     #[test]
     fn a_size_that_is_no_multiple_of_a_block_is_cut() {
         let folder = tempfile::tempdir_in(".").unwrap();
-        let path = device(folder.path(), (64 << 20) + 700);
+        let path = device(folder.path(), (64 << 20) + 512);
         format(&arguments(&path, false), None, true).unwrap();
         let (file, size) = claim(&path).unwrap();
         assert_eq!(

@@ -33,6 +33,17 @@ pub enum Fail {
         /// What is wrong.
         source: ashlar_cluster_map::MapError,
     },
+    /// The spec of a map is not one.
+    #[error("{} is not the spec of a cluster: {source}", .path.display())]
+    Spec {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: crate::map_spec::SpecError,
+    },
+    /// A map that was just made breaks a rule.
+    #[error("no sound map comes of this: {0}")]
+    Unsound(ashlar_cluster_map::MapError),
     /// Placement is impossible.
     #[error(transparent)]
     Solve(#[from] ashlar_cluster_map::SolveError),

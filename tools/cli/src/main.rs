@@ -1,4 +1,4 @@
-//! The `ashlar` command: rigs, objects, devices, nodes.
+//! The `ashlar` command: rigs, objects, maps, devices, nodes.
 //!
 //! Each subcommand has a file of its own. Exit codes: 0 done, 1 failed, 2 the command line makes no sense.
 
@@ -15,6 +15,10 @@ mod fail;
 mod get;
 mod list;
 mod locate;
+mod map;
+mod map_new;
+mod map_show;
+mod map_spec;
 mod node;
 mod output;
 mod process;
@@ -80,6 +84,8 @@ enum Command {
     },
     /// List the buckets.
     Buckets,
+    /// Make and show cluster maps.
+    Map(map::MapArgs),
     /// Format, inspect and verify single devices.
     Device(device::DeviceArgs),
     /// Measure what a device gives, beside fio.
@@ -118,6 +124,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Mb { address } => list::make_bucket(address, cluster, json),
         Command::Rb { address } => list::remove_bucket(address, cluster, json),
         Command::Buckets => list::buckets(cluster, json),
+        Command::Map(args) => map::run(&args, cluster, json),
         Command::Device(args) => device::run(args, cluster, json),
         Command::Bench(args) => bench_device::run(&args, json),
         Command::Node(args) => node::run(&args),

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use ashlar_cluster_map::{Class, ClusterMap, Core, Device, DomainLevel, Domains, Node, solve};
-use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId};
+use ashlar_cluster_map::{Class, ClusterMap, Device, DomainLevel, Domains};
+use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
 use ashlar_node_client::{Client, ClientOptions};
 use ashlar_node_daemon::config::{CacheMode, Config, DeviceConfig};
@@ -13,6 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::device_format::{self, Identity};
 use crate::fail::Fail;
+use crate::map_new;
+use crate::map_spec::{DeviceSpec, NodeSpec, Spec};
 use crate::output::{self, human};
 use crate::process::{self, Started, State};
 use crate::rig::{self, CREATING, Lock, Rig, RigFile, UpArgs, write_whole};
@@ -233,12 +235,7 @@ fn free_port() -> Result<std::net::TcpListener, Fail> {
 }
 
 fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
-    let mut cluster = ClusterId::default();
-    process::random(&mut cluster.0)?;
-    let mut seed = [0u8; 8];
-    process::random(&mut seed)?;
     let mut nodes = Vec::new();
-    let mut devices = Vec::new();
     // Each port is held until all are chosen, so that none is chosen twice.
     let mut ports = Vec::new();
     for number in 1..=file.nodes {
@@ -248,36 +245,24 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
             Path::new("127.0.0.1"),
         ))?;
         ports.push(listener);
-        let mut id = DeviceId::default();
-        process::random(&mut id.0)?;
-        nodes.push(Node {
+        nodes.push(NodeSpec {
             id: NodeId(number),
             domains: Domains::default(),
-            cores: vec![Core {
-                address: address.to_string(),
+            cores: vec![address.to_string()],
+            devices: vec![DeviceSpec {
+                no: DeviceNo(number),
+                core: 0,
+                size: file.size,
             }],
         });
-        devices.push(Device {
-            no: DeviceNo(number),
-            id,
-            node: NodeId(number),
-            core: 0,
-            size: file.size,
-        });
     }
-    let mut map = ClusterMap {
-        cluster,
-        epoch: Epoch(1),
+    let spec = Spec {
         class: file.class,
-        stripe_data: STRIPE_DATA,
         domain: DomainLevel::Host,
+        stripe_data: STRIPE_DATA,
         nodes,
-        devices,
-        groups: Vec::new(),
-        partitions: Vec::new(),
     };
-    solve(&mut map, u64::from_le_bytes(seed))?;
-    Ok(map)
+    map_new::make(&spec, map_new::random_seed()?)
 }
 
 /// Writes a node's configuration; its loop device may have another number than last time.
