@@ -180,3 +180,84 @@ impl Incoming {
         self.held.len() == len
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ashlar_layout::crc::crc32;
+    use ashlar_layout::frame::Opcode;
+    use ashlar_layout::ids::Epoch;
+
+    use super::*;
+
+    fn frame(control: &[u8], payload: &[u8]) -> Vec<u8> {
+        let epoch = Epoch(1);
+        let header = FrameHeader::new(
+            Opcode::Request,
+            7,
+            epoch,
+            control,
+            payload.len(),
+            crc32(payload),
+        );
+        let mut bytes = header.unwrap().encode().to_vec();
+        bytes.extend_from_slice(control);
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// Feeds a stream in pieces; what came out, as control parts and payloads.
+    fn cut(stream: &[u8], piece: usize, keep: bool) -> Result<Vec<Vec<u8>>, FrameError> {
+        let mut incoming = Incoming::default();
+        let mut out = Vec::new();
+        for piece in stream.chunks(piece) {
+            let mut data = piece;
+            while !data.is_empty() {
+                match incoming.feed(&mut data)? {
+                    Progress::More | Progress::Discarded => {}
+                    Progress::Head(_, control) => {
+                        out.push(control);
+                        incoming.expect(if keep { Sink::Bytes } else { Sink::Discard });
+                    }
+                    Progress::Payload(bytes) => out.push(bytes.to_vec()),
+                    Progress::Filled(_) => unreachable!("no buffer was given"),
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    #[test]
+    fn frames_are_the_same_however_the_stream_is_cut() {
+        let mut stream = frame(b"one", b"first payload");
+        stream.extend(frame(b"two", b""));
+        stream.extend(frame(b"three", &[9; 300]));
+        let kept = [&b"one"[..], b"first payload", b"two", b"three", &[9; 300]];
+        let dropped = [&b"one"[..], b"two", b"three"];
+        for piece in 1..=stream.len() {
+            assert_eq!(
+                cut(&stream, piece, true).unwrap(),
+                kept,
+                "in pieces of {piece}"
+            );
+            assert_eq!(
+                cut(&stream, piece, false).unwrap(),
+                dropped,
+                "in pieces of {piece}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_damaged_byte_gets_through() {
+        let stream = frame(b"control", b"payload");
+        for at in 0..stream.len() {
+            let mut damaged = stream.clone();
+            damaged[at] ^= 0x10;
+            assert!(
+                cut(&damaged, 16, true).is_err(),
+                "byte {at} was changed unnoticed"
+            );
+        }
+    }
+}
