@@ -62,6 +62,9 @@ pub struct FooterEntry {
     pub payload_len: u32,
     /// CRC-32 of its payload.
     pub payload_crc: u32,
+    /// Its payload did not match when the extent was searched: torn by a crash, or rotten. Of a
+    /// journal's records these are kept, so that the damage is not forgotten.
+    pub damaged: bool,
 }
 
 impl FooterEntry {
@@ -74,6 +77,7 @@ impl FooterEntry {
             offset_blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
             payload_len: record.payload_len,
             payload_crc: record.payload_crc,
+            damaged: false,
         }
     }
 }
@@ -130,7 +134,8 @@ struct RawEntry {
     payload_crc: U32,
     subject_c: U32,
     kind: U16,
-    reserved: [u8; 6],
+    damaged: u8,
+    reserved: [u8; 5],
 }
 
 const _: () = assert!(size_of::<RawEntry>() == FOOTER_ENTRY_LEN);
@@ -142,6 +147,7 @@ const _: () = assert!(offset_of!(RawEntry, payload_len) == 28);
 const _: () = assert!(offset_of!(RawEntry, payload_crc) == 32);
 const _: () = assert!(offset_of!(RawEntry, subject_c) == 36);
 const _: () = assert!(offset_of!(RawEntry, kind) == 40);
+const _: () = assert!(offset_of!(RawEntry, damaged) == 42);
 
 /// What is wrong with a footer. The extent's records are then found by scanning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -331,7 +337,8 @@ impl RawEntry {
             payload_crc: entry.payload_crc.into(),
             subject_c: c.into(),
             kind: (entry.subject.kind() as u16).into(),
-            reserved: [0; 6],
+            damaged: u8::from(entry.damaged),
+            reserved: [0; 5],
         }
     }
 
@@ -361,6 +368,7 @@ impl RawEntry {
             offset_blocks: self.offset_blocks.get(),
             payload_len: self.payload_len.get(),
             payload_crc: self.payload_crc.get(),
+            damaged: self.damaged != 0,
         })
     }
 }

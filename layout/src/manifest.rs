@@ -1,5 +1,7 @@
 //! What an object is made of: the manifest, its stripes, and the changes that the journal records.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -111,14 +113,21 @@ pub enum ManifestError {
     },
 }
 
-fn check_stripes(stripes: &[Stripe]) -> Result<u64, ManifestError> {
+/// Checks each stripe, and how many there are.
+fn check_each(stripes: &[Stripe]) -> Result<&Stripe, ManifestError> {
     let first = match stripes.first() {
         Some(first) if stripes.len() <= MANIFEST_STRIPES_MAX => first,
         _ => return Err(ManifestError::StripeCount { got: stripes.len() }),
     };
+    stripes.iter().try_for_each(Stripe::check)?;
+    Ok(first)
+}
+
+/// Checks stripes that are the object itself; gives its length.
+fn check_stripes(stripes: &[Stripe]) -> Result<u64, ManifestError> {
+    let first = check_each(stripes)?;
     let mut bytes = 0;
     for (i, stripe) in stripes.iter().enumerate() {
-        stripe.check()?;
         let (expected, got) = (first.data_len, stripe.data_len);
         if got > expected || (got < expected && i + 1 < stripes.len()) {
             return Err(ManifestError::Uneven {
@@ -148,7 +157,32 @@ pub enum Body {
     /// In these stripes, in order; each but the last has the same `data_len`.
     Stripes(Vec<Stripe>),
     /// In the stripes that *these* stripes list: each, read and decoded, is a wincode `Vec<Stripe>`.
+    /// Their lengths need not be equal.
     Tree(Vec<Stripe>),
+}
+
+impl Body {
+    /// The stripes that it names itself; of a tree those that hold its nodes.
+    pub fn stripes(&self) -> &[Stripe] {
+        match self {
+            Body::Inline => &[],
+            Body::Stripes(stripes) | Body::Tree(stripes) => stripes,
+        }
+    }
+
+    /// What of it may be freed when `kept` stays: the stripes that `kept` does not name as well.
+    /// None if all of them stay.
+    #[must_use]
+    pub fn without(mut self, kept: &Body) -> Option<Body> {
+        let kept: BTreeSet<StripeId> = kept.stripes().iter().map(|stripe| stripe.id).collect();
+        if let Body::Stripes(stripes) | Body::Tree(stripes) = &mut self {
+            stripes.retain(|stripe| !kept.contains(&stripe.id));
+            if stripes.is_empty() {
+                return None;
+            }
+        }
+        Some(self)
+    }
 }
 
 /// An object, whole.
@@ -178,7 +212,8 @@ impl Manifest {
                     got,
                 }),
             },
-            Body::Tree(stripes) => check_stripes(stripes).map(|_| ()),
+            // Its nodes are lists, whose lengths say nothing of the object's.
+            Body::Tree(nodes) => check_each(nodes).map(|_| ()),
         }
     }
 }
@@ -275,6 +310,39 @@ mod tests {
         let two = vec![stripe(4, 2, 1000), stripe(3, 2, 10)];
         manifest(1010, Body::Stripes(two.clone())).check().unwrap();
         manifest(1 << 40, Body::Tree(two)).check().unwrap();
+    }
+
+    #[test]
+    fn the_nodes_of_a_tree_may_differ() {
+        let nodes = vec![stripe(4, 2, 70), stripe(3, 2, 4000), stripe(4, 2, 90)];
+        manifest(1 << 40, Body::Tree(nodes.clone()))
+            .check()
+            .unwrap();
+        assert!(
+            manifest(4160, Body::Stripes(nodes.clone()))
+                .check()
+                .is_err()
+        );
+        let mut bad = nodes.clone();
+        bad[1].data_len = 0;
+        let error = manifest(1 << 40, Body::Tree(bad)).check();
+        assert_eq!(error, Err(ManifestError::StripeLength { got: 0 }));
+        let many = manifest(1 << 40, Body::Tree(vec![stripe(4, 2, 1); 257])).check();
+        assert_eq!(many, Err(ManifestError::StripeCount { got: 257 }));
+    }
+
+    #[test]
+    fn what_stays_is_not_freed() {
+        let named = |attempt| Stripe {
+            id: StripeId { writer: 1, attempt },
+            ..stripe(4, 2, 8)
+        };
+        let body = |attempts: &[u64]| Body::Stripes(attempts.iter().map(|a| named(*a)).collect());
+        assert_eq!(body(&[1, 2]).without(&body(&[3])), Some(body(&[1, 2])));
+        assert_eq!(body(&[1, 2, 3]).without(&body(&[2])), Some(body(&[1, 3])));
+        assert_eq!(body(&[1, 2]).without(&body(&[2, 1])), None);
+        assert_eq!(body(&[1]).without(&Body::Inline), Some(body(&[1])));
+        assert_eq!(Body::Inline.without(&body(&[1])), Some(Body::Inline));
     }
 
     #[test]

@@ -57,6 +57,11 @@ pub enum Request {
         client: ClientId,
         /// and which of its requests this is; a retry has the same number.
         request: RequestNo,
+        /// None if this request certainly did not reach the partition before. On a retry: the last
+        /// entry of this partition that the caller had been told of when it asked first (0: of
+        /// none). What it may have done is behind that one; a head that has forgotten who did what
+        /// up to there refuses with [`ErrorCode::OutcomeUnknown`] rather than do it twice.
+        retry: Option<Seq>,
         /// What must hold.
         precondition: Precondition,
         /// The change.
@@ -249,16 +254,19 @@ pub enum ErrorCode {
     DeviceError,
     /// The device has no room for this write; reads go on.
     DeviceFull,
-    /// The partition cannot serve now: its head, or too many of its replicas, are away.
+    /// The partition cannot serve now: its head, or too many of its replicas, are away. A change
+    /// may have been made all the same.
     PartitionUnavailable,
     /// A queue is full: come back later.
     Busy,
-    /// The node is draining or starting.
+    /// The node is draining or starting, or the partition cannot take this now; nothing was done.
     NotServing,
     /// The range is outside of the object.
     RangeNotSatisfiable,
     /// A broken invariant, reported instead of hidden.
     Internal,
+    /// Whether this request was done before is not remembered any more; it was not done now.
+    OutcomeUnknown,
 }
 
 /// A fault that was found on a device.

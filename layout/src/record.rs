@@ -19,7 +19,7 @@ use crate::ids::{
     DeviceId, ExtentNo, Incarnation, OwnerEpoch, PartitionId, Seq, ShardId, StripeId,
 };
 use crate::limits::{JOURNAL_BATCH_MAX, PIECE_SIZE, SHARD_SIZE_MAX};
-use crate::stamp::{HEAD_LEN, HeadError, HeadFault, HeadType, Place, STAMP_LEN, Stamp};
+use crate::stamp::{HEAD_LEN, HeadError, HeadFault, HeadType, Place, RawStamp, STAMP_LEN, Stamp};
 
 /// Largest payload of any record, in bytes.
 pub const RECORD_PAYLOAD_MAX: u32 = if SHARD_SIZE_MAX > JOURNAL_BATCH_MAX {
@@ -472,6 +472,16 @@ impl RecordHeader {
             reserved: [0; 28],
         };
         HEADER.encode(&stamp, &zerocopy::transmute!(rest))
+    }
+
+    /// Whether bytes that are no whole head were one of a record of this device: the magic number is
+    /// there, and most of the device's name. (The magic number alone can be in anybody's payload.)
+    pub fn resembles(bytes: &[u8], device: &DeviceId) -> bool {
+        let Ok((raw, _)) = RawStamp::ref_from_prefix(bytes) else {
+            return false;
+        };
+        let same = raw.device.iter().zip(&device.0).filter(|(a, b)| a == b);
+        raw.magic == HEADER.magic && same.count() >= device.0.len() / 2
     }
 
     /// Reads a record's head from its first block; the table may not all be in `bytes` yet.

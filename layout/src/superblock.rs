@@ -33,7 +33,7 @@ const CRC_AT: usize = offset_of!(RawSuperblock, crc);
 /// From here on the copies are the same.
 const BODY_AT: usize = 64;
 /// Above this no counter is believed: whoever adds to one that was read need not fear an overflow.
-const COUNTER_MAX: u64 = 1 << 62;
+pub const COUNTER_MAX: u64 = 1 << 62;
 const FLAG_CLEAN: u32 = 1;
 const FLAG_CHECKPOINT: u32 = 2;
 

@@ -66,9 +66,10 @@ pub struct Limits {
     pub window_entries: u64,
     /// Bytes of entries in one message or one read of the log (or one entry, if that is larger).
     pub batch_bytes: usize,
-    /// Clients whose requests are remembered.
+    /// Clients whose requests are remembered. An uncertain retry of one that was forgotten is refused
+    /// with `OutcomeUnknown`.
     pub clients: usize,
-    /// Requests remembered of each client.
+    /// Requests remembered of each client; far more than a client has under way at once.
     pub requests: usize,
     /// Refusals that a head remembers, so that a retry under way is refused as well.
     pub refusals: usize,
@@ -137,6 +138,8 @@ pub enum Event {
         client: ClientId,
         /// and which of its requests this is.
         request: RequestNo,
+        /// On a retry: the last entry that the client had been told of when it asked first.
+        retry: Option<Seq>,
         /// What must hold.
         precondition: Precondition,
         /// The change.
@@ -161,7 +164,8 @@ pub enum Event {
         at: u64,
     },
     /// Entries could not be made durable: the replica stops. The driver makes another, from the
-    /// device's log, when the device is well again.
+    /// device's log, when the device is well again. A head that serves, and whose device merely has
+    /// no room, goes on to answer reads until then, and refuses every change with `DeviceFull`.
     PersistFailed {
         /// Of [`Action::Persist`].
         token: u64,

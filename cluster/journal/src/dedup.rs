@@ -5,12 +5,19 @@
 //!   applied the same prefix of the log knows the same requests;
 //! - of each client at most `requests` numbers are held; when one is dropped it is the smallest,
 //!   and from then on no number up to it is ever done: it is refused as too old;
-//! - at most `clients` clients are held; the one whose last entry is furthest back is forgotten.
+//! - at most `clients` clients are held; the one whose last entry is furthest back is forgotten;
+//! - of each client, `forgotten` is an entry behind which nothing that it did was forgotten in this
+//!   way: for one that is not held, the last entry of any client that was ever forgotten.
 //!
 //! What the bounds mean: a retry is recognised as long as, since the first attempt was committed,
 //! fewer than `requests` requests with higher numbers of the same client and requests of fewer than
 //! `clients` other clients were committed. A request that its own client has overtaken by that much
-//! is refused, never repeated. A retry of a client that was itself forgotten is done again.
+//! is refused, never repeated. A retry says how much of the log was there, to the client's knowledge,
+//! when it asked first: what it did is behind that. If something that is behind that was forgotten,
+//! it is not known whether the request was done, and it is refused. What is no retry was not done,
+//! for no attempt of it reached this partition before (one that its own retry overtook, and by so
+//! much that its client was forgotten meanwhile, would have to lie in a socket while thousands of
+//! other clients' changes are committed).
 
 use std::collections::BTreeMap;
 
@@ -28,12 +35,18 @@ pub(crate) enum Known {
         /// Numbers up to this one are refused.
         floor: RequestNo,
     },
+    /// It may have been done by an entry up to this one; its client was forgotten since.
+    Forgotten {
+        /// The entry.
+        up_to: Seq,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Client {
     last: Seq,
     floor: RequestNo,
+    forgotten: Seq,
     done: BTreeMap<RequestNo, Seq>,
 }
 
@@ -44,6 +57,8 @@ pub(crate) struct Dedup {
     requests_max: usize,
     clients: BTreeMap<ClientId, Client>,
     by_last: BTreeMap<Seq, ClientId>,
+    /// The last entry of any client that was forgotten.
+    forgotten: Seq,
 }
 
 impl Dedup {
@@ -53,24 +68,31 @@ impl Dedup {
             requests_max: requests_max.max(1),
             clients: BTreeMap::new(),
             by_last: BTreeMap::new(),
+            forgotten: Seq(0),
         }
     }
 
     /// What is known of this request.
-    pub(crate) fn known(&self, client: ClientId, request: RequestNo) -> Known {
-        let Some(held) = self.clients.get(&client) else {
-            return Known::New;
-        };
-        match held.done.get(&request) {
+    pub(crate) fn known(&self, client: ClientId, request: RequestNo, retry: Option<Seq>) -> Known {
+        let held = self.clients.get(&client);
+        let done = held.and_then(|held| held.done.get(&request));
+        let floor = held.map(|held| held.floor).unwrap_or_default();
+        let up_to = held.map_or(self.forgotten, |held| held.forgotten);
+        match done {
             Some(seq) => Known::Done(*seq),
-            None if request <= held.floor => Known::TooOld { floor: held.floor },
+            None if request <= floor => Known::TooOld { floor },
+            None if retry.is_some_and(|told| told < up_to) => Known::Forgotten { up_to },
             None => Known::New,
         }
     }
 
     /// Entry `seq`, which is being applied, did this request.
     pub(crate) fn done(&mut self, client: ClientId, request: RequestNo, seq: Seq) {
-        let held = self.clients.entry(client).or_default();
+        let forgotten = self.forgotten;
+        let held = self.clients.entry(client).or_insert_with(|| Client {
+            forgotten,
+            ..Client::default()
+        });
         self.by_last.remove(&held.last);
         held.last = seq;
         self.by_last.insert(seq, client);
@@ -81,8 +103,9 @@ impl Dedup {
             held.floor = held.floor.max(dropped);
         }
         if self.clients.len() > self.clients_max
-            && let Some((_, forgotten)) = self.by_last.pop_first()
+            && let Some((last, forgotten)) = self.by_last.pop_first()
         {
+            self.forgotten = self.forgotten.max(last);
             self.clients.remove(&forgotten);
         }
     }
@@ -100,11 +123,20 @@ mod tests {
             dedup.done(client, RequestNo(n), Seq(n * 10));
         }
         let floor = RequestNo(1);
-        assert_eq!(dedup.known(client, RequestNo(1)), Known::TooOld { floor });
-        assert_eq!(dedup.known(client, RequestNo(2)), Known::Done(Seq(20)));
-        assert_eq!(dedup.known(client, RequestNo(4)), Known::Done(Seq(40)));
-        assert_eq!(dedup.known(client, RequestNo(5)), Known::New);
-        assert_eq!(dedup.known(ClientId(2), RequestNo(1)), Known::New);
+        assert_eq!(
+            dedup.known(client, RequestNo(1), None),
+            Known::TooOld { floor }
+        );
+        assert_eq!(
+            dedup.known(client, RequestNo(2), None),
+            Known::Done(Seq(20))
+        );
+        assert_eq!(
+            dedup.known(client, RequestNo(4), None),
+            Known::Done(Seq(40))
+        );
+        assert_eq!(dedup.known(client, RequestNo(5), None), Known::New);
+        assert_eq!(dedup.known(ClientId(2), RequestNo(1), None), Known::New);
     }
 
     #[test]
@@ -114,9 +146,46 @@ mod tests {
         dedup.done(ClientId(2), RequestNo(1), Seq(2));
         dedup.done(ClientId(1), RequestNo(2), Seq(3));
         dedup.done(ClientId(3), RequestNo(1), Seq(4));
-        assert_eq!(dedup.known(ClientId(1), RequestNo(1)), Known::Done(Seq(1)));
-        assert_eq!(dedup.known(ClientId(2), RequestNo(1)), Known::New);
-        assert_eq!(dedup.known(ClientId(3), RequestNo(1)), Known::Done(Seq(4)));
+        assert_eq!(
+            dedup.known(ClientId(1), RequestNo(1), None),
+            Known::Done(Seq(1))
+        );
+        assert_eq!(dedup.known(ClientId(2), RequestNo(1), None), Known::New);
+        assert_eq!(
+            dedup.known(ClientId(3), RequestNo(1), None),
+            Known::Done(Seq(4))
+        );
         assert_eq!(dedup.by_last.len(), dedup.clients.len());
+    }
+
+    #[test]
+    fn a_retry_of_what_may_be_forgotten_is_neither_new_nor_done() {
+        let mut dedup = Dedup::new(2, 3);
+        let (one, request) = (ClientId(1), RequestNo);
+        let told = |seq| Some(Seq(seq));
+        assert_eq!(dedup.known(one, request(1), told(0)), Known::New);
+        dedup.done(one, request(1), Seq(1));
+        dedup.done(ClientId(2), request(1), Seq(2));
+        // Nothing was forgotten yet: whoever is not held did nothing.
+        assert_eq!(dedup.known(ClientId(3), request(1), told(0)), Known::New);
+        dedup.done(ClientId(3), request(1), Seq(3));
+        let forgotten = Known::Forgotten { up_to: Seq(1) };
+        assert_eq!(dedup.known(one, request(1), told(0)), forgotten);
+        // Nobody can tell this one from the first.
+        assert_eq!(dedup.known(ClientId(4), request(1), told(0)), forgotten);
+        // No retry, or one whose first attempt came after all that was forgotten: new.
+        assert_eq!(dedup.known(one, request(2), None), Known::New);
+        assert_eq!(dedup.known(one, request(2), told(1)), Known::New);
+        // Those that stayed are known as before.
+        assert_eq!(dedup.known(ClientId(2), request(2), told(0)), Known::New);
+        // Back again, with the past still forgotten.
+        dedup.done(one, request(2), Seq(4));
+        assert_eq!(dedup.known(one, request(2), told(0)), Known::Done(Seq(4)));
+        assert_eq!(dedup.known(one, request(1), told(0)), forgotten);
+        assert_eq!(dedup.known(one, request(3), told(0)), forgotten);
+        assert_eq!(dedup.known(one, request(3), told(4)), Known::New);
+        let up_to = Seq(2);
+        let now = dedup.known(ClientId(2), request(1), told(1));
+        assert_eq!(now, Known::Forgotten { up_to });
     }
 }

@@ -234,10 +234,12 @@ impl Replica {
         Some(written)
     }
 
-    /// Tells the head what is durable: if that is more than it was told, or in any case.
+    /// Tells the head what is durable: if that is more than it was told (at first: nothing), or in any
+    /// case.
     pub(crate) fn acknowledge(&mut self, in_any_case: bool, out: &mut Vec<Action>) {
         let durable = self.log.durable().min(self.follower.verified);
-        let told = self.follower.acked.is_some_and(|acked| acked >= durable);
+        let told = self.follower.acked.unwrap_or_default() >= durable;
+        // An unasked "nothing" right after sealing would have the head send all of its log again.
         if self.follower.sealed && (in_any_case || !told) {
             self.follower.acked = Some(durable);
             self.send(HEAD, ChainBody::Ack { durable }, Bytes::new(), out);

@@ -7,6 +7,7 @@
 //!   is counted is of this reign; what was inherited is committed by implication only;
 //! - no follower's answer is needed twice: what is sent and not acknowledged is bounded for each
 //!   follower, what is beyond is read from the log when the follower gets there;
+//! - once an entry found no room on the device here, nothing is put behind it;
 //! - a follower is fed by its predecessor only while that one is itself fed without delay; when it
 //!   is silent for longer than it usually takes, the head feeds it directly.
 
@@ -31,6 +32,8 @@ const RECHAIN_LAG: u64 = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Head {
     pub(crate) serving: bool,
+    /// Its device had no room for an entry: reads go on, no change is taken any more in this reign.
+    pub(crate) stuck: bool,
     /// This reign's first entry.
     pub(crate) term_start: Seq,
     pub(crate) pending: Pending,
@@ -44,6 +47,7 @@ impl Head {
     pub(crate) fn new(replicas: usize) -> Self {
         Self {
             serving: false,
+            stuck: false,
             term_start: Seq(0),
             pending: Pending::default(),
             progress: vec![Progress::new(); replicas],
@@ -52,17 +56,25 @@ impl Head {
     }
 }
 
+/// How a change was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) reply_to: u64,
+    pub(crate) retry: Option<Seq>,
+    pub(crate) precondition: Precondition,
+}
+
 impl Replica {
     pub(crate) fn propose(
         &mut self,
         now: Instant,
-        reply_to: u64,
-        precondition: Precondition,
+        asked: Asked,
         decoded: Decoded,
         inline: &[u8],
         out: &mut Vec<Action>,
     ) {
-        let answer = match self.admit(reply_to, precondition, &decoded, inline) {
+        let reply_to = asked.reply_to;
+        let answer = match self.admit(asked, &decoded, inline) {
             Ok(None) => match self.order(now, reply_to, decoded, inline, out) {
                 Ok(()) => return,
                 Err(refusal) => Reply::Error(refusal.into()),
@@ -83,11 +95,15 @@ impl Replica {
     /// Whether the proposal may go into the log: `None` if so.
     fn admit(
         &mut self,
-        reply_to: u64,
-        precondition: Precondition,
+        asked: Asked,
         decoded: &Decoded,
         inline: &[u8],
     ) -> Result<Option<Admission>, Refusal> {
+        let Asked {
+            reply_to,
+            retry,
+            precondition,
+        } = asked;
         self.check_serving()?;
         let Decoded {
             client,
@@ -95,21 +111,39 @@ impl Replica {
             op,
             ..
         } = decoded;
-        match self.dedup.known(*client, *request) {
-            Known::Done(seq) => return Ok(Some(Admission::Done(seq))),
-            Known::TooOld { floor } => {
-                let detail = format!(
-                    "request {request} of client {client:x?} was overtaken by later ones (up to \
-                     {floor} nothing is remembered): whether it was done is not known any more",
-                );
-                return Err(Refusal::new(ErrorCode::BadRequest, detail));
-            }
-            Known::New => {}
+        let known = self.dedup.known(*client, *request, retry);
+        if let Known::Done(seq) = known {
+            return Ok(Some(Admission::Done(seq)));
         }
         match self.head.pending.join(*client, *request, reply_to) {
             Some(true) => return Ok(Some(Admission::Waits)),
             Some(false) => return Err(self.busy("retries of this request")),
             None => {}
+        }
+        let refused = self.head.pending.refused(*client, *request).cloned();
+        let forgotten = match known {
+            Known::TooOld { floor } => Some(format!(
+                "it was overtaken by later ones (up to {floor} nothing is remembered)"
+            )),
+            Known::Forgotten { up_to } => Some(format!(
+                "what that client did up to entry {up_to} is forgotten, for many others came since"
+            )),
+            Known::New | Known::Done(_) => None,
+        };
+        // What was refused here was not done, whatever else is forgotten.
+        if let Some(why) = forgotten.filter(|_| refused.is_none()) {
+            let detail = format!(
+                "whether request {request} of client {client:x?} was done is not known any more: {why}"
+            );
+            return Err(Refusal::new(ErrorCode::OutcomeUnknown, detail));
+        }
+        if self.head.stuck {
+            let detail = format!(
+                "partition {}: the device of its head had no room for the journal; reads go on, changes \
+                 do when it has room again",
+                self.config.partition
+            );
+            return Err(Refusal::new(ErrorCode::DeviceFull, detail));
         }
         check::op(op, precondition, inline)?;
         let limits = &self.config.limits;
@@ -127,7 +161,7 @@ impl Replica {
                 self.config.replicas,
                 self.away(),
             );
-            return Err(Refusal::new(ErrorCode::PartitionUnavailable, detail));
+            return Err(Refusal::new(ErrorCode::NotServing, detail));
         }
         if self.full && matches!(op, Op::Put { .. } | Op::CreateBucket { .. }) {
             let detail = format!(
@@ -140,7 +174,6 @@ impl Replica {
         if self.head.pending.len() >= limits.pending || over {
             return Err(self.busy("changes"));
         }
-        let refused = self.head.pending.refused(*client, *request).cloned();
         let judged = match refused {
             // It may rest on what is pending still, as it did the first time.
             Some(refusal) => Err(Judgement {

@@ -5,10 +5,13 @@
 //!   the log have equal indexes;
 //! - an object's version is the number of the entry that made it; its inline payload, if it has
 //!   one, is in that entry on the device and nowhere in here;
+//! - what is displaced never names a stripe of what displaced it: if a change were ever applied twice,
+//!   the object's own shards would be freed otherwise;
 //! - applying is total: an operation that the state does not allow (the head never lets one through)
 //!   changes nothing.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::{Hash, Hasher};
 
 use ashlar_layout::ids::Seq;
@@ -93,9 +96,18 @@ impl Index {
                     modified_ms: time_ms,
                     manifest,
                 };
-                let old = bucket.objects.insert(key.into_boxed_str(), object);
-                self.objects += u64::from(old.is_none());
-                old.map(|object| object.manifest)
+                match bucket.objects.entry(key.into_boxed_str()) {
+                    Entry::Vacant(place) => {
+                        place.insert(object);
+                        self.objects += 1;
+                        None
+                    }
+                    Entry::Occupied(mut place) => {
+                        let Manifest { size, crc, body } = place.insert(object).manifest;
+                        let body = body.without(&place.get().manifest.body)?;
+                        Some(Manifest { size, crc, body })
+                    }
+                }
             }
             Op::Delete { bucket, key } => {
                 let old = self
@@ -144,5 +156,58 @@ impl Index {
             .collect();
         let more = max > 0 && rest.next().is_some();
         (page, more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_layout::ids::{PgId, StripeId};
+    use ashlar_layout::manifest::{Body, Stripe};
+
+    use super::*;
+
+    fn put(attempts: &[u64]) -> Op {
+        let stripes = attempts.iter().map(|attempt| Stripe {
+            id: StripeId {
+                writer: 1,
+                attempt: *attempt,
+            },
+            pg: PgId(1),
+            k: 2,
+            m: 1,
+            data_len: 100,
+            shard_crcs: vec![1, 2, 3],
+        });
+        Op::Put {
+            bucket: "bucket".to_owned(),
+            key: "key".to_owned(),
+            manifest: Manifest {
+                size: 100 * attempts.len() as u64,
+                crc: 9,
+                body: Body::Stripes(stripes.collect()),
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_live_is_never_displaced() {
+        let mut index = Index::default();
+        let bucket = "bucket".to_owned();
+        index.apply(Seq(1), 0, Op::CreateBucket { bucket });
+        assert_eq!(index.apply(Seq(2), 0, put(&[1, 2])), None);
+        assert_eq!(index.apply(Seq(3), 0, put(&[1, 2])), None, "done again");
+        let ids = |manifest: Option<Manifest>| -> Vec<u64> {
+            let manifest = manifest.unwrap();
+            manifest
+                .body
+                .stripes()
+                .iter()
+                .map(|s| s.id.attempt)
+                .collect()
+        };
+        assert_eq!(ids(index.apply(Seq(4), 0, put(&[2, 3]))), [1]);
+        assert_eq!(ids(index.apply(Seq(5), 0, put(&[4]))), [2, 3]);
+        assert_eq!(index.objects(), 1);
+        assert_eq!(index.object("bucket", "key").unwrap().version, Seq(5));
     }
 }

@@ -19,6 +19,8 @@ mod head;
 mod index;
 mod list;
 mod log;
+#[cfg(test)]
+mod outcome_tests;
 mod pending;
 mod progress;
 mod repair;

@@ -7,8 +7,10 @@
 //!   otherwise it would tell of a change that a crash may still undo;
 //! - a request that is pending is not proposed twice: its retries wait for the same entry;
 //! - what was refused stays refused, among the last `refusals_max` of them: a retry that was sent
-//!   before the refusal arrived must not do what its client was told is not done. A head's end
-//!   loses these, but the connections on which such retries are under way end with it.
+//!   before the refusal arrived must not do what its client was told is not done. This holds as
+//!   long as the head lives: its end loses these. When it ends with its process, the connections on
+//!   which such retries are under way end too. A head that is made again in the same process, when
+//!   its device was reopened, may still be handed such a retry, and would judge it anew.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};

@@ -21,7 +21,7 @@ use crate::api::{Action, Config, Event, InlineRef, ListParams};
 use crate::dedup::Dedup;
 use crate::entry::{self, Piece};
 use crate::follower::Follower;
-use crate::head::Head;
+use crate::head::{Asked, Head};
 use crate::index::Index;
 use crate::list;
 use crate::log::Log;
@@ -180,6 +180,7 @@ impl Replica {
                 reply_to,
                 client,
                 request,
+                retry,
                 precondition,
                 op,
                 inline,
@@ -191,7 +192,12 @@ impl Replica {
                     time_ms: wall_ms,
                     op,
                 };
-                self.propose(now, reply_to, precondition, decoded, &inline, out);
+                let asked = Asked {
+                    reply_to,
+                    retry,
+                    precondition,
+                };
+                self.propose(now, asked, decoded, &inline, out);
             }
             Event::Message { message, payload } => self.on_message(now, message, payload, out),
             Event::Persisted { token, at } => self.on_persisted(now, token, at, out),
@@ -285,6 +291,9 @@ impl Replica {
         match self.role {
             Role::Replaying => "replaying".to_owned(),
             Role::Starting => self.starting_state(),
+            Role::Head if self.head.stuck => {
+                "serving reads only: its device had no room for the journal".to_owned()
+            }
             Role::Head if self.head.serving => "serving".to_owned(),
             Role::Head => format!(
                 "waiting for entry {} to be durable on {} replicas and applied (durable here up to \
@@ -326,22 +335,12 @@ impl Replica {
         } else {
             format!("this replica of partition {partition} is no head; it is {state}")
         };
-        Err(Refusal::new(ErrorCode::PartitionUnavailable, detail))
+        Err(Refusal::new(ErrorCode::NotServing, detail))
     }
 
     /// Nothing is done any more.
     pub(crate) fn stop(&mut self, why: Refusal, out: &mut Vec<Action>) {
-        for reply_to in self.head.pending.abandon() {
-            let detail = format!(
-                "partition {}: {}; whether the change was made is not known: send the request again",
-                self.config.partition, why.detail
-            );
-            let error = Refusal::new(ErrorCode::PartitionUnavailable, detail).into();
-            out.push(Action::Reply {
-                reply_to,
-                reply: Reply::Error(error),
-            });
-        }
+        self.abandon_pending(&why.detail, out);
         for (seq, repair) in std::mem::take(&mut self.repairs) {
             if repair.asked {
                 out.push(Action::Restored {
@@ -353,6 +352,21 @@ impl Replica {
         self.stopped = Some(why);
     }
 
+    /// Whoever waits for a commit is told that it is not known whether there will be one.
+    fn abandon_pending(&mut self, why: &str, out: &mut Vec<Action>) {
+        for reply_to in self.head.pending.abandon() {
+            let detail = format!(
+                "partition {}: {why}; whether the change was made is not known: send the request again",
+                self.config.partition
+            );
+            let error = Refusal::new(ErrorCode::PartitionUnavailable, detail).into();
+            out.push(Action::Reply {
+                reply_to,
+                reply: Reply::Error(error),
+            });
+        }
+    }
+
     fn on_event_stopped(&mut self, event: Event, out: &mut Vec<Action>) {
         let partition = self.config.partition;
         let why = self
@@ -360,7 +374,7 @@ impl Replica {
             .as_ref()
             .map_or("", |stopped| stopped.detail.as_str());
         let detail = format!("partition {partition} is not served: {why}");
-        let error = || Refusal::new(ErrorCode::PartitionUnavailable, detail.as_str()).into();
+        let error = || Refusal::new(ErrorCode::NotServing, detail.as_str()).into();
         match event {
             Event::Propose { reply_to, .. } => {
                 out.push(Action::Reply {
@@ -451,14 +465,22 @@ impl Replica {
     }
 
     fn on_persist_failed(&mut self, token: u64, full: bool, out: &mut Vec<Action>) {
-        if self.writes.remove(&token).is_none() {
+        let Some(write) = self.writes.remove(&token) else {
             return;
-        }
+        };
         let why = if full {
             "its device has no room for the journal"
         } else {
             "its device failed to write the journal"
         };
+        if full && !write.copy && self.serving() {
+            // What is committed stays so and can be read. The entry that failed is not durable
+            // here, so neither it nor anything behind it is ever committed in this reign; and since
+            // no more is put into the log, nothing new gets ahead of it on the device. Followers
+            // may hold it: the next reign finds out, hence the open outcome.
+            self.head.stuck = true;
+            return self.abandon_pending(why, out);
+        }
         let detail = format!("replica {} stopped: {why}", self.config.me);
         self.stop(Refusal::new(ErrorCode::PartitionUnavailable, detail), out);
     }

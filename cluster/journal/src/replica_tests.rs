@@ -14,18 +14,19 @@ use crate::api::{Action, Config, Event, ListParams};
 use crate::replica::Replica;
 use crate::sim::{MICRO, MILLI, Plan, SCRIPTED, World, limits};
 
-const QUIET: Plan = Plan {
+pub(crate) const QUIET: Plan = Plan {
     crashes: false,
     torn: false,
     lossy: false,
     pauses: false,
     jitter: false,
     victim: None,
+    forgetful: false,
 };
 
 /// A chain of three that serves.
-fn world() -> World {
-    let mut world = World::new(1, 3, QUIET);
+fn world(plan: Plan) -> World {
+    let mut world = World::new(1, 3, plan);
     world.run_until(200 * MILLI);
     assert!(world.head().serving(), "{}", world.status(0));
     world
@@ -37,7 +38,7 @@ fn create(bucket: &str) -> Op {
     }
 }
 
-fn put(key: &str, inline: &[u8]) -> Op {
+pub(crate) fn put(key: &str, inline: &[u8]) -> Op {
     let manifest = Manifest {
         size: inline.len() as u64,
         crc: crc32(inline),
@@ -50,26 +51,47 @@ fn put(key: &str, inline: &[u8]) -> Op {
     }
 }
 
-fn delete(key: &str) -> Op {
+pub(crate) fn delete(key: &str) -> Op {
     Op::Delete {
         bucket: "bucket".to_owned(),
         key: key.to_owned(),
     }
 }
 
-struct Script {
-    world: World,
+pub(crate) struct Script {
+    pub(crate) world: World,
     asked: u64,
 }
 
 impl Script {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with(QUIET)
+    }
+
+    pub(crate) fn with(plan: Plan) -> Self {
         let mut script = Self {
-            world: world(),
+            world: world(plan),
             asked: SCRIPTED,
         };
         script.done(create("bucket"), Precondition::None, b"");
         script
+    }
+
+    /// Another client's put of "k", perhaps not for the first time.
+    pub(crate) fn ask_of(&mut self, client: u64, request: u64, retry: Option<Seq>) -> Reply {
+        self.asked += 1;
+        let event = Event::Propose {
+            reply_to: self.asked,
+            client: ClientId(client),
+            request: RequestNo(request),
+            retry,
+            precondition: Precondition::None,
+            op: put("k", b"x"),
+            inline: Bytes::from_static(b"x"),
+            wall_ms: 1234,
+        };
+        self.world.tell(0, event);
+        self.answer(self.asked)
     }
 
     fn ask_as(&mut self, request: u64, op: Op, precondition: Precondition, inline: &[u8]) -> u64 {
@@ -78,6 +100,7 @@ impl Script {
             reply_to: self.asked,
             client: ClientId(42),
             request: RequestNo(request),
+            retry: None,
             precondition,
             op,
             inline: Bytes::copy_from_slice(inline),
@@ -111,7 +134,7 @@ impl Script {
         self.world.answers.remove(&asked).unwrap()
     }
 
-    fn done(
+    pub(crate) fn done(
         &mut self,
         op: Op,
         precondition: Precondition,
@@ -358,7 +381,7 @@ fn without_enough_replicas_changes_are_refused_and_reads_go_on() {
     let Reply::Error(error) = script.answer(asked) else {
         panic!("done alone")
     };
-    assert_eq!(error.code, ErrorCode::PartitionUnavailable);
+    assert_eq!(error.code, ErrorCode::NotServing, "nothing was done");
     assert!(error.detail.contains("replicas 1, 2"), "{}", error.detail);
     assert!(script.world.head().lookup("bucket", "k").is_ok());
     // A head alone does not take office.
@@ -367,7 +390,7 @@ fn without_enough_replicas_changes_are_refused_and_reads_go_on() {
     let end = script.world.now + 3000 * MILLI;
     script.world.run_until(end);
     let error = script.world.head().lookup("bucket", "k").unwrap_err();
-    assert_eq!(error.code, ErrorCode::PartitionUnavailable);
+    assert_eq!(error.code, ErrorCode::NotServing);
     assert!(error.detail.contains("1 of 3 replicas"), "{}", error.detail);
     script.world.start(2);
     let end = script.world.now + 300 * MILLI;
@@ -524,6 +547,7 @@ fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
         reply_to,
         client: ClientId(42),
         request: RequestNo(reply_to),
+        retry: None,
         precondition: Precondition::None,
         op: put("k", b"x"),
         inline: Bytes::from_static(b"x"),
@@ -538,7 +562,7 @@ fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
         unreachable!()
     };
     out.clear();
-    head.on_event(now, Event::PersistFailed { token, full: true }, &mut out);
+    head.on_event(now, Event::PersistFailed { token, full: false }, &mut out);
     let Some(Action::Reply {
         reply_to: 77,
         reply: Reply::Error(error),
@@ -571,6 +595,7 @@ fn the_same_seed_gives_the_same_states() {
             pauses: true,
             jitter: true,
             victim: Some(1),
+            forgetful: false,
         };
         let mut world = World::new(seed, 3, plan);
         world.unleash();

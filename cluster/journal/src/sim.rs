@@ -44,7 +44,7 @@ enum Happening {
         node: u8,
         process: u64,
         connection: Option<(u8, u64)>,
-        event: Event,
+        event: Box<Event>,
     },
     DiskDone {
         node: u8,
@@ -83,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) jitter: bool,
     /// Whose device loses records.
     pub(crate) victim: Option<u8>,
+    /// Whether replicas remember fewer clients than there are.
+    pub(crate) forgetful: bool,
 }
 
 pub(crate) struct World {
@@ -208,7 +210,7 @@ impl World {
                 node: 0,
                 process,
                 connection: None,
-                event,
+                event: event.into(),
             },
         );
     }
@@ -244,7 +246,7 @@ impl World {
                 {
                     return;
                 }
-                self.tell(node, event);
+                self.tell(node, *event);
             }
             Happening::DiskDone { node, process } => {
                 let held = &mut self.nodes[usize::from(node)];
@@ -412,7 +414,7 @@ impl World {
                         node: to,
                         process,
                         connection,
-                        event,
+                        event: event.into(),
                     },
                 );
             }
@@ -432,7 +434,7 @@ impl World {
                         node,
                         process,
                         connection: None,
-                        event,
+                        event: event.into(),
                     },
                 );
             }
@@ -444,6 +446,9 @@ impl World {
         let replicas = self.nodes.len() as u8;
         let mut config = Config::new(PartitionId(7), node, replicas);
         config.limits = limits();
+        if self.plan.forgetful {
+            config.limits.clients = 2;
+        }
         let held = &mut self.nodes[usize::from(node)];
         held.process += 1;
         held.epoch += 1;

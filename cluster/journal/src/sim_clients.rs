@@ -30,6 +30,8 @@ struct Current {
     op: Op,
     inline: Bytes,
     since: u64,
+    /// The last entry that the client had been told of when it asked first.
+    told: u64,
     attempt: u64,
 }
 
@@ -38,6 +40,7 @@ struct Client {
     id: ClientId,
     next: u64,
     done: usize,
+    told: u64,
     current: Option<Current>,
 }
 
@@ -77,6 +80,7 @@ impl Clients {
                 id: ClientId(rng.next()),
                 next: 1,
                 done: 0,
+                told: 0,
                 current: None,
             })
             .collect();
@@ -214,6 +218,7 @@ impl World {
                     op,
                     inline,
                     since,
+                    told: held.told,
                     attempt: 0,
                 });
             }
@@ -222,6 +227,7 @@ impl World {
         let Some(current) = &mut held.current else {
             return;
         };
+        let retry = (current.attempt != 0).then_some(Seq(current.told));
         self.clients.attempts += 1;
         let attempt = self.clients.attempts;
         current.attempt = attempt;
@@ -232,6 +238,7 @@ impl World {
             reply_to: attempt,
             client: held.id,
             request: current.request,
+            retry,
             precondition: current.precondition,
             op: current.op.clone(),
             inline: current.inline.clone(),
@@ -262,13 +269,20 @@ impl World {
             );
         }
         let held = &mut self.clients.clients[client];
+        if let Reply::Committed { seq, .. } = reply {
+            held.told = held.told.max(seq.0);
+        }
         let Some(current) = held.current.take_if(|current| current.request == request) else {
             return;
         };
         match reply {
             Reply::Committed { .. } => self.count("committed"),
             Reply::Error(WireError {
-                code: ErrorCode::PartitionUnavailable | ErrorCode::Busy,
+                code: ErrorCode::OutcomeUnknown,
+                ..
+            }) => self.count("unknown"),
+            Reply::Error(WireError {
+                code: ErrorCode::PartitionUnavailable | ErrorCode::NotServing | ErrorCode::Busy,
                 ..
             }) => {
                 let attempt = current.attempt;

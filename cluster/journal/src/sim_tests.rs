@@ -24,6 +24,7 @@ fn plan(seed: u64) -> (u8, Plan) {
         pauses: rng.one_in(2),
         jitter: !rng.one_in(4),
         victim: victim.filter(|_| replicas > 1),
+        forgetful: rng.one_in(2),
     };
     (replicas, plan)
 }
@@ -112,6 +113,7 @@ fn histories() {
         for what in [
             "committed",
             "refused",
+            "unknown",
             "crashes",
             "all crashed",
             "pauses",

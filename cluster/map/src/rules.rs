@@ -247,6 +247,14 @@ fn check_partitions(map: &ClusterMap) -> Result<(), String> {
         if !ids.insert(partition.id) {
             return Err(format!("two partitions have the number {}", partition.id));
         }
+        let (bucket, key) = &partition.start;
+        if !key.is_empty() {
+            return Err(format!(
+                "partition {} starts inside of a bucket, at key {key:?} of {bucket:?}: a bucket cannot \
+                 span partitions yet, so a partition starts at a bucket's name with an empty key",
+                partition.id
+            ));
+        }
         check_chain(map, &partition.chain)
             .map_err(|what| format!("the chain of partition {} {what}", partition.id))?;
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ashlar_cluster_map::{
     Class, ClusterMap, Core, Device, DomainLevel, Domains, MapError, Node, SolveError, solve,
 };
-use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId};
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId};
 use proptest::prelude::*;
 
 /// A map of nodes with so many devices each; node i stands in rack i % racks.
@@ -242,7 +242,7 @@ fn a_chain_is_three_where_three_nodes_are() {
 fn every_broken_rule_is_noticed() {
     let good = solved("4+2", DomainLevel::Host, &[1; 7], 1);
     type Breaking = fn(&mut ClusterMap);
-    let breakings: [(&str, Breaking); 18] = [
+    let breakings: [(&str, Breaking); 19] = [
         ("two nodes", |m| m.nodes[1].id = m.nodes[0].id),
         ("number 0", |m| m.nodes[0].id = NodeId(0)),
         ("no core", |m| m.nodes[0].cores.clear()),
@@ -265,6 +265,12 @@ fn every_broken_rule_is_noticed() {
         }),
         ("no partition", |m| m.partitions.clear()),
         ("very beginning", |m| m.partitions[0].start.0 = "a".into()),
+        ("cannot span partitions", |m| {
+            let mut second = m.partitions[0].clone();
+            second.id = PartitionId(second.id.0 + 1);
+            second.start = ("photos".into(), "m".into());
+            m.partitions.push(second);
+        }),
         ("odd number", |m| m.partitions[0].chain.devices.truncate(2)),
         ("two replicas", |m| {
             m.partitions[0].chain.devices[1] = m.partitions[0].chain.devices[0];

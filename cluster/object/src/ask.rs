@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - all attempts carry the same request, and so the same request number: a change is made once;
+//!   an attempt says that it is a retry if, and only if, an earlier one may have been received;
 //! - an attempt that was sent and not answered makes the outcome uncertain, and it stays uncertain
 //!   whatever a later attempt that fails says; only a commit settles it;
 //! - it ends: at the latest [`Tuning::unavailable_wait`](crate::Tuning) after it began.
@@ -9,7 +10,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar_layout::ids::PartitionId;
+use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_layout::manifest::{Body, Op};
 use ashlar_layout::message::{ErrorCode, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -64,6 +66,8 @@ pub struct Ask {
     ask_at: Option<Instant>,
     pause: Duration,
     uncertain: bool,
+    /// The last entry of the partition that this client knew of when it began to ask.
+    told: Seq,
     last: Option<(ErrorCode, String)>,
     outcome: Option<Result<Told, Untold>>,
 }
@@ -92,6 +96,7 @@ impl Ask {
             ask_at: None,
             pause: PAUSE_MIN,
             uncertain: false,
+            told: Seq(0),
             last: None,
             outcome: None,
         }
@@ -118,6 +123,17 @@ impl Ask {
         self.is_change() && (self.uncertain || !self.open.is_empty())
     }
 
+    /// What the object is to be made of, if it is to be made.
+    pub(crate) fn body(&self) -> Option<&Body> {
+        match &self.request {
+            Request::Propose {
+                op: Op::Put { manifest, .. },
+                ..
+            } => Some(&manifest.body),
+            _ => None,
+        }
+    }
+
     fn is_change(&self) -> bool {
         matches!(self.request, Request::Propose { .. })
     }
@@ -130,6 +146,9 @@ impl Ask {
             self.end(Err(self.unavailable(detail)));
             return;
         };
+        if let Request::Propose { retry, .. } = &mut self.request {
+            *retry = (self.uncertain || !self.open.is_empty()).then_some(self.told);
+        }
         let call = self.calls.next();
         out.push(Action::Send {
             call,
@@ -199,6 +218,11 @@ impl Ask {
                 payload,
                 payload_crc,
             } => {
+                match &reply {
+                    Reply::Committed { seq, .. } => self.common.tell(self.partition, *seq),
+                    Reply::Found { meta } => self.common.tell(self.partition, meta.version),
+                    _ => {}
+                }
                 let bytes = self.payload.len() as u32;
                 if let Some(head) = self.head() {
                     self.common
@@ -253,6 +277,10 @@ impl Ask {
                 detail,
             },
             ErrorCode::BadRequest => ObjectError::BadRequest { detail },
+            ErrorCode::OutcomeUnknown => {
+                self.uncertain = true;
+                ObjectError::OutcomeUnknown { detail }
+            }
             code => ObjectError::Refused { code, detail },
         };
         self.end(Err(error));
@@ -318,6 +346,7 @@ impl Machine for Ask {
         match event {
             Event::Start => {
                 self.started = now;
+                self.told = self.common.told(self.partition);
                 self.send(now, out);
             }
             Event::Answer { call, answer } => self.on_answer(now, call, answer),

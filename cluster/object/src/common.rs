@@ -5,12 +5,15 @@
 //! - stripe ids and request numbers are never given out twice;
 //! - no lock is held while bytes are encoded, and none across two calls from outside.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ashlar_cluster_map::{Class, ClusterMap, PlacementGroup};
-use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, RequestNo, ShardId, StripeId};
+use ashlar_layout::ids::{
+    ClientId, DeviceNo, NodeId, PartitionId, RequestNo, Seq, ShardId, StripeId,
+};
 use ashlar_layout::limits::SHARD_SIZE_MAX;
 use ashlar_layout::manifest::Stripe;
 use ashlar_layout::message::{Reply, Request};
@@ -73,6 +76,8 @@ pub struct Common {
     ids: StripeIds,
     client: ClientId,
     requests: AtomicU64,
+    /// The last entry of each partition that this client was told of.
+    told: Mutex<BTreeMap<PartitionId, Seq>>,
     turn: AtomicU64,
     pub(crate) codecs: Codecs,
     pool: BufferPool,
@@ -88,6 +93,7 @@ impl Common {
             ids: StripeIds::new(client.0),
             client,
             requests: AtomicU64::new(1),
+            told: Mutex::default(),
             // Clients start at different groups.
             turn: AtomicU64::new(client.0 >> 16),
             codecs: Codecs::default(),
@@ -137,6 +143,19 @@ impl Common {
     /// A number for a new request to the journal.
     pub fn next_request(&self) -> RequestNo {
         RequestNo(self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The last entry of this partition that this client was told of.
+    pub(crate) fn told(&self, partition: PartitionId) -> Seq {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.get(&partition).copied().unwrap_or_default()
+    }
+
+    /// An answer tells of a committed entry of this partition.
+    pub(crate) fn tell(&self, partition: PartitionId, seq: Seq) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = told.entry(partition).or_default();
+        *held = seq.max(*held);
     }
 
     /// The partition that (bucket, key) falls in.

@@ -50,6 +50,7 @@ impl Delete {
             partition,
             client: common.client(),
             request: common.next_request(),
+            retry: None,
             precondition,
             op: Op::Delete {
                 bucket: bucket.to_owned(),

@@ -17,7 +17,7 @@ use crate::error::{Code, ObjectError};
 use crate::get::Get;
 use crate::put::{Put, PutDone};
 use crate::range::ByteRange;
-use crate::testing::{Mood, World, class};
+use crate::testing::{Memory, Mood, World, class};
 
 /// Stripes of 4,000 bytes, nodes of 5 stripes, roots of 3: trees are soon needed.
 fn tuning() -> Tuning {
@@ -239,6 +239,54 @@ fn a_lost_commit_is_found_by_asking_again() {
     assert_eq!(done.version, Seq(1));
     assert_eq!(world.objects.len(), 1);
     assert_eq!(get(&mut world, "key", None).unwrap(), data);
+}
+
+#[test]
+fn an_attempt_says_whether_an_earlier_one_may_have_been_received() {
+    let mut world = world(5);
+    let data = world.bytes(900);
+    put(&mut world, "one", &data).unwrap();
+    assert_eq!(world.retries, [None]);
+    world.lose_commits = 1;
+    put(&mut world, "two", &data).unwrap();
+    // When it asked first, it had been told of the first entry.
+    assert_eq!(world.retries, [None, None, Some(Seq(1))]);
+    world.retries.clear();
+    world.head_busy = true;
+    put(&mut world, "three", &data).unwrap_err();
+    assert!(world.retries.len() > 1, "it asks again");
+    assert!(
+        world.retries.iter().all(Option::is_none),
+        "nothing was done"
+    );
+}
+
+#[test]
+fn a_forgotten_request_has_an_unknown_outcome_and_frees_nothing() {
+    let mut world = world(5);
+    let data = world.bytes(9000);
+    world.memory = Memory::Forgets;
+    world.lose_commits = 1;
+    let error = put(&mut world, "key", &data).unwrap_err();
+    assert_eq!(error.code(), Code::OutcomeUnknown);
+    assert!(error.is_uncertain(), "{error}");
+    world.lose_commits = 1;
+    let error = delete(&mut world, "other").unwrap_err();
+    assert_eq!(error.code(), Code::OutcomeUnknown);
+    assert_eq!(get(&mut world, "key", None).unwrap(), data);
+}
+
+#[test]
+fn what_is_visible_is_never_freed() {
+    for bytes in [9000, 50_000] {
+        let mut world = world(5);
+        let data = world.bytes(bytes);
+        world.memory = Memory::Broken;
+        world.lose_commits = 1;
+        let done = put(&mut world, "key", &data).unwrap();
+        assert_eq!(done.version, Seq(2), "done twice: it displaced itself");
+        assert_eq!(get(&mut world, "key", None).unwrap(), data);
+    }
 }
 
 #[test]

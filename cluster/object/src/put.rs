@@ -226,6 +226,7 @@ impl Put {
             partition: self.partition,
             client: self.common.client(),
             request: self.common.next_request(),
+            retry: None,
             precondition: self.precondition,
             op: Op::Put {
                 bucket,
@@ -375,9 +376,15 @@ impl Put {
                 Reply::Committed { seq, displaced } => {
                     self.done.version = seq;
                     self.outcome = Some(Ok(self.done));
-                    if let Some(manifest) = displaced {
+                    // What is visible now is not freed, whatever the head says.
+                    let displaced =
+                        displaced.and_then(|manifest| match self.ask.as_ref()?.body() {
+                            Some(kept) => manifest.body.without(kept),
+                            None => Some(manifest.body),
+                        });
+                    if let Some(body) = displaced {
                         let common = self.common.clone();
-                        let mut free = Free::body(common, FREE_LANE, manifest.body);
+                        let mut free = Free::body(common, FREE_LANE, body);
                         free.on_event(now, Event::Start, out);
                         self.free = Some(free);
                     }

@@ -560,3 +560,32 @@ fn a_stripe_that_makes_no_sense_is_refused() {
         0..1,
     );
 }
+
+#[test]
+fn with_one_parity_shard_all_shards_are_waited_for() {
+    for (k, m, slack) in [(1, 1, 0), (4, 1, 0), (4, 2, 1), (2, 3, 1)] {
+        let mut world = World::new(1, 6, class(k, m), Tuning::default());
+        let data = StripeBuf::exact(world.bytes(3000));
+        let mut write = StripeWrite::new(world.common.clone(), 1, data);
+        let mut out = Vec::new();
+        write.on_event(Instant(1), Event::Start, &mut out);
+        let calls: Vec<CallId> = out
+            .drain(..)
+            .filter_map(|action| match action {
+                Action::Send { call, .. } => Some(call),
+                _ => None,
+            })
+            .collect();
+        let needed = usize::from(k) + usize::from(m) - slack;
+        for (nth, call) in calls.into_iter().enumerate().take(needed) {
+            assert!(!write.is_answered(), "{k}+{m}: durable with {nth} shards");
+            let answer = Answer::Reply {
+                reply: Reply::Done,
+                payload: Bytes::new(),
+                payload_crc: 0,
+            };
+            write.on_event(Instant(2), Event::Answer { call, answer }, &mut out);
+        }
+        assert!(matches!(write.outcome(), Some(Ok(_))), "{k}+{m}");
+    }
+}

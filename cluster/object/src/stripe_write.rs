@@ -1,8 +1,9 @@
 //! One stripe on its way to k+m devices.
 //!
 //! Invariants:
-//! - the stripe is durable once k+m−1 shards *of one attempt* are; shards of two attempts are never
-//!   counted together, and never have the same stripe id;
+//! - the stripe is durable once k+m−s shards *of one attempt* are, s = min(1, m−1): so that what is
+//!   acknowledged always survives the loss of one more shard, and with m = 1 all of them are waited
+//!   for; shards of two attempts are never counted together, and never have the same stripe id;
 //! - a shard that is late still counts if it comes; it does not keep the attempt alive;
 //! - what an abandoned attempt may have stored is deleted, but only after the write's own answer or
 //!   its time: a delete that overtakes its write frees nothing;
@@ -24,8 +25,12 @@ use crate::encode::{StripeBuf, encode};
 use crate::error::{Fault, ObjectError, ShardFault};
 use crate::latency::Kind;
 
-/// Shards of a stripe that need not be durable when it is acknowledged.
-pub const SLACK: usize = 1;
+/// Shards of a stripe with `m` parity shards that need not be durable when it is acknowledged: one,
+/// but never the last one that makes up for a loss.
+pub(crate) fn slack(m: u8) -> usize {
+    usize::from(m).saturating_sub(1).min(1)
+}
+
 /// Between looks for a usable group.
 const GROUP_PAUSE: Duration = Duration::from_millis(50);
 /// The pause before a busy node is asked again; doubles.
@@ -78,7 +83,7 @@ struct Attempt {
 
 impl Attempt {
     fn quorum(&self) -> usize {
-        self.slots.len() - SLACK
+        self.slots.len() - slack(self.stripe.m)
     }
 
     fn durable(&self) -> usize {

@@ -82,6 +82,16 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
     }
 }
 
+/// What the head remembers of the requests that it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    Whole,
+    /// Nothing, and it says so.
+    Forgets,
+    /// Nothing, and it does them again, which it never must.
+    Broken,
+}
+
 /// What a device does with requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
@@ -122,6 +132,10 @@ pub(crate) struct World {
     /// The next so many proposals: committed, but the answer is lost.
     pub(crate) lose_commits: u32,
     pub(crate) head_busy: bool,
+    /// What the head remembers of requests that it did.
+    pub(crate) memory: Memory,
+    /// What each proposal said of being a retry.
+    pub(crate) retries: Vec<Option<Seq>>,
     pub(crate) lane: u32,
     committed: HashMap<(ClientId, RequestNo), Seq>,
     seq: u64,
@@ -148,6 +162,8 @@ impl World {
             writes: Vec::new(),
             lose_commits: 0,
             head_busy: false,
+            memory: Memory::Whole,
+            retries: Vec::new(),
             lane: 0,
             committed: HashMap::new(),
             seq: 0,
@@ -311,10 +327,15 @@ impl World {
             Request::Propose {
                 client,
                 request,
+                retry,
                 precondition,
                 op,
                 ..
             } => {
+                self.retries.push(retry);
+                if self.memory == Memory::Forgets && retry.is_some() {
+                    return Some(error(ErrorCode::OutcomeUnknown, "forgotten".to_owned()));
+                }
                 if self.head_busy {
                     return Some(error(ErrorCode::Busy, "too many".to_owned()));
                 }
@@ -353,7 +374,9 @@ impl World {
         op: Op,
         payload: Bytes,
     ) -> Option<Answer> {
-        if let Some(seq) = self.committed.get(&id) {
+        if self.memory == Memory::Whole
+            && let Some(seq) = self.committed.get(&id)
+        {
             return Some(reply(Reply::Committed {
                 seq: *seq,
                 displaced: None,
@@ -405,7 +428,8 @@ impl World {
         }))
     }
 
-    /// Whatever is proposed is durable by then: k + m - 1 shards of each stripe, of one attempt.
+    /// Whatever is proposed is durable by then: k + m − min(1, m − 1) shards of each stripe, of one
+    /// attempt.
     fn check_durable(&self, manifest: &Manifest) {
         use ashlar_layout::manifest::Body;
         let (Body::Stripes(stripes) | Body::Tree(stripes)) = &manifest.body else {
@@ -424,7 +448,7 @@ impl World {
                 })
                 .count();
             assert!(
-                durable + 1 >= group.devices.len(),
+                durable + usize::from(stripe.m > 1) >= group.devices.len(),
                 "proposed before the quorum"
             );
         }

@@ -86,11 +86,13 @@ pub fn request() -> impl Strategy<Value = Request> {
             payload,
         },
     );
-    let propose = (any::<[u64; 2]>(), any::<u32>(), precondition, op()).prop_map(
-        |([client, request], partition, precondition, op)| Request::Propose {
+    let name = (any::<[u64; 2]>(), any::<Option<u64>>());
+    let propose = (name, any::<u32>(), precondition, op()).prop_map(
+        |(([client, request], retry), partition, precondition, op)| Request::Propose {
             partition: PartitionId(partition),
             client: ClientId(client),
             request: RequestNo(request),
+            retry: retry.map(Seq),
             precondition,
             op,
         },

@@ -128,6 +128,7 @@ pub fn footer() -> Footer {
         offset_blocks: n,
         payload_len: 1000 * n,
         payload_crc: 0x0bad_0000 + n,
+        damaged: false,
     };
     Footer {
         device: DEVICE,
@@ -276,6 +277,7 @@ pub fn requests() -> Vec<Request> {
             partition,
             client: ClientId(8),
             request: RequestNo(9),
+            retry: Some(Seq(11)),
             precondition: Precondition::Version(Seq(10)),
             op: put(),
         },

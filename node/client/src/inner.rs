@@ -23,7 +23,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::link::{Link, LinkSetup, Outgoing, ReplyTo};
 use crate::mailbox::{Arrived, Mailbox};
-use crate::options::{ClientOptions, Drained};
+use crate::options::{ClientOptions, Drained, OPERATIONS_MAX};
 
 /// Links by the devices behind them, for one map.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(crate) struct Inner {
 
 impl Inner {
     pub(crate) fn new(common: Common, options: ClientOptions, setup: LinkSetup) -> Inner {
-        let permits = options.operations_max.clamp(1, Semaphore::MAX_PERMITS);
+        let permits = options.operations_max.clamp(1, OPERATIONS_MAX);
         let no_routes = Routes {
             epoch: Epoch(0),
             by_device: HashMap::new(),

@@ -34,6 +34,6 @@ pub use client::Client;
 pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{
-    ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
-    PutOutcome,
+    ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, OPERATIONS_MAX,
+    PutOptions, PutOutcome,
 };

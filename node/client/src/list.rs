@@ -75,6 +75,7 @@ async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<(), ClientE
         partition,
         client: inner.common.client(),
         request: inner.common.next_request(),
+        retry: None,
         precondition: Precondition::None,
         op,
     };

@@ -6,12 +6,17 @@ use ashlar_cluster_object::ByteRange;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::Precondition;
 
+/// Most operations that a client has under way at once. A partition's head remembers the last 512
+/// requests of each client, so a request that waits is not overtaken by so many others that it
+/// would be refused.
+pub const OPERATIONS_MAX: usize = 128;
+
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
     /// How long an unavailable partition, or too few devices, are waited for.
     pub unavailable_wait: Duration,
-    /// Operations under way at once, their tails included; more wait.
+    /// Operations under way at once, their tails included; more wait. [`OPERATIONS_MAX`] at most.
     pub operations_max: usize,
     /// How long a connection may take to come about.
     pub connect_timeout: Duration,
@@ -29,7 +34,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         ClientOptions {
             unavailable_wait: Duration::from_secs(5),
-            operations_max: 256,
+            operations_max: OPERATIONS_MAX,
             connect_timeout: Duration::from_secs(1),
             silence_max: Duration::from_secs(10),
             put_stripes: 4,

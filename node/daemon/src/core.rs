@@ -36,6 +36,8 @@ use crate::slab::Slab;
 
 /// How long a draining core waits for what is under way.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long a node waits for its chains' heads to take office before it says that it is ready.
+const OFFICE_MAX: Duration = Duration::from_secs(10);
 /// How long our own work waits when an engine has no room for it.
 const PARKED: Duration = Duration::from_millis(1);
 
@@ -176,6 +178,8 @@ pub struct Core {
     pub(crate) parked: VecDeque<Todo>,
     parked_until: Option<Instant>,
     pub(crate) started: Instant,
+    /// When all its devices had been opened.
+    open_since: Option<Instant>,
     draining_until: Option<Instant>,
     finished: bool,
 }
@@ -205,6 +209,7 @@ impl Core {
             parked: VecDeque::new(),
             parked_until: None,
             started: now,
+            open_since: None,
             draining_until: None,
             finished: false,
         }
@@ -419,6 +424,19 @@ impl Core {
         }
     }
 
+    /// Whether it serves: its devices are open, and the heads among its replicas have taken office. A head
+    /// without a follower cannot; the node is ready all the same after a while, since it serves shards,
+    /// and a service manager that waited for other nodes would end by restarting this one.
+    fn ready(&mut self, now: Instant) -> bool {
+        let open = self.devices.iter().all(DeviceSlot::is_settled)
+            && self.devices.iter().any(DeviceSlot::is_serving);
+        if !open {
+            return false;
+        }
+        let since = *self.open_since.get_or_insert(now);
+        self.replicas.iter().all(ReplicaSlot::in_office) || now.since(since) >= OFFICE_MAX
+    }
+
     /// Whether the node is ending: new requests are refused.
     pub(crate) fn draining(&self) -> bool {
         self.draining_until.is_some()
@@ -457,8 +475,7 @@ impl Handler for Core {
         self.work(now, io);
         // What that brought about (refusals, mostly) must not wait for the next event.
         self.kick_engines(now, io);
-        let ready = self.devices.iter().all(DeviceSlot::is_settled)
-            && self.devices.iter().any(DeviceSlot::is_serving);
+        let ready = self.ready(now);
         self.pulse.ready.store(ready, Ordering::Relaxed);
         self.pulse.beats.fetch_add(1, Ordering::Relaxed);
     }

@@ -72,6 +72,11 @@ impl ReplicaSlot {
         self.replica.as_ref().and_then(Replica::next_deadline)
     }
 
+    /// Whether a head serves; a follower has no office to take.
+    pub(crate) fn in_office(&self) -> bool {
+        self.place != 0 || self.replica.as_ref().is_some_and(Replica::serving)
+    }
+
     /// The place in the chain of a peer.
     pub(crate) fn place_of(&self, peer: usize) -> Option<u8> {
         self.places

@@ -352,6 +352,7 @@ impl Core {
                 partition,
                 client,
                 request,
+                retry,
                 precondition,
                 op,
             } => {
@@ -363,6 +364,7 @@ impl Core {
                             reply_to,
                             client,
                             request,
+                            retry,
                             precondition,
                             op,
                             inline: payload,

@@ -105,7 +105,7 @@ impl<M: Memory> Engine<M> {
                 if hold {
                     self.extents.hold(extent);
                 }
-                if shadow {
+                if shadow || self.blind.is_some() {
                     self.shadows.insert(shard);
                 }
                 for block in targets {

@@ -6,29 +6,32 @@
 //! Invariants:
 //! - A batch lies in one extent. It is durable by one durable write; or, of several writes, by a
 //!   flush that is handed out after all of them are done; or, where the device has no volatile cache,
-//!   by its writes alone. At most [`IN_FLIGHT`] batches of a stream are under way; they are
-//!   acknowledged strictly in order.
+//!   by its writes alone. At most [`IN_FLIGHT`] batches of a stream are under way ([`Stream`] by
+//!   stream); they are acknowledged strictly in order.
+//! - Of a partition at most *one* journal record is under way: one batch of the journal at a time, and
+//!   in it one record of each partition. So what a power cut takes from a partition's journal is
+//!   always its tail, never a record before one that stays: nobody could fill such a hole.
+//! - Joining appends makes no record longer than one that would be accepted as a single append, and
+//!   no record gets a place before it was checked to fit there.
 //! - A new extent's header goes out in the first batch of the extent, so nothing in an extent is
 //!   acknowledged before its header is durable.
 //! - A record never reaches into the room that the footer of its extent will take.
 //! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
 
-use std::collections::VecDeque;
-
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
 use ashlar_layout::footer::{FooterEntry, footer_len};
-use ashlar_layout::ids::{ExtentNo, Incarnation, PartitionId, Seq, ShardId};
+use ashlar_layout::ids::{PartitionId, ShardId};
 use ashlar_layout::limits::JOURNAL_BATCH_MAX;
 use ashlar_layout::record::{RecordHeader, Subject, header_len, piece_crcs, record_len};
-use bytes::Bytes;
 
 use crate::api::{Action, Memory};
 use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::index::{Candidate, UNIT};
+pub(crate) use crate::queue::{Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, What};
 
-/// Batches of a stream that are under way at most.
-pub const IN_FLIGHT: usize = 2;
+/// Batches that are under way at most: of the journal, and of data.
+pub const IN_FLIGHT: [usize; 2] = [1, 2];
 /// Records up to this many bytes are copied together into one write.
 const COALESCE_MAX: u64 = 64 * 1024;
 /// Bytes of such a write at most, unless one record alone is longer.
@@ -40,238 +43,6 @@ pub(crate) const TOMBSTONE_RESERVE: u32 = 1;
 /// Bytes of a footer at most; it is written from one buffer, and read into one.
 const FOOTER_MAX: u64 = 4 * 1024 * 1024;
 
-/// An append that waits.
-pub(crate) enum Item<B> {
-    Shard {
-        shard: ShardId,
-        buf: B,
-        payload_len: u32,
-        payload_crc: u32,
-        pieces: Vec<u32>,
-    },
-    Tombstone {
-        shard: ShardId,
-        /// Blocks of the records that it kills.
-        targets: Vec<u64>,
-        /// It may kill more than it knows of: keep its extent.
-        hold: bool,
-        /// The index goes on pointing to a record of the shard that could not be read.
-        shadow: bool,
-    },
-    Journal {
-        op: u64,
-        partition: PartitionId,
-        first: Seq,
-        last: Seq,
-        entries: Bytes,
-    },
-}
-
-/// One of the two streams.
-pub(crate) struct Stream<B> {
-    pub kind: ExtentKind,
-    pub queue: VecDeque<Item<B>>,
-    pub open: Option<OpenExtent>,
-    pub flying: VecDeque<Batch>,
-}
-
-/// The extent that a stream appends to.
-pub(crate) struct OpenExtent {
-    pub no: ExtentNo,
-    pub incarnation: Incarnation,
-    /// Where the next record goes; the extent's start if its header has not gone out.
-    pub pos: u64,
-    pub entries: Vec<FooterEntry>,
-}
-
-/// An extent to which no more is appended, and whose footer is still to be written.
-pub(crate) struct Seal {
-    pub extent: OpenExtent,
-    /// The footer is on its way.
-    pub writing: bool,
-}
-
-/// A batch under way.
-pub(crate) struct Batch {
-    pub id: u64,
-    pub extent: ExtentNo,
-    /// It carries the extent's header.
-    pub opens: bool,
-    pub offset: u64,
-    pub writes_left: usize,
-    pub flush: bool,
-    pub durable: bool,
-    pub records: Vec<Appended>,
-}
-
-/// A record of a batch under way: what to do when it is durable.
-pub(crate) enum Appended {
-    Shard {
-        shard: ShardId,
-        candidate: Candidate,
-    },
-    Tombstone {
-        shard: ShardId,
-        targets: Vec<u64>,
-        hold: bool,
-        shadow: bool,
-    },
-    Journal {
-        ops: Vec<(u64, u64)>,
-    },
-}
-
-/// A record that has a place in the batch being built.
-struct Planned<B> {
-    at: u64,
-    len: u64,
-    what: What<B>,
-}
-
-pub(crate) enum What<B> {
-    Header,
-    Item(Item<B>),
-    Entries {
-        partition: PartitionId,
-        first: Seq,
-        last: Seq,
-        len: u32,
-        parts: Vec<(u64, Seq, Seq, Bytes)>,
-    },
-}
-
-impl<B> Item<B> {
-    fn payload_len(&self) -> u32 {
-        match self {
-            Item::Shard { payload_len, .. } => *payload_len,
-            Item::Tombstone { .. } => 0,
-            Item::Journal { entries, .. } => entries.len() as u32,
-        }
-    }
-}
-
-impl<B> Stream<B> {
-    pub fn new(kind: ExtentKind) -> Stream<B> {
-        Stream {
-            kind,
-            queue: VecDeque::new(),
-            open: None,
-            flying: VecDeque::new(),
-        }
-    }
-
-    pub fn idle(&self) -> bool {
-        self.queue.is_empty() && self.flying.is_empty()
-    }
-
-    /// Takes out the journal operations that wait or are under way.
-    pub fn drain_journal_ops(&mut self) -> Vec<u64> {
-        let mut ops = Vec::new();
-        for item in self.queue.drain(..) {
-            if let Item::Journal { op, .. } = item {
-                ops.push(op);
-            }
-        }
-        for record in self.flying.drain(..).flat_map(|batch| batch.records) {
-            if let Appended::Journal { ops: done } = record {
-                ops.extend(done.into_iter().map(|(op, _)| op));
-            }
-        }
-        ops
-    }
-
-    /// The next record: the item at the front, and if that is of the journal, all that wait for the
-    /// same partition and continue it.
-    fn next_record(&mut self) -> Option<What<B>> {
-        let item = self.queue.pop_front()?;
-        let Item::Journal {
-            op,
-            partition,
-            first,
-            last,
-            entries,
-        } = item
-        else {
-            return Some(What::Item(item));
-        };
-        let mut len = entries.len();
-        let mut end = last;
-        let mut parts = vec![(op, first, last, entries)];
-        let mut at = 0;
-        while let Some(Item::Journal {
-            partition: other,
-            first,
-            last,
-            entries,
-            ..
-        }) = self.queue.get(at)
-        {
-            if *other != partition {
-                at += 1;
-                continue;
-            }
-            if first.0 != end.0 + 1 || len + entries.len() > JOURNAL_BATCH_MAX as usize {
-                break;
-            }
-            len += entries.len();
-            end = *last;
-            if let Some(Item::Journal {
-                op,
-                first,
-                last,
-                entries,
-                ..
-            }) = self.queue.remove(at)
-            {
-                parts.push((op, first, last, entries));
-            }
-        }
-        Some(What::Entries {
-            partition,
-            first,
-            last: end,
-            len: len as u32,
-            parts,
-        })
-    }
-
-    /// Puts back what [`Stream::next_record`] took.
-    fn put_back(&mut self, what: What<B>) {
-        match what {
-            What::Header => {}
-            What::Item(item) => self.queue.push_front(item),
-            What::Entries {
-                partition, parts, ..
-            } => {
-                for (op, first, last, entries) in parts.into_iter().rev() {
-                    self.queue.push_front(Item::Journal {
-                        op,
-                        partition,
-                        first,
-                        last,
-                        entries,
-                    });
-                }
-            }
-        }
-    }
-}
-
-impl<B> What<B> {
-    fn payload_len(&self) -> u32 {
-        match self {
-            What::Header => 0,
-            What::Item(item) => item.payload_len(),
-            What::Entries { len, .. } => *len,
-        }
-    }
-
-    /// Whether its bytes are in a buffer that can be written as it is.
-    fn has_buffer(&self) -> bool {
-        matches!(self, What::Item(Item::Shard { .. }))
-    }
-}
-
 impl<M: Memory> Engine<M> {
     /// Sends off what waits in a stream, as long as there is room for another batch.
     pub(crate) fn send_batches(
@@ -282,7 +53,7 @@ impl<M: Memory> Engine<M> {
     ) {
         loop {
             let waits = &self.streams[stream as usize];
-            if waits.queue.is_empty() || waits.flying.len() >= IN_FLIGHT {
+            if waits.queue.is_empty() || waits.flying.len() >= IN_FLIGHT[stream as usize] {
                 return;
             }
             let Some(plan) = self.plan(stream, mem, out) else {
@@ -306,7 +77,7 @@ impl<M: Memory> Engine<M> {
         if stream != StreamNo::Journal
             && self.ios.is_empty()
             && !self.superblocks.turning()
-            && let Some(what) = self.streams[stream as usize].next_record()
+            && let Some(what) = self.streams[stream as usize].next_record(&[], 0)
         {
             let error = EngineError::Busy {
                 device: self.device,
@@ -329,12 +100,14 @@ impl<M: Memory> Engine<M> {
         let mut bytes = 0;
         let mut records = 0;
         let mut pos = None;
+        let most = self.journal_max() as usize;
+        let mut partitions: Vec<PartitionId> = Vec::new();
         loop {
             if self.numbers.record + records >= self.numbers.record_ceiling {
                 // The superblock is being turned to reserve more.
                 break;
             }
-            let Some(what) = self.streams[stream as usize].next_record() else {
+            let Some(what) = self.streams[stream as usize].next_record(&partitions, most) else {
                 break;
             };
             let len = record_len(what.payload_len(), block_size);
@@ -342,16 +115,7 @@ impl<M: Memory> Engine<M> {
                 self.streams[stream as usize].put_back(what);
                 break;
             }
-            let fits = self.streams[stream as usize]
-                .open
-                .as_ref()
-                .is_some_and(|open| {
-                    let start = self.geometry.records_start(open.no);
-                    let at = pos.unwrap_or(open.pos).max(start);
-                    let count = open.entries.len() + records as usize + 1;
-                    let footer = footer_len(count, block_size);
-                    footer <= FOOTER_MAX && at + len + footer <= self.geometry.extent_end(open.no)
-                });
+            let fits = self.fits(stream, pos, records, len);
             if !fits && !plan.is_empty() {
                 self.streams[stream as usize].put_back(what);
                 break;
@@ -360,6 +124,17 @@ impl<M: Memory> Engine<M> {
                 let Some(error) = error else {
                     self.streams[stream as usize].put_back(what);
                     return None;
+                };
+                self.refuse(what, &error, mem, out);
+                return Some(plan);
+            }
+            if !fits && !self.fits(stream, pos, records, len) {
+                // Longer than an extent: what is accepted is not, but nothing may reach into the next.
+                let error = EngineError::BadPayload {
+                    device: self.device,
+                    what: "length",
+                    expected: u64::from(self.payload_max()),
+                    got: u64::from(what.payload_len()),
                 };
                 self.refuse(what, &error, mem, out);
                 return Some(plan);
@@ -378,12 +153,33 @@ impl<M: Memory> Engine<M> {
                 });
                 at += len;
             }
+            if let What::Entries { partition, .. } = &what {
+                partitions.push(*partition);
+            }
             plan.push(Planned { at, len, what });
             pos = Some(at + len);
             bytes += len;
             records += 1;
         }
         (!plan.is_empty()).then_some(plan)
+    }
+
+    /// Whether a record of this many bytes has room in the open extent, behind `records` others that
+    /// end at `pos`.
+    fn fits(&self, stream: StreamNo, pos: Option<u64>, records: u64, len: u64) -> bool {
+        let open = self.streams[stream as usize].open.as_ref();
+        open.is_some_and(|open| {
+            let start = self.geometry.records_start(open.no);
+            let at = pos.unwrap_or(open.pos).max(start);
+            let count = open.entries.len() + records as usize + 1;
+            let footer = footer_len(count, self.geometry.block_size);
+            footer <= FOOTER_MAX && at + len + footer <= self.geometry.extent_end(open.no)
+        })
+    }
+
+    /// Most bytes of a journal record's payload.
+    pub(crate) fn journal_max(&self) -> u32 {
+        JOURNAL_BATCH_MAX.min(self.payload_max())
     }
 
     /// Opens another extent for a stream, and lets the present one be sealed. An error of `None`

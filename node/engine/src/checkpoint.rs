@@ -9,6 +9,8 @@
 //! - A checkpoint calls an extent free only if no tombstone elsewhere is kept because of it. (A dead
 //!   extent that still pins a tombstone must be read at the next opening, or that tombstone would
 //!   seem to kill nothing, be dropped, and its record come back by a later crash.)
+//! - The incarnation that a checkpoint tells of an extent is one whose header was durable before: a
+//!   valid header with a lower one is the trace of a lost write.
 //! - The extent of the former checkpoint is freed when the superblock durably names the new one.
 //! - "Clean" is said only when nothing is under way and nothing more will be accepted; the next
 //!   opening unsays it before it writes anything else.
@@ -16,7 +18,7 @@
 use ashlar_layout::checkpoint::{Checkpoint, ExtentEntry, ExtentState};
 use ashlar_layout::extent::ExtentKind;
 use ashlar_layout::ids::ExtentNo;
-use ashlar_layout::superblock::CheckpointRef;
+use ashlar_layout::superblock::{COUNTER_MAX, CheckpointRef};
 
 use crate::api::{Action, IoFailure, Memory, Output};
 use crate::append::{OpenExtent, TOMBSTONE_RESERVE};
@@ -26,9 +28,10 @@ use crate::superblocks::Progress;
 
 /// Sealed extents between checkpoints.
 const CHECKPOINT_SEALS: u32 = 64;
-/// Record sequence numbers reserved at a time.
-pub(crate) const RECORDS_RESERVED: u64 = 1 << 40;
-/// Incarnations reserved at a time.
+/// Record sequence numbers reserved at a time. An opening gives up what was left of the former ones,
+/// and has to be possible more often than anybody can do it: `COUNTER_MAX / RECORDS_RESERVED` times.
+pub(crate) const RECORDS_RESERVED: u64 = 1 << 32;
+/// Incarnations reserved at a time; as above.
 pub(crate) const INCARNATIONS_RESERVED: u64 = 1 << 24;
 
 /// What is being done to checkpoint and superblock.
@@ -51,8 +54,12 @@ pub(crate) enum Keeping {
 
 impl Numbers {
     fn low(&self) -> bool {
-        self.record_ceiling - self.record < RECORDS_RESERVED / 2
-            || self.incarnation_ceiling - self.incarnation < INCARNATIONS_RESERVED / 2
+        let (incarnation, record) = self.ceilings();
+        let low = self.record_ceiling.saturating_sub(self.record) < RECORDS_RESERVED / 2
+            || self.incarnation_ceiling.saturating_sub(self.incarnation)
+                < INCARNATIONS_RESERVED / 2;
+        // At the highest that is believed there is no more to reserve.
+        low && (record > self.record_ceiling || incarnation > self.incarnation_ceiling)
     }
 
     /// Ceilings for the next superblock.
@@ -60,9 +67,11 @@ impl Numbers {
         (
             self.incarnation
                 .saturating_add(INCARNATIONS_RESERVED)
+                .min(COUNTER_MAX)
                 .max(self.incarnation_ceiling),
             self.record
                 .saturating_add(RECORDS_RESERVED)
+                .min(COUNTER_MAX)
                 .max(self.record_ceiling),
         )
     }
@@ -191,7 +200,7 @@ impl<M: Memory> Engine<M> {
             ExtentEntry {
                 state,
                 kind,
-                incarnation: extent.incarnation,
+                incarnation: extent.durable,
                 records: extent.live,
                 used_blocks: 0,
                 live_bytes: 0,

@@ -15,7 +15,6 @@ use std::collections::{HashMap, HashSet};
 
 use ashlar_layout::extent::Geometry;
 use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch, ShardId};
-use ashlar_layout::limits::JOURNAL_BATCH_MAX;
 use ashlar_layout::record::{header_len, piece_count, piece_crcs, record_len};
 use ashlar_layout::superblock::Superblock;
 use ashlar_layout::time::Instant;
@@ -136,11 +135,12 @@ pub struct Engine<M: Memory> {
     pub(crate) seals_since_checkpoint: u32,
     pub(crate) writing: HashMap<ShardId, Writing>,
     pub(crate) deleting: HashMap<ShardId, Vec<u64>>,
-    /// Deleted shards whose record could not be read, so that the index still points to it.
+    /// Deleted shards of which a record may be there that could not be read, or that the index still
+    /// points to: they are known to be gone.
     pub(crate) shadows: HashSet<ShardId>,
-    /// Parts of the device could not be read when it was opened: a shard that is not in the index
-    /// may be there, so deleting it takes a tombstone all the same.
-    pub(crate) blind: bool,
+    /// The first part of the device that could not be read when it was opened. A shard that is not in
+    /// the index may be there: it is not called absent, and deleting it takes a tombstone all the same.
+    pub(crate) blind: Option<(u64, u64)>,
     pub(crate) reads: HashMap<u64, Read<M::Buf>>,
     pub(crate) ios: HashMap<u64, Purpose>,
     pub(crate) next_io: u64,
@@ -162,7 +162,8 @@ pub(crate) struct Recovered<B> {
     pub index: Index,
     pub streams: [Stream<B>; 2],
     pub seals: Vec<Seal>,
-    pub blind: bool,
+    pub blind: Option<(u64, u64)>,
+    pub shadows: HashSet<ShardId>,
     pub next_io: u64,
     pub findings: [u64; FindingKind::ALL.len()],
 }
@@ -187,7 +188,7 @@ impl<M: Memory> Engine<M> {
             seals_since_checkpoint: 0,
             writing: HashMap::new(),
             deleting: HashMap::new(),
-            shadows: HashSet::new(),
+            shadows: recovered.shadows,
             blind: recovered.blind,
             reads: HashMap::new(),
             ios: HashMap::new(),
@@ -328,7 +329,7 @@ impl<M: Memory> Engine<M> {
     /// Sends off what has come in: call it once after each run of events, so that what came
     /// together goes out together.
     pub fn kick(&mut self, _now: Instant, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        if self.fence.is_some() {
+        if self.fence.is_some() || self.status == Status::ShutDown {
             return;
         }
         self.keep_numbers(mem, out);
@@ -452,7 +453,7 @@ impl<M: Memory> Engine<M> {
     }
 
     /// Most bytes of payload that fit into an extent of this device.
-    fn payload_max(&self) -> u32 {
+    pub(crate) fn payload_max(&self) -> u32 {
         use ashlar_layout::limits::{SHARD_SIZE_MAX, SUPERBLOCK_ZONE};
         let block = u64::from(self.geometry.block_size);
         // Zone, extent header, footer of one entry, and the record's own header.
@@ -480,7 +481,7 @@ impl<M: Memory> Engine<M> {
             ..
         } = &item
         {
-            let most = JOURNAL_BATCH_MAX.min(self.payload_max());
+            let most = self.journal_max();
             if entries.is_empty() || entries.len() as u64 > u64::from(most) {
                 return Err(bad("length", u64::from(most), entries.len() as u64));
             }
@@ -525,7 +526,7 @@ impl<M: Memory> Engine<M> {
         }
         let hash = self.index.hash(&shard);
         let known = self.index.candidates(hash).next().is_some();
-        if !known && !self.blind {
+        if !known && self.blind.is_none() {
             out.push(Action::Done {
                 op,
                 result: Ok(Output::Durable),

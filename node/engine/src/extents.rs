@@ -43,6 +43,8 @@ pub(crate) struct Extent {
     pub kind: Option<ExtentKind>,
     /// Its present life; 0 if it never had one.
     pub incarnation: Incarnation,
+    /// The latest life of which the header is known to be durable.
+    pub durable: Incarnation,
     /// Live records.
     pub live: u32,
     /// Dead records elsewhere that the tombstones in here keep dead.
@@ -73,6 +75,7 @@ impl ExtentTable {
             state: State::Free,
             kind: None,
             incarnation: Incarnation(0),
+            durable: Incarnation(0),
             live: 0,
             pins: 0,
             held: false,
@@ -137,6 +140,7 @@ impl ExtentTable {
         extent.state = state;
         extent.kind = kind;
         extent.incarnation = incarnation;
+        extent.durable = incarnation;
         if state == State::Free {
             self.free.insert(no.0);
         } else {
@@ -147,7 +151,9 @@ impl ExtentTable {
     /// The header of its present life is durable: nothing of an earlier life can be found in it any
     /// more, and the tombstones for that are of no more use.
     pub fn header_durable(&mut self, no: ExtentNo) {
-        let killers = std::mem::take(&mut self.extents[no.0 as usize].killers);
+        let extent = &mut self.extents[no.0 as usize];
+        extent.durable = extent.incarnation;
+        let killers = std::mem::take(&mut extent.killers);
         for (killer, count) in killers {
             let extent = &mut self.extents[killer.0 as usize];
             debug_assert!(extent.pins >= count);

@@ -1,14 +1,19 @@
-//! What a fresh device holds: four copies of its first superblock, and nothing else.
+//! What a fresh device holds: four copies of its first superblock, zeros where older ones may stand,
+//! and nothing else.
 //!
 //! Invariants:
 //! - The device's name is new at each format, so that nothing that an earlier format left on the
-//!   device is taken for a record of this one: no other byte has to be written.
+//!   device is taken for a record of this one: no other byte of it has to be written.
+//! - No copy of an older superblock survives, however large the extents were then: two that agree
+//!   could outvote those of this format.
 //! - The owner epoch is 0 until the device is first opened.
+
+use std::collections::BTreeSet;
 
 use ashlar_layout::extent::{Geometry, GeometryError};
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId, OwnerEpoch};
-use ashlar_layout::limits::SUPERBLOCK_COPIES;
-use ashlar_layout::superblock::{self, Labels, Superblock};
+use ashlar_layout::limits::{EXTENT_SIZE_MAX, SUPERBLOCK_COPIES, SUPERBLOCK_STRIDE_MIN};
+use ashlar_layout::superblock::{self, Labels, SUPERBLOCK_LEN, Superblock};
 
 /// What a device is formatted to be.
 #[derive(Clone, Debug)]
@@ -67,5 +72,21 @@ pub fn format_plan(params: &FormatParams) -> Result<Vec<(u64, Vec<u8>)>, FormatE
         let bytes = superblock.encode(copy);
         plan.push((superblock::offset(copy, params.extent_size), bytes.to_vec()));
     }
+    plan.extend(old_copies(&plan, params.device_size));
     Ok(plan)
+}
+
+/// Zeros for every place on the device where another extent size puts a copy, and `plan` does not.
+fn old_copies(plan: &[(u64, Vec<u8>)], device_size: u64) -> Vec<(u64, Vec<u8>)> {
+    let mut places = BTreeSet::new();
+    let mut stride = SUPERBLOCK_STRIDE_MIN;
+    while stride <= EXTENT_SIZE_MAX {
+        places.extend((1..SUPERBLOCK_COPIES as u64).map(|copy| copy * stride));
+        stride *= 2;
+    }
+    let zeros = |at| (at, vec![0; SUPERBLOCK_LEN]);
+    let inside = |at: &u64| at + SUPERBLOCK_LEN as u64 <= device_size;
+    let written = |at: &u64| plan.iter().any(|(offset, _)| offset == at);
+    let stale = places.into_iter().filter(|at| inside(at) && !written(at));
+    stale.map(zeros).collect()
 }

@@ -27,7 +27,7 @@ use ashlar_layout::ids::{ClusterId, DeviceId, PartitionId, Seq};
 use ashlar_layout::limits::{
     DEVICE_SIZE_MIN, EXTENT_SIZE_MAX, SUPERBLOCK_COPIES, SUPERBLOCK_STRIDE_MIN,
 };
-use ashlar_layout::superblock::{self, SUPERBLOCK_LEN, Superblock, SuperblockError};
+use ashlar_layout::superblock::{self, COUNTER_MAX, SUPERBLOCK_LEN, Superblock, SuperblockError};
 use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Event, IoFailure, Memory};
@@ -586,17 +586,20 @@ impl<M: Memory> Opening<M> {
         }
         let current = superblocks.current();
         let exhausted = |what| OpenError::NumbersExhausted { device, what };
-        let incarnations = current
-            .incarnation_ceiling
-            .checked_add(INCARNATIONS_RESERVED);
-        let incarnations = incarnations.ok_or(exhausted("incarnations"))?;
-        let records = current.record_ceiling.checked_add(RECORDS_RESERVED);
-        let records = records.ok_or(exhausted("record sequence numbers"))?;
-        let owner = current
-            .owner_epoch
-            .0
-            .checked_add(1)
-            .ok_or(exhausted("owner epochs"))?;
+        // A counter above the highest that is believed would never be read again.
+        let raised = |from: u64, by: u64, what| {
+            let raised = from.checked_add(by).filter(|raised| *raised <= COUNTER_MAX);
+            raised.ok_or(exhausted(what))
+        };
+        let incarnations = raised(
+            current.incarnation_ceiling,
+            INCARNATIONS_RESERVED,
+            "incarnations",
+        )?;
+        let what = "record sequence numbers";
+        let records = raised(current.record_ceiling, RECORDS_RESERVED, what)?;
+        let owner = raised(current.owner_epoch.0, 1, "owner epochs")?;
+        raised(superblocks.newest(), 1, "superblock sequence numbers")?;
         self.phase = Phase::Turn;
         let change = |next: &mut Superblock| {
             next.owner_epoch.0 = owner;

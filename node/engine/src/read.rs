@@ -11,7 +11,8 @@
 //! - What does not match is a finding, unless the index has let go of the place meanwhile: then the
 //!   shard was deleted, and its extent perhaps used again, while the read was under way.
 //! - A record that cannot be read is not absent: it is answered as unreadable, and never as
-//!   [`EngineError::NotFound`].
+//!   [`EngineError::NotFound`]; and so is a shard of which a record may stand where recovery could not
+//!   read, unless it is known to be deleted.
 
 use ashlar_layout::extent::ExtentKind;
 use ashlar_layout::ids::ShardId;
@@ -107,10 +108,7 @@ impl<M: Memory> Engine<M> {
     ) -> Result<(), EngineError> {
         self.accepting()?;
         if self.shadows.contains(&shard) {
-            return Err(EngineError::NotFound {
-                device: self.device,
-                shard,
-            });
+            return Err(self.absent(shard));
         }
         self.start_read(Goal::Range { op, offset, len }, shard, mem, out)
     }
@@ -150,10 +148,7 @@ impl<M: Memory> Engine<M> {
         let hash = self.index.hash(&shard);
         let mut rest: Vec<Candidate> = self.index.candidates(hash).collect();
         let Some(current) = rest.pop() else {
-            return Err(EngineError::NotFound {
-                device: self.device,
-                shard,
-            });
+            return Err(self.absent(shard));
         };
         let read = Read {
             goal,
@@ -235,6 +230,20 @@ impl<M: Memory> Engine<M> {
         }
         self.reads.insert(id, read);
         None
+    }
+
+    /// Why a shard that the index does not know cannot be had.
+    fn absent(&self, shard: ShardId) -> EngineError {
+        let device = self.device;
+        match self.blind {
+            Some((offset, len)) if !self.shadows.contains(&shard) => EngineError::Unreadable {
+                device,
+                offset,
+                len,
+                failure: IoFailure { errno: 5 },
+            },
+            _ => EngineError::NotFound { device, shard },
+        }
     }
 
     fn no_buffer(&self) -> EngineError {
@@ -377,12 +386,10 @@ impl<M: Memory> Engine<M> {
 
     /// No candidate is left.
     fn give_up(&mut self, read: Read<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
-        let (device, shard) = (self.device, read.shard);
+        let shard = read.shard;
         match read.goal {
             Goal::Range { op, .. } => {
-                let error = read
-                    .error
-                    .unwrap_or(EngineError::NotFound { device, shard });
+                let error = read.error.unwrap_or_else(|| self.absent(shard));
                 out.push(Action::Done {
                     op,
                     result: Err(error),
@@ -403,7 +410,7 @@ impl<M: Memory> Engine<M> {
                             result: Err(error.clone()),
                         });
                     }
-                } else if targets.is_empty() && !unverified && !self.blind {
+                } else if targets.is_empty() && !unverified && self.blind.is_none() {
                     for op in self.deleting.remove(&shard).unwrap_or_default() {
                         out.push(Action::Done {
                             op,
@@ -411,7 +418,7 @@ impl<M: Memory> Engine<M> {
                         });
                     }
                 } else {
-                    let hold = unverified || (targets.is_empty() && self.blind);
+                    let hold = unverified || (targets.is_empty() && self.blind.is_some());
                     let item = Item::Tombstone {
                         shard,
                         targets,

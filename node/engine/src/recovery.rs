@@ -5,13 +5,18 @@
 //!   from a scan otherwise; never from both;
 //! - a valid extent header is believed about its incarnation, unless something in the extent is of a
 //!   later one; without a header, the checkpoint gives a lower bound;
+//!   A header below that bound is the trace of a lost write, and counts as none;
+//! - a tombstone kills records of a lower sequence number only;
+//! - damage in a journal extent is told by every recovery: records whose payload does not match keep
+//!   their place in the table, marked, and what lies between the records of a table, or behind the
+//!   last of them, is told as damaged; such an extent is never free;
 //! - a table is taken in only when all tables of later incarnations have been.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
 use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, footer_len, trailer_at};
-use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, ShardId};
+use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation};
 use ashlar_layout::record::{Subject, header_len, record_len};
 use ashlar_layout::stamp::{HeadFault, Place};
 
@@ -20,6 +25,7 @@ use crate::append::{OpenExtent, Seal, Stream};
 use crate::engine::{Engine, Numbers, Recovered};
 use crate::error::{Finding, FindingKind, extent_finding};
 use crate::extents::{ExtentTable, State};
+use crate::graves::{Graves, gaps};
 use crate::index::{Candidate, Index, UNIT};
 use crate::opening::{DamagedJournal, JournalRecord, Opened, RecoveryReport};
 use crate::scan::{Scan, Scanned, Wholeness};
@@ -54,7 +60,7 @@ pub(crate) struct Seen {
     /// Lower bound of its incarnation, by the checkpoint.
     pub floor: Incarnation,
     trailer: Option<Trailer>,
-    /// Something in it could not be read.
+    /// Something in it could not be read, or is damaged so that it cannot be told what it was.
     unreadable: bool,
     scan: Option<Box<Scan>>,
     scanned: bool,
@@ -75,12 +81,11 @@ pub(crate) struct Work {
     order: Vec<ExtentNo>,
     index: Index,
     extents: ExtentTable,
-    /// Where each deleted shard's tombstone is, and whether a record was found that it kills.
-    tombstones: HashMap<ShardId, (ExtentNo, bool)>,
+    graves: Graves,
     journal: Vec<JournalRecord>,
     damaged: Vec<DamagedJournal>,
-    /// Something could not be read that may have held records.
-    blind: bool,
+    /// The first place that could not be read and may have held records.
+    blind: Option<(u64, u64)>,
 }
 
 impl Work {
@@ -95,10 +100,10 @@ impl Work {
             order: Vec::new(),
             index: Index::new(device),
             extents: ExtentTable::new(count),
-            tombstones: HashMap::new(),
+            graves: Graves::default(),
             journal: Vec::new(),
             damaged: Vec::new(),
-            blind: false,
+            blind: None,
         }
     }
 
@@ -121,7 +126,7 @@ impl Work {
 
     fn unreadable(&mut self, no: ExtentNo, offset: u64, len: u64, findings: &mut Vec<Finding>) {
         self.seen[no.0 as usize].unreadable = true;
-        self.blind = true;
+        self.blind.get_or_insert((offset, len));
         findings.push(extent_finding(
             FindingKind::Unreadable,
             self.device,
@@ -154,7 +159,16 @@ impl Work {
         if header.is_some() {
             self.highest = self.highest.max(Some(no.0));
         }
-        self.seen[no.0 as usize].header = header;
+        let seen = &mut self.seen[no.0 as usize];
+        if header.is_some_and(|header| header.incarnation < seen.floor) {
+            let kind = FindingKind::ExtentHeader;
+            let len = u64::from(self.geometry.block_size);
+            findings.push(extent_finding(kind, self.device, at, len));
+            // What was written behind it may be lost, too.
+            self.blind.get_or_insert((at, len));
+            return;
+        }
+        seen.header = header;
     }
 
     pub fn ask_trailers(&self, queue: &mut Queue) {
@@ -285,29 +299,38 @@ impl Work {
             |scanned: &Scanned| matches!(scanned.header.subject, Subject::Journal { .. });
         let journal = header.is_some_and(|header| header.kind == ExtentKind::Journal)
             || scan.found.iter().any(is_journal);
-        for (at, len) in &scan.unreadable {
-            self.unreadable(no, *at, *len, findings);
+        let nothing = header.is_none() && scan.found.is_empty();
+        for at in &scan.bad_heads {
+            findings.push(extent_finding(
+                FindingKind::RecordHeader,
+                device,
+                *at,
+                block,
+            ));
+            if !journal {
+                // It may have been any shard's.
+                self.blind.get_or_insert((*at, block));
+            }
+            self.seen[no.0 as usize].unreadable |= nothing;
+        }
+        let unreadable = scan.unreadable.iter().copied();
+        for (at, len) in unreadable.clone() {
+            self.unreadable(no, at, len, findings);
+        }
+        let rotten = scan.bad_heads.iter().map(|at| (*at, block));
+        // In a journal, a rotten head is a gap between records, and told with those.
+        for (offset, len) in unreadable.chain(rotten.filter(|_| nothing)) {
             if journal || header.is_none() {
                 self.damaged.push(DamagedJournal {
-                    offset: *at,
-                    len: *len,
+                    offset,
+                    len,
                     entries: None,
                 });
             }
         }
         let mut records = Vec::with_capacity(scan.found.len());
-        let mut expected = self.geometry.records_start(no);
         for Scanned { header, wholeness } in &scan.found {
             let (offset, len) = (header.address, header.record_len(block_size));
-            if journal && offset > expected {
-                let len = offset - expected;
-                self.damaged.push(DamagedJournal {
-                    offset: expected,
-                    len,
-                    entries: None,
-                });
-            }
-            expected = expected.max(offset + len);
             let entries = match header.subject {
                 Subject::Journal {
                     partition,
@@ -323,10 +346,9 @@ impl Work {
                 continue;
             }
             if entries.is_some() {
-                self.damaged.push(DamagedJournal {
-                    offset,
-                    len,
-                    entries,
+                records.push(FooterEntry {
+                    damaged: true,
+                    ..FooterEntry::of(header, base, block_size)
                 });
             }
             let kind = FindingKind::RecordTorn;
@@ -450,6 +472,11 @@ impl Work {
             };
             self.extents
                 .adopt(no, State::Sealed, Some(kind), seen.incarnation);
+            if kind == ExtentKind::Journal {
+                let tail = self.seen[no.0 as usize].tail;
+                self.damaged
+                    .extend(gaps(&self.geometry, no, &records, tail));
+            }
             self.take_table(no, &records, report);
             if self.seen[no.0 as usize].scanned {
                 self.seen[no.0 as usize].records = Some(records);
@@ -461,7 +488,7 @@ impl Work {
         for entry in entries {
             if let Subject::Tombstone(shard) = entry.subject {
                 report.tombstones += 1;
-                self.tombstones.entry(shard).or_insert((no, false));
+                self.graves.dig(shard, no, entry.sequence);
             }
         }
         let base = u64::from(no.0) * self.geometry.extent_size;
@@ -470,9 +497,8 @@ impl Work {
             match entry.subject {
                 Subject::Tombstone(_) => {}
                 Subject::Shard(shard) => {
-                    if let Some((by, kills)) = self.tombstones.get_mut(&shard) {
-                        *kills = true;
-                        self.extents.pin(no, *by);
+                    if let Some(by) = self.graves.claim(&shard, entry.sequence) {
+                        self.extents.pin(no, by);
                         report.shards_dead += 1;
                         continue;
                     }
@@ -491,6 +517,15 @@ impl Work {
                     first,
                     last,
                 } => {
+                    if entry.damaged {
+                        let len = record_len(entry.payload_len, self.geometry.block_size);
+                        self.damaged.push(DamagedJournal {
+                            offset: address,
+                            len,
+                            entries: Some((partition, first, last)),
+                        });
+                        continue;
+                    }
                     let head = header_len(entry.payload_len, self.geometry.block_size);
                     report.journal_records += 1;
                     self.journal.push(JournalRecord {
@@ -545,8 +580,12 @@ impl Work {
                 self.extents.adopt(no, State::Open, kind, named.incarnation);
             } else if let Some(entries) = seen.records.take() {
                 // Searched: it has no footer, or none that can be used.
+                let damaged = seen.tail > self.geometry.records_start(no);
                 match seen.header {
-                    Some(header) if !entries.is_empty() => {
+                    Some(header)
+                        if !entries.is_empty()
+                            || (damaged && header.kind == ExtentKind::Journal) =>
+                    {
                         unsealed.push((header.kind, seen.incarnation, no, entries));
                     }
                     None if !entries.is_empty() => {}
@@ -597,12 +636,12 @@ impl Work {
                 }),
             }
         }
-        if self.blind {
-            for (by, kills) in self.tombstones.values() {
-                if !kills {
-                    self.extents.hold(*by);
-                }
+        let mut shadows = HashSet::new();
+        if self.blind.is_some() {
+            for by in self.graves.empty() {
+                self.extents.hold(by);
             }
+            shadows.extend(self.graves.closed());
         }
         for no in self.all() {
             self.extents.free_if_dead(no);
@@ -620,6 +659,7 @@ impl Work {
             streams,
             seals,
             blind: self.blind,
+            shadows,
             next_io,
             findings,
         });

@@ -11,6 +11,7 @@
 //! - Only the extent's newest life counts: `floor` is the highest incarnation that anything told of
 //!   (header, checkpoint, trailer, any record head); what is older is not seen, and all that was found
 //!   is forgotten when the floor rises.
+//! - A rotten head raises doubt: it is told, and nothing is appended over it.
 //! - A read that fails is split until the blocks that cannot be read are known one by one.
 
 use ashlar_layout::extent::Geometry;
@@ -64,7 +65,10 @@ pub(crate) struct Scan {
     pub unreadable: Vec<(u64, u64)>,
     /// Where valid heads stand that were written for other addresses.
     pub misdirected: Vec<u64>,
-    /// First byte behind everything whose head was recognised.
+    /// Where heads stand that were records of this device and do not match their CRC. A head lies in
+    /// one sector and is never torn: they are rotten. Of which life they were is not known.
+    pub bad_heads: Vec<u64>,
+    /// First byte behind everything whose head was recognised, damaged ones included.
     pub tail: u64,
 }
 
@@ -97,6 +101,7 @@ impl Scan {
             found: Vec::new(),
             unreadable: Vec::new(),
             misdirected: Vec::new(),
+            bad_heads: Vec::new(),
             tail: start,
         }
     }
@@ -188,8 +193,13 @@ impl Scan {
         let header = match RecordHeader::decode(bytes, &place) {
             Ok(header) => header,
             Err(error) => {
-                if matches!(error.fault, HeadFault::Misdirected { .. }) {
-                    self.misdirected.push(self.pos);
+                match error.fault {
+                    HeadFault::Misdirected { .. } => self.misdirected.push(self.pos),
+                    HeadFault::BadCrc { .. } if RecordHeader::resembles(bytes, &self.device) => {
+                        self.bad_heads.push(self.pos);
+                        self.tail = self.tail.max(self.pos + block);
+                    }
+                    _ => {}
                 }
                 self.judge_trailer(bytes);
                 return self.skip();
@@ -254,7 +264,8 @@ impl Scan {
         if incarnation > self.floor {
             self.floor = incarnation;
             self.found.clear();
-            self.tail = self.geometry.records_start(self.extent);
+            let start = self.geometry.records_start(self.extent);
+            self.tail = self.bad_heads.last().map_or(start, |at| at + self.block());
         }
     }
 

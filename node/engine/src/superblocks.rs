@@ -71,6 +71,11 @@ where
         &self.current
     }
 
+    /// The highest sequence number that was seen on any copy.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
     pub fn turning(&self) -> bool {
         self.turn.is_some()
     }

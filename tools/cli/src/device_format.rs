@@ -319,7 +319,7 @@ fn write(file: &File, path: &Path, size: u64, plan: &[(u64, Vec<u8>)]) -> Result
     };
     let result = || -> io::Result<()> {
         // Marks of what was there would make other programs take the device for theirs. Copies of an
-        // older superblock of ours go with the zones of the new ones, or are outvoted by them.
+        // older superblock of ours are zeroed by the plan.
         let zeros = Aligned::zeroed(ZONE);
         let whole = size - size % 4096;
         put(0, &zeros)?;
@@ -384,6 +384,22 @@ mod tests {
             device_read::superblock(&file, &path).unwrap().device,
             first.device
         );
+    }
+
+    #[test]
+    fn copies_of_another_stride_do_not_outlive_a_format() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let path = device(folder.path(), 300 << 20);
+        let strided = |extent_size| FormatArgs {
+            extent_size: Some(extent_size),
+            ..arguments(&path, true)
+        };
+        for extent_size in [16 << 20, 64 << 20, 16 << 20, 32 << 20] {
+            format(&strided(extent_size), None, true).unwrap();
+            let (file, _) = claim(&path).unwrap();
+            let now = device_read::superblock(&file, &path).unwrap();
+            assert_eq!(now.extent_size, extent_size);
+        }
     }
 
     #[test]

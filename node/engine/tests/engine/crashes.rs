@@ -131,6 +131,31 @@ fn two_writes_a_delete_and_an_append() {
     );
 }
 
+/// Appends of one partition that wait for each other, among those of another.
+#[test]
+fn appends_to_the_same_partitions() {
+    let counts = every_crash(|rig, model, settle| {
+        for round in 0..2 {
+            for len in [100, 300, 900] {
+                model.append(rig, 1, 2, len);
+                rig.kick();
+                model.append(rig, 2, 1, len / 2);
+                rig.kick();
+            }
+            if round == 0 && !settle(rig, model) {
+                return;
+            }
+        }
+        settle(rig, model);
+    });
+    assert!(
+        counts.states > 100 && counts.exhausted > 2,
+        "{} {}",
+        counts.states,
+        counts.exhausted
+    );
+}
+
 #[test]
 fn batches_of_several_writes() {
     let counts = every_crash(|rig, model, settle| {

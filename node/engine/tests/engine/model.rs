@@ -6,6 +6,8 @@
 //! - One whose deletion was acknowledged is gone for good; one whose deletion was not may be either,
 //!   and stays what a recovery shows.
 //! - Acknowledged journal entries are there, byte for byte, at the place that was told.
+//! - What a crash takes of a partition's journal is a tail: before an entry that is there, none is
+//!   missing (but those that were refused).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -38,6 +40,7 @@ pub struct Entries {
     pub first: u64,
     pub last: u64,
     pub at: Option<u64>,
+    pub refused: bool,
 }
 
 enum Asked {
@@ -126,6 +129,7 @@ impl Model {
             first,
             last,
             at: None,
+            refused: false,
         });
         let at = list.len() - 1;
         let op = rig.append(partition, first..last + 1, bytes);
@@ -183,7 +187,7 @@ impl Model {
                     let entries = &mut self.journal.get_mut(&partition).unwrap()[at];
                     match answer {
                         Answer::Journal(place) => entries.at = Some(place),
-                        _ if refused => {}
+                        _ if refused => entries.refused = true,
                         _ => panic!("append to {partition}: {answer:?}"),
                     }
                 }
@@ -292,13 +296,23 @@ impl Model {
                     assert_eq!((seq, from), (last + 1, bytes.len()));
                 }
             }
-            for (entries, seen) in list.iter().zip(seen) {
+            for (entries, seen) in list.iter().zip(&seen) {
                 let acknowledged = entries.at.is_some();
                 assert!(
-                    seen || !acknowledged,
+                    *seen || !acknowledged,
                     "journal {partition}: {} is lost",
                     entries.first
                 );
+            }
+            let mut lost = None;
+            for (entries, seen) in list.iter().zip(&seen) {
+                match (*seen, lost) {
+                    (true, Some(lost)) => {
+                        panic!("journal {partition}: {} without {lost}", entries.first)
+                    }
+                    (false, None) if !entries.refused => lost = Some(entries.first),
+                    _ => {}
+                }
             }
             // What was not acknowledged and is not there is as if it had never been asked for.
             let mut keep = Vec::new();

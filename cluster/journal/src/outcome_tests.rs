@@ -1,0 +1,182 @@
+//! What a client may be told of the outcome of a change, and when nothing more is changed.
+
+use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq, Term};
+use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
+use ashlar_layout::time::Instant;
+use bytes::Bytes;
+
+use crate::api::{Action, Config, Event};
+use crate::replica::Replica;
+use crate::replica_tests::{QUIET, Script, delete, put};
+use crate::sim::{MILLI, Plan, limits};
+
+fn code(reply: &Reply) -> Option<ErrorCode> {
+    match reply {
+        Reply::Error(error) => Some(error.code),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_retry_that_may_be_forgotten_is_not_done_again() {
+    let plan = Plan {
+        forgetful: true,
+        ..QUIET
+    };
+    let mut script = Script::with(plan);
+    let Reply::Committed { seq: first, .. } = script.ask_of(1, 1, None) else {
+        panic!("refused")
+    };
+    // Two others push it out.
+    for client in [2, 3] {
+        let reply = script.ask_of(client, 1, None);
+        assert!(matches!(reply, Reply::Committed { .. }));
+    }
+    for restart in [false, true] {
+        if restart {
+            script.world.crash(0);
+            script.world.start(0);
+            let end = script.world.now + 500 * MILLI;
+            script.world.run_until(end);
+        }
+        let last = script.world.head().log.last();
+        let reply = script.ask_of(1, 1, Some(Seq(0)));
+        assert_eq!(code(&reply), Some(ErrorCode::OutcomeUnknown), "{reply:?}");
+        let reply = script.ask_of(9, 1, Some(Seq(0)));
+        assert_eq!(code(&reply), Some(ErrorCode::OutcomeUnknown), "{reply:?}");
+        assert_eq!(script.world.head().log.last(), last, "it was done");
+        let known = script.ask_of(3, 1, Some(Seq(0)));
+        assert!(matches!(
+            known,
+            Reply::Committed {
+                displaced: None,
+                ..
+            }
+        ));
+    }
+    // It asked first when all that is forgotten was there already.
+    let told = Seq(first.0 + 1);
+    let reply = script.ask_of(1, 2, Some(told));
+    assert!(matches!(reply, Reply::Committed { .. }), "{reply:?}");
+}
+
+#[test]
+fn what_its_own_client_overtook_by_far_has_an_unknown_outcome() {
+    let mut script = Script::new();
+    for request in 2..=limits().requests as u64 + 2 {
+        let reply = script.ask_of(1, request, None);
+        assert!(matches!(reply, Reply::Committed { .. }));
+    }
+    let reply = script.ask_of(1, 1, None);
+    assert_eq!(code(&reply), Some(ErrorCode::OutcomeUnknown), "{reply:?}");
+}
+
+#[test]
+fn a_full_head_reads_on_and_commits_nothing_more() {
+    let mut script = Script::new();
+    script.done(put("old", b"x"), Precondition::None, b"x");
+    let mut head = script.world.head().clone();
+    let (now, committed) = (Instant(script.world.now), head.committed);
+    let mut out = Vec::new();
+    let event = |reply_to, op| Event::Propose {
+        reply_to,
+        client: ClientId(43),
+        request: RequestNo(reply_to),
+        retry: None,
+        precondition: Precondition::None,
+        op,
+        inline: Bytes::new(),
+        wall_ms: 5,
+    };
+    head.on_event(now, event(1, put("k", b"")), &mut out);
+    head.on_event(now, event(2, delete("old")), &mut out);
+    let tokens: Vec<u64> = out
+        .drain(..)
+        .filter_map(|action| match action {
+            Action::Persist { token, .. } => Some(token),
+            _ => None,
+        })
+        .collect();
+    let (token, full) = (tokens[0], true);
+    head.on_event(now, Event::PersistFailed { token, full }, &mut out);
+    let codes: Vec<_> = out
+        .drain(..)
+        .filter_map(|action| match action {
+            Action::Reply { reply, .. } => code(&reply),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(codes, [ErrorCode::PartitionUnavailable; 2], "not known");
+    // The one behind it is durable here, and both are on the others.
+    let token = tokens[1];
+    head.on_event(now, Event::Persisted { token, at: 1 << 20 }, &mut out);
+    for from in [1, 2] {
+        let message = ChainMessage {
+            partition: PartitionId(7),
+            from,
+            term: head.term,
+            body: ChainBody::Ack {
+                durable: head.log.last(),
+            },
+        };
+        let payload = Bytes::new();
+        head.on_event(now, Event::Message { message, payload }, &mut out);
+    }
+    assert_eq!(head.committed, committed);
+    assert!(head.serving());
+    assert!(head.lookup("bucket", "old").is_ok());
+    let error = head.lookup("bucket", "k").unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotFound);
+    for (reply_to, op) in [(3, put("k", b"")), (4, delete("old"))] {
+        out.clear();
+        head.on_event(now, event(reply_to, op), &mut out);
+        let [Action::Reply { reply, .. }] = &out[..] else {
+            panic!("{out:?}")
+        };
+        assert_eq!(code(reply), Some(ErrorCode::DeviceFull));
+    }
+}
+
+#[test]
+fn a_follower_that_sealed_again_does_not_say_that_it_holds_nothing() {
+    let mut follower = Replica::new(Config::new(PartitionId(7), 1, 3));
+    let now = Instant(1);
+    let mut out = Vec::new();
+    let start = Event::Start { term: Term(0) };
+    follower.on_event(now, start, &mut out);
+    let say = |term, body, payload| Event::Message {
+        message: ChainMessage {
+            partition: PartitionId(7),
+            from: 0,
+            term,
+            body,
+        },
+        payload,
+    };
+    let decoded = crate::entry::Decoded {
+        client: ClientId(1),
+        request: RequestNo(1),
+        time_ms: 1,
+        op: Op::TermStart,
+    };
+    let entry = crate::entry::encode(Seq(1), Term(1), &decoded, b"").unwrap();
+    let append = ChainBody::Append {
+        prev: Seq(0),
+        prev_term: Term(0),
+        count: 1,
+        committed: Seq(0),
+    };
+    let none = Bytes::new;
+    follower.on_event(now, say(Term(1), ChainBody::Seal, none()), &mut out);
+    follower.on_event(now, say(Term(1), append, entry), &mut out);
+    let persist = |action: &Action| match action {
+        Action::Persist { token, .. } => Some(*token),
+        _ => None,
+    };
+    let token = out.iter().find_map(persist).unwrap();
+    follower.on_event(now, say(Term(2), ChainBody::Seal, none()), &mut out);
+    out.clear();
+    follower.on_event(now, Event::Persisted { token, at: 4096 }, &mut out);
+    assert_eq!(out, [], "nothing of it is verified in this reign yet");
+}
