@@ -419,13 +419,16 @@ mod tests {
             let mut model: HashMap<u64, Vec<u64>> = HashMap::new();
             for (number, block, add) in steps {
                 // All in one segment, and the tags at its very ends: runs wrap round.
-                let hash = ShardHash((if number % 2 == 0 { number } else { (1 << TAG_BITS) - 1 - number }) << (64 - SEGMENT_BITS - TAG_BITS));
+                let last = (1 << TAG_BITS) - 1;
+                let tag = if number % 2 == 0 { number } else { last - number };
+                let hash = ShardHash(tag << (64 - SEGMENT_BITS - TAG_BITS));
                 let blocks = model.entry(hash.tag()).or_default();
                 if add && !blocks.contains(&block) {
                     index.insert(hash, Candidate { block, units: 1 + (block as u16) });
                     blocks.push(block);
                 } else if !add {
-                    let had = blocks.iter().position(|b| *b == block).map(|at| blocks.swap_remove(at)).is_some();
+                    let found = blocks.iter().position(|b| *b == block);
+                    let had = found.map(|at| blocks.swap_remove(at)).is_some();
                     prop_assert_eq!(index.remove(hash, block), had);
                 }
                 let mut got: Vec<u64> = index.candidates(hash).map(|c| c.block).collect();
