@@ -471,10 +471,11 @@ impl Handler for Core {
         self.tend_replicas(now);
         self.unpark(now);
         self.work(now, io);
-        self.kick_engines(now, io);
-        self.work(now, io);
-        // What that brought about (refusals, mostly) must not wait for the next event.
-        self.kick_engines(now, io);
+        // What a kick brings about (refusals, mostly), and what follows from that, must not wait for the
+        // next event: there need not be one.
+        while self.kick_engines(now, io) {
+            self.work(now, io);
+        }
         let ready = self.ready(now);
         self.pulse.ready.store(ready, Ordering::Relaxed);
         self.pulse.beats.fetch_add(1, Ordering::Relaxed);

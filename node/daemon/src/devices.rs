@@ -338,8 +338,9 @@ impl Core {
         self.carry_out(device, actions, now, io);
     }
 
-    /// Lets engines send out as one batch what one round of the loop brought.
-    pub(crate) fn kick_engines(&mut self, now: Instant, io: &mut Io) {
+    /// Lets engines send out as one batch what one round of the loop brought; whether there was anything.
+    pub(crate) fn kick_engines(&mut self, now: Instant, io: &mut Io) -> bool {
+        let mut any = false;
         for device in 0..self.devices.len() {
             let mut actions = Vec::new();
             if let Phase::Serving(engine) | Phase::Stopping(engine) =
@@ -348,9 +349,11 @@ impl Core {
                 engine.kick(now, &mut self.memory, &mut actions);
             }
             if !actions.is_empty() {
+                any = true;
                 self.carry_out(device, actions, now, io);
             }
         }
+        any
     }
 
     fn carry_out(&mut self, device: usize, actions: Vec<Action<Buf>>, now: Instant, io: &mut Io) {
