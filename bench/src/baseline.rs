@@ -13,7 +13,9 @@ use crate::disk::{self, Aligned};
 /// Latencies in nanoseconds, to three digits.
 pub fn histogram() -> Histogram<u64> {
     // The only failure is of the digits, which are right here.
-    Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed"))
+    // Bounds must be given: one that resizes itself does not do so when it saturates.
+    Histogram::new_with_bounds(1, 100_000_000_000, 3)
+        .unwrap_or_else(|_| unreachable!("these bounds and digits are allowed"))
 }
 
 /// Round trips of `len` bytes each way over loopback, one at a time, between two blocking threads.
