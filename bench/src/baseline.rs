@@ -49,6 +49,70 @@ pub fn tcp_round_trip(len: usize, time: Duration) -> io::Result<Histogram<u64>> 
     Ok(latencies)
 }
 
+/// What a put takes at least where every thread sleeps: a head forwards `len` bytes to a follower,
+/// both make them durable at the same time, each in its prepared file, the follower says so, and the
+/// head answers. Blocking threads, one put at a time, as [`tcp_round_trip`].
+pub fn chain_put(files: [&Path; 2], len: usize, time: Duration) -> io::Result<Histogram<u64>> {
+    let (head_listener, follower_listener) = (
+        TcpListener::bind("127.0.0.1:0")?,
+        TcpListener::bind("127.0.0.1:0")?,
+    );
+    let (head_at, follower_at) = (head_listener.local_addr()?, follower_listener.local_addr()?);
+    let [head_file, follower_file] = [disk::open_durable(files[0])?, disk::open_durable(files[1])?];
+    let slots = (head_file
+        .metadata()?
+        .len()
+        .min(follower_file.metadata()?.len())
+        / len as u64)
+        .max(1);
+    let follower = std::thread::spawn(move || -> io::Result<()> {
+        let (mut head, _) = follower_listener.accept()?;
+        head.set_nodelay(true)?;
+        let (mut buffer, block) = (vec![0u8; len], Aligned::filled(len));
+        let mut slot = 0;
+        while head.read_exact(&mut buffer).is_ok() {
+            follower_file.write_all_at(&block, slot * len as u64)?;
+            head.write_all(&[1])?;
+            slot = (slot + 1) % slots;
+        }
+        Ok(())
+    });
+    let head = std::thread::spawn(move || -> io::Result<()> {
+        let (mut client, _) = head_listener.accept()?;
+        client.set_nodelay(true)?;
+        let mut follower = TcpStream::connect(follower_at)?;
+        follower.set_nodelay(true)?;
+        let (mut buffer, block) = (vec![0u8; len], Aligned::filled(len));
+        let mut slot = 0;
+        while client.read_exact(&mut buffer).is_ok() {
+            follower.write_all(&buffer)?;
+            head_file.write_all_at(&block, slot * len as u64)?;
+            follower.read_exact(&mut [0])?;
+            client.write_all(&[1])?;
+            slot = (slot + 1) % slots;
+        }
+        Ok(())
+    });
+    let mut client = TcpStream::connect(head_at)?;
+    client.set_nodelay(true)?;
+    let buffer = vec![1u8; len];
+    let mut latencies = histogram();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let begun = Instant::now();
+        client.write_all(&buffer)?;
+        client.read_exact(&mut [0])?;
+        latencies.saturating_record(nanos(begun.elapsed()));
+    }
+    drop(client);
+    for thread in [head, follower] {
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a replica panicked")))?;
+    }
+    Ok(latencies)
+}
+
 /// Durable direct overwrites of `len` bytes in a prepared file, one at a time.
 pub fn durable_write(path: &Path, len: usize, time: Duration) -> io::Result<Histogram<u64>> {
     let file = disk::open_durable(path)?;

@@ -8,6 +8,17 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
+/// Names print the same in errors and in logs.
+macro_rules! debug_as_display {
+    ($name:ident) => {
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
@@ -96,11 +107,7 @@ macro_rules! uuid {
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self, f)
-            }
-        }
+        debug_as_display!($name);
 
         impl std::str::FromStr for $name {
             type Err = UuidError;
@@ -181,11 +188,7 @@ impl fmt::Display for StripeId {
     }
 }
 
-impl fmt::Debug for StripeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+debug_as_display!(StripeId);
 
 /// One shard: its stripe, and its index in it (0..k data, k..k+m parity).
 #[derive(
@@ -215,8 +218,4 @@ impl fmt::Display for ShardId {
     }
 }
 
-impl fmt::Debug for ShardId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+debug_as_display!(ShardId);

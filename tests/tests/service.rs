@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ashlar_layout::ids::{ClientId, RequestNo};
 use ashlar_layout::manifest::{Op, Precondition};
-use ashlar_layout::message::{Reply, Request};
+use ashlar_layout::message::{ErrorCode, Reply, Request};
 use ashlar_node_client::ClientOptions;
 use ashlar_tests::binary;
 use ashlar_tests::content::Content;
@@ -117,6 +117,94 @@ fn a_node_is_ready_when_it_serves_and_drains_when_it_is_told_to_end() {
     });
     let (bytes, _) = back.expect("readable").expect("there");
     assert_eq!(content.difference(&bytes), None);
+}
+
+#[test]
+fn what_a_node_has_accepted_is_answered_before_its_connections_end() {
+    const READS: usize = 200;
+    const CHANGES: u64 = 100;
+    let rig = Rig::up(Options::default());
+    rig.ok(&["mb", "ashlar://drain"]);
+    let (map, head) = (rig.map(), rig.chain()[0]);
+    let partition = map.partitions[0].id;
+    let content = Content {
+        seed: 7,
+        len: ashlar_layout::limits::INLINE_MAX as usize,
+    };
+    rig::runtime().block_on(async {
+        let client = rig.client(ClientOptions::default());
+        let body = Bytes::from(content.bytes());
+        let put = client
+            .put_bytes("drain", "k", body, Default::default())
+            .await;
+        put.unwrap_or_else(|e| panic!("cannot put: {e}"));
+    });
+
+    // Far more than sockets hold, and nobody reads: the node is left with it.
+    let lookup = Request::Lookup {
+        partition,
+        bucket: "drain".into(),
+        key: "k".into(),
+        payload: true,
+    };
+    let mut reads = Wire::greet(&map, head);
+    let frames: Vec<u8> = (0..READS)
+        .flat_map(|_| reads.frame(map.epoch, &lookup, b""))
+        .collect();
+    reads.send(&frames);
+    let mut witness = Wire::greet(&map, head);
+    let last = witness.ask(map.epoch, &lookup, b"");
+    assert!(matches!(last, Answer::Reply(Reply::Found { .. }, _)));
+    // And changes, which wait for a device and for another node.
+    let mut changes = Wire::greet(&map, head);
+    let frames: Vec<u8> = (1..=CHANGES)
+        .flat_map(|number| {
+            let propose = Request::Propose {
+                partition,
+                client: ClientId(0xd_4a1),
+                request: RequestNo(number),
+                retry: None,
+                precondition: Precondition::None,
+                op: Op::CreateBucket {
+                    bucket: format!("drain-{number}"),
+                },
+            };
+            changes.frame(map.epoch, &propose, b"")
+        })
+        .collect();
+    changes.send(&frames);
+
+    let of_head =
+        |(pid, config): (Pid, std::path::PathBuf)| (config == rig.config(head)).then_some(pid);
+    let pid = rig::node_processes(rig.dir())
+        .into_iter()
+        .find_map(of_head)
+        .expect("the head runs");
+    kill_process(pid, Signal::TERM).expect("it lives");
+    assert!(matches!(witness.answer(), Answer::Closed));
+    for number in 1..=CHANGES {
+        let answer = changes.answer();
+        let done = matches!(answer, Answer::Reply(Reply::Committed { .. }, _));
+        assert!(
+            done || answer.code() == Some(ErrorCode::NotServing),
+            "change {number} of {CHANGES}: {answer:?}"
+        );
+    }
+    for number in 1..=READS {
+        match reads.answer() {
+            Answer::Reply(Reply::Found { .. }, bytes) => {
+                assert_eq!(content.difference(&bytes), None);
+            }
+            answer => panic!("read {number} of {READS}: {answer:?}"),
+        }
+    }
+    assert!(matches!(reads.answer(), Answer::Closed));
+    rig::eventually("the node ends", PATIENCE, || {
+        rig::node_processes(rig.dir())
+            .into_iter()
+            .all(|(other, _)| other != pid)
+            .then_some(())
+    });
 }
 
 #[test]

@@ -34,6 +34,9 @@ struct Cli {
     /// Operations under way at a time, several numbers for several runs.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16])]
     clients: Vec<u64>,
+    /// Which work; all of it if none is named.
+    #[arg(long, value_delimiter = ',')]
+    work: Vec<String>,
     /// One JSON document instead of a table.
     #[arg(long)]
     json: bool,
@@ -59,6 +62,8 @@ struct Baseline {
     durable_4k_us: f64,
     read_4k_us: f64,
     durable_1m_qd8_mb_s: f64,
+    /// A put of 4 KiB by threads that do nothing but send, write and sleep.
+    chain_put_4k_us: f64,
 }
 
 /// One piece of work.
@@ -130,6 +135,9 @@ fn run(cli: &Cli) -> Result<(), LoadError> {
             ("put-1m", true, 1 << 20),
             ("get-1m", false, 1 << 20),
         ] {
+            if !cli.work.is_empty() && !cli.work.iter().any(|wanted| wanted == work) {
+                continue;
+            }
             let mut row =
                 runtime.block_on(measure(&map, &nodes, work, put, len, *clients, time))?;
             if *clients == 1 && len == 4 << 10 {
@@ -162,9 +170,10 @@ fn run(cli: &Cli) -> Result<(), LoadError> {
 }
 
 fn measure_bare(dir: &Path, time: Duration) -> Result<Baseline, LoadError> {
-    let file = dir.join("bare.tmp");
+    let (file, second) = (dir.join("bare.tmp"), dir.join("bare2.tmp"));
     let measure = || -> std::io::Result<Baseline> {
         disk::prepare(&file, 256 << 20)?;
+        disk::prepare(&second, 64 << 20)?;
         let time = time.min(Duration::from_secs(3));
         let p50 = |histogram: Histogram<u64>| micros(&histogram, 0.5);
         Ok(Baseline {
@@ -172,10 +181,13 @@ fn measure_bare(dir: &Path, time: Duration) -> Result<Baseline, LoadError> {
             durable_4k_us: p50(baseline::durable_write(&file, 4 << 10, time)?),
             read_4k_us: p50(baseline::direct_read(&file, 4 << 10, time)?),
             durable_1m_qd8_mb_s: baseline::durable_bandwidth(&file, 1 << 20, 8, time)? / 1e6,
+            chain_put_4k_us: p50(baseline::chain_put([&file, &second], 4 << 10, time)?),
         })
     };
     let result = measure();
-    let _ = std::fs::remove_file(&file);
+    for file in [&file, &second] {
+        let _ = std::fs::remove_file(file);
+    }
     result.map_err(|source| LoadError::Io {
         what: file.display().to_string(),
         source,
@@ -286,8 +298,12 @@ fn micros(histogram: &Histogram<u64>, quantile: f64) -> f64 {
 
 fn print_head(bare: &Baseline) {
     println!(
-        "bare: TCP round trip {:.0} us, durable 4 KiB {:.0} us, read 4 KiB {:.0} us, durable 1 MiB at depth 8 {:.0} MB/s",
-        bare.tcp_round_trip_us, bare.durable_4k_us, bare.read_4k_us, bare.durable_1m_qd8_mb_s
+        "bare: TCP round trip {:.0} us, durable 4 KiB {:.0} us, read 4 KiB {:.0} us, durable 1 MiB at depth 8 {:.0} MB/s, chained put of 4 KiB {:.0} us",
+        bare.tcp_round_trip_us,
+        bare.durable_4k_us,
+        bare.read_4k_us,
+        bare.durable_1m_qd8_mb_s,
+        bare.chain_put_4k_us
     );
     println!(
         "{:8} {:>7} {:>9} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>8} {:>9}",

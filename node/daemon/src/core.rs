@@ -17,8 +17,7 @@ use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{NodeId, PartitionId, Seq};
-use ashlar_layout::manifest::Manifest;
+use ashlar_layout::ids::{NodeId, PartitionId};
 use ashlar_layout::message::{ChainMessage, ErrorCode, ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Memory};
@@ -34,8 +33,10 @@ use crate::replicas::ReplicaSlot;
 use crate::run::DaemonError;
 use crate::slab::Slab;
 
-/// How long a draining core waits for what is under way.
+/// How long a draining core waits for what is under way, in all,
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// and for the other replicas to commit what its own devices have taken.
+const ANSWERS_MAX: Duration = Duration::from_secs(1);
 /// How long a node waits for its chains' heads to take office before it says that it is ready.
 const OFFICE_MAX: Duration = Duration::from_secs(10);
 /// How long our own work waits when an engine has no room for it.
@@ -109,7 +110,8 @@ pub(crate) struct InlineRead {
     pub(crate) bucket: String,
     pub(crate) key: String,
     pub(crate) meta: ObjectMeta,
-    pub(crate) seq: Seq,
+    /// Where the index says that its entry is.
+    pub(crate) at: journal::InlineRef,
     pub(crate) tries: u32,
 }
 
@@ -127,7 +129,8 @@ pub(crate) enum Todo {
         replica: usize,
         event: journal::Event,
     },
-    Inline(InlineRead),
+    /// An inline object is to be looked up and read again.
+    InlineAgain(InlineRead),
     LogRead {
         replica: usize,
         token: u64,
@@ -161,6 +164,17 @@ pub(crate) struct Conn {
     pub(crate) hello: Option<NodeId>,
 }
 
+/// How far a draining core has come. It only moves down this list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    /// Devices end what they have begun.
+    Devices,
+    /// Changes that they took may still be committed and answered, until then.
+    Answers(Instant),
+    /// Connections end with what is queued on them.
+    Replies,
+}
+
 /// One data core.
 pub struct Core {
     pub(crate) shared: Arc<Shared>,
@@ -174,6 +188,8 @@ pub struct Core {
     /// Device operations under way: which device, which generation of it, which of the engine's.
     pub(crate) ios: Slab<(usize, u32, u64)>,
     pub(crate) todo: VecDeque<Todo>,
+    /// A head forwards entries in this batch: they go out before it begins to write them.
+    pub(crate) forwards: bool,
     /// What an engine had no room for: our own work, which waits for room instead of failing.
     pub(crate) parked: VecDeque<Todo>,
     parked_until: Option<Instant>,
@@ -181,6 +197,7 @@ pub struct Core {
     /// When all its devices had been opened.
     open_since: Option<Instant>,
     draining_until: Option<Instant>,
+    drain: Drain,
     finished: bool,
 }
 
@@ -206,11 +223,13 @@ impl Core {
             ops: Slab::default(),
             ios: Slab::default(),
             todo: VecDeque::new(),
+            forwards: false,
             parked: VecDeque::new(),
             parked_until: None,
             started: now,
             open_since: None,
             draining_until: None,
+            drain: Drain::Devices,
             finished: false,
         }
     }
@@ -231,7 +250,7 @@ impl Core {
                 Todo::Engine { device, event } => self.engine_event(device, event, now, io),
                 Todo::Done { op, result } => self.engine_done(op, result, now, io),
                 Todo::Replica { replica, event } => self.replica_event(replica, event, now, io),
-                Todo::Inline(read) => self.read_inline(read, io),
+                Todo::InlineAgain(read) => self.read_inline_again(read, io),
                 Todo::LogRead {
                     replica,
                     token,
@@ -304,7 +323,7 @@ impl Core {
             }
             Some(Pending::Inline(read)) => {
                 if is_busy(&result) {
-                    return self.park(Todo::Inline(read), now);
+                    return self.park(Todo::InlineAgain(read), now);
                 }
                 self.inline_read(read, result, io);
             }
@@ -395,6 +414,7 @@ impl Core {
         }
     }
 
+    /// Ends in order: what was accepted is answered, and the answers go out, before the loop ends.
     fn drain(&mut self, now: Instant, io: &mut Io) {
         if self.draining_until.is_none() {
             self.draining_until = Some(now + DRAIN_MAX);
@@ -402,12 +422,24 @@ impl Core {
                 self.shut_device(device);
             }
         }
-        let quiet = self.devices.iter().all(DeviceSlot::is_down);
-        if quiet || self.draining_until.is_some_and(|until| now >= until) {
-            let conns: Vec<ConnId> = self.conns.keys().copied().collect();
-            for conn in conns {
-                io.close(conn);
+        let late = self.draining_until.is_some_and(|until| now >= until);
+        if self.drain == Drain::Devices && (late || self.devices.iter().all(DeviceSlot::is_down)) {
+            self.drain = Drain::Answers(now + ANSWERS_MAX);
+        }
+        if let Drain::Answers(until) = self.drain {
+            let answered = self.conns.values().all(|conn| conn.under_way == 0);
+            if answered || late || now >= until {
+                self.drain = Drain::Replies;
+                for replica in 0..self.replicas.len() {
+                    self.stop_replica(replica, io);
+                }
+                for conn in self.conns.keys() {
+                    io.close(*conn);
+                }
             }
+        }
+        // A connection is gone when its peer has taken the rest, or takes nothing for a while.
+        if self.drain == Drain::Replies && (late || self.conns.is_empty()) {
             self.finished = true;
         }
     }
@@ -446,6 +478,7 @@ impl Core {
 impl Handler for Core {
     fn on_event(&mut self, now: Instant, event: Event<'_>, io: &mut Io) {
         match event {
+            Event::Accepted { conn, .. } if self.drain == Drain::Replies => io.abort(conn),
             Event::Accepted { conn, .. } => {
                 self.conns.insert(conn, Conn::new(None));
             }
@@ -471,6 +504,9 @@ impl Handler for Core {
         self.tend_replicas(now);
         self.unpark(now);
         self.work(now, io);
+        if std::mem::take(&mut self.forwards) {
+            io.send_first();
+        }
         // What a kick brings about (refusals, mostly), and what follows from that, must not wait for the
         // next event: there need not be one.
         while self.kick_engines(now, io) {
@@ -483,7 +519,11 @@ impl Handler for Core {
 
     fn next_deadline(&self) -> Option<Instant> {
         let replicas = self.replicas.iter().filter_map(ReplicaSlot::next_deadline);
-        let own = [self.draining_until, self.parked_until]
+        let answers = match self.drain {
+            Drain::Answers(until) => Some(until),
+            Drain::Devices | Drain::Replies => None,
+        };
+        let own = [self.draining_until, answers, self.parked_until]
             .into_iter()
             .flatten();
         let ours = replicas.chain(own).min();
@@ -512,11 +552,6 @@ impl Conn {
             hello: None,
         }
     }
-}
-
-/// A manifest that has nothing on shards: for replies that must not be taken for an object.
-pub(crate) fn is_inline(manifest: &Manifest) -> bool {
-    matches!(manifest.body, ashlar_layout::manifest::Body::Inline)
 }
 
 /// Whether an engine had no room for something just now.

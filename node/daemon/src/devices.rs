@@ -25,8 +25,9 @@ use crate::replay::Replay;
 /// Wait before a device that failed is opened again, at first and at most.
 const REOPEN_MIN: Duration = Duration::from_millis(200);
 const REOPEN_MAX: Duration = Duration::from_secs(10);
-/// How long a node waits at its start for a device that another process still holds: one that was
-/// just killed may need a moment to let go.
+/// How often, and for how long, a device that another process holds is tried again before that is
+/// taken for a failure: one that was just killed may need a moment to let go.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
 const BUSY_MAX: Duration = Duration::from_secs(5);
 /// Free extents below which a journal should not grow: room for deletes, and to close in order.
 const JOURNAL_SPARE: u32 = 2;
@@ -64,6 +65,8 @@ pub struct DeviceSlot {
     generation: u32,
     pub(crate) phase: Phase,
     reopen_after: Duration,
+    /// Since when another process has been found to hold it.
+    busy_since: Option<Instant>,
     /// A replica stopped: its log is to be read again,
     reopen: bool,
     /// but only when there is room on the device.
@@ -96,6 +99,7 @@ impl DeviceSlot {
                 why: "not opened yet".into(),
             },
             reopen_after: REOPEN_MIN,
+            busy_since: None,
             reopen: false,
             reopen_with_room: false,
             findings: [0; KINDS.len()],
@@ -126,7 +130,7 @@ impl DeviceSlot {
 
     /// Whether its opening has come to an end, good or bad.
     pub(crate) fn is_settled(&self) -> bool {
-        !matches!(self.phase, Phase::Opening(_) | Phase::Replaying(_))
+        !matches!(self.phase, Phase::Opening(_) | Phase::Replaying(_)) && self.busy_since.is_none()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -213,6 +217,33 @@ impl DeviceSlot {
         }
     }
 
+    /// It cannot be opened now. Another process that holds it may be about to let go: then it is soon
+    /// tried again, without a word more than the first.
+    fn not_opened(&mut self, e: &reactor::OpenError, alone: bool, now: Instant, io: &mut Io) {
+        let busy = matches!(e, reactor::OpenError::Busy { .. });
+        if !busy {
+            self.busy_since = None;
+            return self.close(e.to_string(), alone, now, io);
+        }
+        let new = self.busy_since.is_none();
+        let since = *self.busy_since.get_or_insert(now);
+        if now.since(since) >= BUSY_MAX {
+            self.busy_since = None;
+            return self.close(e.to_string(), true, now, io);
+        }
+        if new {
+            eprintln!(
+                "device {} at {}: {e}: waiting",
+                self.no,
+                self.path.display()
+            );
+        }
+        self.phase = Phase::Closed {
+            retry_at: Some(now + BUSY_RETRY),
+            why: e.to_string(),
+        };
+    }
+
     /// Closes it. A `hopeless` reason ends the node if the device has never served: whoever
     /// started it had better know.
     fn close(&mut self, why: String, hopeless: bool, now: Instant, io: &mut Io) {
@@ -246,18 +277,15 @@ impl Core {
         };
         let options = OpenOptions {
             cache,
+            // The core has others to serve: it comes again.
+            patience: Duration::ZERO,
             ..OpenOptions::default()
         };
-        let opened = io.open_device(&slot.path, options);
-        let dev = match opened {
+        let dev = match io.open_device(&slot.path, options) {
             Ok(dev) => dev,
-            Err(e) => {
-                let busy = matches!(e, ashlar_node_reactor::OpenError::Busy { .. });
-                let patient = busy && now.since(self.started) < BUSY_MAX;
-                let hopeless = (busy || alone) && !patient;
-                return slot.close(e.to_string(), hopeless, now, io);
-            }
+            Err(e) => return slot.not_opened(&e, alone, now, io),
         };
+        slot.busy_since = None;
         let Some(info) = io.device_info(dev).cloned() else {
             return slot.close("it closed while it was opened".into(), false, now, io);
         };

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - only a replica that serves answers, and it says itself whether it does;
-//! - an inline object goes out only after its entry's checksum, number, length and the manifest's CRC
+//! - an inline object goes out only after its entry's checksum, number, term, length and the manifest's CRC
 //!   have all matched; if they do not, another replica is asked and the entry restored.
 
 use ashlar_layout::crc::crc32;
@@ -14,7 +14,7 @@ use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
 
-use crate::core::{Core, InlineRead, Pending, Todo, is_inline};
+use crate::core::{Core, InlineRead, Pending, Todo};
 use crate::outgoing::{self, Payload};
 
 /// How often a lost inline object is asked of the other replicas before the read fails.
@@ -36,65 +36,46 @@ impl Core {
         });
         match found {
             Err(error) => Some(Err(error)),
-            Ok((replica, meta, Some(inline))) if payload && meta.manifest.size > 0 => {
-                let seq = inline.seq;
-                self.todo.push_back(Todo::Inline(InlineRead {
+            Ok((replica, meta, Some(at))) if payload && meta.manifest.size > 0 => {
+                self.read_inline(InlineRead {
                     conn,
                     request,
                     replica,
                     bucket,
                     key,
                     meta,
-                    seq,
+                    at,
                     tries: 0,
-                }));
+                });
                 None
             }
             Ok((_, meta, _)) => Some(Ok(Reply::Found { meta })),
         }
     }
 
-    /// Reads an inline object's entry from where the index says that it is now.
-    pub(crate) fn read_inline(&mut self, read: InlineRead, io: &mut Io) {
+    /// Reads an inline object's entry from where the index said that it is.
+    fn read_inline(&mut self, read: InlineRead) {
+        let device = self.replicas[read.replica].device;
+        let (at, len) = (read.at.at, read.at.len);
+        let op = self.ops.insert(Pending::Inline(read));
+        let event = api::Event::ReadJournal { op, at, len };
+        self.todo.push_back(Todo::Engine { device, event });
+    }
+
+    /// Reads an inline object once more, from where the index says that it is now.
+    pub(crate) fn read_inline_again(&mut self, read: InlineRead, io: &mut Io) {
         let looked_up = self.replicas[read.replica]
             .serve()
             .and_then(|replica| replica.lookup(&read.bucket, &read.key));
-        match looked_up {
-            Err(error) => {
-                self.answer(
-                    io,
-                    read.conn,
-                    read.request,
-                    &Reply::Error(error),
-                    Payload::None,
-                );
+        let reply = match looked_up {
+            Ok((meta, Some(at))) if meta.manifest.size > 0 => {
+                return self.read_inline(InlineRead { meta, at, ..read });
             }
-            Ok((meta, Some(at))) if is_inline(&meta.manifest) && meta.manifest.size > 0 => {
-                let device = self.replicas[read.replica].device;
-                let read = InlineRead {
-                    meta,
-                    seq: at.seq,
-                    ..read
-                };
-                let op = self.ops.insert(Pending::Inline(read));
-                let event = api::Event::ReadJournal {
-                    op,
-                    at: at.at,
-                    len: at.len,
-                };
-                self.todo.push_back(Todo::Engine { device, event });
-            }
-            Ok((meta, _)) => {
-                // Overwritten by another kind of object while its payload was on the way.
-                self.answer(
-                    io,
-                    read.conn,
-                    read.request,
-                    &Reply::Found { meta },
-                    Payload::None,
-                );
-            }
-        }
+            // Overwritten by another kind of object while its payload was on the way.
+            Ok((meta, _)) => Reply::Found { meta },
+            Err(error) => Reply::Error(error),
+        };
+        self.answer(io, read.conn, read.request, &reply, Payload::None);
     }
 
     /// An inline object's entry came from the device: verified before a byte of it goes out.
@@ -114,7 +95,8 @@ impl Core {
                 .next()
                 .and_then(Result::ok)
                 .filter(|e| {
-                    e.header.seq == read.seq && e.inline.len() as u64 == read.meta.manifest.size
+                    (e.header.seq, e.header.term) == (read.at.seq, read.at.term)
+                        && e.inline.len() as u64 == read.meta.manifest.size
                 })
                 .map(|e| (e.inline_offset(), e.inline.len(), crc32(e.inline)))
                 .filter(|(_, _, crc)| *crc == read.meta.manifest.crc);
@@ -136,7 +118,7 @@ impl Core {
                 ErrorCode::Corrupt,
                 format!(
                     "the entry {} that holds {}/{} is damaged here and no other replica gave it",
-                    read.seq, read.bucket, read.key
+                    read.at.seq, read.bucket, read.key
                 ),
             );
             return self.answer(io, read.conn, read.request, &error, Payload::None);

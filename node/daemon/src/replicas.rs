@@ -236,6 +236,9 @@ impl Core {
                     message,
                     payload,
                 } => {
+                    // A change waits for the first follower to have it durable, and for the head's own
+                    // write seldom. A follower's write is waited for: it goes before what it forwards.
+                    self.forwards |= self.replicas[replica].place == 0 && !payload.is_empty();
                     self.send_chain(replica, to, &message, payload, now, io);
                 }
                 journal::Action::Reply { reply_to, reply } => {
@@ -297,7 +300,7 @@ impl Core {
 
     /// An inline object's entry cannot be read here: the replica is asked to restore it.
     pub(crate) fn inline_lost(&mut self, read: InlineRead, io: &mut Io) {
-        let (replica, seq) = (read.replica, read.seq);
+        let (replica, seq) = (read.replica, read.at.seq);
         let slot = &mut self.replicas[replica];
         if slot.replica.is_none() {
             let error = Reply::Error(slot.unavailable());
@@ -306,7 +309,7 @@ impl Core {
         let waiting: usize = slot.lost.values().map(Vec::len).sum();
         if waiting >= LOST_MAX {
             // Try the device again rather than hold more: it ends at INLINE_TRIES.
-            self.todo.push_back(Todo::Inline(read));
+            self.todo.push_back(Todo::InlineAgain(read));
             return;
         }
         let first = !slot.lost.contains_key(&seq);
@@ -320,7 +323,7 @@ impl Core {
     fn restored(&mut self, replica: usize, seq: Seq, result: Result<(), WireError>, io: &mut Io) {
         for read in self.replicas[replica].lost.remove(&seq).unwrap_or_default() {
             match &result {
-                Ok(()) => self.todo.push_back(Todo::Inline(read)),
+                Ok(()) => self.todo.push_back(Todo::InlineAgain(read)),
                 Err(error) => {
                     let error = Reply::Error(error.clone());
                     self.answer(io, read.conn, read.request, &error, Payload::None);

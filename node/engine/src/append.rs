@@ -6,8 +6,9 @@
 //! Invariants:
 //! - A batch lies in one extent. It is durable by one durable write; or, of several writes, by a
 //!   flush that is handed out after all of them are done; or, where the device has no volatile cache,
-//!   by its writes alone. At most [`IN_FLIGHT`] batches of a stream are under way ([`Stream`] by
-//!   stream); they are acknowledged strictly in order.
+//!   by its writes alone. At most [`IN_FLIGHT`] gathered batches of a stream are under way ([`Stream`] by
+//!   stream), and [`ALONE_IN_FLIGHT`] of one large shard each: gathering those would save no write, and waiting
+//!   for a flush together would leave the device idle meanwhile. All are acknowledged strictly in order.
 //! - Of a partition at most *one* journal record is under way: one batch of the journal at a time, and
 //!   in it one record of each partition. So what a power cut takes from a partition's journal is
 //!   always its tail, never a record before one that stays: nobody could fill such a hole.
@@ -30,8 +31,14 @@ use crate::error::EngineError;
 use crate::index::{Candidate, UNIT};
 pub(crate) use crate::queue::{Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, What};
 
-/// Batches that are under way at most: of the journal, and of data.
+/// Gathered batches that are under way at most: of the journal, and of data.
 pub const IN_FLIGHT: [usize; 2] = [1, 2];
+/// Batches in all that are under way at most, when the next one is of one large shard alone. Their buffers
+/// are held anyway, waiting or not.
+pub const ALONE_IN_FLIGHT: usize = 16;
+/// Records from this many bytes on are a batch of their own: one durable write. (Below that a flush for
+/// many is cheaper than many durable writes, where the device's flushes are slow.)
+const ALONE_MIN: u64 = 256 * 1024;
 /// Records up to this many bytes are copied together into one write.
 const COALESCE_MAX: u64 = 64 * 1024;
 /// Bytes of such a write at most, unless one record alone is longer.
@@ -52,8 +59,7 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) {
         loop {
-            let waits = &self.streams[stream as usize];
-            if waits.queue.is_empty() || waits.flying.len() >= IN_FLIGHT[stream as usize] {
+            if !self.may_send(stream) {
                 return;
             }
             let Some(plan) = self.plan(stream, mem, out) else {
@@ -67,6 +73,20 @@ impl<M: Memory> Engine<M> {
                 return;
             }
         }
+    }
+
+    /// Whether something waits, and may go out now.
+    fn may_send(&self, stream: StreamNo) -> bool {
+        let Stream { queue, flying, .. } = &self.streams[stream as usize];
+        let Some(first) = queue.front() else {
+            return false;
+        };
+        let len = record_len(first.payload_len(), self.geometry.block_size);
+        if matches!(first, Item::Shard { .. }) && len >= ALONE_MIN {
+            return flying.len() < ALONE_IN_FLIGHT;
+        }
+        let gathered = flying.iter().filter(|batch| !batch.alone).count();
+        gathered < IN_FLIGHT[stream as usize]
     }
 
     /// There was no buffer. As long as anything is under way one will come back; otherwise the
@@ -111,7 +131,8 @@ impl<M: Memory> Engine<M> {
                 break;
             };
             let len = record_len(what.payload_len(), block_size);
-            if !plan.is_empty() && bytes + len > BATCH_MAX {
+            let alone = what.has_buffer() && len >= ALONE_MIN;
+            if !plan.is_empty() && (alone || bytes + len > BATCH_MAX) {
                 self.streams[stream as usize].put_back(what);
                 break;
             }
@@ -152,6 +173,11 @@ impl<M: Memory> Engine<M> {
                     what: What::Header,
                 });
                 at += len;
+                if alone {
+                    // By itself, without waiting for it: the record's own write follows at once.
+                    self.streams[stream as usize].put_back(what);
+                    break;
+                }
             }
             if let What::Entries { partition, .. } = &what {
                 partitions.push(*partition);
@@ -160,6 +186,9 @@ impl<M: Memory> Engine<M> {
             pos = Some(at + len);
             bytes += len;
             records += 1;
+            if alone {
+                break;
+            }
         }
         (!plan.is_empty()).then_some(plan)
     }
@@ -231,6 +260,11 @@ impl<M: Memory> Engine<M> {
         mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) -> bool {
+        let only_header = |plan: &[Planned<M::Buf>]| {
+            plan.iter()
+                .all(|planned| matches!(planned.what, What::Header))
+        };
+        let ahead = only_header(&plan);
         let mut runs: Vec<(usize, Option<M::Buf>)> = Vec::new();
         let mut from = 0;
         while from < plan.len() {
@@ -265,14 +299,11 @@ impl<M: Memory> Engine<M> {
             runs.push((to, buf));
             from = to;
         }
-        // A header alone, before a record that found no buffer, would be no use.
+        // A header alone, before a record that found no buffer, would be no use; unless it was to go ahead.
         for planned in plan.drain(from..).rev() {
             self.streams[stream as usize].put_back(planned.what);
         }
-        if plan
-            .iter()
-            .all(|planned| matches!(planned.what, What::Header))
-        {
+        if plan.is_empty() || (only_header(&plan) && !ahead) {
             return false;
         }
         self.write_runs(stream, plan, runs, out);
@@ -301,6 +332,11 @@ impl<M: Memory> Engine<M> {
             offset: plan.first().map_or(0, |planned| planned.at),
             writes_left: runs.len(),
             flush: self.volatile_cache && runs.len() > 1,
+            alone: plan.len() == 1
+                && plan.iter().all(|planned| match planned.what {
+                    What::Header => true,
+                    _ => planned.len >= ALONE_MIN && planned.what.has_buffer(),
+                }),
             durable: false,
             records: Vec::with_capacity(plan.len()),
         };

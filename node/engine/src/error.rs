@@ -282,6 +282,21 @@ pub enum OpenError {
         /// What the kernel said.
         failure: IoFailure,
     },
+    /// After a failure, what was read could not be read a second time, to be written again, or was not
+    /// the same.
+    #[error(
+        "device {device}: {len} bytes at {offset} are in doubt and are not read as before: {what}"
+    )]
+    Doubtful {
+        /// Which device.
+        device: DeviceId,
+        /// First of them.
+        offset: u64,
+        /// How many.
+        len: u64,
+        /// What came of the second reading.
+        what: &'static str,
+    },
     /// Not enough memory for the reads of recovery.
     #[error("no buffer of {len} bytes to read the device with")]
     NoMemory {

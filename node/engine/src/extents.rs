@@ -148,6 +148,12 @@ impl ExtentTable {
         }
     }
 
+    /// Recovery found records of its present life, but no header of it. The latest header that may be
+    /// relied on is of this life, or a later one.
+    pub fn header_missing(&mut self, no: ExtentNo, durable: Incarnation) {
+        self.extents[no.0 as usize].durable = durable;
+    }
+
     /// The header of its present life is durable: nothing of an earlier life can be found in it any
     /// more, and the tombstones for that are of no more use.
     pub fn header_durable(&mut self, no: ExtentNo) {

@@ -1,13 +1,18 @@
 //! Recovery: from a raw device to a running engine.
 //!
 //! superblock copies → elect and check → checkpoint → extent headers → trailers → scans of what is
-//! not sealed → tables, newest extent first → flush → superblock turned → engine.
+//! not sealed → tables, newest extent first → (what is in doubt written again →) flush → superblock
+//! turned → engine.
 //!
 //! Invariants:
-//! - Nothing is written until everything was read, and then only the superblock. A device of another
-//!   cluster, of a newer format, or truncated, is left as it is.
+//! - Nothing is written until everything was read, and then only the superblock and, after a failure,
+//!   what stands there already. A device of another cluster, of a newer format, or truncated, is left
+//!   as it is.
 //! - The device is flushed before the superblock is turned: what recovery saw is durable from then on,
 //!   so that another crash shows the same. (What a killed process had written may be in the cache only.)
+//! - A flush is no proof once one has failed: what that one was to make durable may have been dropped, and
+//!   be read all the same until power fails. So after a failure what is in doubt is first written again
+//!   (the module `rewrite` says what that is).
 //! - Tables are taken in from the newest incarnation to the oldest, and each table's tombstones before
 //!   its shards: a tombstone stands in an extent that was opened no earlier than its record's, so it is
 //!   known before its record is met.
@@ -39,6 +44,8 @@ use crate::superblocks::{Progress, Superblocks};
 
 /// Reads under way at once.
 const DEPTH: usize = 32;
+/// Pieces that are being written again at once.
+const REWRITE_DEPTH: usize = 4;
 
 /// What is to be opened, and what is known of it.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +122,8 @@ pub struct RecoveryReport {
     pub journal_records: u64,
     /// Bytes read.
     pub bytes_read: u64,
+    /// Bytes written again, since they were in doubt after a failure.
+    pub bytes_rewritten: u64,
     /// Findings, by [`FindingKind::number`].
     pub findings: [u64; FindingKind::ALL.len()],
 }
@@ -123,15 +132,15 @@ pub struct RecoveryReport {
 pub struct Opening<M: Memory> {
     params: OpenParams,
     phase: Phase,
-    ios: HashMap<u64, Want>,
-    next_io: u64,
-    queue: Queue,
+    pub(crate) ios: HashMap<u64, Want>,
+    pub(crate) next_io: u64,
+    pub(crate) queue: Queue,
     stride: u64,
-    copies: [Option<Superblock>; SUPERBLOCK_COPIES],
+    pub(crate) copies: [Option<Superblock>; SUPERBLOCK_COPIES],
     faults: [Option<CopyFault>; SUPERBLOCK_COPIES],
-    superblocks: Option<Superblocks<M::Buf>>,
-    work: Option<Box<Work>>,
-    report: RecoveryReport,
+    pub(crate) superblocks: Option<Superblocks<M::Buf>>,
+    pub(crate) work: Option<Box<Work>>,
+    pub(crate) report: RecoveryReport,
 }
 
 enum CopyFault {
@@ -147,6 +156,7 @@ enum Phase {
     Trailers,
     Scans,
     Tables,
+    Rewrite,
     Flush,
     Turn,
     Ended,
@@ -233,6 +243,7 @@ impl<M: Memory> Opening<M> {
         }
         let ended = match self.ios.remove(&io) {
             Some(Want::Flush) => self.flushed(result, mem, out),
+            Some(Want::Rewritten { at }) => self.rewritten(at, result),
             Some(want) => self.taken(want, result.is_ok().then_some(buf).flatten(), out),
             None => self.turned(io, result, out),
         };
@@ -254,7 +265,11 @@ impl<M: Memory> Opening<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) -> Option<Result<Opened<M>, OpenError>> {
         loop {
-            while self.ios.len() < DEPTH
+            let depth = match self.phase {
+                Phase::Rewrite => REWRITE_DEPTH,
+                _ => DEPTH,
+            };
+            while self.ios.len() < depth
                 && let Some((want, offset, len)) = self.queue.pop()
             {
                 let Some(buf) = mem.alloc(len) else {
@@ -333,6 +348,10 @@ impl<M: Memory> Opening<M> {
                         return Ok(());
                     }
                 }
+                self.phase = Phase::Rewrite;
+                self.ask_doubtful();
+            }
+            Phase::Rewrite => {
                 self.phase = Phase::Flush;
                 self.ios.insert(self.next_io, Want::Flush);
                 out.push(Action::Flush { io: self.next_io });
@@ -378,6 +397,9 @@ impl<M: Memory> Opening<M> {
             self.take_checkpoint(bytes, out);
             return Ok(None);
         }
+        if let Want::Doubtful(piece) = want {
+            return self.rewrite(piece, buf, out).map(|()| None);
+        }
         let mut findings = Vec::new();
         let Opening {
             work,
@@ -391,7 +413,11 @@ impl<M: Memory> Opening<M> {
                 Want::Trailer(no) => work.take_trailer(no, bytes, &mut findings),
                 Want::Scan(no) => work.take_scan(no, bytes, queue, report, &mut findings),
                 Want::Footer(no) => work.take_footer(no, bytes, queue, report, &mut findings),
-                Want::Copy(_) | Want::Checkpoint | Want::Flush => {}
+                Want::Copy(_)
+                | Want::Checkpoint
+                | Want::Doubtful(_)
+                | Want::Rewritten { .. }
+                | Want::Flush => {}
             }
         }
         for finding in findings {
@@ -480,7 +506,9 @@ impl<M: Memory> Opening<M> {
                     .push((Want::Checkpoint, named.offset, len as usize));
             }
         }
-        self.work = Some(Box::new(Work::new(geometry, device)));
+        // A life that did not end in order may have ended by a failed flush, whoever remembers that.
+        let doubt = (!current.clean).then_some(current.owner_epoch);
+        self.work = Some(Box::new(Work::new(geometry, device, doubt)));
         self.superblocks = Some(Superblocks::new(current, &self.copies));
         self.phase = Phase::Checkpoint;
         Ok(())

@@ -74,6 +74,8 @@ pub(crate) struct Batch {
     pub offset: u64,
     pub writes_left: usize,
     pub flush: bool,
+    /// Of one large shard, or of the header that goes before one.
+    pub alone: bool,
     pub durable: bool,
     pub records: Vec<Appended>,
 }

@@ -7,29 +7,31 @@
 //!   later one; without a header, the checkpoint gives a lower bound;
 //!   A header below that bound is the trace of a lost write, and counts as none;
 //! - a tombstone kills records of a lower sequence number only;
+//! - unreadable is not absent: of a shard whose head is valid and whose payload is not, the index keeps
+//!   the place if the extent's footer named it (then it was durable), or if a whole and newer record of the
+//!   same owner stands behind it. Reading it gives "corrupt". (Of writes under way together a crash may have
+//!   torn the first and not the second: what nobody was promised is called corrupt then, too.) What is the
+//!   last of its owner is taken for torn, by this recovery and by all later ones;
 //! - damage in a journal extent is told by every recovery: records whose payload does not match keep
 //!   their place in the table, marked, and what lies between the records of a table, or behind the
 //!   last of them, is told as damaged; such an extent is never free;
 //! - a table is taken in only when all tables of later incarnations have been.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
-use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, footer_len, trailer_at};
-use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation};
+use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, trailer_at};
+use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch};
 use ashlar_layout::record::{Subject, header_len, record_len};
 use ashlar_layout::stamp::{HeadFault, Place};
 
-use crate::api::Memory;
-use crate::append::{OpenExtent, Seal, Stream};
-use crate::engine::{Engine, Numbers, Recovered};
 use crate::error::{Finding, FindingKind, extent_finding};
 use crate::extents::{ExtentTable, State};
 use crate::graves::{Graves, gaps};
 use crate::index::{Candidate, Index, UNIT};
-use crate::opening::{DamagedJournal, JournalRecord, Opened, RecoveryReport};
+use crate::opening::{DamagedJournal, JournalRecord, RecoveryReport};
+use crate::rewrite::{Doubt, Piece};
 use crate::scan::{Scan, Scanned, Wholeness};
-use crate::superblocks::Superblocks;
 
 /// Extents above the highest used one whose header is not believed to be merely unwritten.
 const BEYOND: u32 = 4;
@@ -45,6 +47,8 @@ pub(crate) enum Want {
     Trailer(ExtentNo),
     Scan(ExtentNo),
     Footer(ExtentNo),
+    Doubtful(Piece),
+    Rewritten { at: u64 },
     Flush,
 }
 
@@ -60,13 +64,15 @@ pub(crate) struct Seen {
     /// Lower bound of its incarnation, by the checkpoint.
     pub floor: Incarnation,
     trailer: Option<Trailer>,
+    /// How many records the footer of its present life names, if there is or was one.
+    named: Option<u32>,
     /// Something in it could not be read, or is damaged so that it cannot be told what it was.
-    unreadable: bool,
+    pub unreadable: bool,
     scan: Option<Box<Scan>>,
-    scanned: bool,
-    records: Option<Vec<FooterEntry>>,
-    tail: u64,
-    incarnation: Incarnation,
+    pub scanned: bool,
+    pub records: Option<Vec<FooterEntry>>,
+    pub tail: u64,
+    pub incarnation: Incarnation,
 }
 
 /// What recovery has put together.
@@ -79,17 +85,19 @@ pub(crate) struct Work {
     scans: BTreeSet<u32>,
     /// Extents whose tables are to be taken in, oldest first.
     order: Vec<ExtentNo>,
-    index: Index,
-    extents: ExtentTable,
-    graves: Graves,
-    journal: Vec<JournalRecord>,
-    damaged: Vec<DamagedJournal>,
+    pub index: Index,
+    pub extents: ExtentTable,
+    pub graves: Graves,
+    pub journal: Vec<JournalRecord>,
+    pub damaged: Vec<DamagedJournal>,
     /// The first place that could not be read and may have held records.
-    blind: Option<(u64, u64)>,
+    pub blind: Option<(u64, u64)>,
+    /// After a failure: what may be less durable than it seems.
+    pub doubt: Option<Doubt>,
 }
 
 impl Work {
-    pub fn new(geometry: Geometry, device: DeviceId) -> Work {
+    pub fn new(geometry: Geometry, device: DeviceId, doubt: Option<OwnerEpoch>) -> Work {
         let count = geometry.extent_count();
         Work {
             geometry,
@@ -104,18 +112,19 @@ impl Work {
             journal: Vec::new(),
             damaged: Vec::new(),
             blind: None,
+            doubt: doubt.map(Doubt::new),
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = ExtentNo> + use<> {
+    pub fn all(&self) -> impl Iterator<Item = ExtentNo> + use<> {
         (0..self.geometry.extent_count()).map(ExtentNo)
     }
 
-    fn block(&self) -> u64 {
+    pub fn block(&self) -> u64 {
         u64::from(self.geometry.block_size)
     }
 
-    fn place(&self, no: ExtentNo, address: u64) -> Place {
+    pub fn place(&self, no: ExtentNo, address: u64) -> Place {
         Place {
             device: self.device,
             extent: no,
@@ -202,6 +211,7 @@ impl Work {
                 let inside = trailer.footer >= self.geometry.records_start(no);
                 if present == Some(trailer.incarnation) && inside {
                     seen.trailer = Some(trailer);
+                    seen.named = Some(trailer.count);
                 }
             }
             Err(error) => {
@@ -328,9 +338,34 @@ impl Work {
                 });
             }
         }
+        // As many as the footer named: it named each of them, and so each was durable. (What was torn before
+        // the extent was sealed was not named.)
+        let named = self.seen[no.0 as usize].named.is_some_and(|named| {
+            named as usize == scan.found.len()
+                && scan.bad_heads.is_empty()
+                && scan.unreadable.is_empty()
+                && header.is_some_and(|header| header.incarnation == scan.incarnation())
+        });
         let mut records = Vec::with_capacity(scan.found.len());
-        for Scanned { header, wholeness } in &scan.found {
+        // From the last one back: what follows a record tells what its damage means.
+        let mut followed: Option<(OwnerEpoch, u64)> = None;
+        for Scanned { header, wholeness } in scan.found.iter().rev() {
             let (offset, len) = (header.address, header.record_len(block_size));
+            let (entry, whole) = (
+                FooterEntry::of(header, base, block_size),
+                *wholeness == Wholeness::Whole,
+            );
+            if whole {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.add(no, header.owner_epoch, offset, len);
+                }
+                // Of a life the last whole record is met first.
+                if followed.is_none_or(|(owner, _)| owner != header.owner_epoch) {
+                    followed = Some((header.owner_epoch, header.sequence));
+                }
+                records.push(entry);
+                continue;
+            }
             let entries = match header.subject {
                 Subject::Journal {
                     partition,
@@ -339,17 +374,20 @@ impl Work {
                 } => Some((partition, first, last)),
                 _ => None,
             };
-            let usable = *wholeness == Wholeness::Whole
-                || (*wholeness == Wholeness::Unreadable && entries.is_none());
-            if usable {
-                records.push(FooterEntry::of(header, base, block_size));
-                continue;
-            }
+            let outlived = followed.is_some_and(|(owner, sequence)| {
+                owner == header.owner_epoch && sequence > header.sequence
+            });
             if entries.is_some() {
                 records.push(FooterEntry {
                     damaged: true,
-                    ..FooterEntry::of(header, base, block_size)
+                    ..entry
                 });
+            } else if *wholeness == Wholeness::Unreadable {
+                records.push(entry);
+                continue;
+            } else if outlived || named {
+                // Not the last that its owner wrote: it may well have been acknowledged.
+                records.push(entry);
             }
             let kind = FindingKind::RecordTorn;
             let shard = header.subject.shard();
@@ -362,6 +400,7 @@ impl Work {
                 journal: entries,
             });
         }
+        records.reverse();
         let seen = &mut self.seen[no.0 as usize];
         seen.incarnation = scan.incarnation();
         seen.tail = scan.tail;
@@ -538,136 +577,6 @@ impl Work {
                     });
                 }
             }
-        }
-    }
-
-    /// Makes an engine of it.
-    pub fn hand_over<M: Memory>(
-        mut self,
-        superblocks: Superblocks<M::Buf>,
-        numbers: Numbers,
-        volatile_cache: bool,
-        next_io: u64,
-        mut report: RecoveryReport,
-    ) -> Opened<M> {
-        let mut streams = [
-            Stream::new(ExtentKind::Journal),
-            Stream::new(ExtentKind::Data),
-        ];
-        let mut seals = Vec::new();
-        let named = superblocks.current().checkpoint;
-        let mut unsealed = Vec::new();
-        for no in self.all() {
-            let seen = &mut self.seen[no.0 as usize];
-            let checkpoint = seen.header.filter(|h| h.kind == ExtentKind::Checkpoint);
-            let here = named.filter(|named| named.extent == no);
-            let empty = seen
-                .records
-                .as_ref()
-                .is_none_or(|records| records.is_empty());
-            if let Some(header) = checkpoint {
-                let used = here.is_some_and(|named| named.incarnation == header.incarnation);
-                let state = if used { State::Open } else { State::Free };
-                self.extents
-                    .adopt(no, state, Some(header.kind), header.incarnation);
-            } else if seen.unreadable {
-                let kind = self.extents.get(no).kind;
-                self.extents
-                    .adopt(no, State::Quarantined, kind, seen.incarnation);
-            } else if let (Some(named), None, true) = (here, seen.header, empty) {
-                // Its header is damaged. It is freed when the superblock names another.
-                let kind = Some(ExtentKind::Checkpoint);
-                self.extents.adopt(no, State::Open, kind, named.incarnation);
-            } else if let Some(entries) = seen.records.take() {
-                // Searched: it has no footer, or none that can be used.
-                let damaged = seen.tail > self.geometry.records_start(no);
-                match seen.header {
-                    Some(header)
-                        if !entries.is_empty()
-                            || (damaged && header.kind == ExtentKind::Journal) =>
-                    {
-                        unsealed.push((header.kind, seen.incarnation, no, entries));
-                    }
-                    None if !entries.is_empty() => {}
-                    _ => {
-                        self.extents
-                            .adopt(no, State::Free, None, seen.incarnation.max(seen.floor))
-                    }
-                }
-            } else if seen.skip || self.extents.get(no).state == State::Free {
-                self.extents.adopt(no, State::Free, None, seen.floor);
-            }
-        }
-        // Of each kind the newest extent goes on, if it is unsealed and there is room in it. An older one
-        // must not: a tombstone in it would be older than its record. Nor may any, where an extent that
-        // cannot be read hides how new it is.
-        let hidden = self
-            .seen
-            .iter()
-            .any(|seen| seen.unreadable && seen.header.is_none());
-        for (kind, incarnation, no, _) in &unsealed {
-            self.extents
-                .adopt(*no, State::Open, Some(*kind), *incarnation);
-        }
-        let newest = [ExtentKind::Journal, ExtentKind::Data].map(|kind| {
-            let of_kind = self
-                .extents
-                .iter()
-                .filter(|(_, extent)| extent.state != State::Free && extent.kind == Some(kind));
-            (kind, of_kind.map(|(_, extent)| extent.incarnation).max())
-        });
-        for (kind, incarnation, no, entries) in unsealed {
-            let pos = self.seen[no.0 as usize].tail;
-            let room = self.geometry.extent_end(no)
-                - footer_len(entries.len() + 1, self.geometry.block_size);
-            let fits = pos + 2 * self.block() <= room;
-            let goes_on = fits && !hidden && newest.contains(&(kind, Some(incarnation)));
-            let open = OpenExtent {
-                no,
-                incarnation,
-                pos,
-                entries,
-            };
-            match streams.iter_mut().find(|stream| stream.kind == kind) {
-                Some(stream) if goes_on => stream.open = Some(open),
-                _ => seals.push(Seal {
-                    extent: open,
-                    writing: false,
-                }),
-            }
-        }
-        let mut shadows = HashSet::new();
-        if self.blind.is_some() {
-            for by in self.graves.empty() {
-                self.extents.hold(by);
-            }
-            shadows.extend(self.graves.closed());
-        }
-        for no in self.all() {
-            self.extents.free_if_dead(no);
-        }
-        self.index.trim();
-        self.journal.sort_by_key(|record| record.sequence);
-        report.shards = self.index.len();
-        let findings = report.findings;
-        let engine = Engine::new(Recovered {
-            superblocks,
-            numbers,
-            volatile_cache,
-            extents: self.extents,
-            index: self.index,
-            streams,
-            seals,
-            blind: self.blind,
-            shadows,
-            next_io,
-            findings,
-        });
-        Opened {
-            engine,
-            journal: self.journal,
-            damaged: self.damaged,
-            report,
         }
     }
 }

@@ -71,6 +71,11 @@ where
         &self.current
     }
 
+    /// Whether this copy is known to hold it.
+    pub fn holds(&self, copy: u8) -> bool {
+        self.holders[usize::from(copy)]
+    }
+
     /// The highest sequence number that was seen on any copy.
     pub fn newest(&self) -> u64 {
         self.newest

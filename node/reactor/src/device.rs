@@ -19,9 +19,10 @@ use serde::Serialize;
 use crate::error::OpenError;
 use crate::pool::BUF_ALIGN;
 
-/// How often, and how long apart, a busy device is tried again: half a second in all.
-const BUSY_ATTEMPTS: u32 = 25;
+/// How long apart a busy device is tried again.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// For how long, if nothing else is said.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whether a device is to be treated as having a volatile write cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -58,6 +59,9 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Refuse to share it with any other opener (the default).
     pub exclusive: bool,
+    /// How long to wait, blocking, for an opener that may be about to let go: half a second unless
+    /// told. A core that serves takes zero, and comes again.
+    pub patience: Duration,
 }
 
 impl Default for OpenOptions {
@@ -66,6 +70,7 @@ impl Default for OpenOptions {
             cache: CacheMode::Auto,
             read_only: false,
             exclusive: true,
+            patience: PATIENCE,
         }
     }
 }
@@ -128,7 +133,7 @@ pub(crate) fn open(path: &Path, options: OpenOptions) -> Result<(OwnedFd, Device
     if block && options.exclusive {
         flags |= OFlags::EXCL;
     }
-    let fd = claim(path, flags, options.exclusive)?;
+    let fd = claim(path, flags, options)?;
     // The path may have been pointed elsewhere meanwhile; from here on only the descriptor counts.
     let stat = rustix::fs::fstat(&fd).map_err(system(path, "fstat"))?;
     if (stat.st_dev, stat.st_ino) != (before.st_dev, before.st_ino) {
@@ -186,12 +191,12 @@ fn no_direct_io(path: &Path, reason: &'static str) -> OpenError {
     clippy::disallowed_methods,
     reason = "a lock of another program cannot be waited for with a limit in any other way"
 )]
-fn claim(path: &Path, flags: OFlags, exclusive: bool) -> Result<OwnedFd, OpenError> {
-    let mut attempts = 0;
+fn claim(path: &Path, flags: OFlags, options: OpenOptions) -> Result<OwnedFd, OpenError> {
+    let mut waited = Duration::ZERO;
     loop {
-        match try_claim(path, flags, exclusive) {
-            Err(OpenError::Busy { .. }) if attempts < BUSY_ATTEMPTS => {
-                attempts += 1;
+        match try_claim(path, flags, options.exclusive) {
+            Err(OpenError::Busy { .. }) if waited < options.patience => {
+                waited += BUSY_PAUSE;
                 std::thread::sleep(BUSY_PAUSE);
             }
             result => return result,

@@ -61,7 +61,7 @@ const RESTARTS_MAX: u8 = 16;
 
 impl Io {
     /// Opens a block device or file for direct I/O and claims it. Blocks for as long as the system
-    /// calls take.
+    /// calls take, and where it is busy for [`OpenOptions::patience`].
     pub fn open_device(&mut self, path: &Path, options: OpenOptions) -> Result<Dev, OpenError> {
         let too_many = || OpenError::TooMany {
             path: path.to_path_buf(),

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - `settle` is the only place that starts or cancels an operation of a connection, and it runs
-//!   once per batch for each connection that changed: so sends coalesce, and a `recv_into` that the
-//!   same batch satisfies costs nothing.
+//!   once per batch for each connection that changed (once more after a `send_first`): so sends
+//!   coalesce, and a `recv_into` that the same batch satisfies costs nothing.
 //! - A connection's last event is `Closed`, sent when the kernel has let go of it.
 //! - At the end of the peer's stream, what we have queued is still sent; an end in the middle of a
 //!   fill is `ECONNRESET`.
@@ -132,6 +132,13 @@ impl Io {
             self.fail(id.slot, Errno::NOBUFS);
         }
         self.touch(id.slot);
+    }
+
+    /// Puts what is queued to be sent in front of whatever the rest of the batch asks for. The kernel
+    /// begins operations in their order, and to begin a write to a device takes it longer than a
+    /// small send.
+    pub fn send_first(&mut self) {
+        self.settle_all();
     }
 
     /// Bytes queued on a connection and not yet taken by the kernel.

@@ -10,10 +10,11 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use ashlar_node_reactor::{
     Buf, CacheMode, Dev, DeviceIoError, DeviceKind, DeviceOperation, Event, Io, OpenError,
-    OpenOptions, Options, Reactor, inspect_device,
+    OpenOptions, Options, Reactor, inspect_device, monotonic,
 };
 use harness::{pattern, run};
 
@@ -253,8 +254,18 @@ fn a_second_opener_is_told_that_the_device_is_busy() {
         .unwrap();
     let busy = second.io().open_device(file.path(), OpenOptions::default());
     assert!(matches!(busy, Err(OpenError::Busy { .. })), "{busy:?}");
-    let again = first.io().open_device(file.path(), OpenOptions::default());
+    let at_once = OpenOptions {
+        patience: Duration::ZERO,
+        ..OpenOptions::default()
+    };
+    let before = monotonic();
+    let again = first.io().open_device(file.path(), at_once);
     assert!(matches!(again, Err(OpenError::Busy { .. })), "{again:?}");
+    let took = monotonic().since(before);
+    assert!(
+        took < OpenOptions::default().patience,
+        "it waited for {took:?}, though it was told not to"
+    );
     // Looking is allowed.
     assert_eq!(inspect_device(file.path()).unwrap().size, SIZE);
     first.io().close_device(dev);

@@ -7,6 +7,8 @@
 //! - When power fails, each sector of every write that is not durable, completed or in flight, survives
 //!   or not on its own: after a crash a sector holds its last durable content, or that of any later write.
 //! - When only the process dies, completed writes stay; sectors of writes in flight land or not.
+//! - A *forgetful* disk drops, when a flush or a durable write fails, whatever that was to make durable, and
+//!   goes on to show it: later flushes succeed and do not make it durable. Only writing it again does.
 //! - Any sector may become unreadable, and any bit may rot; a write may land elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +50,12 @@ pub struct Disk {
     pub volatile: bool,
     /// Calls durable what is not.
     pub lying: bool,
+    /// Shows, after a failure, what it has dropped.
+    pub forgetful: bool,
     /// Only sectors with something that is not durable.
     loose: BTreeMap<u64, Versions>,
+    /// Sectors whose content was dropped and is shown all the same: what is durable there.
+    dropped: BTreeMap<u64, Vec<u8>>,
     pub clock: u64,
     pub bad: BTreeSet<u64>,
 }
@@ -61,7 +67,9 @@ impl Disk {
             size,
             volatile,
             lying: false,
+            forgetful: false,
             loose: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             clock: 1,
             bad: BTreeSet::new(),
         }
@@ -152,7 +160,8 @@ impl Disk {
     pub fn write(&mut self, offset: u64, data: &[u8], durable: bool) {
         self.clock += 1;
         for (sector, range) in Disk::sectors(offset, data.len()) {
-            let old = self.sector(sector);
+            let shown = self.sector(sector);
+            let old = self.dropped.remove(&sector).unwrap_or(shown);
             let new = &data[range];
             if !self.lying && (durable || !self.volatile) {
                 self.loose.remove(&sector);
@@ -181,6 +190,40 @@ impl Disk {
         });
     }
 
+    /// A flush fails.
+    pub fn flush_failed(&mut self) {
+        if self.forgetful {
+            for (sector, versions) in std::mem::take(&mut self.loose) {
+                self.dropped.insert(sector, versions[0].1.clone());
+            }
+        }
+    }
+
+    /// A write fails: it may have got anywhere.
+    pub fn write_failed(&mut self, offset: u64, data: &[u8], rng: &mut Rng) {
+        self.kill(&[(offset, data.to_vec())], rng);
+        if !self.forgetful {
+            return;
+        }
+        for (sector, _) in Disk::sectors(offset, data.len()) {
+            if let Some(versions) = self.loose.remove(&sector) {
+                self.dropped.insert(sector, versions[0].1.clone());
+            }
+        }
+    }
+
+    /// What is shown there is dropped: this is durable.
+    pub fn drop_shown(&mut self, offset: u64, durable: &[u8]) {
+        for (sector, range) in Disk::sectors(offset, durable.len()) {
+            self.dropped.insert(sector, durable[range].to_vec());
+        }
+    }
+
+    /// Sectors that are shown, and are not what is durable.
+    pub fn dropped(&self) -> usize {
+        self.dropped.len()
+    }
+
     /// Power fails while these writes are in flight.
     pub fn power_off(&mut self, flying: &[(u64, Vec<u8>)], rng: &mut Rng) {
         self.loosen(flying);
@@ -199,7 +242,8 @@ impl Disk {
     pub fn loosen(&mut self, flying: &[(u64, Vec<u8>)]) {
         for (offset, data) in flying {
             for (sector, range) in Disk::sectors(*offset, data.len()) {
-                let old = self.sector(sector);
+                let shown = self.sector(sector);
+                let old = self.dropped.remove(&sector).unwrap_or(shown);
                 let versions = self.loose.entry(sector).or_insert_with(|| vec![(0, old)]);
                 versions.push((self.clock, data[range].to_vec()));
             }
@@ -213,6 +257,9 @@ impl Disk {
 
     /// Power is off: of the `i`-th loose sector, with so many versions, this one is left.
     pub fn settle_loose(&mut self, mut pick: impl FnMut(usize, usize) -> usize) {
+        for (sector, durable) in std::mem::take(&mut self.dropped) {
+            self.poke(sector * SECTOR, &durable);
+        }
         for (i, (sector, versions)) in std::mem::take(&mut self.loose).into_iter().enumerate() {
             let pick = pick(i, versions.len());
             self.poke(sector * SECTOR, &versions[pick].1);
@@ -238,6 +285,7 @@ impl Disk {
         let sectors = offset / SECTOR..(offset + data.len() as u64).div_ceil(SECTOR);
         for sector in sectors {
             self.loose.remove(&sector);
+            self.dropped.remove(&sector);
         }
     }
 }

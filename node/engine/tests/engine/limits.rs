@@ -60,16 +60,56 @@ fn what_comes_together_goes_out_together() {
         );
         rig.writes.clear();
         for number in 101..=103 {
-            rig.write_shard(shard(number), &payload(number, 1 << 20));
+            rig.write_shard(shard(number), &payload(number, 100_000));
         }
         rig.settle();
-        assert_eq!(rig.writes.len(), 3, "large ones are not copied");
+        assert_eq!(rig.writes.len(), 3, "larger ones are not copied");
         assert_eq!(rig.flushes, u64::from(volatile), "one flush for the batch");
         assert!(
             rig.writes
                 .iter()
                 .all(|(_, _, durable)| *durable != volatile)
         );
+    }
+}
+
+/// A large shard is a batch of its own, durable by its own write; many are under way at once, over the end of
+/// an extent as well, and all are acknowledged in order.
+#[test]
+fn large_ones_go_out_alone_and_at_once() {
+    let mut rig = Rig::sized(6, 4096, true, 16 * MIB, 512 * MIB);
+    rig.open();
+    let (flushes, opened) = (rig.flushes, rig.writes.len());
+    let ops: Vec<u64> = (1..=40)
+        .map(|number| rig.write_shard(shard(number), &payload(number, 1 << 20)))
+        .collect();
+    rig.kick();
+    let records = |rig: &Rig| {
+        rig.writes
+            .iter()
+            .filter(|(_, len, _)| *len > 1 << 20)
+            .count()
+    };
+    // The extent's header goes ahead of them.
+    assert_eq!((rig.flying.len(), records(&rig)), (16, 15));
+    assert!(rig.writes[opened..].iter().all(|(_, _, durable)| *durable));
+    let mut next = 0;
+    while next < ops.len() {
+        rig.kick();
+        assert!(rig.flying.len() <= 16 + 2, "footers, too");
+        assert!(rig.step());
+        let answered = ops[next..]
+            .iter()
+            .take_while(|op| rig.answers.contains_key(op));
+        next += answered.count();
+        assert_eq!(rig.answers.len(), next, "in order");
+    }
+    assert_eq!(rig.flushes, flushes);
+    rig.settle();
+    rig.crash(Crash::Power);
+    assert_eq!(rig.open().report.shards, 40);
+    for number in 1..=40 {
+        assert!(rig.fetch(number) == Answer::Bytes(payload(number, 1 << 20)));
     }
 }
 

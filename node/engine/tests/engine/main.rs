@@ -3,6 +3,7 @@
 
 mod crashes;
 mod disk;
+mod doubt;
 mod faults;
 mod histories;
 mod journal;

@@ -2,7 +2,8 @@
 //!
 //! - A shard that was acknowledged, and not told to be deleted, is there, byte for byte.
 //! - One that was told to be written, but not acknowledged, is wholly there or not at all. Whichever a
-//!   recovery shows, it stays so.
+//!   recovery shows, it stays so. (Torn, with newer ones behind it, it cannot be told from a rotten one: it
+//!   is answered as damaged, never as other bytes.)
 //! - One whose deletion was acknowledged is gone for good; one whose deletion was not may be either,
 //!   and stays what a recovery shows.
 //! - Acknowledged journal entries are there, byte for byte, at the place that was told.
@@ -26,6 +27,8 @@ pub enum Fate {
     /// Deletion not acknowledged: either.
     Deleting,
     Absent,
+    /// Never acknowledged, torn by a crash, and told as damaged.
+    Damaged,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,7 @@ pub struct Model {
     pub full: u64,
     pub acknowledged: u64,
     pub reads_checked: u64,
+    pub damaged: u64,
     /// Extents that were opened again after they had been freed.
     pub reused: u64,
 }
@@ -142,6 +146,11 @@ impl Model {
             let Some(asked) = self.asked.remove(&op) else {
                 panic!("an answer to nothing: {op} {answer:?}");
             };
+            if matches!(answer.error(), Some(EngineError::Fenced { .. })) {
+                // It may have been done or not, as after a crash.
+                assert!(rig.fenced.is_some());
+                continue;
+            }
             let refused = matches!(
                 answer.error(),
                 Some(EngineError::DeviceFull { .. } | EngineError::Busy { .. })
@@ -242,6 +251,16 @@ impl Model {
                 Answer::Failed(EngineError::NotFound { .. }) => {
                     assert_ne!(model.fate, Fate::Present, "shard {number} is lost");
                     model.fate = Fate::Absent;
+                }
+                Answer::Failed(EngineError::Corrupt { .. }) => {
+                    assert!(
+                        !matches!(model.fate, Fate::Present | Fate::Absent),
+                        "shard {number} ({:?}) is damaged",
+                        model.fate
+                    );
+                    model.fate = Fate::Damaged;
+                    self.damaged += 1;
+                    present += 1;
                 }
                 other => panic!("shard {number} ({:?}): {other:?}", model.fate),
             }

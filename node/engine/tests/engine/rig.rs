@@ -98,6 +98,8 @@ pub struct Rig {
     pub flushes: u64,
     /// Fail the write or flush with this many before it.
     pub fail_in: Option<u64>,
+    /// After so many completions of the next opening a bit rots here.
+    pub disk_rots_after: Option<(u64, u64)>,
     /// The next write lands here.
     pub misdirect: Option<u64>,
 }
@@ -160,6 +162,7 @@ impl Rig {
             writes: Vec::new(),
             flushes: 0,
             fail_in: None,
+            disk_rots_after: None,
             misdirect: None,
         }
     }
@@ -272,9 +275,7 @@ impl Rig {
                     offset = elsewhere;
                 }
                 if fail {
-                    // It may have got anywhere.
-                    self.disk
-                        .kill(&[(offset, buf[..len].to_vec())], &mut self.rng);
+                    self.disk.write_failed(offset, &buf[..len], &mut self.rng);
                 } else {
                     self.disk.write(offset, &buf[..len], durable);
                 }
@@ -299,7 +300,9 @@ impl Rig {
                 }
             }
             Flying::Flush { io, since } => {
-                if !fail {
+                if fail {
+                    self.disk.flush_failed();
+                } else {
                     self.disk.flush(since);
                 }
                 Event::IoDone {
@@ -323,6 +326,9 @@ impl Rig {
             assert!(!self.flying.is_empty(), "the opening is stuck");
             if crash_after == Some(steps) {
                 return None;
+            }
+            if let Some((_, at)) = self.disk_rots_after.take_if(|(after, _)| *after == steps) {
+                self.disk.rot(at, &[0xee; 8]);
             }
             steps += 1;
             let at = self.rng.below(self.flying.len() as u64) as usize;
@@ -519,7 +525,9 @@ impl Rig {
     pub fn crash(&mut self, how: Crash) {
         let writes = self.die();
         match how {
-            Crash::Power => self.disk.power_off(&writes, &mut self.rng),
+            Crash::Power => {
+                self.disk.power_off(&writes, &mut self.rng);
+            }
             Crash::Kill => self.disk.kill(&writes, &mut self.rng),
         }
     }
