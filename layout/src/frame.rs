@@ -36,6 +36,8 @@ pub enum Opcode {
     Reply = 2,
     /// A [`crate::message::ChainMessage`].
     Chain = 3,
+    /// The control plane's: no control part, the payload is JSON. Only its own ports take it.
+    Control = 4,
 }
 
 impl Opcode {
@@ -44,6 +46,7 @@ impl Opcode {
             1 => Opcode::Request,
             2 => Opcode::Reply,
             3 => Opcode::Chain,
+            4 => Opcode::Control,
             _ => return None,
         })
     }

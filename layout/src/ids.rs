@@ -58,10 +58,28 @@ number!(
     Epoch(u64)
 );
 number!(
-    /// A head's reign over a chain: the owner epoch of the head's device when it took office.
-    /// Two reigns never share a number, so (term, seq) names one entry for ever.
+    /// A head's reign over a chain: a round (high 32 bits) and the device of its head (low 32 bits). A
+    /// device promises itself a round durably before it uses it, and never uses it again: two reigns
+    /// never share a number, so (term, seq) names one entry for ever.
     Term(u64)
 );
+
+impl Term {
+    /// The reign of `head` in this round.
+    pub fn new(round: u32, head: DeviceNo) -> Term {
+        Term(u64::from(round) << 32 | u64::from(head.0))
+    }
+
+    /// Its round.
+    pub fn round(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The device of its head; number 0 in term 0, which nobody reigned.
+    pub fn head(self) -> DeviceNo {
+        DeviceNo(self.0 as u32)
+    }
+}
 number!(
     /// A journal entry's place in its partition. The first entry has number 1; 0 is "none".
     Seq(u64)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::ids::{PgId, Seq, StripeId};
+use crate::ids::{DeviceNo, PgId, Seq, StripeId};
 use crate::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX, SHARD_ALIGN, SHARD_SIZE_MAX, SHARDS_MAX};
 
 /// One stripe of an object, as its manifest names it. The placement group says on which devices
@@ -248,6 +248,15 @@ pub enum Op {
         bucket: String,
         /// The object's key.
         key: String,
+    },
+    /// The head's own record: the chain's composition from here on. It counts from the moment that it
+    /// is in a replica's log, committed or not, and one member at most is new or gone in it.
+    Chain {
+        /// Counts up with each change. Odd: settled, witnesses speak. Even: on the way from one to the
+        /// next.
+        config: u64,
+        /// The members.
+        members: Vec<DeviceNo>,
     },
 }
 

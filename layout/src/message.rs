@@ -19,8 +19,10 @@ pub enum Request {
     Hello {
         /// The caller's cluster.
         cluster: ClusterId,
-        /// The caller's node, 0 for a client.
+        /// The caller's node, 0 for a client,
         node: NodeId,
+        /// and which of its cores calls.
+        core: u32,
     },
     /// The cluster map, as JSON in the reply's payload.
     GetMap,
@@ -53,6 +55,10 @@ pub enum Request {
     Propose {
         /// Which partition.
         partition: PartitionId,
+        /// The reign that it is meant for, as [`Request::Chain`] told: another one refuses it with
+        /// [`ErrorCode::NotHead`] and does nothing. So an attempt that lies in a socket somewhere can
+        /// never be carried out in a later reign, behind the back of its own retry.
+        term: Term,
         /// Who asks,
         client: ClientId,
         /// and which of its requests this is; a retry has the same number.
@@ -92,6 +98,18 @@ pub enum Request {
         after: String,
         /// At most so many keys and common prefixes; at most [`crate::limits::LIST_PAGE_MAX`].
         max: u32,
+    },
+    /// Who is the head of a partition's chain, and how far it is. Any replica answers.
+    Chain {
+        /// Which partition.
+        partition: PartitionId,
+    },
+    /// The highest entry that a replica has received for a key slot. Any replica answers, from memory.
+    Witness {
+        /// Which partition.
+        partition: PartitionId,
+        /// The key's slot: [`crate::slot::slot_of`].
+        slot: u32,
     },
     /// The buckets whose record this partition holds.
     ListBuckets {
@@ -147,6 +165,22 @@ pub enum Reply {
     Found {
         /// What is known of it.
         meta: ObjectMeta,
+        /// The last entry that was committed and applied when this was looked up: what is said holds
+        /// for as long as no entry behind this one touches the key.
+        as_of: Seq,
+        /// The chain's composition then: witnesses of another one say nothing about this.
+        config: u64,
+    },
+    /// To `Chain`.
+    Chain(ChainView),
+    /// To `Witness`.
+    Witness {
+        /// The chain's composition that the replica works with; None while it changes, or while the
+        /// replica does not know what it received before: then it says nothing.
+        config: Option<u64>,
+        /// The highest entry received (durable or not, committed or not) for any key of the slot: never
+        /// less than the truth, at times more.
+        highest: Seq,
     },
     /// To `List`.
     Page(ListPage),
@@ -161,6 +195,21 @@ pub enum Reply {
     Status(NodeStatus),
     /// Refused or failed.
     Error(WireError),
+}
+
+/// A partition's chain, as one of its replicas sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct ChainView {
+    /// The newest reign that it knows; [`Term::head`] is its head. Term 0: it knows of none.
+    pub term: Term,
+    /// Whether it is itself that head, and in office.
+    pub serving: bool,
+    /// The last entry known to be committed: what a client that is new here has been told of.
+    pub committed: Seq,
+    /// The chain's composition: counts up with each change.
+    pub config: u64,
+    /// Its members.
+    pub members: Vec<DeviceNo>,
 }
 
 /// An object as the index knows it.
@@ -267,6 +316,9 @@ pub enum ErrorCode {
     Internal,
     /// Whether this request was done before is not remembered any more; it was not done now.
     OutcomeUnknown,
+    /// This replica is not the head in office of the reign that was asked for; nothing was done. Ask
+    /// [`Request::Chain`] who is.
+    NotHead,
 }
 
 /// A fault that was found on a device.
@@ -355,9 +407,11 @@ pub struct ReplicaStatus {
 pub struct ChainMessage {
     /// Which partition.
     pub partition: PartitionId,
-    /// The sender's place in the chain, 0 for the head.
-    pub from: u8,
-    /// The reign that this belongs to.
+    /// The sender's device,
+    pub from: DeviceNo,
+    /// and the device that is meant: a core may hold two replicas while one takes the other's place.
+    pub to: DeviceNo,
+    /// The reign that this belongs to; [`Term::head`] is its head, or who wants to be.
     pub term: Term,
     /// What it says.
     pub body: ChainBody,
@@ -366,9 +420,10 @@ pub struct ChainMessage {
 /// What a [`ChainMessage`] says.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum ChainBody {
-    /// Head to all: a new reign; older terms are refused from now on.
+    /// Whoever wants to be the head (or is, and finds a replica again) to all: promise to refuse all
+    /// older reigns from now on.
     Seal,
-    /// To the head: sealed, and this is the log that the sender holds durably.
+    /// To the sender of `Seal`: promised, durably, and this is the log that the sender holds durably.
     Sealed {
         /// Its last entry's number,
         last: Seq,
@@ -376,6 +431,13 @@ pub enum ChainBody {
         last_term: Term,
         /// Ranges (first, last) below `last` that it cannot read.
         holes: Vec<(Seq, Seq)>,
+    },
+    /// To whoever said something in an older reign, or asked for a promise that cannot be given (yet).
+    Refused {
+        /// The newest reign that the sender promised itself to.
+        promised: Term,
+        /// How long its lease for that reign's head still runs, in microseconds; 0: not at all.
+        lease_us: u64,
     },
     /// Ask for entries `first..=last`, durable or not.
     Fetch {
@@ -401,11 +463,16 @@ pub enum ChainBody {
         count: u32,
         /// Committed so far.
         committed: Seq,
+        /// The head's clock when it sent this, in nanoseconds: given back by `Ack`, for its lease.
+        stamp: u64,
     },
     /// To the head: durable up to here, contiguously.
     Ack {
         /// The last durable entry.
         durable: Seq,
+        /// The latest stamp received from this head in this reign: the sender gives no promise to
+        /// anyone else until its lease, counted from when it received that, is over.
+        stamp: u64,
     },
     /// To the head: what came does not join on; go on from `last + 1` whose term is `last_term`.
     Mismatch {

@@ -8,9 +8,17 @@
 //! test's message is its report.
 
 pub mod binary;
+pub mod chart;
 pub mod content;
+pub mod fabric;
 pub mod folder;
+pub mod history;
+pub mod linear;
+#[cfg(test)]
+mod linear_tests;
 pub mod load;
 pub mod model;
+pub mod nemesis;
 pub mod rig;
+pub mod storm;
 pub mod wire;

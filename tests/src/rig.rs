@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::NodeId;
-use ashlar_layout::message::{FindingKind, NodeStatus};
+use ashlar_layout::message::{FindingKind, NodeStatus, ReplicaStatus};
 use ashlar_node_client::{Client, ClientOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -172,7 +172,7 @@ impl Rig {
         ClusterMap::from_json(&json).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    /// The nodes of the first partition's chain, head first.
+    /// The nodes of the first partition's chain, as the map has them. Any of them may be the head: see [`Rig::head`].
     pub fn chain(&self) -> Vec<u32> {
         let map = self.map();
         let devices = &map
@@ -188,6 +188,47 @@ impl Rig {
                 .0
         };
         devices.iter().map(node).collect()
+    }
+
+    /// The node that is the head in office of the first partition's chain; waits until there is one.
+    pub fn head(&self) -> u32 {
+        eventually("a chain has a head in office", PATIENCE, || {
+            self.find_head()
+        })
+    }
+
+    /// The node whose replica says that it serves as head; of several, that of the newest reign: an older one may
+    /// not have heard of it yet. Nodes that are stopped say nothing.
+    fn find_head(&self) -> Option<u32> {
+        let partition = self.map().partitions.first()?.id;
+        let text = self.rig(&["status", "--json"]);
+        let status: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("rig status: {e}: {text}"));
+        let mut heads = Vec::new();
+        for row in status["nodes"].as_array().into_iter().flatten() {
+            let cores = row["cores"].as_array().into_iter().flatten();
+            for core in cores {
+                let core: NodeStatus = serde_json::from_value(core.clone())
+                    .unwrap_or_else(|e| panic!("rig status: {e}: {text}"));
+                let is_head = |r: &&ReplicaStatus| {
+                    r.partition == partition && r.role == "head" && r.state == "serving"
+                };
+                heads.extend(
+                    core.replicas
+                        .iter()
+                        .filter(is_head)
+                        .map(|r| (r.term, core.node.0)),
+                );
+            }
+        }
+        heads.into_iter().max().map(|(_, node)| node)
+    }
+
+    /// The chain's nodes, its head of this moment first.
+    pub fn chain_by_role(&self) -> Vec<u32> {
+        let head = self.head();
+        let followers = self.chain().into_iter().filter(|node| *node != head);
+        std::iter::once(head).chain(followers).collect()
     }
 
     /// Every node.

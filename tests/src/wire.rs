@@ -61,6 +61,7 @@ impl Wire {
         let hello = Request::Hello {
             cluster: map.cluster,
             node: NodeId(0),
+            core: 0,
         };
         match wire.ask(map.epoch, &hello, &[]) {
             Answer::Reply(Reply::Hello { .. }, _) => wire,

@@ -179,7 +179,7 @@ fn a_destination_that_is_full_keeps_no_part_under_the_name() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!text.contains("panicked"), "{text}");
 
-    // A rotten or unreachable store must not leave half a file either: the head is gone.
+    // A rotten or unreachable store must not leave half a file either: all nodes are gone.
     let target = rig.scratch().join("partial");
     rig.nodes("kill", &rig.all());
     rig.fails(

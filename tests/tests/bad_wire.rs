@@ -1,6 +1,7 @@
 //! Garbage, lies and accidents on the port: each gets a typed answer or a closed connection, the node
 //! lives, and what is stored stays (P8).
 
+use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, encode_control};
 use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId, PartitionId, ShardId};
 use ashlar_layout::limits::{FRAME_CONTROL_MAX, FRAME_PAYLOAD_MAX};
@@ -43,7 +44,7 @@ fn a_port_withstands_whatever_it_is_told() {
     std::fs::write(&file, b"kept").expect("writable");
     rig.ok(&["put", file.to_str().expect("UTF-8"), "ashlar://wire/kept"]);
     let (map, pids) = (rig.map(), rig.pids());
-    let head = rig.chain()[0];
+    let head = rig.head();
     let greet = || Wire::greet(&map, head);
 
     // Nothing that anyone would call a frame.
@@ -139,7 +140,8 @@ fn a_port_withstands_whatever_it_is_told() {
     }
 
     // A payload that is not what its CRC says must not be stored.
-    let device = map.partitions[0].chain.devices[0];
+    let its = map.devices.iter().find(|device| device.node.0 == head);
+    let device = its.expect("each node has a device").no;
     let shard = ShardId::default();
     let mut wire = greet();
     let write = Request::ShardWrite { device, shard };
@@ -170,9 +172,19 @@ fn a_port_withstands_whatever_it_is_told() {
         key: key.to_owned(),
         payload: true,
     };
-    let stale = Epoch(map.epoch.0 + 7);
-    let code = wire.ask(stale, &lookup("wire", "kept"), b"").code();
-    assert_eq!(code, Some(ErrorCode::StaleEpoch));
+    let stale = Epoch(map.epoch.0 - 1);
+    match wire.ask(stale, &lookup("wire", "kept"), b"") {
+        Answer::Reply(Reply::Error(error), newer) => {
+            assert_eq!(error.code, ErrorCode::StaleEpoch);
+            let newer = ClusterMap::from_json(&newer).expect("the newer map comes with it");
+            assert_eq!(newer.epoch, map.epoch);
+        }
+        answer => panic!("{answer:?}"),
+    }
+    // A caller ahead of the node is served: the chain's own log decides what is so.
+    let ahead = Epoch(map.epoch.0 + 7);
+    let code = wire.ask(ahead, &lookup("wire", "not kept"), b"").code();
+    assert_eq!(code, Some(ErrorCode::NotFound));
     let cases = [
         (
             "a device that is not here",
@@ -217,6 +229,7 @@ fn a_port_withstands_whatever_it_is_told() {
     let foreign = Request::Hello {
         cluster: ClusterId([9; 16]),
         node: NodeId(0),
+        core: 0,
     };
     let answer = wire.ask(map.epoch, &foreign, b"");
     assert_eq!(answer.code(), Some(ErrorCode::WrongCluster), "{answer:?}");

@@ -87,15 +87,15 @@ fn a_tree_and_a_large_file_survive_dead_nodes_and_rot() {
     tree_comes_back(&rig, &tree, "back");
     file_comes_back(&rig, "big", &big);
 
-    // Two nodes die: neither the head, nor both of its followers.
-    let chain = rig.chain();
+    // Two nodes die: the head of the chain, and one outside of it.
+    let chain = rig.chain_by_role();
     let outside = rig
         .all()
         .into_iter()
         .find(|n| !chain.contains(n))
         .expect("six nodes, a chain of three");
-    let dead = [chain[1], outside];
-    eprintln!("chain {chain:?}; killing {dead:?}");
+    let dead = [chain[0], outside];
+    eprintln!("chain {chain:?}, head first; killing {dead:?}");
     rig.nodes("kill", &dead);
     tree_comes_back(&rig, &tree, "back-degraded");
     file_comes_back(&rig, "big", &big);
@@ -106,8 +106,8 @@ fn a_tree_and_a_large_file_survive_dead_nodes_and_rot() {
     rig.nodes("start", &dead);
     file_comes_back(&rig, "fresh", &fresh);
 
-    // A node rots: first one outside of the chain, then the head's own.
-    for (victim, blocks) in [(outside, "4000"), (chain[0], "2000")] {
+    // A node rots: first one outside of the chain, then that of the head of now.
+    for (victim, blocks) in [(outside, "4000"), (rig.head(), "2000")] {
         eprintln!("corrupting {blocks} blocks of node {victim}");
         rig.rig(&[
             "corrupt",

@@ -48,7 +48,7 @@ fn puts_and_gets_go_on_past_a_stopped_node() {
         size: "512M",
         ..Options::default()
     });
-    let chain = rig.chain();
+    let chain = rig.chain_by_role();
     let outside = rig
         .all()
         .into_iter()
@@ -62,8 +62,9 @@ fn puts_and_gets_go_on_past_a_stopped_node() {
             .await
             .unwrap_or_else(|e| panic!("no bucket: {e}"));
         let healthy = puts_go_on(&client, 1, 10).await;
-        // The middle of the chain, its tail, and a node that only stores shards.
-        for (tag, stopped) in [(2, chain[1]), (3, chain[2]), (4, outside)] {
+        // Each of the chain, its head first, and a node that only stores shards.
+        let victims = [chain[0], chain[1], chain[2], outside];
+        for (tag, stopped) in (2..).zip(victims) {
             rig.nodes("stop", &[stopped]);
             let longest = puts_go_on(&client, tag, 10).await;
             eprintln!("node {stopped} stopped: longest put {longest:?} (healthy {healthy:?})");
@@ -74,14 +75,24 @@ fn puts_and_gets_go_on_past_a_stopped_node() {
 }
 
 #[test]
-fn what_was_acknowledged_past_a_stopped_node_survives_everything() {
+fn what_was_acknowledged_past_a_stopped_follower_survives_everything() {
+    survives_everything(|rig| rig.chain_by_role()[1]);
+}
+
+#[test]
+fn what_was_acknowledged_past_a_stopped_head_survives_everything() {
+    survives_everything(Rig::head);
+}
+
+/// A node stops in the middle of a load and wakes in the middle of another; then everything dies.
+fn survives_everything(victim: impl Fn(&Rig) -> u32) {
     let seed = seed("pause");
     let rig = Rig::up(Options {
         size: "512M",
         ..Options::default()
     });
     let books: Books = Arc::new(Mutex::new(Model::default()));
-    let chain = rig.chain();
+    let victim = victim(&rig);
     let runtime = rig::runtime();
     let load = Load {
         workers: 8,
@@ -95,7 +106,7 @@ fn what_was_acknowledged_past_a_stopped_node_survives_everything() {
             .create_bucket(BUCKET)
             .await
             .unwrap_or_else(|e| panic!("no bucket: {e}"));
-        rig.nodes("stop", &[chain[1]]);
+        rig.nodes("stop", &[victim]);
         load::run(
             &client,
             &books,
@@ -105,8 +116,8 @@ fn what_was_acknowledged_past_a_stopped_node_survives_everything() {
             Duration::from_millis(700),
         )
         .await;
-        // It wakes in the middle of things and must catch up from its predecessor.
-        rig.nodes("cont", &[chain[1]]);
+        // It must catch up; if it was the head, it must see that it is none any more.
+        rig.nodes("cont", &[victim]);
         load::run(
             &client,
             &books,
@@ -131,20 +142,40 @@ fn what_was_acknowledged_past_a_stopped_node_survives_everything() {
 }
 
 #[test]
-fn a_dead_head_is_an_error_that_says_so_and_nothing_is_lost() {
+fn a_dead_head_is_replaced_and_two_dead_replicas_are_an_error_that_says_so() {
     let rig = Rig::up(Options::default());
     rig.ok(&["mb", "ashlar://headless"]);
     let file = rig.scratch().join("file");
     std::fs::write(&file, b"before").expect("writable");
     let file = file.to_str().expect("UTF-8");
-    rig.ok(&["put", file, "ashlar://headless/a"]);
-    let head = rig.chain()[0];
-    rig.nodes("kill", &[head]);
-    rig.fails(&["put", file, "ashlar://headless/b"], 1, &["unavailable"]);
+    rig.ok(&["put", file, "ashlar://headless/one"]);
+    let first = rig.head();
+    rig.nodes("kill", &[first]);
+    rig.ok(&["put", file, "ashlar://headless/two"]);
+    assert_eq!(rig.ok(&["get", "ashlar://headless/one", "-"]), "before");
+    let listed = rig.ok(&["ls", "ashlar://headless"]);
+    assert!(listed.contains("one") && listed.contains("two"), "{listed}");
+    let second = rig.head();
+    assert_ne!(first, second, "a dead node is head");
+
+    // One replica of three cannot tell what was committed, and does not try.
+    rig.nodes("kill", &[second]);
+    rig.fails(
+        &["put", file, "ashlar://headless/three"],
+        1,
+        &["unavailable"],
+    );
     // Unreadable is not absent.
-    rig.fails(&["get", "ashlar://headless/a", "-"], 1, &["unavailable"]);
+    rig.fails(&["get", "ashlar://headless/one", "-"], 1, &["unavailable"]);
     rig.fails(&["ls", "ashlar://headless"], 1, &["unavailable"]);
-    rig.nodes("start", &[head]);
-    assert_eq!(rig.ok(&["get", "ashlar://headless/a", "-"]), "before");
-    rig.ok(&["put", file, "ashlar://headless/b"]);
+
+    // The first one brings it back, though it has seen nothing of the second one's reign.
+    rig.nodes("start", &[first]);
+    for key in ["one", "two"] {
+        let url = format!("ashlar://headless/{key}");
+        assert_eq!(rig.ok(&["get", &url, "-"]), "before", "{key}");
+    }
+    rig.ok(&["put", file, "ashlar://headless/three"]);
+    rig.nodes("start", &[second]);
+    assert_eq!(rig.ok(&["get", "ashlar://headless/three", "-"]), "before");
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use ashlar_bench::{baseline, cpu, disk};
 use ashlar_cluster_map::ClusterMap;
-use ashlar_node_client::{Client, ClientError, ClientOptions, GetOptions, PutOptions};
+use ashlar_layout::limits::LIST_PAGE_MAX;
+use ashlar_node_client::{Client, ClientError, ClientOptions, GetOptions, ListOptions, PutOptions};
 use ashlar_tests::rig::{self, Options, Rig};
 use bytes::Bytes;
 use clap::Parser;
@@ -53,6 +54,18 @@ enum LoadError {
     Store { what: String, source: ClientError },
     #[error("{0}")]
     Map(#[from] ashlar_cluster_map::MapError),
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Put,
+    /// Every get asks the chain's head where the object is.
+    Get,
+    /// What the client remembers is confirmed by witnesses, while the data is fetched.
+    Cached,
+    /// A page of as many keys as there are, up to 1,000.
+    List,
 }
 
 /// What the bare machine gives.
@@ -129,26 +142,28 @@ fn run(cli: &Cli) -> Result<(), LoadError> {
     let runtime = rig::runtime();
     let mut rows = Vec::new();
     for clients in &cli.clients {
-        for (work, put, len) in [
-            ("put-4k", true, 4 << 10),
-            ("get-4k", false, 4 << 10),
-            ("put-1m", true, 1 << 20),
-            ("get-1m", false, 1 << 20),
+        for (work, kind, len) in [
+            ("put-4k", Kind::Put, 4 << 10),
+            ("get-4k", Kind::Get, 4 << 10),
+            ("get-4k-cached", Kind::Cached, 4 << 10),
+            ("put-1m", Kind::Put, 1 << 20),
+            ("get-1m", Kind::Get, 1 << 20),
+            ("get-1m-cached", Kind::Cached, 1 << 20),
+            ("list-1000", Kind::List, 64),
         ] {
             if !cli.work.is_empty() && !cli.work.iter().any(|wanted| wanted == work) {
                 continue;
             }
             let mut row =
-                runtime.block_on(measure(&map, &nodes, work, put, len, *clients, time))?;
+                runtime.block_on(measure(&map, &nodes, work, kind, len, *clients, time))?;
             if *clients == 1 && len == 4 << 10 {
-                let device = if put {
-                    bare.durable_4k_us
-                } else {
-                    bare.read_4k_us
+                let device = match kind {
+                    Kind::Put => bare.durable_4k_us,
+                    _ => bare.read_4k_us,
                 };
                 row.ratio_to_bare = Some(row.p50_us / (bare.tcp_round_trip_us + device));
             }
-            if put && len == 1 << 20 {
+            if kind == Kind::Put && len == 1 << 20 {
                 row.ratio_to_device = Some(row.mb_s * overhead / bare.durable_1m_qd8_mb_s);
             }
             if !cli.json {
@@ -198,7 +213,7 @@ async fn measure(
     map: &ClusterMap,
     nodes: &[u32],
     work: &'static str,
-    put: bool,
+    kind: Kind,
     len: usize,
     clients: u64,
     time: Duration,
@@ -207,24 +222,34 @@ async fn measure(
         let what = format!("{work}: {what}");
         move |source| LoadError::Store { what, source }
     };
-    let client =
-        Client::connect(map.clone(), ClientOptions::default()).map_err(failed("connect"))?;
+    let options = ClientOptions {
+        cache: kind == Kind::Cached,
+        ..ClientOptions::default()
+    };
+    let client = Client::connect(map.clone(), options).map_err(failed("connect"))?;
     if let Err(source) = client.create_bucket(BUCKET).await
         && source.code() != ashlar_node_client::Code::BucketExists
     {
         return Err(failed("bucket")(source));
     }
     let body = Bytes::from(ashlar_tests::content::Content { seed: 42, len }.bytes());
-    let keys = if put {
-        KEYS
-    } else {
-        KEYS.min((256 << 20) / len as u64)
+    let keys = match kind {
+        Kind::Put => KEYS,
+        Kind::Get | Kind::Cached => KEYS.min((256 << 20) / len as u64),
+        Kind::List => u64::from(LIST_PAGE_MAX),
     };
-    if !put {
+    if kind != Kind::Put {
         for key in 0..keys {
             let key = key_name(len, key);
             let put = client.put_bytes(BUCKET, &key, body.clone(), PutOptions::default());
             put.await.map_err(failed("fill"))?;
+        }
+    }
+    if kind == Kind::Cached {
+        for key in 0..keys {
+            get(&client, &key_name(len, key), len)
+                .await
+                .map_err(failed("warm"))?;
         }
     }
     let nodes_cpu = || {
@@ -244,17 +269,21 @@ async fn measure(
             while begun.elapsed() < time {
                 let key = key_name(len, next.fetch_add(1, Ordering::Relaxed) % keys);
                 let start = Instant::now();
-                if put {
-                    client
-                        .put_bytes(BUCKET, &key, body.clone(), PutOptions::default())
-                        .await?;
-                } else {
-                    let mut stream = client.get(BUCKET, &key, GetOptions::default()).await?;
-                    let mut got = 0;
-                    while let Some(piece) = stream.next().await {
-                        got += piece?.len();
+                match kind {
+                    Kind::Put => {
+                        let put =
+                            client.put_bytes(BUCKET, &key, body.clone(), PutOptions::default());
+                        put.await?;
                     }
-                    assert_eq!(got, len, "{key}");
+                    Kind::Get | Kind::Cached => get(&client, &key, len).await?,
+                    Kind::List => {
+                        let options = ListOptions {
+                            prefix: format!("{len}/"),
+                            ..ListOptions::default()
+                        };
+                        let page = client.list(BUCKET, options).await?;
+                        assert_eq!(page.objects.len() as u64, keys);
+                    }
                 }
                 latencies.saturating_record(baseline::nanos(start.elapsed()));
             }
@@ -288,6 +317,17 @@ async fn measure(
     })
 }
 
+/// Reads an object whole.
+async fn get(client: &Client, key: &str, len: usize) -> Result<(), ClientError> {
+    let mut stream = client.get(BUCKET, key, GetOptions::default()).await?;
+    let mut got = 0;
+    while let Some(piece) = stream.next().await {
+        got += piece?.len();
+    }
+    assert_eq!(got, len, "{key}");
+    Ok(())
+}
+
 fn key_name(len: usize, number: u64) -> String {
     format!("{len}/{number:06}")
 }
@@ -306,7 +346,7 @@ fn print_head(bare: &Baseline) {
         bare.chain_put_4k_us
     );
     println!(
-        "{:8} {:>7} {:>9} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>8} {:>9}",
+        "{:13} {:>7} {:>9} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>8} {:>9}",
         "work",
         "clients",
         "op/s",
@@ -324,7 +364,7 @@ fn print_head(bare: &Baseline) {
 fn print_row(row: &Row) {
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |r| format!("{r:.2}"));
     println!(
-        "{:8} {:>7} {:>9.0} {:>8.1} {:>9.0} {:>9.0} {:>9.0} {:>10.1} {:>10.1} {:>8} {:>9}",
+        "{:13} {:>7} {:>9.0} {:>8.1} {:>9.0} {:>9.0} {:>9.0} {:>10.1} {:>10.1} {:>8} {:>9}",
         row.work,
         row.clients,
         row.per_second,

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq, Term};
+use ashlar_layout::ids::{ClientId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{ChainMessage, Reply, WireError};
 use bytes::Bytes;
@@ -24,28 +24,32 @@ use bytes::Bytes;
 pub struct Config {
     /// Its partition.
     pub partition: PartitionId,
-    /// Its place in the chain; 0 is the head.
-    pub me: u8,
-    /// Replicas in the chain: an odd number, n = 2f + 1.
-    pub replicas: u8,
+    /// Its own device.
+    pub me: DeviceNo,
+    /// The first members of the chain: configuration 1, the same for every replica of the partition
+    /// for ever. Later configurations stand in the log. The first one named takes the first reign.
+    pub founders: Vec<DeviceNo>,
     /// Bounds and times.
     pub limits: Limits,
+    /// Where its jitter comes from.
+    pub seed: u64,
+    /// What it does wrong, for tests of the tests.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<crate::mutants::Mutant>,
 }
 
 impl Config {
     /// With the default limits.
-    pub fn new(partition: PartitionId, me: u8, replicas: u8) -> Self {
+    pub fn new(partition: PartitionId, me: DeviceNo, founders: Vec<DeviceNo>) -> Self {
         Self {
             partition,
             me,
-            replicas,
+            founders,
             limits: Limits::default(),
+            seed: u64::from(me.0),
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
-    }
-
-    /// How many replicas hold what is committed: n − f.
-    pub(crate) fn quorum(&self) -> usize {
-        usize::from(self.replicas) - usize::from(self.replicas.saturating_sub(1) / 2)
     }
 }
 
@@ -89,10 +93,21 @@ pub struct Limits {
     /// How long until a follower that was bypassed is fed through the chain again; twice as long
     /// each time that this fails, up to 32 times.
     pub rechain: Duration,
+    /// The head feeds every follower itself: a star instead of a chain, to compare the two.
+    pub star: bool,
     /// How long an idle head waits until it tells followers what is committed,
     pub announce: Duration,
-    /// and how long until it says so again.
+    /// and how long until it says so again, and asks for its lease to go on.
     pub heartbeat: Duration,
+    /// How long a follower that heard its head promises nobody else. The head serves for half of that
+    /// since it said what enough followers answered. What counts is that no clock runs twice as fast as another.
+    pub lease: Duration,
+    /// How much later each next one in the chain suspects a silent head.
+    pub stagger: Duration,
+    /// How long founders other than the first one wait until they take the first reign.
+    pub first_reign: Duration,
+    /// How many entries a spare may be behind what is committed when it becomes a member.
+    pub learned_lag: u64,
 }
 
 impl Default for Limits {
@@ -110,13 +125,18 @@ impl Default for Limits {
             refusals: 1024,
             replay_held: 8192,
             repairs: 256,
-            grace: Duration::from_secs(1),
+            grace: Duration::from_millis(40),
             resend: Duration::from_millis(200),
             silent_min: Duration::from_millis(2),
             silent_max: Duration::from_millis(50),
             rechain: Duration::from_millis(100),
+            star: false,
             announce: Duration::from_millis(5),
-            heartbeat: Duration::from_secs(1),
+            heartbeat: Duration::from_millis(10),
+            lease: Duration::from_millis(80),
+            stagger: Duration::from_millis(20),
+            first_reign: Duration::from_secs(1),
+            learned_lag: 64,
         }
     }
 }
@@ -124,16 +144,14 @@ impl Default for Limits {
 /// What happens to a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Replay is over. A head takes office with this term, higher than any it had before; a
-    /// follower needs no term and ignores it.
-    Start {
-        /// The head's new reign: its device's owner epoch.
-        term: Term,
-    },
+    /// Replay is over.
+    Start {},
     /// A client asks for a change. Answered by [`Action::Reply`].
     Propose {
         /// The driver's name for the answer.
         reply_to: u64,
+        /// The reign that it is meant for.
+        term: Term,
         /// Who asks,
         client: ClientId,
         /// and which of its requests this is.
@@ -182,12 +200,18 @@ pub enum Event {
     /// The connection with this replica works (again).
     PeerUp {
         /// Which.
-        peer: u8,
+        peer: DeviceNo,
     },
     /// The connection with this replica broke or cannot be made.
     PeerDown {
         /// Which.
-        peer: u8,
+        peer: DeviceNo,
+    },
+    /// The members that the cluster map wants. All replicas of the partition are told, spares too, at
+    /// their start and at each change; the head acts on it.
+    Desired {
+        /// The members.
+        members: Vec<DeviceNo>,
     },
     /// The entry cannot be read on this device: it is fetched from a peer and written again.
     /// Answered by [`Action::Restored`].
@@ -208,7 +232,8 @@ pub enum Event {
 /// What a replica wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Make entries durable; answer with `Persisted` or `PersistFailed`.
+    /// Make entries durable; answer with `Persisted` or `PersistFailed`. A promise, which is no part of
+    /// the log, is one entry of number 0; it keeps its place in the order all the same.
     Persist {
         /// For the answer.
         token: u64,
@@ -221,8 +246,8 @@ pub enum Action {
     },
     /// Say something to another replica.
     Send {
-        /// Its place in the chain.
-        to: u8,
+        /// Its device.
+        to: DeviceNo,
         /// What.
         message: ChainMessage,
         /// The frame's payload.
@@ -245,6 +270,10 @@ pub enum Action {
         /// So many bytes.
         len: u32,
     },
+    /// It is no member of the chain any more, and that is committed: the driver may drop it. It makes
+    /// it again, from its device's log, when another replica speaks to it: one that had begun to take
+    /// it in again cannot go on without it. (It may be said more than once.)
+    Retired,
     /// To `InlineLost`: the entry is readable again (look up its place again), or is not.
     Restored {
         /// Which.

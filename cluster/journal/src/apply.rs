@@ -7,7 +7,7 @@
 //! - what a read gives is used only if it is the entry that the log says: number, term, checksum.
 //!   If it is not, the entry is fetched from a peer; it is never passed over.
 
-use ashlar_layout::ids::Seq;
+use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::manifest::{Body, Op};
 use ashlar_layout::message::{ChainBody, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
@@ -17,6 +17,7 @@ use crate::api::{Action, InlineRef};
 use crate::dedup::Dedup;
 use crate::entry::{self, Decoded, Piece};
 use crate::index::{Index, Object};
+use crate::mutants::mutant;
 use crate::pending::Refusal;
 use crate::replica::{Purpose, Read, Replica, Role};
 
@@ -54,7 +55,7 @@ impl Replica {
     }
 
     /// Applies what is committed, and tells those who wait for it.
-    pub(crate) fn apply(&mut self, out: &mut Vec<Action>) {
+    pub(crate) fn apply(&mut self, now: Instant, out: &mut Vec<Action>) {
         while self.applied < self.committed && self.stopped.is_none() {
             let next = Seq(self.applied.0 + 1);
             if let Some(proposal) = self.head.pending.pop(next) {
@@ -78,6 +79,8 @@ impl Replica {
             }
         }
         while let Some((reply_to, refusal)) = self.head.pending.pop_deferred(self.applied) {
+            // A refusal tells of the state, as a read does.
+            let refusal = self.check_lease(now).err().unwrap_or(refusal);
             out.push(Action::Reply {
                 reply_to,
                 reply: Reply::Error(refusal.into()),
@@ -103,7 +106,16 @@ impl Replica {
             time_ms,
             op,
         } = decoded;
-        if op != Op::TermStart {
+        if mutant!(self, WitnessAfterReply) {
+            self.witness.raise(&entry::Piece {
+                seq,
+                term: self.term,
+                prev_term: None,
+                mark: entry::Mark::of(&op),
+                bytes: Bytes::new(),
+            });
+        }
+        if !matches!(op, Op::TermStart | Op::Chain { .. }) {
             self.dedup.done(client, request, seq);
         }
         self.applied = seq;
@@ -232,7 +244,13 @@ impl Replica {
     }
 
     /// Answers a `Fetch` with what is held from `first` on: as much as one message takes.
-    pub(crate) fn on_fetch(&mut self, peer: u8, first: Seq, last: Seq, out: &mut Vec<Action>) {
+    pub(crate) fn on_fetch(
+        &mut self,
+        peer: DeviceNo,
+        first: Seq,
+        last: Seq,
+        out: &mut Vec<Action>,
+    ) {
         let last = last.min(self.log.last());
         let parts = self
             .log
@@ -260,7 +278,7 @@ impl Replica {
         );
     }
 
-    fn send_entries(&self, peer: u8, first: Seq, pieces: &[Piece], out: &mut Vec<Action>) {
+    fn send_entries(&self, peer: DeviceNo, first: Seq, pieces: &[Piece], out: &mut Vec<Action>) {
         let parts: Vec<Bytes> = pieces.iter().map(|piece| piece.bytes.clone()).collect();
         let count = parts.len() as u32;
         self.send(

@@ -14,7 +14,9 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
         result.map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))
     };
     match op {
-        Op::TermStart => return bad("a term's start is not for clients to propose".to_owned()),
+        Op::TermStart | Op::Chain { .. } => {
+            return bad("that change is the head's own".to_owned());
+        }
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
             named(check_bucket(bucket))?;
             if precondition != Precondition::None {

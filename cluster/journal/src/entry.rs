@@ -3,7 +3,40 @@
 use ashlar_layout::ids::{ClientId, RequestNo, Seq, Term};
 use ashlar_layout::journal::{Entry, EntryError, encode_entry};
 use ashlar_layout::manifest::Op;
+use ashlar_layout::slot::slot_of;
 use bytes::{Bytes, BytesMut};
+
+use crate::chain::Chain;
+
+/// What an entry changes, as far as others than the index are concerned.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Mark {
+    Nothing,
+    /// A key or a bucket, of this witness slot.
+    Slot(u32),
+    /// The chain's composition.
+    Chain(Chain),
+    /// It cannot be told.
+    Any,
+}
+
+impl Mark {
+    pub(crate) fn of(op: &Op) -> Mark {
+        match op {
+            Op::TermStart => Mark::Nothing,
+            Op::Chain { config, members } => Mark::Chain(Chain {
+                config: *config,
+                members: members.clone(),
+            }),
+            Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
+                Mark::Slot(slot_of(bucket, ""))
+            }
+            Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
+                Mark::Slot(slot_of(bucket, key))
+            }
+        }
+    }
+}
 
 /// One whole entry whose checksum was verified; the operation is not decoded yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +45,7 @@ pub(crate) struct Piece {
     pub(crate) term: Term,
     /// Of a `TermStart`: the term of the entry before it.
     pub(crate) prev_term: Option<Term>,
+    pub(crate) mark: Mark,
     pub(crate) bytes: Bytes,
 }
 
@@ -53,6 +87,24 @@ pub(crate) fn term_start(prev_term: Term) -> Decoded {
     }
 }
 
+/// A change of the chain's composition, by its head.
+pub(crate) fn recompose(chain: &Chain) -> Decoded {
+    Decoded {
+        client: ClientId(0),
+        request: RequestNo(0),
+        time_ms: 0,
+        op: Op::Chain {
+            config: chain.config,
+            members: chain.members.clone(),
+        },
+    }
+}
+
+/// A promise, as it stands on the device: an entry of number 0, which is no part of the log.
+pub(crate) fn promise(term: Term) -> Result<Bytes, EntryError> {
+    encode(Seq(0), term, &term_start(Term(0)), &[])
+}
+
 /// The entry that `bytes` are, no more and no less, decoded.
 pub(crate) fn decode(bytes: &Bytes) -> Result<Decoded, EntryError> {
     let entry = Entry::decode(bytes)?;
@@ -69,13 +121,14 @@ pub(crate) fn split(bytes: &Bytes, out: &mut Vec<Piece>) -> Result<(), EntryErro
     let mut at = 0;
     while at < bytes.len() {
         let entry = Entry::decode(&bytes[at..])?;
-        // Only a `TermStart` is that short; so only few operations are decoded here.
-        let prev_term = (entry.op_bytes.len() <= 4 && matches!(entry.op(), Ok(Op::TermStart)))
-            .then_some(Term(entry.header.request.0));
+        let op = entry.op();
+        let start = matches!(op, Ok(Op::TermStart));
+        let prev_term = start.then_some(Term(entry.header.request.0));
         let piece = Piece {
             seq: entry.header.seq,
             term: entry.header.term,
             prev_term,
+            mark: op.as_ref().map_or(Mark::Any, Mark::of),
             bytes: bytes.slice(at..at + entry.len()),
         };
         at += entry.len();

@@ -1,7 +1,8 @@
 //! A follower: takes what the head orders, passes it on, writes it, says what is durable.
 //!
 //! Invariants:
-//! - nothing is taken but from the reign that it sealed in this life, and joined on to what it holds:
+//! - nothing is taken but from the reign that it promised itself to, durably, and whose head was told
+//!   so in this life, and joined on to what it holds:
 //!   number and term of the entry before must agree;
 //! - `verified` is how far the log is known to agree with the head's in this reign: nothing beyond
 //!   it is acknowledged, and nothing beyond it is committed here;
@@ -9,18 +10,17 @@
 //! - what is committed is never removed;
 //! - what is new is passed on before it is written, whether or not it could be taken here.
 
-use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainBody, ErrorCode};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
 use crate::entry::Piece;
+use crate::mutants::mutant;
 use crate::pending::Refusal;
 use crate::replica::{Replica, received};
 
-/// The head's place in the chain.
-const HEAD: u8 = 0;
 /// Ranges of holes that one message names.
 pub(crate) const HOLES_MAX: usize = 4096;
 
@@ -32,6 +32,15 @@ pub(crate) struct Follower {
     pub(crate) verified: Seq,
     /// The last acknowledgement sent.
     acked: Option<Seq>,
+    /// The latest stamp received from the head, by the head's clock.
+    pub(crate) stamp: u64,
+}
+
+impl Follower {
+    /// The head knows nothing of this replica (any more).
+    pub(crate) fn forget_acked(&mut self) {
+        self.acked = None;
+    }
 }
 
 /// What an `Append` says.
@@ -41,96 +50,52 @@ struct Joint {
     prev_term: Term,
     count: u32,
     committed: Seq,
+    stamp: u64,
 }
 
 impl Replica {
-    pub(crate) fn on_message_follower(
+    /// What the head orders, from it or from whoever is before this replica in the chain.
+    pub(crate) fn on_append_follower(
         &mut self,
         now: Instant,
-        from: u8,
-        term: Term,
+        from: DeviceNo,
         body: ChainBody,
         payload: Bytes,
         out: &mut Vec<Action>,
     ) {
-        if matches!(body, ChainBody::Seal) {
-            if from == HEAD {
-                self.seal(term, out);
-            }
+        let ChainBody::Append {
+            prev,
+            prev_term,
+            count,
+            committed,
+            stamp,
+        } = body
+        else {
             return;
-        }
-        if !self.follower.sealed || term != self.term {
-            let newer = !self.follower.sealed || term > self.term;
-            if matches!(body, ChainBody::Append { .. }) && newer {
-                // Term 0 tells the head that its reign is not known here: it will say so again.
-                let body = ChainBody::Mismatch {
-                    last: Seq(0),
-                    last_term: Term(0),
-                };
-                self.send_as(Term(0), HEAD, body, Bytes::new(), out);
-            }
-            return;
-        }
-        match body {
-            ChainBody::Append {
-                prev,
-                prev_term,
-                count,
-                committed,
-            } => {
-                self.on_append(
-                    Joint {
-                        prev,
-                        prev_term,
-                        count,
-                        committed,
-                    },
-                    payload,
-                    out,
-                );
-            }
-            ChainBody::Fetch { first, last } => self.on_fetch(from, first, last, out),
-            ChainBody::Entries { first, count } => {
-                let pieces = received(&payload, first, count);
-                self.on_repair_entries(now, from, first, &pieces, out);
-            }
-            // These are for heads.
-            ChainBody::Seal
-            | ChainBody::Sealed { .. }
-            | ChainBody::Ack { .. }
-            | ChainBody::Mismatch { .. } => {}
-        }
-    }
-
-    /// A head takes office (or finds this replica again).
-    fn seal(&mut self, term: Term, out: &mut Vec<Action>) {
-        let known = if self.follower.sealed {
-            self.term
-        } else {
-            self.log.last_term()
         };
-        if term < known.max(self.log.last_term()) {
+        if !self.follower.sealed {
+            // Unless the promise is on its way to the device, it has to be asked for (again).
+            if self.promise.durable >= self.term {
+                self.refuse(now, self.term.head(), out);
+            }
             return;
         }
-        if !self.follower.sealed || term > self.term {
-            self.follower = Follower {
-                sealed: true,
-                ..Follower::default()
-            };
-            self.term = term;
-        }
-        self.follower.acked = None;
-        let (last, last_term, mut holes) = self.log.durable_tail(HOLES_MAX);
-        if self.log.tail_damaged() {
-            // What may have been behind the last entry cannot be told.
-            holes.push((Seq(last.0 + 1), Seq(u64::MAX)));
-        }
-        let body = ChainBody::Sealed {
-            last,
-            last_term,
-            holes,
+        self.head_heard(now);
+        self.follower.stamp = self.follower.stamp.max(stamp);
+        let joint = Joint {
+            prev,
+            prev_term,
+            count,
+            committed,
+            stamp,
         };
-        self.send(HEAD, body, Bytes::new(), out);
+        self.on_append(joint, payload, out);
+        // What the head counted of this replica before its restart was committed before it was promised
+        // anew, so the head says so by now; passed on by another, this may be from before that.
+        let told = from == self.term.head() && self.log.term(self.committed) == Some(self.term);
+        if told && committed == self.committed && self.log.durable() >= committed {
+            self.log.tail_is_whole();
+        }
     }
 
     fn on_append(&mut self, joint: Joint, payload: Bytes, out: &mut Vec<Action>) {
@@ -139,6 +104,7 @@ impl Replica {
             prev_term,
             count,
             committed,
+            stamp,
         } = joint;
         let Some(first) = prev.0.checked_add(1) else {
             return;
@@ -155,20 +121,22 @@ impl Replica {
             .iter()
             .any(|piece| self.log.term(piece.seq) != Some(piece.term));
         let end = Seq(prev.0 + u64::from(count));
-        let successor = self.config.me + 1;
+        let successor = self.log.chain().successor(self.term.head(), self.config.me);
         // What is committed already is on its way to a replica that is behind: to this one alone.
-        if fresh && end > committed && successor < self.config.replicas && self.is_up(successor) {
+        if let Some(successor) = successor.filter(|s| fresh && end > committed && self.is_up(*s)) {
             let body = ChainBody::Append {
                 prev,
                 prev_term,
                 count,
                 committed,
+                stamp,
             };
             self.send(successor, body, payload.clone(), out);
         }
         let crowded = fresh
             && self.log.writing_bytes() + payload.len() > self.config.limits.unpersisted_bytes;
-        if crowded || self.log.term(prev) != Some(prev_term) {
+        let joins = self.log.term(prev) == Some(prev_term) || mutant!(self, RejoinWithoutResync);
+        if crowded || !joins {
             let below = Seq(if crowded {
                 prev.0
             } else {
@@ -177,7 +145,7 @@ impl Replica {
             let last = self.log.at_most(below, prev_term);
             let last_term = self.log.term(last).unwrap_or_default();
             return self.send(
-                HEAD,
+                self.term.head(),
                 ChainBody::Mismatch { last, last_term },
                 Bytes::new(),
                 out,
@@ -188,7 +156,8 @@ impl Replica {
         };
         self.follower.verified = self.follower.verified.max(end);
         self.committed = self.committed.max(committed.min(self.follower.verified));
-        self.acknowledge(written == 0, out);
+        let first = self.follower.acked.is_none();
+        self.acknowledge(written == 0 || first, out);
     }
 
     /// Takes entries that join on to what is held: new ones are written, what they contradict is
@@ -237,12 +206,19 @@ impl Replica {
     /// Tells the head what is durable: if that is more than it was told (at first: nothing), or in any
     /// case.
     pub(crate) fn acknowledge(&mut self, in_any_case: bool, out: &mut Vec<Action>) {
-        let durable = self.log.durable().min(self.follower.verified);
+        let durable = if mutant!(self, AckBeforeDurable) {
+            self.log.last()
+        } else {
+            self.log.durable()
+        };
+        let durable = durable.min(self.follower.verified);
         let told = self.follower.acked.unwrap_or_default() >= durable;
         // An unasked "nothing" right after sealing would have the head send all of its log again.
         if self.follower.sealed && (in_any_case || !told) {
             self.follower.acked = Some(durable);
-            self.send(HEAD, ChainBody::Ack { durable }, Bytes::new(), out);
+            let stamp = self.follower.stamp;
+            let body = ChainBody::Ack { durable, stamp };
+            self.send(self.term.head(), body, Bytes::new(), out);
         }
     }
 }

@@ -1,17 +1,15 @@
-//! The head in office: proposals, feeding the followers, committing.
+//! The head in office: proposals, committing, and what is due when.
 //!
 //! Invariants:
 //! - a proposal's entry is encoded once, sent before it is given to the device, and answered when
 //!   it is committed and applied;
 //! - committed = durable here and on enough others to make n − f, contiguously, and the entry that
 //!   is counted is of this reign; what was inherited is committed by implication only;
-//! - no follower's answer is needed twice: what is sent and not acknowledged is bounded for each
-//!   follower, what is beyond is read from the log when the follower gets there;
-//! - once an entry found no room on the device here, nothing is put behind it;
-//! - a follower is fed by its predecessor only while that one is itself fed without delay; when it
-//!   is silent for longer than it usually takes, the head feeds it directly.
+//! - once an entry found no room on the device here, nothing is put behind it.
 
-use ashlar_layout::ids::Seq;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{ChainBody, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
@@ -20,16 +18,14 @@ use bytes::Bytes;
 use crate::api::Action;
 use crate::check;
 use crate::dedup::Known;
-use crate::entry::{self, Decoded, Piece};
+use crate::entry::{self, Decoded, Mark, Piece};
+use crate::mutants::mutant;
 use crate::pending::{Judgement, Pending, Refusal};
 use crate::progress::Progress;
-use crate::replica::{Link, Purpose, Replica, Role};
-
-/// How far a follower may be behind what is committed when another is to be fed through it.
-const RECHAIN_LAG: u64 = 64;
+use crate::replica::{Replica, Role};
 
 /// The head's own state.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Head {
     pub(crate) serving: bool,
     /// Its device had no room for an entry: reads go on, no change is taken any more in this reign.
@@ -37,29 +33,21 @@ pub(crate) struct Head {
     /// This reign's first entry.
     pub(crate) term_start: Seq,
     pub(crate) pending: Pending,
-    /// By place in the chain; the head's own is unused.
-    pub(crate) progress: Vec<Progress>,
+    /// Since when it is in office.
+    pub(crate) since: Instant,
+    /// The other members, spares that learn, and who is leaving.
+    pub(crate) progress: BTreeMap<DeviceNo, Progress>,
+    /// Who is left out, and was not told yet that this is committed.
+    pub(crate) leaving: BTreeSet<DeviceNo>,
     /// When the followers will be told what is committed, even if nothing else is sent.
     pub(crate) announce_at: Option<Instant>,
-}
-
-impl Head {
-    pub(crate) fn new(replicas: usize) -> Self {
-        Self {
-            serving: false,
-            stuck: false,
-            term_start: Seq(0),
-            pending: Pending::default(),
-            progress: vec![Progress::new(); replicas],
-            announce_at: None,
-        }
-    }
 }
 
 /// How a change was asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) reply_to: u64,
+    pub(crate) term: Term,
     pub(crate) retry: Option<Seq>,
     pub(crate) precondition: Precondition,
 }
@@ -74,7 +62,7 @@ impl Replica {
         out: &mut Vec<Action>,
     ) {
         let reply_to = asked.reply_to;
-        let answer = match self.admit(asked, &decoded, inline) {
+        let answer = match self.admit(now, asked, &decoded, inline) {
             Ok(None) => match self.order(now, reply_to, decoded, inline, out) {
                 Ok(()) => return,
                 Err(refusal) => Reply::Error(refusal.into()),
@@ -95,16 +83,18 @@ impl Replica {
     /// Whether the proposal may go into the log: `None` if so.
     fn admit(
         &mut self,
+        now: Instant,
         asked: Asked,
         decoded: &Decoded,
         inline: &[u8],
     ) -> Result<Option<Admission>, Refusal> {
         let Asked {
             reply_to,
+            term,
             retry,
             precondition,
         } = asked;
-        self.check_serving()?;
+        self.check_reign(term)?;
         let Decoded {
             client,
             request,
@@ -147,18 +137,16 @@ impl Replica {
         }
         check::op(op, precondition, inline)?;
         let limits = &self.config.limits;
-        let reachable = 1 + self
-            .head
-            .progress
-            .iter()
-            .filter(|progress| progress.sealed)
-            .count();
-        if reachable < self.config.quorum() {
+        let members = self.members_but_me();
+        let sealed = |peer: &&DeviceNo| self.progress(**peer).is_some_and(|p| p.sealed);
+        let reachable = members.iter().filter(sealed).count();
+        let needed = self.others_needed();
+        if reachable < needed {
             let detail = format!(
-                "partition {}: a change needs {} of {} replicas, {reachable} can be reached; away: {}",
+                "partition {}: a change needs {needed} other replicas, {reachable} of {} can be \
+                 reached; away: {}",
                 self.config.partition,
-                self.config.quorum(),
-                self.config.replicas,
+                members.len(),
                 self.away(),
             );
             return Err(Refusal::new(ErrorCode::NotServing, detail));
@@ -185,6 +173,8 @@ impl Replica {
         let Err(Judgement { refusal, pending }) = judged else {
             return Ok(None);
         };
+        // A refusal tells of the state, as a read does.
+        self.check_lease(now)?;
         let most = self.config.limits.refusals;
         if self.head.pending.refused(*client, *request).is_none() {
             self.head.pending.refuse(*client, *request, &refusal, most);
@@ -216,6 +206,7 @@ impl Replica {
         let seq = Seq(self.log.last().0 + 1);
         let bytes = entry::encode(seq, self.term, &decoded, inline)
             .map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))?;
+        let mark = Mark::of(&decoded.op);
         self.head
             .pending
             .push(&self.index, seq, decoded, bytes.len(), reply_to);
@@ -225,6 +216,7 @@ impl Replica {
                 seq,
                 term: self.term,
                 prev_term: None,
+                mark,
                 bytes,
             },
             out,
@@ -240,341 +232,12 @@ impl Replica {
         out.append(&mut persist);
     }
 
-    pub(crate) fn feed_all(&mut self, now: Instant, out: &mut Vec<Action>) {
-        for peer in 1..self.config.replicas {
-            if !self.progress(peer).is_some_and(|progress| progress.chained) {
-                self.feed(now, peer, out);
-                continue;
-            }
-            // Whoever feeds it must have the entries to feed it with.
-            let last = self.log.last();
-            if self.is_fed(peer - 1) {
-                if let Some(progress) = self.progress_mut(peer) {
-                    progress.next = Seq(last.0 + 1);
-                    progress.time(last, now);
-                }
-            } else {
-                self.bypass(now, peer, out);
-            }
-        }
-    }
-
-    /// Whether everything in the log was sent to this follower, by whatever way.
-    fn is_fed(&self, peer: u8) -> bool {
-        let last = self.log.last();
-        self.is_up(peer)
-            && self
-                .progress(peer)
-                .is_some_and(|p| p.sealed && p.known && !p.probing && p.next > last)
-    }
-
-    /// Sends what a follower lacks, as far as its window reaches.
-    fn feed(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
-        let limits = self.config.limits.clone();
-        let last = self.log.last();
-        while self.is_up(peer) {
-            let Some(progress) = self.progress(peer) else {
-                return;
-            };
-            if !progress.sealed || progress.chained || progress.reading.is_some() {
-                return;
-            }
-            let next = progress.next;
-            if progress.probing {
-                if progress.probed {
-                    return;
-                }
-            } else {
-                let entries = next.0 - progress.matched.0 - 1;
-                let over =
-                    entries >= limits.window_entries || progress.inflight >= limits.window_bytes;
-                if next > last || over {
-                    return;
-                }
-            }
-            let parts = self.log.recent_run(next, last, limits.batch_bytes);
-            if parts.is_empty() && next <= last {
-                if !self.repairs.contains_key(&next) {
-                    let token = self.read_log(Purpose::Feed(peer), next, last, out);
-                    if let Some(progress) = self.progress_mut(peer) {
-                        progress.reading = token;
-                    }
-                }
-                return;
-            }
-            self.send_append(now, peer, &parts, out);
-        }
-    }
-
-    /// Sends these entries, from the follower's `next` on.
-    fn send_append(&mut self, now: Instant, peer: u8, parts: &[Bytes], out: &mut Vec<Action>) {
-        let Some(progress) = self.progress(peer) else {
-            return;
-        };
-        let prev = Seq(progress.next.0 - 1);
-        let Some(prev_term) = self.log.term(prev) else {
-            return;
-        };
-        let count = parts.len() as u32;
-        let body = ChainBody::Append {
-            prev,
-            prev_term,
-            count,
-            committed: self.committed,
-        };
-        let payload = entry::join(parts);
-        let bytes = payload.len();
-        self.send(peer, body, payload, out);
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.next.0 += u64::from(count);
-            progress.inflight += bytes;
-            progress.probed = progress.probing;
-            let last = Seq(progress.next.0 - 1);
-            if count > 0 {
-                progress.time(last, now);
-            } else {
-                progress.waiting_since.get_or_insert(now);
-            }
-        }
-    }
-
-    /// A read of the log for a follower came back; whether it is still wanted.
-    pub(crate) fn fed_read(&mut self, peer: u8, token: u64) -> bool {
-        match self.progress_mut(peer) {
-            Some(progress) if progress.reading == Some(token) => {
-                progress.reading = None;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    pub(crate) fn send_read(
-        &mut self,
-        now: Instant,
-        peer: u8,
-        pieces: &[Piece],
-        out: &mut Vec<Action>,
-    ) {
-        let next = self.progress(peer).map(|progress| progress.next);
-        if !pieces.is_empty() && pieces.first().map(|piece| piece.seq) == next {
-            let parts: Vec<Bytes> = pieces.iter().map(|piece| piece.bytes.clone()).collect();
-            self.send_append(now, peer, &parts, out);
-            self.feed(now, peer, out);
-        }
-    }
-
-    pub(crate) fn on_ack(&mut self, now: Instant, peer: u8, durable: Seq, out: &mut Vec<Action>) {
-        if self.role != Role::Head || durable > self.log.last() {
-            return;
-        }
-        let limits = self.config.limits.clone();
-        let Some(progress) = self.progress(peer).filter(|progress| progress.sealed) else {
-            return;
-        };
-        let more = durable > progress.matched;
-        let from = if progress.probing {
-            durable
-        } else {
-            progress.matched
-        };
-        let acked: usize = (from.0 + 1..=durable.0)
-            .filter_map(|seq| self.log.slot(Seq(seq)))
-            .map(|slot| slot.len as usize)
-            .sum();
-        let last = self.log.last();
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.known = true;
-            progress.matched = progress.matched.max(durable);
-            progress.timed(durable, now);
-            progress.inflight = progress.inflight.saturating_sub(acked);
-            if progress.probing {
-                progress.probing = false;
-                progress.probed = false;
-                progress.next = Seq(progress.matched.0 + 1);
-                progress.inflight = 0;
-            }
-            progress.next = progress.next.max(Seq(progress.matched.0 + 1));
-            if progress.matched.0 + 1 == progress.next.0 {
-                progress.waiting_since = None;
-                progress.inflight = 0;
-            } else if more {
-                progress.waiting_since = Some(now);
-            }
-            if more {
-                progress.patience = limits.resend;
-                if progress.chained && progress.matched > progress.chained_from {
-                    progress.rechain_wait = limits.rechain;
-                }
-            }
-            if progress.matched == last {
-                progress.waiting_since = None;
-            }
-        }
-        self.advance_commit(now);
-        self.feed(now, peer, out);
-        self.rechain(now, peer);
-    }
-
-    pub(crate) fn on_mismatch(
-        &mut self,
-        now: Instant,
-        peer: u8,
-        last: Seq,
-        last_term: ashlar_layout::ids::Term,
-        out: &mut Vec<Action>,
-    ) {
-        if self.role != Role::Head {
-            return;
-        }
-        let next = Seq(self.log.at_most(last, last_term).0 + 1);
-        let Some(progress) = self.progress_mut(peer).filter(|progress| progress.sealed) else {
-            return;
-        };
-        if progress.chained {
-            // Its predecessor skipped something.
-            self.bypass(now, peer, out);
-        } else if progress.probing && next < progress.next {
-            progress.probe(next);
-            progress.waiting_since = None;
-            self.feed(now, peer, out);
-        }
-        // Else what it misses is on its way, or will be sent again when it stays silent.
-    }
-
-    pub(crate) fn on_sealed(
-        &mut self,
-        now: Instant,
-        peer: u8,
-        last: Seq,
-        last_term: ashlar_layout::ids::Term,
-        holes: Vec<(Seq, Seq)>,
-        out: &mut Vec<Action>,
-    ) {
-        match self.role {
-            Role::Starting => self.on_sealed_starting(now, peer, last, last_term, holes, out),
-            Role::Head => {
-                let again = self.progress(peer).is_some_and(|progress| progress.sealed);
-                if self.is_up(peer) && !again {
-                    self.enlist(now, peer, last, last_term, out);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// A follower has sealed this reign: it is fed from where its log may agree.
-    pub(crate) fn enlist(
-        &mut self,
-        now: Instant,
-        peer: u8,
-        last: Seq,
-        last_term: ashlar_layout::ids::Term,
-        out: &mut Vec<Action>,
-    ) {
-        let next = Seq(self.log.at_most(last, last_term).0 + 1);
-        let limits = self.config.limits.clone();
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.sealed(next, now, &limits);
-        }
-        self.feed(now, peer, out);
-    }
-
-    /// A message of an older reign: the sender has not sealed this one (any more).
-    pub(crate) fn on_older_term(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
-        let sealed = self.progress(peer).is_some_and(|progress| progress.sealed);
-        if self.role == Role::Head && self.is_up(peer) && sealed {
-            self.seal_again(now, peer, out);
-        }
-    }
-
-    pub(crate) fn seal_again(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
-        let resend = self.config.limits.resend;
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.disconnected();
-            progress.patience = resend;
-            progress.waiting_since = Some(now);
-        }
-        self.send(peer, ChainBody::Seal, Bytes::new(), out);
-        self.unchain_behind(now, peer, out);
-    }
-
-    pub(crate) fn on_link_head(
-        &mut self,
-        now: Instant,
-        peer: u8,
-        link: Link,
-        out: &mut Vec<Action>,
-    ) {
-        if link == Link::Up {
-            return self.seal_again(now, peer, out);
-        }
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.disconnected();
-        }
-        self.unchain_behind(now, peer, out);
-    }
-
-    /// Whoever is fed through this replica is fed directly.
-    fn unchain_behind(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
-        for behind in peer.saturating_add(1)..self.config.replicas {
-            if !self
-                .progress(behind)
-                .is_some_and(|progress| progress.chained)
-            {
-                return;
-            }
-            self.bypass(now, behind, out);
-        }
-    }
-
-    /// Feeds a follower directly from now on, from the last entry that it acknowledged.
-    fn bypass(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
-        let longest = self.config.limits.rechain * 32;
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.chained = false;
-            progress.next = Seq(progress.matched.0 + 1);
-            progress.inflight = 0;
-            progress.sample = None;
-            progress.waiting_since = None;
-            progress.rechain_at = Some(now + progress.rechain_wait);
-            progress.rechain_wait = (progress.rechain_wait * 2).min(longest);
-        }
-        self.feed(now, peer, out);
-    }
-
-    /// Feeds a follower through its predecessor again, if it is time and both have caught up.
-    fn rechain(&mut self, now: Instant, peer: u8) {
-        let due = self
-            .progress(peer)
-            .is_some_and(|p| !p.chained && p.rechain_at.is_some_and(|at| at <= now));
-        if peer < 2 || !due {
-            return;
-        }
-        let last = self.log.last();
-        let caught_up = self.is_fed(peer)
-            && self.is_fed(peer - 1)
-            && self
-                .progress(peer - 1)
-                .is_some_and(|p| p.matched.0 + RECHAIN_LAG >= self.committed.0);
-        let wait = self.config.limits.rechain;
-        if let Some(progress) = self.progress_mut(peer) {
-            if caught_up {
-                progress.chained = true;
-                progress.chained_from = last;
-                progress.waiting_since = progress.waiting_since.map(|_| now);
-                progress.rechain_at = None;
-            } else if progress.known {
-                progress.rechain_at = Some(now + wait);
-            }
-        }
-    }
-
     /// Counts who holds what; what enough hold is committed.
     pub(crate) fn advance_commit(&mut self, now: Instant) {
-        let others = self.config.quorum() - 1;
+        let others = self.others_needed();
         let mut matched: Vec<Seq> = self
-            .peers()
+            .members_but_me()
+            .into_iter()
             .filter_map(|peer| self.progress(peer))
             .map(|progress| progress.matched)
             .collect();
@@ -583,23 +246,30 @@ impl Replica {
         if others > 0 {
             enough = enough.min(matched.get(others - 1).copied().unwrap_or_default());
         }
-        if enough > self.committed && self.log.term(enough) == Some(self.term) {
+        let own = self.log.term(enough) == Some(self.term) || mutant!(self, CommitAcrossEpochs);
+        if enough > self.committed && own {
             self.committed = enough;
-            self.head
-                .announce_at
-                .get_or_insert(now + self.config.limits.announce);
+            let soon = now + self.config.limits.announce;
+            let announce_at = self.head.announce_at.get_or_insert(soon);
+            *announce_at = soon.min(*announce_at);
         }
     }
 
     /// Tells the followers what is committed: soon after it is, and then now and again, since one
     /// that missed it would not know.
-    fn announce(&mut self, now: Instant, out: &mut Vec<Action>) {
+    pub(crate) fn announce(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.head.announce_at = Some(now + self.config.limits.heartbeat);
-        for peer in self.peers() {
+        let chain_seq = self.log.chain_seq();
+        for peer in self.watched() {
             let Some(progress) = self.progress(peer).filter(|p| p.sealed && p.known) else {
                 continue;
             };
             let prev = progress.matched;
+            if prev >= chain_seq && self.committed >= chain_seq && !self.log.chain().contains(peer)
+            {
+                // This message tells it.
+                self.head.leaving.remove(&peer);
+            }
             if let Some(prev_term) = self.log.term(prev) {
                 let committed = self.committed;
                 let body = ChainBody::Append {
@@ -607,6 +277,7 @@ impl Replica {
                     prev_term,
                     count: 0,
                     committed,
+                    stamp: now.0,
                 };
                 self.send(peer, body, Bytes::new(), out);
             }
@@ -616,9 +287,11 @@ impl Replica {
     pub(crate) fn head_deadline(&self) -> Option<Instant> {
         let limits = &self.config.limits;
         let mut soonest = self.head.announce_at;
-        for peer in self.up() {
+        let first = self.order_but_me().first().copied();
+        for peer in self.watched_up() {
             if let Some(progress) = self.progress(peer) {
-                let rechain = progress.rechain_at.filter(|_| peer > 1 && progress.known);
+                let follows = Some(peer) != first && self.log.chain().contains(peer);
+                let rechain = progress.rechain_at.filter(|_| follows && progress.known);
                 soonest = soonest
                     .into_iter()
                     .chain(progress.overdue(limits))
@@ -626,15 +299,30 @@ impl Replica {
                     .min();
             }
         }
-        soonest
+        soonest.into_iter().chain(self.fence_deadline()).min()
+    }
+
+    /// Everybody that it feeds.
+    fn watched(&self) -> Vec<DeviceNo> {
+        self.head.progress.keys().copied().collect()
+    }
+
+    fn watched_up(&self) -> Vec<DeviceNo> {
+        let mut watched = self.watched();
+        watched.retain(|peer| self.is_up(*peer));
+        watched
     }
 
     pub(crate) fn on_deadline_head(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.head.announce_at.is_some_and(|at| at <= now) {
             self.announce(now, out);
         }
+        self.on_deadline_fence(now, out);
+        if self.role != Role::Head {
+            return;
+        }
         let limits = self.config.limits.clone();
-        for peer in self.up() {
+        for peer in self.watched_up() {
             let Some(progress) = self.progress(peer) else {
                 continue;
             };
@@ -649,33 +337,6 @@ impl Replica {
             }
             self.rechain(now, peer);
         }
-    }
-
-    /// A follower that is fed directly stays silent: one message at a time, ever more seldom.
-    fn resend(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
-        let longest = self.config.limits.resend * 8;
-        let last = self.log.last();
-        if let Some(progress) = self.progress_mut(peer) {
-            // What it acknowledged is certain; a guess that was never answered is repeated.
-            let next = if progress.known {
-                Seq(progress.matched.0 + 1)
-            } else {
-                progress.next
-            };
-            let next = next.min(Seq(last.0 + 1));
-            progress.probe(next);
-            progress.patience = (progress.patience * 2).min(longest);
-            progress.waiting_since = Some(now);
-        }
-        self.feed(now, peer, out);
-    }
-
-    pub(crate) fn progress(&self, peer: u8) -> Option<&Progress> {
-        self.head.progress.get(usize::from(peer))
-    }
-
-    pub(crate) fn progress_mut(&mut self, peer: u8) -> Option<&mut Progress> {
-        self.head.progress.get_mut(usize::from(peer))
     }
 }
 

@@ -65,7 +65,7 @@ impl Index {
     /// Applies entry `seq`; gives what it displaced.
     pub(crate) fn apply(&mut self, seq: Seq, time_ms: u64, op: Op) -> Option<Manifest> {
         match op {
-            Op::TermStart => None,
+            Op::TermStart | Op::Chain { .. } => None,
             Op::CreateBucket { bucket } => {
                 self.buckets
                     .entry(bucket.into_boxed_str())

@@ -9,20 +9,32 @@
 //! under the model checker, so it is `Clone` and `Hash`, and the same events give the same actions.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod adopt;
 mod api;
 mod apply;
+mod chain;
 mod check;
 mod dedup;
+mod election;
 mod entry;
+#[cfg(test)]
+mod failover_tests;
+mod feed;
 mod follower;
 mod head;
 mod index;
+mod lease;
 mod list;
 mod log;
+mod membership;
+mod mutants;
 #[cfg(test)]
 mod outcome_tests;
 mod pending;
 mod progress;
+mod promise;
+mod reads;
+mod rebase;
 mod repair;
 mod replica;
 #[cfg(test)]
@@ -34,8 +46,15 @@ mod sim_clients;
 #[cfg(test)]
 mod sim_device;
 #[cfg(test)]
+mod sim_faults;
+#[cfg(test)]
+mod sim_reads;
+#[cfg(test)]
 mod sim_tests;
 mod start;
+mod witness;
 
 pub use api::{Action, Config, Event, InlineRef, Limits, ListParams};
+#[cfg(feature = "mutants")]
+pub use mutants::Mutant;
 pub use replica::Replica;

@@ -10,18 +10,19 @@
 //! - an entry that is not durable yet is in memory. Of the others at most `memory_bytes` are, the
 //!   newest.
 //!
-//! Replay follows the device's append order. An entry removes what is at or above it of lower
-//! terms; one that is held already just moves; one that was superseded before is passed over. A
-//! `TermStart` that damage has swallowed would leave stale entries of lower terms in front of its
-//! term's entries; since each `TermStart` names the term before it, that is noticed, and what may be
-//! stale becomes holes.
+//! Replay follows the device's append order, which is the order in which the replica wrote: an entry
+//! removes what is at or above it of other terms, lower or (when a later head took that back) higher
+//! ones; one that is held already just moves; one for a hole fills it. A `TermStart` that damage has
+//! swallowed would leave stale entries of lower terms in front of its term's entries; since each
+//! `TermStart` names the term before it, that is noticed, and what may be stale becomes holes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use bytes::Bytes;
 
-use crate::entry::Piece;
+use crate::chain::Chain;
+use crate::entry::{Mark, Piece};
 
 /// Entries that may be missing between two that replay finds; more than that is no journal.
 const GAP_MAX: u64 = 1 << 24;
@@ -72,6 +73,10 @@ pub(crate) struct Log {
     holes: BTreeSet<Seq>,
     /// Each `TermStart`, with the term of the entry before it.
     starts: BTreeMap<Seq, Term>,
+    /// The chain's composition before any entry changed it,
+    founders: Chain,
+    /// and each entry that does.
+    chains: BTreeMap<Seq, Chain>,
     recent: BTreeMap<Seq, Bytes>,
     recent_bytes: usize,
     writing_bytes: usize,
@@ -85,8 +90,13 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(memory_bytes: usize) -> Self {
+    pub(crate) fn new(memory_bytes: usize, founders: &[DeviceNo]) -> Self {
         Self {
+            founders: Chain {
+                config: 1,
+                members: founders.to_vec(),
+            },
+            chains: BTreeMap::new(),
             memory_bytes,
             slots: Vec::new(),
             durable: Seq(0),
@@ -109,6 +119,34 @@ impl Log {
     /// The last entry's term.
     pub(crate) fn last_term(&self) -> Term {
         self.slots.last().map_or(Term(0), |slot| slot.term)
+    }
+
+    /// The chain's composition by the newest entry that says so, committed or not.
+    pub(crate) fn chain(&self) -> &Chain {
+        self.chains
+            .last_key_value()
+            .map_or(&self.founders, |(_, chain)| chain)
+    }
+
+    /// The chain's composition by what is known to be committed up to this entry.
+    pub(crate) fn chain_at(&self, committed: Seq) -> &Chain {
+        let newest = self.chains.range(..=committed).next_back();
+        newest.map_or(&self.founders, |(_, chain)| chain)
+    }
+
+    /// Which entry that is; 0: none.
+    pub(crate) fn chain_seq(&self) -> Seq {
+        self.chains.last_key_value().map_or(Seq(0), |(seq, _)| *seq)
+    }
+
+    /// All that was committed when damage may have taken some of it is held again.
+    pub(crate) fn tail_is_whole(&mut self) {
+        self.tail_damaged = None;
+    }
+
+    /// Whether nothing can be missing of what was durable here once.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.holes.is_empty() && self.tail_damaged.is_none()
     }
 
     /// The end of the contiguous durable prefix.
@@ -257,6 +295,7 @@ impl Log {
         }
         self.holes.split_off(&Seq(last + 1));
         self.starts.split_off(&Seq(last + 1));
+        self.chains.split_off(&Seq(last + 1));
         for bytes in self.recent.split_off(&Seq(last + 1)).into_values() {
             self.recent_bytes -= bytes.len();
         }
@@ -350,6 +389,9 @@ impl Log {
         if let Some(prev_term) = piece.prev_term {
             self.starts.insert(piece.seq, prev_term);
         }
+        if let Mark::Chain(chain) = &piece.mark {
+            self.chains.insert(piece.seq, chain.clone());
+        }
         self.recent_bytes += piece.bytes.len();
         if let Some(old) = self.recent.insert(piece.seq, piece.bytes.clone()) {
             self.recent_bytes -= old.len();
@@ -392,19 +434,26 @@ impl Log {
 impl Log {
     /// A record that cannot be read stands here; `hint`: the first and last entry that it held, if
     /// known.
-    pub(crate) fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>) {
+    pub(crate) fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>, promised: Term) {
         let (first, last) = hint.unwrap_or((Seq(1), Seq(u64::MAX)));
         if self.slots.is_empty() {
             self.unplaced_to = self.unplaced_to.max(last);
         }
-        self.tail_damaged.get_or_insert(self.last_term());
+        self.tail_damaged
+            .get_or_insert(self.last_term().max(promised));
         self.damaged_from = Some(self.damaged_from.map_or(first, |from| from.min(first)));
     }
 
+    /// What damage took behind the end may have been of reigns up to this one.
+    pub(crate) fn lost_up_to(&mut self, promised: Term) {
+        self.tail_damaged = self.tail_damaged.map(|term| term.max(promised));
+    }
+
     /// Replay is over.
-    pub(crate) fn replay_ends(&mut self) {
+    pub(crate) fn replay_ends(&mut self, promised: Term) {
         if self.unplaced_to > self.last() {
-            self.tail_damaged.get_or_insert(self.last_term());
+            self.tail_damaged
+                .get_or_insert(self.last_term().max(promised));
         }
     }
 
@@ -430,32 +479,14 @@ impl Log {
                     }
                     return None;
                 }
-                Some(held) if held > term => return None,
-                Some(_) => lowest = Some(seq),
-                None => {}
+                Some(_) => {}
+                None => between = self.may_fill(seq, term),
             }
-            // A hole may be filled from between its neighbours only.
-            if self
-                .term(self.held_at_or_before(Seq(seq.0 - 1)))
-                .is_some_and(|below| below > term)
-            {
-                return None;
-            }
-            between = self.last_term() >= term;
-            if between {
-                let mut lower = seq;
-                while self
-                    .raw(lower)
-                    .is_some_and(|s| s.held == Held::Hole || s.term < term)
-                {
-                    self.dig(lower);
-                    lower.0 += 1;
-                }
-            } else {
+            if !between {
                 self.truncate(seq);
                 lowest = Some(seq);
             }
-        } else if term < self.last_term() || seq.0 - self.last().0 > GAP_MAX {
+        } else if seq.0 - self.last().0 > GAP_MAX {
             return None;
         } else if seq.0 > self.last().0 + 1 {
             // The damage is in front of this entry, not behind the end.
@@ -470,12 +501,27 @@ impl Log {
         lowest
     }
 
+    /// Whether an entry of this term belongs into the hole: its neighbours, where they are held, do
+    /// not say otherwise.
+    fn may_fill(&self, seq: Seq, term: Term) -> bool {
+        let below = self.term(self.held_at_or_before(Seq(seq.0 - 1)));
+        let mut behind = Seq(seq.0 + 1);
+        while behind <= self.last() && self.slot(behind).is_none() {
+            behind.0 += 1;
+        }
+        let above = self.term_before(behind);
+        let next = behind.0 == seq.0 + 1;
+        let fits = above.is_some_and(|above| if next { above == term } else { above >= term });
+        fits && below.is_none_or(|below| below <= term)
+    }
+
     /// Makes an entry a hole.
     fn dig(&mut self, seq: Seq) {
         if let Some(slot) = self.raw_mut(seq) {
             *slot = Slot::HOLE;
             self.holes.insert(seq);
             self.starts.remove(&seq);
+            self.chains.remove(&seq);
             self.forget(seq);
             self.durable = self.durable.min(Seq(seq.0 - 1));
         }
@@ -511,6 +557,7 @@ mod tests {
             seq: Seq(seq),
             term: Term(term),
             prev_term,
+            mark: Mark::Nothing,
             bytes: Bytes::from_static(&[7; 100]),
         }
     }
@@ -518,7 +565,7 @@ mod tests {
     /// Entries `(seq, term)`, an entry whose term differs from the one replayed before it being a
     /// `TermStart` behind `prev_term`.
     fn replayed(entries: &[(u64, u64, Option<u64>)]) -> Log {
-        let mut log = Log::new(1 << 20);
+        let mut log = Log::new(1 << 20, &[DeviceNo(1)]);
         for (nth, (seq, term, prev_term)) in entries.iter().enumerate() {
             log.replay(&piece(*seq, *term, *prev_term), nth as u64 * 100);
         }
@@ -536,9 +583,18 @@ mod tests {
         let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None), (2, 2, Some(1))]);
         assert_eq!(terms(&log), [Some(1), Some(2)]);
         assert_eq!(log.durable(), Seq(2));
-        // And what was superseded, replayed late, is passed over.
-        let log = replayed(&[(1, 1, Some(0)), (2, 2, Some(1)), (2, 1, None), (3, 1, None)]);
-        assert_eq!(terms(&log), [Some(1), Some(2)]);
+        // A later head took back what an earlier one had begun.
+        let log = replayed(&[
+            (1, 1, Some(0)),
+            (2, 2, Some(1)),
+            (2, 1, None),
+            (3, 3, Some(1)),
+        ]);
+        assert_eq!(terms(&log), [Some(1), Some(1), Some(3)]);
+        assert!(log.is_whole());
+        // The first of what it gave instead is lost: the other reign's entries are no part of it.
+        let log = replayed(&[(1, 1, Some(0)), (2, 2, Some(1)), (3, 2, None), (3, 1, None)]);
+        assert_eq!(terms(&log), [Some(1), None, Some(1)]);
     }
 
     #[test]
@@ -579,7 +635,7 @@ mod tests {
         assert_eq!(log.durable(), Seq(0));
         // A hint says what was lost: what is before it cannot have been superseded.
         let mut log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None)]);
-        log.replay_damaged(Some((Seq(2), Seq(3))));
+        log.replay_damaged(Some((Seq(2), Seq(3))), Term(0));
         log.replay(&piece(4, 2, None), 900);
         assert_eq!(terms(&log), [Some(1), None, None, Some(2)]);
     }
@@ -587,7 +643,7 @@ mod tests {
     #[test]
     fn damage_behind_everything_is_remembered_until_a_new_term() {
         let mut log = replayed(&[(1, 1, Some(0)), (2, 1, None)]);
-        log.replay_damaged(None);
+        log.replay_damaged(None, Term(0));
         log.replay(&piece(3, 1, None), 900);
         assert!(
             log.tail_damaged(),
@@ -599,7 +655,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_but_for_what_is_on_its_way() {
-        let mut log = Log::new(250);
+        let mut log = Log::new(250, &[DeviceNo(1)]);
         for seq in 1..=5 {
             log.write(&piece(seq, 1, None));
         }

@@ -1,15 +1,15 @@
 //! What a client may be told of the outcome of a change, and when nothing more is changed.
 
-use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq, Term};
+use ashlar_layout::ids::{ClientId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Config, Event};
+use crate::api::{Action, Event};
 use crate::replica::Replica;
-use crate::replica_tests::{QUIET, Script, delete, put};
-use crate::sim::{MILLI, Plan, limits};
+use crate::replica_tests::{QUIET, Script, config, delete, put};
+use crate::sim::{Plan, limits};
 
 fn code(reply: &Reply) -> Option<ErrorCode> {
     match reply {
@@ -36,9 +36,7 @@ fn a_retry_that_may_be_forgotten_is_not_done_again() {
     for restart in [false, true] {
         if restart {
             script.world.crash(0);
-            script.world.start(0);
-            let end = script.world.now + 500 * MILLI;
-            script.world.run_until(end);
+            script.run(500);
         }
         let last = script.world.head().log.last();
         let reply = script.ask_of(1, 1, Some(Seq(0)));
@@ -77,10 +75,11 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
     let mut script = Script::new();
     script.done(put("old", b"x"), Precondition::None, b"x");
     let mut head = script.world.head().clone();
-    let (now, committed) = (Instant(script.world.now), head.committed);
+    let (now, committed, term) = (Instant(script.world.now), head.committed, head.term);
     let mut out = Vec::new();
     let event = |reply_to, op| Event::Propose {
         reply_to,
+        term,
         client: ClientId(43),
         request: RequestNo(reply_to),
         retry: None,
@@ -111,22 +110,24 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
     // The one behind it is durable here, and both are on the others.
     let token = tokens[1];
     head.on_event(now, Event::Persisted { token, at: 1 << 20 }, &mut out);
-    for from in [1, 2] {
+    for from in [DeviceNo(2), DeviceNo(3)] {
         let message = ChainMessage {
             partition: PartitionId(7),
             from,
+            to: head.config.me,
             term: head.term,
             body: ChainBody::Ack {
                 durable: head.log.last(),
+                stamp: now.0,
             },
         };
         let payload = Bytes::new();
         head.on_event(now, Event::Message { message, payload }, &mut out);
     }
     assert_eq!(head.committed, committed);
-    assert!(head.serving());
-    assert!(head.lookup("bucket", "old").is_ok());
-    let error = head.lookup("bucket", "k").unwrap_err();
+    assert!(head.serving(now));
+    assert!(head.lookup(now, "bucket", "old").is_ok());
+    let error = head.lookup(now, "bucket", "k").unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);
     for (reply_to, op) in [(3, put("k", b"")), (4, delete("old"))] {
         out.clear();
@@ -140,16 +141,16 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
 
 #[test]
 fn a_follower_that_sealed_again_does_not_say_that_it_holds_nothing() {
-    let mut follower = Replica::new(Config::new(PartitionId(7), 1, 3));
+    let mut follower = Replica::new(config(2));
     let now = Instant(1);
     let mut out = Vec::new();
-    let start = Event::Start { term: Term(0) };
-    follower.on_event(now, start, &mut out);
-    let say = |term, body, payload| Event::Message {
+    follower.on_event(now, Event::Start {}, &mut out);
+    let say = |round, body, payload| Event::Message {
         message: ChainMessage {
             partition: PartitionId(7),
-            from: 0,
-            term,
+            from: DeviceNo(1),
+            to: DeviceNo(2),
+            term: Term::new(round, DeviceNo(1)),
             body,
         },
         payload,
@@ -160,23 +161,35 @@ fn a_follower_that_sealed_again_does_not_say_that_it_holds_nothing() {
         time_ms: 1,
         op: Op::TermStart,
     };
-    let entry = crate::entry::encode(Seq(1), Term(1), &decoded, b"").unwrap();
+    let entry = crate::entry::encode(Seq(1), Term::new(1, DeviceNo(1)), &decoded, b"").unwrap();
     let append = ChainBody::Append {
         prev: Seq(0),
         prev_term: Term(0),
         count: 1,
         committed: Seq(0),
+        stamp: 1,
     };
     let none = Bytes::new;
-    follower.on_event(now, say(Term(1), ChainBody::Seal, none()), &mut out);
-    follower.on_event(now, say(Term(1), append, entry), &mut out);
-    let persist = |action: &Action| match action {
-        Action::Persist { token, .. } => Some(*token),
-        _ => None,
+    let persist = |out: &mut Vec<Action>| {
+        let token = out.iter().find_map(|action| match action {
+            Action::Persist { token, .. } => Some(*token),
+            _ => None,
+        });
+        out.clear();
+        Event::Persisted {
+            token: token.unwrap(),
+            at: 4096,
+        }
     };
-    let token = out.iter().find_map(persist).unwrap();
-    follower.on_event(now, say(Term(2), ChainBody::Seal, none()), &mut out);
+    follower.on_event(now, say(1, ChainBody::Seal, none()), &mut out);
+    let promised = persist(&mut out);
+    follower.on_event(now, promised, &mut out);
+    follower.on_event(now, say(1, append, entry), &mut out);
+    let written = persist(&mut out);
+    follower.on_event(now, say(2, ChainBody::Seal, none()), &mut out);
+    let promised = persist(&mut out);
+    follower.on_event(now, promised, &mut out);
     out.clear();
-    follower.on_event(now, Event::Persisted { token, at: 4096 }, &mut out);
+    follower.on_event(now, written, &mut out);
     assert_eq!(out, [], "nothing of it is verified in this reign yet");
 }

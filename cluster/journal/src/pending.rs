@@ -8,9 +8,8 @@
 //! - a request that is pending is not proposed twice: its retries wait for the same entry;
 //! - what was refused stays refused, among the last `refusals_max` of them: a retry that was sent
 //!   before the refusal arrived must not do what its client was told is not done. This holds as
-//!   long as the head lives: its end loses these. When it ends with its process, the connections on
-//!   which such retries are under way end too. A head that is made again in the same process, when
-//!   its device was reopened, may still be handed such a retry, and would judge it anew.
+//!   long as the reign lasts. Its end loses these, and needs them no more: a request names the reign
+//!   that it is meant for, so what is still under way to this one is refused by the next.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -183,8 +182,8 @@ impl Pending {
         let exists = self.has_bucket(index, bucket);
         let bucket_pending = overlay.is_some_and(|overlay| overlay.bucket_entries > 0);
         match op {
-            Op::TermStart => {
-                let detail = "a term's start is not for clients to propose".to_owned();
+            Op::TermStart | Op::Chain { .. } => {
+                let detail = "that change is the head's own".to_owned();
                 refuse(ErrorCode::BadRequest, detail, false)
             }
             Op::CreateBucket { .. } if exists => {
@@ -260,7 +259,7 @@ impl Pending {
                 delta = i64::from(is) - i64::from(was);
                 overlay.delta += delta;
             }
-            Op::TermStart => {}
+            Op::TermStart | Op::Chain { .. } => {}
         }
         self.bytes += bytes;
         self.requests.insert((decoded.client, decoded.request), seq);
@@ -356,7 +355,7 @@ impl Pending {
 /// The bucket and key of a change; empty where it has none.
 fn target(op: &Op) -> (&str, &str) {
     match op {
-        Op::TermStart => ("", ""),
+        Op::TermStart | Op::Chain { .. } => ("", ""),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, ""),
         Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, key),
     }

@@ -43,6 +43,8 @@ pub(crate) struct Progress {
     pub(crate) chained_from: Seq,
     /// The log is being read for it.
     pub(crate) reading: Option<u64>,
+    /// When the latest of what it answered in this reign was sent.
+    pub(crate) stamp: Option<Instant>,
 }
 
 impl Progress {
@@ -64,14 +66,19 @@ impl Progress {
             rechain_wait: Duration::ZERO,
             chained_from: Seq(0),
             reading: None,
+            stamp: None,
         }
     }
 
     /// A new connection, or none: what was known of it counts no more.
     pub(crate) fn disconnected(&mut self) {
-        let latency_ns = self.latency_ns;
+        let Self {
+            latency_ns, stamp, ..
+        } = *self;
+        // The lease that it granted goes on whatever becomes of the connection.
         *self = Self {
             latency_ns,
+            stamp,
             ..Self::new()
         };
     }

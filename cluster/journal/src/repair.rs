@@ -8,14 +8,15 @@
 //!   and if the replica itself needs it, it is asked for again, and again.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use ashlar_layout::ids::Seq;
+use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::message::{ChainBody, ErrorCode};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
-use crate::entry::{self, Piece};
+use crate::entry::{self, Mark, Piece};
 use crate::pending::Refusal;
 use crate::replica::{Replica, Role};
 
@@ -27,13 +28,19 @@ pub(crate) struct Repair {
     /// The replica cannot go on without it.
     needed: bool,
     /// Whoever is asked now,
-    peer: Option<u8>,
+    peer: Option<DeviceNo>,
     /// since when,
     since: Instant,
     /// and who was before.
-    tried: BTreeSet<u8>,
+    tried: BTreeSet<DeviceNo>,
     /// It came, and is on its way to the device.
     writing: bool,
+}
+
+impl Repair {
+    pub(crate) fn rebase(&mut self, by: Duration) {
+        self.since = self.since - by;
+    }
 }
 
 impl Replica {
@@ -84,6 +91,7 @@ impl Replica {
             seq,
             term,
             prev_term: None,
+            mark: Mark::Nothing,
             bytes,
         };
         self.persist(seq, seq, &[piece], true, out);
@@ -94,7 +102,8 @@ impl Replica {
             return;
         };
         let next = self
-            .peers()
+            .members_but_me()
+            .into_iter()
             .find(|peer| self.is_up(*peer) && !repair.tried.contains(peer));
         let Some(repair) = self.repairs.get_mut(&seq) else {
             return;
@@ -133,7 +142,7 @@ impl Replica {
     pub(crate) fn on_repair_entries(
         &mut self,
         now: Instant,
-        from: u8,
+        from: DeviceNo,
         first: Seq,
         pieces: &[Piece],
         out: &mut Vec<Action>,
@@ -199,7 +208,7 @@ impl Replica {
         }
     }
 
-    pub(crate) fn repair_peer_down(&mut self, now: Instant, peer: u8, out: &mut Vec<Action>) {
+    pub(crate) fn repair_peer_down(&mut self, now: Instant, peer: DeviceNo, out: &mut Vec<Action>) {
         let asked: Vec<Seq> = self
             .repairs
             .iter()

@@ -2,32 +2,32 @@
 //!
 //! Invariants:
 //! - nothing is answered from a state that is not committed: reads and proposals are served only
-//!   by a head whose own `TermStart` is committed and applied;
+//!   by a head whose own `TermStart` is committed and applied, reads only within its lease;
 //! - `applied <= committed` whenever the replica serves. Before that (replay) the index may be
 //!   ahead of what is known to be committed, and is rebuilt if that part is removed;
 //! - once stopped, a replica does nothing any more but refuse; the driver makes another.
 
 use std::collections::BTreeMap;
 
-use ashlar_layout::ids::{Seq, Term};
-use ashlar_layout::message::{
-    BucketMeta, ChainBody, ChainMessage, ErrorCode, ListPage, ObjectMeta, ReplicaStatus, Reply,
-    WireError,
-};
+use ashlar_layout::ids::{DeviceNo, Seq, Term};
+use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Config, Event, InlineRef, ListParams};
+use crate::api::{Action, Config, Event};
 use crate::dedup::Dedup;
+use crate::election::Election;
 use crate::entry::{self, Piece};
 use crate::follower::Follower;
 use crate::head::{Asked, Head};
 use crate::index::Index;
-use crate::list;
 use crate::log::Log;
+use crate::mutants::mutant;
 use crate::pending::Refusal;
+use crate::promise::Promise;
 use crate::repair::Repair;
 use crate::start::Starting;
+use crate::witness::Witness;
 
 /// What a replica is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +36,7 @@ pub(crate) enum Role {
     Replaying,
     /// It follows the head.
     Follower,
-    /// It will be the head: seals, and collects what it lacks.
+    /// It wants to be the head: seals, and collects what it lacks.
     Starting,
     /// It is the head; it serves once its own first entry is committed and applied.
     Head,
@@ -45,8 +45,6 @@ pub(crate) enum Role {
 /// Whether another replica can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Link {
-    /// Nothing was heard yet.
-    Unknown,
     Up,
     Down,
 }
@@ -67,9 +65,9 @@ pub(crate) enum Purpose {
     /// To apply it.
     Apply,
     /// To send it to a follower that is behind.
-    Feed(u8),
+    Feed(DeviceNo),
     /// To answer a peer's `Fetch`.
-    Serve(u8),
+    Serve(DeviceNo),
 }
 
 /// A read of the log.
@@ -86,14 +84,23 @@ pub struct Replica {
     pub(crate) config: Config,
     pub(crate) role: Role,
     pub(crate) stopped: Option<Refusal>,
-    /// The head's reign: its own for a head; for a follower the one it sealed.
+    /// The newest reign that it promised itself to: its own, for a head.
     pub(crate) term: Term,
+    /// The newest reign that it heard of.
+    pub(crate) seen: Term,
+    pub(crate) promise: Promise,
+    pub(crate) election: Election,
+    /// The members that the cluster map wants; none: it was not told.
+    pub(crate) desired: Vec<DeviceNo>,
+    /// The driver was told that it may go.
+    pub(crate) retired: bool,
+    pub(crate) witness: Witness,
     pub(crate) log: Log,
     pub(crate) index: Index,
     pub(crate) dedup: Dedup,
     pub(crate) applied: Seq,
     pub(crate) committed: Seq,
-    pub(crate) links: Vec<Link>,
+    pub(crate) links: BTreeMap<DeviceNo, Link>,
     pub(crate) head: Head,
     pub(crate) follower: Follower,
     pub(crate) starting: Starting,
@@ -102,25 +109,30 @@ pub struct Replica {
     pub(crate) writes: BTreeMap<u64, Write>,
     pub(crate) reads: BTreeMap<u64, Read>,
     pub(crate) applying: Option<u64>,
-    pub(crate) serves: BTreeMap<(u8, Seq), u64>,
+    pub(crate) serves: BTreeMap<(DeviceNo, Seq), u64>,
     pub(crate) repairs: BTreeMap<Seq, Repair>,
 }
 
 impl Replica {
     /// An empty one, to be filled by replay and started.
     pub fn new(config: Config) -> Self {
-        let peers = usize::from(config.replicas.max(1));
         Self {
             role: Role::Replaying,
             stopped: None,
             term: Term(0),
-            log: Log::new(config.limits.memory_bytes),
+            seen: Term(0),
+            promise: Promise::default(),
+            election: Election::default(),
+            desired: Vec::new(),
+            retired: false,
+            witness: Witness::default(),
+            log: Log::new(config.limits.memory_bytes, &config.founders),
             index: Index::default(),
             dedup: Dedup::new(config.limits.clients, config.limits.requests),
             applied: Seq(0),
             committed: Seq(0),
-            links: vec![Link::Unknown; peers],
-            head: Head::new(peers),
+            links: BTreeMap::new(),
+            head: Head::default(),
             follower: Follower::default(),
             starting: Starting::default(),
             full: false,
@@ -143,6 +155,12 @@ impl Replica {
         let mut at = at;
         for piece in &pieces {
             let len = piece.bytes.len();
+            if piece.seq.0 == 0 {
+                self.replay_promise(piece.term);
+                at += len as u64;
+                continue;
+            }
+            self.witness.raise(piece);
             self.apply_held(len);
             if let Some(lowest) = self.log.replay(piece, at)
                 && lowest <= self.applied
@@ -152,9 +170,12 @@ impl Replica {
             at += len as u64;
         }
         if damaged {
+            self.promise.doubtful |= pieces.is_empty();
             let first = pieces.last().map(|piece| Seq(piece.seq.0 + 1));
-            self.log
-                .replay_damaged(first.map(|first| (first, Seq(u64::MAX))));
+            self.log.replay_damaged(
+                first.map(|first| (first, Seq(u64::MAX))),
+                self.promise.durable,
+            );
         }
     }
 
@@ -166,7 +187,10 @@ impl Replica {
     /// replica alone does not vouch for the end of its log. Damage that is reported before anything
     /// was replayed is taken for the latter, unless its hint says that it lies within the log.
     pub fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>) {
-        self.log.replay_damaged(hint);
+        self.promise.doubtful |= hint.is_none_or(|(first, _)| first.0 == 0);
+        if hint.is_none_or(|(_, last)| last.0 > 0) {
+            self.log.replay_damaged(hint, self.promise.durable);
+        }
     }
 
     /// Handles an event. The actions are appended to `out`, to be carried out in their order.
@@ -175,9 +199,10 @@ impl Replica {
             return self.on_event_stopped(event, out);
         }
         match event {
-            Event::Start { term } => self.start(now, term, out),
+            Event::Start {} => self.start(now, out),
             Event::Propose {
                 reply_to,
+                term,
                 client,
                 request,
                 retry,
@@ -194,6 +219,7 @@ impl Replica {
                 };
                 let asked = Asked {
                     reply_to,
+                    term,
                     retry,
                     precondition,
                 };
@@ -205,12 +231,17 @@ impl Replica {
             Event::LogRead { token, bytes } => self.on_log_read(now, token, bytes, out),
             Event::PeerUp { peer } => self.on_link(now, peer, Link::Up, out),
             Event::PeerDown { peer } => self.on_link(now, peer, Link::Down, out),
+            Event::Desired { members } => self.on_desired(now, members, out),
             Event::InlineLost { seq } => self.on_inline_lost(now, seq, out),
             Event::Full { full } => self.full = full,
             Event::Deadline => self.on_deadline(now, out),
         }
         // Only now: handlers may change what is known to be committed in several places.
-        self.apply(out);
+        self.apply(now, out);
+        self.recompose(now, out);
+        // Another composition may count differently.
+        self.apply(now, out);
+        self.retire(now, out);
     }
 
     /// When to call with [`Event::Deadline`] at the latest; `None`: nothing is awaited.
@@ -219,123 +250,12 @@ impl Replica {
             return None;
         }
         let role = match self.role {
-            Role::Replaying | Role::Follower => None,
+            Role::Replaying => None,
+            Role::Follower => self.election_deadline(),
             Role::Starting => self.starting_deadline(),
             Role::Head => self.head_deadline(),
         };
         role.into_iter().chain(self.repair_deadline()).min()
-    }
-
-    /// Whether it answers proposals and reads: it is the head, and in office.
-    pub fn serving(&self) -> bool {
-        self.role == Role::Head && self.head.serving && self.stopped.is_none()
-    }
-
-    /// An object, and where its entry is if its payload is inline.
-    pub fn lookup(
-        &self,
-        bucket: &str,
-        key: &str,
-    ) -> Result<(ObjectMeta, Option<InlineRef>), WireError> {
-        self.check_serving()?;
-        let Some(objects) = self.index.bucket(bucket) else {
-            return Err(no_bucket(bucket));
-        };
-        let Some(object) = objects.get(key) else {
-            let detail = format!("there is no object {key:?} in bucket {bucket:?}");
-            return Err(Refusal::new(ErrorCode::NotFound, detail).into());
-        };
-        Ok((object.meta(), self.inline_ref(object)))
-    }
-
-    /// A page of a listing.
-    pub fn list(&self, params: &ListParams) -> Result<ListPage, WireError> {
-        self.check_serving()?;
-        let objects = self.index.bucket(&params.bucket);
-        let objects = objects.ok_or_else(|| no_bucket(&params.bucket))?;
-        Ok(list::page(objects, params))
-    }
-
-    /// At most `max` buckets after this name, and whether there are more.
-    pub fn list_buckets(
-        &self,
-        after: &str,
-        max: u32,
-    ) -> Result<(Vec<BucketMeta>, bool), WireError> {
-        self.check_serving()?;
-        Ok(self.index.buckets(after, max))
-    }
-
-    /// How it is doing.
-    pub fn status(&self) -> ReplicaStatus {
-        ReplicaStatus {
-            partition: self.config.partition,
-            role: if self.config.me == 0 {
-                "head"
-            } else {
-                "follower"
-            }
-            .to_owned(),
-            state: self.state(),
-            term: self.term,
-            last: self.log.last(),
-            committed: self.committed,
-            objects: self.index.objects(),
-        }
-    }
-
-    fn state(&self) -> String {
-        if let Some(stopped) = &self.stopped {
-            return format!("stopped: {}", stopped.detail);
-        }
-        match self.role {
-            Role::Replaying => "replaying".to_owned(),
-            Role::Starting => self.starting_state(),
-            Role::Head if self.head.stuck => {
-                "serving reads only: its device had no room for the journal".to_owned()
-            }
-            Role::Head if self.head.serving => "serving".to_owned(),
-            Role::Head => format!(
-                "waiting for entry {} to be durable on {} replicas and applied (durable here up to \
-                 {}, committed {}, applied {}; away: {})",
-                self.head.term_start,
-                self.config.quorum(),
-                self.log.durable(),
-                self.committed,
-                self.applied,
-                self.away(),
-            ),
-            Role::Follower if self.follower.sealed => "following".to_owned(),
-            Role::Follower => "waiting for the head".to_owned(),
-        }
-    }
-
-    /// Replicas that cannot be reached, for a person.
-    pub(crate) fn away(&self) -> String {
-        let me = self.config.me;
-        let away: Vec<String> = (0..self.config.replicas)
-            .filter(|peer| *peer != me && !self.is_up(*peer))
-            .map(|peer| peer.to_string())
-            .collect();
-        if away.is_empty() {
-            "none".to_owned()
-        } else {
-            format!("replicas {}", away.join(", "))
-        }
-    }
-
-    pub(crate) fn check_serving(&self) -> Result<(), Refusal> {
-        if self.serving() {
-            return Ok(());
-        }
-        let partition = self.config.partition;
-        let state = self.state();
-        let detail = if self.config.me == 0 {
-            format!("partition {partition} is not served yet: its head is {state}")
-        } else {
-            format!("this replica of partition {partition} is no head; it is {state}")
-        };
-        Err(Refusal::new(ErrorCode::NotServing, detail))
     }
 
     /// Nothing is done any more.
@@ -353,7 +273,7 @@ impl Replica {
     }
 
     /// Whoever waits for a commit is told that it is not known whether there will be one.
-    fn abandon_pending(&mut self, why: &str, out: &mut Vec<Action>) {
+    pub(crate) fn abandon_pending(&mut self, why: &str, out: &mut Vec<Action>) {
         for reply_to in self.head.pending.abandon() {
             let detail = format!(
                 "partition {}: {why}; whether the change was made is not known: send the request again",
@@ -400,28 +320,45 @@ impl Replica {
         let ChainMessage {
             partition,
             from,
+            to,
             term,
             body,
         } = message;
-        let known = from < self.config.replicas && from != self.config.me;
-        if partition != self.config.partition || !known || self.role == Role::Replaying {
+        let silent = self.role == Role::Replaying;
+        let meant = partition == self.config.partition && to == self.config.me;
+        if !meant || from == to || silent {
             return;
         }
-        if self.role == Role::Follower {
-            return self.on_message_follower(now, from, term, body, payload, out);
+        match body {
+            ChainBody::Refused { promised, lease_us } => {
+                return self.on_refused(now, from, promised, lease_us, out);
+            }
+            ChainBody::Fetch { last: Seq(0), .. } => return self.on_question(now, from, out),
+            ChainBody::Seal => return self.on_seal(now, from, term, out),
+            _ => {}
+        }
+        self.seen = self.seen.max(term);
+        if term < self.term {
+            if matches!(body, ChainBody::Append { .. } | ChainBody::Fetch { .. }) {
+                self.refuse(now, term.head(), out);
+            }
+            return;
         }
         if term > self.term {
-            let detail = format!(
-                "replica {from} knows term {term}, newer than this head's {}",
-                self.term
-            );
-            return self.stop(Refusal::new(ErrorCode::PartitionUnavailable, detail), out);
+            // Its head is told that it has to be promised first.
+            if matches!(body, ChainBody::Append { .. }) {
+                self.refuse(now, term.head(), out);
+            }
+            return;
         }
-        if term < self.term {
-            return self.on_older_term(now, from, out);
-        }
+        let follows = self.role == Role::Follower;
         match body {
-            ChainBody::Fetch { first, last } => self.on_fetch(from, first, last, out),
+            ChainBody::Append { .. } if follows => {
+                self.on_append_follower(now, from, body, payload, out);
+            }
+            ChainBody::Fetch { first, last } if !follows || self.follower.sealed => {
+                self.on_fetch(from, first, last, out);
+            }
             ChainBody::Entries { first, count } => {
                 let pieces = received(&payload, first, count);
                 self.on_repair_entries(now, from, first, &pieces, out);
@@ -436,12 +373,11 @@ impl Replica {
             } => {
                 self.on_sealed(now, from, last, last_term, holes, out);
             }
-            ChainBody::Ack { durable } => self.on_ack(now, from, durable, out),
+            ChainBody::Ack { durable, stamp } => self.on_ack(now, from, (durable, stamp), out),
             ChainBody::Mismatch { last, last_term } => {
                 self.on_mismatch(now, from, last, last_term, out);
             }
-            // Only a head says these, and there is no other one.
-            ChainBody::Seal | ChainBody::Append { .. } => {}
+            _ => {}
         }
     }
 
@@ -449,6 +385,9 @@ impl Replica {
         let Some(write) = self.writes.remove(&token) else {
             return;
         };
+        if write.first == Seq(0) {
+            return self.promised(now, out);
+        }
         let mut at = at;
         for (seq, (term, len)) in (write.first.0..).zip(&write.entries) {
             self.log.written(Seq(seq), *term, at);
@@ -473,7 +412,7 @@ impl Replica {
         } else {
             "its device failed to write the journal"
         };
-        if full && !write.copy && self.serving() {
+        if full && !write.copy && write.first > Seq(0) && self.in_office() {
             // What is committed stays so and can be read. The entry that failed is not durable
             // here, so neither it nor anything behind it is ever committed in this reign; and since
             // no more is put into the log, nothing new gets ahead of it on the device. Followers
@@ -485,14 +424,11 @@ impl Replica {
         self.stop(Refusal::new(ErrorCode::PartitionUnavailable, detail), out);
     }
 
-    fn on_link(&mut self, now: Instant, peer: u8, link: Link, out: &mut Vec<Action>) {
+    fn on_link(&mut self, now: Instant, peer: DeviceNo, link: Link, out: &mut Vec<Action>) {
         if peer == self.config.me {
             return;
         }
-        let Some(held) = self.links.get_mut(usize::from(peer)) else {
-            return;
-        };
-        *held = link;
+        self.links.insert(peer, link);
         if link == Link::Down {
             self.serves.retain(|(to, _), _| *to != peer);
             self.repair_peer_down(now, peer, out);
@@ -506,7 +442,8 @@ impl Replica {
 
     fn on_deadline(&mut self, now: Instant, out: &mut Vec<Action>) {
         match self.role {
-            Role::Replaying | Role::Follower => {}
+            Role::Replaying => {}
+            Role::Follower => self.on_deadline_election(now, out),
             Role::Starting => self.on_deadline_starting(now, out),
             Role::Head => self.on_deadline_head(now, out),
         }
@@ -519,6 +456,9 @@ impl Replica {
             return;
         };
         for piece in pieces {
+            if !mutant!(self, WitnessAfterReply) {
+                self.witness.raise(piece);
+            }
             self.log.write(piece);
         }
         self.persist(first.seq, last.seq, pieces, false, out);
@@ -560,14 +500,20 @@ impl Replica {
         self.tokens
     }
 
-    pub(crate) fn send(&self, to: u8, body: ChainBody, payload: Bytes, out: &mut Vec<Action>) {
+    pub(crate) fn send(
+        &self,
+        to: DeviceNo,
+        body: ChainBody,
+        payload: Bytes,
+        out: &mut Vec<Action>,
+    ) {
         self.send_as(self.term, to, body, payload, out);
     }
 
     pub(crate) fn send_as(
         &self,
         term: Term,
-        to: u8,
+        to: DeviceNo,
         body: ChainBody,
         payload: Bytes,
         out: &mut Vec<Action>,
@@ -576,6 +522,7 @@ impl Replica {
         let message = ChainMessage {
             partition,
             from: me,
+            to,
             term,
             body,
         };
@@ -586,28 +533,9 @@ impl Replica {
         });
     }
 
-    pub(crate) fn is_up(&self, peer: u8) -> bool {
-        self.links.get(usize::from(peer)) == Some(&Link::Up)
+    pub(crate) fn is_up(&self, peer: DeviceNo) -> bool {
+        self.links.get(&peer) == Some(&Link::Up)
     }
-
-    /// The other replicas that can be reached.
-    pub(crate) fn up(&self) -> Vec<u8> {
-        self.peers().filter(|peer| self.is_up(*peer)).collect()
-    }
-
-    /// The other replicas.
-    pub(crate) fn peers(&self) -> impl Iterator<Item = u8> + use<> {
-        let me = self.config.me;
-        (0..self.config.replicas).filter(move |peer| *peer != me)
-    }
-}
-
-fn no_bucket(bucket: &str) -> WireError {
-    Refusal::new(
-        ErrorCode::NoSuchBucket,
-        format!("there is no bucket {bucket:?}"),
-    )
-    .into()
 }
 
 /// The entries of a message: `count` of them, contiguous from `first`. None if that is not so: what

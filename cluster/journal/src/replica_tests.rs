@@ -3,14 +3,14 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq, Term};
+use ashlar_layout::ids::{ClientId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::journal::Entry;
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
-use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
+use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, ObjectMeta, Reply, WireError};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Config, Event, ListParams};
+use crate::api::{Action, Config, Event, InlineRef, ListParams};
 use crate::replica::Replica;
 use crate::sim::{MICRO, MILLI, Plan, SCRIPTED, World, limits};
 
@@ -22,13 +22,18 @@ pub(crate) const QUIET: Plan = Plan {
     jitter: false,
     victim: None,
     forgetful: false,
+    cuts: false,
+    spares: 0,
+    drift: false,
+    #[cfg(feature = "mutants")]
+    mutant: None,
 };
 
 /// A chain of three that serves.
-fn world(plan: Plan) -> World {
-    let mut world = World::new(1, 3, plan);
+fn world(seed: u64, plan: Plan) -> World {
+    let mut world = World::new(seed, 3, plan);
     world.run_until(200 * MILLI);
-    assert!(world.head().serving(), "{}", world.status(0));
+    assert_eq!(world.reigning(), Some(0), "{}", world.status(0));
     world
 }
 
@@ -58,6 +63,14 @@ pub(crate) fn delete(key: &str) -> Op {
     }
 }
 
+pub(crate) fn config(me: u32) -> Config {
+    Config::new(
+        PartitionId(7),
+        DeviceNo(me),
+        [1, 2, 3].map(DeviceNo).to_vec(),
+    )
+}
+
 pub(crate) struct Script {
     pub(crate) world: World,
     asked: u64,
@@ -69,8 +82,12 @@ impl Script {
     }
 
     pub(crate) fn with(plan: Plan) -> Self {
+        Self::seeded(1, plan)
+    }
+
+    pub(crate) fn seeded(seed: u64, plan: Plan) -> Self {
         let mut script = Self {
-            world: world(plan),
+            world: world(seed, plan),
             asked: SCRIPTED,
         };
         script.done(create("bucket"), Precondition::None, b"");
@@ -82,6 +99,7 @@ impl Script {
         self.asked += 1;
         let event = Event::Propose {
             reply_to: self.asked,
+            term: self.world.head().term,
             client: ClientId(client),
             request: RequestNo(request),
             retry,
@@ -90,7 +108,8 @@ impl Script {
             inline: Bytes::from_static(b"x"),
             wall_ms: 1234,
         };
-        self.world.tell(0, event);
+        let head = self.world.reigning().unwrap();
+        self.world.tell(head, event);
         self.answer(self.asked)
     }
 
@@ -98,6 +117,7 @@ impl Script {
         self.asked += 1;
         let event = Event::Propose {
             reply_to: self.asked,
+            term: self.world.head().term,
             client: ClientId(42),
             request: RequestNo(request),
             retry: None,
@@ -106,11 +126,12 @@ impl Script {
             inline: Bytes::copy_from_slice(inline),
             wall_ms: 1234,
         };
-        self.world.tell(0, event);
+        let head = self.world.reigning().unwrap();
+        self.world.tell(head, event);
         self.asked
     }
 
-    fn ask(&mut self, op: Op, precondition: Precondition, inline: &[u8]) -> u64 {
+    pub(crate) fn ask(&mut self, op: Op, precondition: Precondition, inline: &[u8]) -> u64 {
         self.ask_as(self.asked - SCRIPTED + 1, op, precondition, inline)
     }
 
@@ -129,7 +150,7 @@ impl Script {
         self.world.now - since
     }
 
-    fn answer(&mut self, asked: u64) -> Reply {
+    pub(crate) fn answer(&mut self, asked: u64) -> Reply {
         self.wait(asked);
         self.world.answers.remove(&asked).unwrap()
     }
@@ -145,6 +166,21 @@ impl Script {
             Reply::Committed { seq, displaced } => (seq, displaced),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// At whoever reigns, or else at the first replica.
+    pub(crate) fn look(
+        &self,
+        key: &str,
+    ) -> Result<(ObjectMeta, Option<InlineRef>, Seq, u64), WireError> {
+        let node = self.world.reigning().unwrap_or(0);
+        let replica = self.world.replica(node);
+        replica.lookup(self.world.clock(node), "bucket", key)
+    }
+
+    pub(crate) fn run(&mut self, millis: u64) {
+        let end = self.world.now + millis * MILLI;
+        self.world.run_until(end);
     }
 
     fn refused(&mut self, op: Op, precondition: Precondition, inline: &[u8]) -> ErrorCode {
@@ -246,17 +282,25 @@ fn buckets() {
     assert_eq!(script.refused(drop, none, b""), ErrorCode::NoSuchBucket);
     script.done(create("aaa"), none, b"");
     script.done(create("bbb"), none, b"");
-    let (page, more) = script.world.head().list_buckets("", 1).unwrap();
+    let (page, more) = script
+        .world
+        .head()
+        .list_buckets(script.world.clock(0), "", 1)
+        .unwrap();
     assert_eq!(
         (page[0].name.as_str(), page[0].created_ms, more),
         ("aaa", 1234, true)
     );
-    let (page, more) = script.world.head().list_buckets("aaa", 9).unwrap();
+    let (page, more) = script
+        .world
+        .head()
+        .list_buckets(script.world.clock(0), "aaa", 9)
+        .unwrap();
     assert_eq!((page[0].name.as_str(), more), ("bbb", false));
     let error = script
         .world
         .head()
-        .list(&ListParams::default())
+        .list(script.world.clock(0), &ListParams::default())
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::NoSuchBucket);
 }
@@ -278,15 +322,10 @@ fn a_retry_is_answered_and_not_done_again() {
     let third = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
     assert_eq!(script.answer(third), done);
     script.world.crash(0);
-    script.world.start(0);
-    let end = script.world.now + 300 * MILLI;
-    script.world.run_until(end);
+    script.run(300);
     let fourth = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
     assert_eq!(script.answer(fourth), done);
-    assert_eq!(
-        script.world.head().lookup("bucket", "k").unwrap().0.version,
-        seq
-    );
+    assert_eq!(script.look("k").unwrap().0.version, seq);
 }
 
 #[test]
@@ -310,7 +349,8 @@ fn payloads_are_checked_and_found_on_the_device() {
         ErrorCode::BadRequest
     );
     script.done(put("k", b"right"), none, b"right");
-    let (meta, inline) = script.world.head().lookup("bucket", "k").unwrap();
+    let (meta, inline, as_of, config) = script.look("k").unwrap();
+    assert_eq!((as_of, config), (meta.version, 1));
     let inline = inline.unwrap();
     let bytes = script.world.nodes[0]
         .device
@@ -318,7 +358,7 @@ fn payloads_are_checked_and_found_on_the_device() {
         .unwrap();
     assert_eq!(Entry::decode(&bytes).unwrap().inline, b"right");
     assert_eq!((meta.modified_ms, inline.seq), (1234, meta.version));
-    let error = script.world.head().lookup("bucket", "none").unwrap_err();
+    let error = script.look("none").unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);
 }
 
@@ -371,82 +411,17 @@ fn a_stopped_successor_is_bypassed_and_catches_up() {
 }
 
 #[test]
-fn without_enough_replicas_changes_are_refused_and_reads_go_on() {
-    let mut script = Script::new();
-    script.done(put("k", b"x"), Precondition::None, b"x");
-    script.world.crash(1);
-    script.done(put("k", b"y"), Precondition::None, b"y");
-    script.world.crash(2);
-    let asked = script.ask(put("k", b"z"), Precondition::None, b"z");
-    let Reply::Error(error) = script.answer(asked) else {
-        panic!("done alone")
-    };
-    assert_eq!(error.code, ErrorCode::NotServing, "nothing was done");
-    assert!(error.detail.contains("replicas 1, 2"), "{}", error.detail);
-    assert!(script.world.head().lookup("bucket", "k").is_ok());
-    // A head alone does not take office.
-    script.world.crash(0);
-    script.world.start(0);
-    let end = script.world.now + 3000 * MILLI;
-    script.world.run_until(end);
-    let error = script.world.head().lookup("bucket", "k").unwrap_err();
-    assert_eq!(error.code, ErrorCode::NotServing);
-    assert!(error.detail.contains("1 of 3 replicas"), "{}", error.detail);
-    script.world.start(2);
-    let end = script.world.now + 300 * MILLI;
-    script.world.run_until(end);
-    assert!(script.world.head().lookup("bucket", "k").is_ok());
-}
-
-#[test]
-fn what_only_a_missing_replica_may_hold_is_waited_for() {
-    let mut script = Script::new();
-    script.world.crash(2);
-    let (seq, _) = script.done(put("k", b"x"), Precondition::None, b"x");
-    script.world.crash(1);
-    script.world.crash(0);
-    // The head's copy rots; replica 2 never had it; replica 1 is away.
-    script.world.nodes[0]
-        .device
-        .records
-        .last_mut()
-        .unwrap()
-        .rotten = true;
-    script.world.start(0);
-    script.world.start(2);
-    let end = script.world.now + 5000 * MILLI;
-    script.world.run_until(end);
-    assert!(
-        !script.world.head().serving(),
-        "it would serve without entry {seq}"
-    );
-    let state = script.world.head().status().state;
-    assert!(
-        state.contains("damaged") && state.contains("replicas 1"),
-        "{state}"
-    );
-    script.world.start(1);
-    let end = script.world.now + 300 * MILLI;
-    script.world.run_until(end);
-    assert_eq!(
-        script.world.head().lookup("bucket", "k").unwrap().0.version,
-        seq
-    );
-}
-
-#[test]
 fn damage_without_a_place_is_taken_for_the_end() {
     let script = Script::new();
     let tail_damaged = |hint: &dyn Fn(Seq) -> Option<(Seq, Seq)>| {
         let node = &script.world.nodes[0];
         let last = node.replica.as_ref().unwrap().log.last();
-        let mut replica = Replica::new(Config::new(PartitionId(7), 0, 3));
+        let mut replica = Replica::new(config(1));
         replica.replay_damaged(hint(last));
         for record in &node.device.records {
             replica.replay(&record.bytes, record.at);
         }
-        let start = Event::Start { term: Term(99) };
-        replica.on_event(Instant(0), start, &mut Vec::new());
+        replica.on_event(Instant(0), Event::Start {}, &mut Vec::new());
         assert_eq!(replica.log.last(), last);
         replica.log.tail_damaged()
     };
@@ -458,7 +433,7 @@ fn damage_without_a_place_is_taken_for_the_end() {
 #[test]
 fn a_follower_acknowledges_only_what_is_shown_to_agree() {
     let script = Script::new();
-    let mut follower = Replica::new(Config::new(PartitionId(7), 1, 3));
+    let mut follower = Replica::new(config(2));
     for record in &script.world.nodes[1].device.records {
         follower.replay(&record.bytes, record.at);
     }
@@ -470,44 +445,55 @@ fn a_follower_acknowledges_only_what_is_shown_to_agree() {
         prev_term,
         count: 0,
         committed: Seq(99),
+        stamp: 5,
     };
-    follower.on_event(now, Event::Start { term: Term(0) }, &mut Vec::new());
-    let mut tell = |term, body| {
+    follower.on_event(now, Event::Start {}, &mut Vec::new());
+    let mut tell = |round, body| {
         let message = ChainMessage {
             partition: PartitionId(7),
-            from: 0,
-            term: Term(term),
+            from: DeviceNo(1),
+            to: DeviceNo(2),
+            term: Term::new(round, DeviceNo(1)),
             body,
         };
         let mut out = Vec::new();
         let payload = Bytes::new();
         follower.on_event(now, Event::Message { message, payload }, &mut out);
+        if let [Action::Persist { token, .. }] = out[..] {
+            out.clear();
+            follower.on_event(now, Event::Persisted { token, at: 4096 }, &mut out);
+        }
         match &out[..] {
-            [Action::Send { to: 0, message, .. }] => Some((message.term, message.body.clone())),
+            [Action::Send { message, .. }] => Some((message.term.round(), message.body.clone())),
             [] => None,
             other => panic!("{other:?}"),
         }
     };
-    // A reign that it has not sealed: it says so, and takes nothing.
+    let ack = |durable| ChainBody::Ack { durable, stamp: 5 };
+    // A reign that it has not promised: it says so, and takes nothing.
     assert!(matches!(
         tell(9, append(Seq(1), first_term)),
-        Some((Term(0), ChainBody::Mismatch { .. }))
+        Some((1, ChainBody::Refused { promised, .. })) if promised == first_term
     ));
     assert!(matches!(
         tell(9, ChainBody::Seal),
-        Some((Term(9), ChainBody::Sealed { last, .. })) if last == held
+        Some((9, ChainBody::Sealed { last, .. })) if last == held
     ));
     assert_eq!(
         tell(9, append(Seq(1), first_term)),
-        Some((Term(9), ChainBody::Ack { durable: Seq(1) })),
+        Some((9, ack(Seq(1)))),
         "it holds {held}, but only the first is known to agree"
     );
     assert!(matches!(
         tell(9, append(held, Term(8))),
-        Some((Term(9), ChainBody::Mismatch { last, .. })) if last < held
+        Some((9, ChainBody::Mismatch { last, .. })) if last < held
     ));
-    assert_eq!(tell(8, ChainBody::Seal), None, "an older reign");
-    assert_eq!(tell(8, append(Seq(1), first_term)), None);
+    for body in [ChainBody::Seal, append(Seq(1), first_term)] {
+        assert!(
+            matches!(tell(8, body), Some((9, ChainBody::Refused { .. }))),
+            "an older reign"
+        );
+    }
     assert_eq!(follower.committed, Seq(1), "no further than what agrees");
 }
 
@@ -541,10 +527,12 @@ fn bounds_are_told() {
 fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
     let script = Script::new();
     let mut head = script.world.head().clone();
+    let term = head.term;
     let now = Instant(script.world.now);
     let mut out = Vec::new();
     let event = |reply_to| Event::Propose {
         reply_to,
+        term,
         client: ClientId(42),
         request: RequestNo(reply_to),
         retry: None,
@@ -572,7 +560,7 @@ fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
     };
     assert_eq!(error.code, ErrorCode::PartitionUnavailable);
     assert!(error.detail.contains("not known"), "{}", error.detail);
-    assert!(!head.serving());
+    assert!(!head.serving(now));
     out.clear();
     head.on_event(now, event(78), &mut out);
     assert!(matches!(
@@ -595,7 +583,9 @@ fn the_same_seed_gives_the_same_states() {
             pauses: true,
             jitter: true,
             victim: Some(1),
-            forgetful: false,
+            cuts: true,
+            drift: true,
+            ..QUIET
         };
         let mut world = World::new(seed, 3, plan);
         world.unleash();

@@ -1,25 +1,31 @@
 //! The simulated driver: replicas, devices, connections and time, all from one seed.
 //!
 //! Fault model, which the replicas must survive:
-//! - a crash of any replicas at any time, all at once included: of the writes in flight a prefix
+//! - a crash of any replicas, heads as well, at any time, all at once included: of the writes in flight a prefix
 //!   survives, the next one may be torn (and is then found as a damaged record);
-//! - a pause: nothing is handled, nothing is lost, connections stay;
+//! - a pause: nothing is handled, nothing is lost, connections stay, and all comes at once later;
+//! - a cut: what one replica says to another, one way or both, is lost, and nobody is told;
 //! - a connection that breaks: what is under way is gone, both sides are told, it comes back later;
 //! - messages that a driver drops, single ones, while the connection stays;
+//! - clocks that begin anywhere and run by up to a tenth too fast or too slow;
+//! - other members that are wanted in the chain, at any time, again and again;
 //! - records of *one* replica's device that cannot be read any more, found at once or at replay.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::crc::crc32;
+use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainBody, Reply};
 use ashlar_layout::time::Instant;
 
-use crate::api::{Action, Config, Event, Limits};
-use crate::replica::{Replica, Role};
+use crate::api::{Action, Event, Limits};
+use crate::entry;
+use crate::replica::Replica;
 use crate::sim_clients::Clients;
 use crate::sim_device::{Device, Record, Rng};
+use crate::sim_reads::Cached;
 
 pub(crate) const MICRO: u64 = 1_000;
 pub(crate) const MILLI: u64 = 1_000_000;
@@ -31,15 +37,35 @@ pub(crate) struct Node {
     pub(crate) replica: Option<Replica>,
     pub(crate) device: Device,
     /// Counts processes: what was meant for an earlier one is dropped.
-    process: u64,
-    paused: bool,
-    inbox: VecDeque<Event>,
-    epoch: u64,
-    timer: Option<u64>,
+    pub(crate) process: u64,
+    pub(crate) paused: bool,
+    pub(crate) inbox: VecDeque<Event>,
+    pub(crate) timer: Option<u64>,
+    /// Its clock: where it began, and how fast it runs, in thousandths.
+    clock: (u64, u64),
+}
+
+impl Node {
+    pub(crate) fn clock(&self, now: u64) -> Instant {
+        Instant(self.clock.0 + now * self.clock.1 / 1000)
+    }
+
+    /// When its clock shows this, or more.
+    fn when(&self, at: Instant) -> u64 {
+        (at.0.saturating_sub(self.clock.0) * 1000).div_ceil(self.clock.1)
+    }
+}
+
+pub(crate) fn device(node: u8) -> DeviceNo {
+    DeviceNo(u32::from(node) + 1)
+}
+
+pub(crate) fn node_of(device: DeviceNo) -> u8 {
+    (device.0 - 1) as u8
 }
 
 #[derive(Clone, Debug)]
-enum Happening {
+pub(crate) enum Happening {
     Tell {
         node: u8,
         process: u64,
@@ -69,6 +95,15 @@ enum Happening {
         client: usize,
         attempt: u64,
     },
+    /// A cached read asks its next witness.
+    Witness {
+        read: usize,
+    },
+    /// What this one says to that one arrives again.
+    Mend {
+        from: u8,
+        to: u8,
+    },
     Fault,
 }
 
@@ -85,6 +120,13 @@ pub(crate) struct Plan {
     pub(crate) victim: Option<u8>,
     /// Whether replicas remember fewer clients than there are.
     pub(crate) forgetful: bool,
+    /// Connections that lose everything, unnoticed.
+    pub(crate) cuts: bool,
+    /// Replicas that are no members at first; members come and go if there are any.
+    pub(crate) spares: u8,
+    pub(crate) drift: bool,
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<crate::mutants::Mutant>,
 }
 
 pub(crate) struct World {
@@ -92,8 +134,12 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) plan: Plan,
     pub(crate) nodes: Vec<Node>,
+    pub(crate) founders: Vec<DeviceNo>,
+    pub(crate) desired: Vec<DeviceNo>,
     pub(crate) clients: Clients,
-    generations: BTreeMap<(u8, u8), (u64, bool)>,
+    pub(crate) cached: Vec<Cached>,
+    pub(crate) generations: BTreeMap<(u8, u8), (u64, bool)>,
+    pub(crate) cut: BTreeSet<(u8, u8)>,
     fifo: BTreeMap<(u8, u8), u64>,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: BTreeMap<u64, Happening>,
@@ -103,7 +149,11 @@ pub(crate) struct World {
     /// Answers to questions numbered from [`SCRIPTED`].
     pub(crate) answers: BTreeMap<u64, Reply>,
     /// Terms of everything that any replica took for committed.
-    committed: Vec<Term>,
+    pub(crate) committed: Vec<Term>,
+    /// When the newest of it was.
+    pub(crate) committed_at: u64,
+    /// Checksums of everything that was ever written.
+    written: BTreeMap<(Term, Seq), u32>,
 }
 
 pub(crate) fn limits() -> Limits {
@@ -125,12 +175,15 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
-fn pair(a: u8, b: u8) -> (u8, u8) {
+pub(crate) fn pair(a: u8, b: u8) -> (u8, u8) {
     (a.min(b), a.max(b))
 }
 
 impl World {
     pub(crate) fn new(seed: u64, replicas: u8, plan: Plan) -> Self {
+        let mut rng = Rng(seed);
+        let founders: Vec<DeviceNo> = (0..replicas).map(device).collect();
+        let replicas = replicas + plan.spares;
         let nodes = (0..replicas)
             .map(|_| Node {
                 replica: None,
@@ -141,11 +194,13 @@ impl World {
                 process: 0,
                 paused: false,
                 inbox: VecDeque::new(),
-                epoch: 0,
                 timer: None,
+                clock: match plan.drift {
+                    true => (1 + rng.below(1 << 40), 900 + rng.below(200)),
+                    false => (0, 1000),
+                },
             })
             .collect();
-        let mut rng = Rng(seed);
         let clients = Clients::new(&mut rng);
         let mut world = Self {
             now: 0,
@@ -153,6 +208,10 @@ impl World {
             plan,
             nodes,
             clients,
+            cached: Vec::new(),
+            cut: BTreeSet::new(),
+            founders: founders.clone(),
+            desired: founders,
             generations: BTreeMap::new(),
             fifo: BTreeMap::new(),
             queue: BinaryHeap::new(),
@@ -162,6 +221,8 @@ impl World {
             stats: BTreeMap::new(),
             answers: BTreeMap::new(),
             committed: Vec::new(),
+            committed_at: 0,
+            written: BTreeMap::new(),
         };
         for node in 0..replicas {
             world.start(node);
@@ -183,15 +244,35 @@ impl World {
         self.nodes[usize::from(node)].paused = true;
     }
 
+    /// Who reigns: of several that think so, the latest.
+    pub(crate) fn reigning(&self) -> Option<u8> {
+        let office = |node: &u8| {
+            let replica = self.nodes[usize::from(*node)].replica.as_ref()?;
+            replica.in_office().then_some(replica.term)
+        };
+        let all = 0..self.nodes.len() as u8;
+        all.filter(|node| office(node).is_some()).max_by_key(office)
+    }
+
     pub(crate) fn head(&self) -> &Replica {
-        self.nodes[0].replica.as_ref().expect("the head runs")
+        let node = self.reigning().expect("somebody reigns");
+        self.replica(node)
+    }
+
+    pub(crate) fn replica(&self, node: u8) -> &Replica {
+        let replica = self.nodes[usize::from(node)].replica.as_ref();
+        replica.expect("it runs")
+    }
+
+    pub(crate) fn clock(&self, node: u8) -> Instant {
+        self.nodes[usize::from(node)].clock(self.now)
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.stats.entry(what).or_default() += 1;
     }
 
-    fn at(&mut self, delay: u64, what: Happening) {
+    pub(crate) fn at(&mut self, delay: u64, what: Happening) {
         self.order += 1;
         self.queue.push(Reverse((self.now + delay, self.order)));
         self.happenings.insert(self.order, what);
@@ -201,13 +282,13 @@ impl World {
         self.at(delay, Happening::Client { client, attempt });
     }
 
-    /// Something reaches the head from outside.
-    pub(crate) fn tell_head(&mut self, delay: u64, event: Event) {
-        let process = self.nodes[0].process;
+    /// Something reaches a replica from outside.
+    pub(crate) fn tell_later(&mut self, delay: u64, node: u8, event: Event) {
+        let process = self.nodes[usize::from(node)].process;
         self.at(
             delay,
             Happening::Tell {
-                node: 0,
+                node,
                 process,
                 connection: None,
                 event: event.into(),
@@ -264,7 +345,7 @@ impl World {
                 if held.process == process {
                     held.timer = None;
                     let due = held.replica.as_ref().and_then(Replica::next_deadline);
-                    if due.is_some_and(|due| due.0 <= self.now) {
+                    if due.is_some_and(|due| due <= held.clock(self.now)) {
                         self.tell(node, Event::Deadline);
                         let after = self.nodes[usize::from(node)]
                             .replica
@@ -272,12 +353,13 @@ impl World {
                             .and_then(Replica::next_deadline);
                         let paused = self.nodes[usize::from(node)].paused;
                         assert!(
-                            paused || after.is_none_or(|after| after.0 > self.now),
+                            paused || after.is_none_or(|after| after > self.clock(node)),
                             "replica {node} wants a deadline in the past, for ever: {:#?}",
                             self.nodes[usize::from(node)].replica.as_ref().map(|r| (
                                 r.role,
                                 &r.head.progress,
                                 &r.starting,
+                                &r.election,
                                 &r.repairs,
                                 r.head.announce_at
                             ))
@@ -293,8 +375,8 @@ impl World {
                 let held = self.generations.entry(pair(a, b)).or_default();
                 if held.0 == generation && !held.1 && both {
                     held.1 = true;
-                    self.tell(a, Event::PeerUp { peer: b });
-                    self.tell(b, Event::PeerUp { peer: a });
+                    self.tell(a, Event::PeerUp { peer: device(b) });
+                    self.tell(b, Event::PeerUp { peer: device(a) });
                 }
             }
             Happening::Restart { node } => {
@@ -304,12 +386,17 @@ impl World {
             }
             Happening::Resume { node } => self.resume(node),
             Happening::Client { client, attempt } => self.client_goes_on(client, attempt),
+            Happening::Witness { read } => self.ask_witness(read),
+            Happening::Mend { from, to } => {
+                self.cut.remove(&(from, to));
+            }
             Happening::Fault => self.fault(),
         }
     }
 
     /// Gives an event to a replica and carries out what it wants.
     pub(crate) fn tell(&mut self, node: u8, event: Event) {
+        let now = self.clock(node);
         let held = &mut self.nodes[usize::from(node)];
         if held.paused {
             if event != Event::Deadline {
@@ -321,7 +408,23 @@ impl World {
             return;
         };
         let mut out = Vec::new();
-        replica.on_event(Instant(self.now), event, &mut out);
+        let log = std::env::var("ASHLAR_LOG").is_ok();
+        let what = if log {
+            format!("{event:?}")
+        } else {
+            String::new()
+        };
+        replica.on_event(now, event, &mut out);
+        if log {
+            let at = (self.now / MICRO, node + 1);
+            eprintln!("{at:?} {what:.260}");
+            for action in &out {
+                eprintln!(
+                    "{at:?}    -> {}",
+                    format!("{action:?}").chars().take(260).collect::<String>()
+                );
+            }
+        }
         self.check(node);
         for action in out {
             self.carry_out(node, action);
@@ -329,17 +432,33 @@ impl World {
         self.arm(node);
     }
 
-    fn arm(&mut self, node: u8) {
+    pub(crate) fn arm(&mut self, node: u8) {
         let now = self.now;
         let held = &mut self.nodes[usize::from(node)];
         let Some(due) = held.replica.as_ref().and_then(Replica::next_deadline) else {
             return;
         };
-        let due = due.0.max(now);
+        let due = held.when(due).max(now);
         if held.timer.is_none_or(|timer| timer > due) {
             held.timer = Some(due);
             let process = held.process;
             self.at(due - now, Happening::Timer { node, process });
+        }
+    }
+
+    /// One value for each place in each reign, whoever writes it.
+    fn check_written(&mut self, entries: &bytes::Bytes) {
+        let mut pieces = Vec::new();
+        entry::split(entries, &mut pieces).expect("what is written is whole");
+        for piece in pieces.iter().filter(|piece| piece.seq.0 > 0) {
+            let crc = crc32(&piece.bytes);
+            let before = self.written.insert((piece.term, piece.seq), crc);
+            assert!(
+                before.is_none_or(|before| before == crc),
+                "two entries {} of reign {}",
+                piece.seq,
+                piece.term
+            );
         }
     }
 
@@ -352,6 +471,7 @@ impl World {
                 last,
                 entries,
             } => {
+                self.check_written(&entries);
                 let mut took = 20 * MICRO + self.rng.below(200 * MICRO);
                 if self.plan.jitter && self.rng.one_in(100) {
                     took += self.rng.below(20 * MILLI);
@@ -381,25 +501,36 @@ impl World {
                 message,
                 payload,
             } => {
+                let to = node_of(to);
                 assert_ne!(to, node, "a message to itself");
                 let Some(&(generation, true)) = self.generations.get(&pair(node, to)) else {
                     return;
                 };
+                if self.cut.contains(&(node, to)) {
+                    return self.count("cut off");
+                }
                 if self.plan.lossy && self.faults && self.rng.one_in(20) {
                     return self.count("dropped");
                 }
                 if let ChainBody::Append { count, .. } = message.body
                     && count > 0
                 {
-                    self.count(match (node, to) {
-                        (0, 1) => "to the first",
-                        (0, _) => "bypassed",
+                    let replica = self.replica(node);
+                    let first = replica
+                        .log
+                        .chain()
+                        .successor(message.term.head(), device(node));
+                    let head = message.term.head() == device(node);
+                    self.count(match (head, first == Some(device(to))) {
+                        (true, true) => "to the first",
+                        (true, false) => "bypassed",
                         _ => "forwarded",
                     });
                 }
                 let mut due = self.now + 10 * MICRO + self.rng.below(100 * MICRO);
                 if self.plan.jitter && self.rng.one_in(200) {
-                    due += self.rng.below(10 * MILLI);
+                    let long = if self.rng.one_in(4) { 200 } else { 10 };
+                    due += self.rng.below(long * MILLI);
                 }
                 let fifo = self.fifo.entry((node, to)).or_default();
                 due = due.max(*fifo);
@@ -438,261 +569,8 @@ impl World {
                     },
                 );
             }
+            Action::Retired => self.count("retired"),
             Action::Restored { seq, result } => self.restored(node, seq, result),
         }
-    }
-
-    pub(crate) fn start(&mut self, node: u8) {
-        let replicas = self.nodes.len() as u8;
-        let mut config = Config::new(PartitionId(7), node, replicas);
-        config.limits = limits();
-        if self.plan.forgetful {
-            config.limits.clients = 2;
-        }
-        let held = &mut self.nodes[usize::from(node)];
-        held.process += 1;
-        held.epoch += 1;
-        held.paused = false;
-        held.inbox.clear();
-        held.timer = None;
-        held.device.busy_until = self.now;
-        let mut replica = Replica::new(config);
-        for record in &held.device.records {
-            if record.rotten {
-                replica.replay_damaged(record.hint);
-            } else {
-                replica.replay(&record.bytes, record.at);
-            }
-        }
-        let term = Term(held.epoch);
-        held.replica = Some(replica);
-        for peer in (0..replicas).filter(|peer| *peer != node) {
-            let generation = self.generations.entry(pair(node, peer)).or_default().0;
-            let delay = MILLI + self.rng.below(5 * MILLI);
-            self.at(
-                delay,
-                Happening::Connect {
-                    a: node,
-                    b: peer,
-                    generation,
-                },
-            );
-        }
-        self.tell(node, Event::Start { term });
-    }
-
-    pub(crate) fn crash(&mut self, node: u8) {
-        let torn = self.plan.victim.is_none_or(|victim| victim == node) && self.plan.torn;
-        let survive = self.rng.next();
-        let tear = torn && self.rng.one_in(2);
-        let hint = self.rng.one_in(2);
-        let held = &mut self.nodes[usize::from(node)];
-        if held.replica.take().is_none() {
-            return;
-        }
-        held.process += 1;
-        held.paused = false;
-        held.inbox.clear();
-        let inflight = std::mem::take(&mut held.device.inflight);
-        let survive = survive % (inflight.len() as u64 + 1);
-        for (nth, (_, mut record)) in inflight.into_iter().enumerate() {
-            if nth as u64 == survive && tear {
-                record.rotten = true;
-                record.hint = record.hint.filter(|_| hint);
-                held.device.records.push(record);
-            } else if (nth as u64) < survive {
-                held.device.records.push(record);
-            }
-        }
-        for peer in (0..self.nodes.len() as u8).filter(|peer| *peer != node) {
-            self.disconnect(node, peer);
-        }
-        self.clients.head_crashed(node);
-        self.count("crashes");
-    }
-
-    fn disconnect(&mut self, a: u8, b: u8) {
-        let held = self.generations.entry(pair(a, b)).or_default();
-        let was = held.1;
-        *held = (held.0 + 1, false);
-        let generation = held.0;
-        for (node, peer) in [(a, b), (b, a)] {
-            if was {
-                self.tell(node, Event::PeerDown { peer });
-            }
-        }
-        let delay = MILLI + self.rng.below(30 * MILLI);
-        self.at(delay, Happening::Connect { a, b, generation });
-    }
-
-    pub(crate) fn resume(&mut self, node: u8) {
-        let held = &mut self.nodes[usize::from(node)];
-        if !held.paused {
-            return;
-        }
-        held.paused = false;
-        for event in std::mem::take(&mut held.inbox) {
-            self.tell(node, event);
-        }
-        self.tell(node, Event::Deadline);
-    }
-
-    /// Records of the victim's device become unreadable.
-    pub(crate) fn rot(&mut self, victim: u8) {
-        let some = 1 + self.rng.below(3);
-        for _ in 0..some {
-            let nth = self.rng.next();
-            let hint = self.rng.one_in(2);
-            let records = &mut self.nodes[usize::from(victim)].device.records;
-            if records.is_empty() {
-                return;
-            }
-            // The newest ones hurt most.
-            let back = if nth & 1 == 0 {
-                nth >> 1
-            } else {
-                (nth >> 1) % 5
-            };
-            let at = records.len() - 1 - (back % records.len() as u64) as usize;
-            records[at].rotten = true;
-            if !hint {
-                records[at].hint = None;
-            }
-        }
-        self.count("rot");
-    }
-
-    fn fault(&mut self) {
-        if !self.faults {
-            return;
-        }
-        let nodes = self.nodes.len() as u64;
-        let node = self.rng.below(nodes) as u8;
-        match self.rng.below(12) {
-            0..=2 if self.plan.crashes => {
-                self.crash(node);
-                let delay = self.rng.below(60 * MILLI);
-                self.at(delay, Happening::Restart { node });
-            }
-            3 if self.plan.crashes => {
-                self.count("all crashed");
-                for node in 0..nodes as u8 {
-                    self.crash(node);
-                    let delay = self.rng.below(60 * MILLI);
-                    self.at(delay, Happening::Restart { node });
-                }
-            }
-            4..=6 if self.plan.pauses => {
-                self.nodes[usize::from(node)].paused = true;
-                self.count("pauses");
-                let delay = self.rng.below(80 * MILLI);
-                self.at(delay, Happening::Resume { node });
-            }
-            7 | 8 => {
-                let other = self.rng.below(nodes) as u8;
-                if other != node {
-                    self.count("breaks");
-                    self.disconnect(node, other);
-                }
-            }
-            9 | 10 => {
-                if let Some(victim) = self.plan.victim {
-                    self.rot(victim);
-                }
-            }
-            _ => {}
-        }
-        let delay = self.rng.below(40 * MILLI);
-        self.at(delay, Happening::Fault);
-    }
-
-    /// No more faults: everything runs and stays connected.
-    pub(crate) fn heal(&mut self) {
-        self.faults = false;
-        for node in 0..self.nodes.len() as u8 {
-            let stopped = self.nodes[usize::from(node)]
-                .replica
-                .as_ref()
-                .is_some_and(|r| r.stopped.is_some());
-            assert!(!stopped, "replica {node} stopped: {:?}", self.status(node));
-            if self.nodes[usize::from(node)].replica.is_none() {
-                self.start(node);
-            }
-            self.resume(node);
-        }
-    }
-
-    pub(crate) fn status(&self, node: u8) -> String {
-        let replica = self.nodes[usize::from(node)].replica.as_ref();
-        replica.map_or("down".to_owned(), |replica| {
-            format!("{:?}", replica.status())
-        })
-    }
-
-    /// What must hold after every step.
-    fn check(&mut self, node: u8) {
-        let held = &self.nodes[usize::from(node)];
-        let Some(replica) = &held.replica else {
-            return;
-        };
-        assert!(
-            replica.stopped.is_none(),
-            "replica {node} stopped: {:?}",
-            replica.status()
-        );
-        assert!(
-            replica.committed <= replica.log.last(),
-            "committed beyond the end"
-        );
-        if replica.role == Role::Head {
-            let (committed, start) = (replica.committed, replica.head.term_start);
-            assert!(
-                committed.0 == 0 || committed >= start,
-                "entry {committed} counted before the reign's first, {start}"
-            );
-        }
-        if replica.serving() {
-            assert_eq!(
-                replica.applied, replica.committed,
-                "a serving head has applied everything"
-            );
-            assert!(
-                replica.committed <= replica.log.durable(),
-                "committed, not durable here"
-            );
-        }
-        let memory = replica.log.writing_bytes();
-        assert!(
-            memory <= 3 * limits().unpersisted_bytes,
-            "{memory} bytes on their way"
-        );
-        assert!(
-            replica.head.pending.len() <= limits().pending,
-            "too many pending"
-        );
-        let known = self.committed.len() as u64;
-        for seq in known + 1..=replica.committed.0 {
-            let term = replica.log.term(Seq(seq));
-            match term {
-                Some(term) => self.committed.push(term),
-                None => break,
-            }
-        }
-        // The newest is enough: logs that agree there agree below.
-        let newest = replica.committed.0.min(self.committed.len() as u64);
-        if newest > 0
-            && let Some(term) = replica.log.term(Seq(newest))
-        {
-            assert_eq!(
-                term,
-                self.committed[newest as usize - 1],
-                "replica {node}: entry {newest} is committed twice"
-            );
-        }
-    }
-
-    /// The highest entry that anybody took for committed.
-    pub(crate) fn committed(&self) -> u64 {
-        self.committed.len() as u64
     }
 }

@@ -1,5 +1,9 @@
 //! Clients of the simulated store, the history that they see, and the model that judges it.
 //!
+//! A client asks any replica who reigns, names that reign in its request, and asks again when it has
+//! waited long enough: from then on the earlier attempt's answer counts no more, whenever that attempt
+//! is carried out.
+//!
 //! What must hold at the end: the head's log, applied by a plain model, explains everything:
 //! - every answer `Committed { seq }` names the entry that holds that very request;
 //! - every request is in the log at most once; a refused one not at all;
@@ -10,14 +14,14 @@
 use std::collections::BTreeMap;
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::{ClientId, PgId, RequestNo, Seq, StripeId};
+use ashlar_layout::ids::{ClientId, PgId, RequestNo, Seq, StripeId, Term};
 use ashlar_layout::journal::Entry;
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
 use ashlar_layout::message::{ErrorCode, Reply, WireError};
 use bytes::Bytes;
 
-use crate::api::{Event, ListParams};
-use crate::sim::{MICRO, MILLI, World};
+use crate::api::Event;
+use crate::sim::{MICRO, MILLI, World, node_of};
 use crate::sim_device::Rng;
 
 const CLIENTS: u64 = 4;
@@ -31,7 +35,7 @@ struct Current {
     inline: Bytes,
     since: u64,
     /// The last entry that the client had been told of when it asked first.
-    told: u64,
+    told: Option<u64>,
     attempt: u64,
 }
 
@@ -42,6 +46,8 @@ struct Client {
     done: usize,
     told: u64,
     current: Option<Current>,
+    /// Whom it takes for the head, and of which reign.
+    head: Option<(u8, Term)>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,13 +59,13 @@ struct Refused {
     current: Current,
 }
 
-type Contents = BTreeMap<(String, String), u64>;
+pub(crate) type Contents = BTreeMap<(String, String), u64>;
 
 #[derive(Clone, Debug)]
-struct Seen {
-    committed: u64,
-    contents: Contents,
-    buckets: Vec<String>,
+pub(crate) struct Seen {
+    pub(crate) committed: u64,
+    pub(crate) contents: Contents,
+    pub(crate) buckets: Vec<String>,
 }
 
 pub(crate) struct Clients {
@@ -70,7 +76,8 @@ pub(crate) struct Clients {
     refused: Vec<Refused>,
     seen: Vec<Seen>,
     acked_max: u64,
-    lost: Vec<Seq>,
+    read_max: u64,
+    lost: Vec<(u8, Seq)>,
 }
 
 impl Clients {
@@ -82,6 +89,7 @@ impl Clients {
                 done: 0,
                 told: 0,
                 current: None,
+                head: None,
             })
             .collect();
         Self {
@@ -92,6 +100,7 @@ impl Clients {
             refused: Vec::new(),
             seen: Vec::new(),
             acked_max: 0,
+            read_max: 0,
             lost: Vec::new(),
         }
     }
@@ -100,10 +109,27 @@ impl Clients {
         self.clients.len()
     }
 
-    pub(crate) fn head_crashed(&mut self, node: u8) {
-        if node == 0 {
-            self.lost.clear();
+    pub(crate) fn crashed(&mut self, node: u8) {
+        self.lost.retain(|(at, _)| *at != node);
+    }
+
+    /// Whether that is new.
+    pub(crate) fn lose(&mut self, node: u8, seq: Seq) -> bool {
+        let new = !self.lost.contains(&(node, seq));
+        if new {
+            self.lost.push((node, seq));
         }
+        new
+    }
+
+    /// What every later read must see.
+    pub(crate) fn seen_max(&self) -> u64 {
+        self.acked_max.max(self.read_max)
+    }
+
+    pub(crate) fn saw(&mut self, seen: Seen) {
+        self.read_max = self.read_max.max(seen.committed);
+        self.seen.push(seen);
     }
 
     pub(crate) fn finished(&self) -> bool {
@@ -218,24 +244,35 @@ impl World {
                     op,
                     inline,
                     since,
-                    told: held.told,
+                    told: None,
                     attempt: 0,
                 });
             }
             Some(_) => {}
         }
+        self.clients.attempts += 1;
+        let attempt = self.clients.attempts;
+        if let Some(current) = &mut self.clients.clients[client].current {
+            current.attempt = attempt;
+        }
+        self.look();
+        let Some((node, term)) = self.find_head(client) else {
+            let delay = 500 * MICRO + self.rng.below(5 * MILLI);
+            return self.client_later(delay, client, attempt);
+        };
+        let held = &mut self.clients.clients[client];
+        let told = held.told;
         let Some(current) = &mut held.current else {
             return;
         };
-        let retry = (current.attempt != 0).then_some(Seq(current.told));
-        self.clients.attempts += 1;
-        let attempt = self.clients.attempts;
-        current.attempt = attempt;
+        let retry = current.told.map(Seq);
+        current.told.get_or_insert(told);
         self.clients
             .asked
             .insert(attempt, (client, current.request));
         let event = Event::Propose {
             reply_to: attempt,
+            term,
             client: held.id,
             request: current.request,
             retry,
@@ -244,11 +281,36 @@ impl World {
             inline: current.inline.clone(),
             wall_ms: self.now / MILLI,
         };
-        let delay = 10 * MICRO + self.rng.below(50 * MICRO);
-        self.tell_head(delay, event);
+        // A first attempt that arrives when its client was forgotten, after its own retry, is done
+        // again: the one thing that is promised only within the bounds (see the table of requests).
+        let lies = self.plan.jitter && !self.plan.forgetful && self.rng.one_in(20);
+        let long = if lies { 200 * MILLI } else { 50 * MICRO };
+        let delay = 10 * MICRO + self.rng.below(long);
+        self.tell_later(delay, node, event);
         let patience = 2 * MILLI + self.rng.below(40 * MILLI);
         self.client_later(patience, client, attempt);
-        self.look();
+    }
+
+    /// Whom this client takes for the head; asks somebody if it knows nobody.
+    fn find_head(&mut self, client: usize) -> Option<(u8, Term)> {
+        if let Some(head) = self.clients.clients[client].head.take() {
+            return Some(head);
+        }
+        let any = self.rng.below(self.nodes.len() as u64) as u8;
+        let ask = |node: u8| {
+            let held = &self.nodes[usize::from(node)];
+            let replica = held.replica.as_ref().filter(|_| !held.paused)?;
+            Some(replica.view(held.clock(self.now)))
+        };
+        let mut view = ask(any)?;
+        let mut asked = any;
+        if !view.serving && view.term != Term(0) {
+            asked = node_of(view.term.head());
+            view = ask(asked)?;
+        }
+        let held = &mut self.clients.clients[client];
+        held.told = held.told.max(view.committed.0);
+        view.serving.then_some((asked, view.term))
     }
 
     pub(crate) fn replied(&mut self, reply_to: u64, reply: Reply) {
@@ -272,7 +334,10 @@ impl World {
         if let Reply::Committed { seq, .. } = reply {
             held.told = held.told.max(seq.0);
         }
-        let Some(current) = held.current.take_if(|current| current.request == request) else {
+        // An attempt that was given up counts no more.
+        let mine =
+            |current: &mut Current| current.request == request && current.attempt == reply_to;
+        let Some(current) = held.current.take_if(mine) else {
             return;
         };
         match reply {
@@ -282,7 +347,11 @@ impl World {
                 ..
             }) => self.count("unknown"),
             Reply::Error(WireError {
-                code: ErrorCode::PartitionUnavailable | ErrorCode::NotServing | ErrorCode::Busy,
+                code:
+                    ErrorCode::PartitionUnavailable
+                    | ErrorCode::NotServing
+                    | ErrorCode::NotHead
+                    | ErrorCode::Busy,
                 ..
             }) => {
                 let attempt = current.attempt;
@@ -309,70 +378,8 @@ impl World {
         self.client_later(delay, client, 0);
     }
 
-    /// Reads at the head, if it serves.
-    fn look(&mut self) {
-        let Some(replica) = &self.nodes[0].replica else {
-            return;
-        };
-        if !replica.serving() {
-            assert!(
-                replica.lookup("first", "a").is_err(),
-                "answered while not serving"
-            );
-            return;
-        }
-        let committed = replica.committed.0;
-        assert!(
-            committed >= self.clients.acked_max,
-            "a read would miss what was acknowledged"
-        );
-        let (buckets, _) = replica.list_buckets("", 100).unwrap();
-        let buckets: Vec<String> = buckets.into_iter().map(|bucket| bucket.name).collect();
-        let mut contents = Contents::new();
-        let mut unreadable = Vec::new();
-        for bucket in &buckets {
-            let params = ListParams {
-                bucket: bucket.clone(),
-                max: 100,
-                ..ListParams::default()
-            };
-            for object in replica.list(&params).unwrap().objects {
-                let (meta, inline) = replica.lookup(bucket, &object.key).unwrap();
-                assert_eq!(meta.version, object.version);
-                if let Some(inline) = inline {
-                    let bytes = self.nodes[0].device.read(inline.at, inline.len);
-                    let good = bytes.as_ref().is_some_and(|bytes| {
-                        let entry = Entry::decode(bytes).expect("what is not rotten is whole");
-                        assert_eq!(
-                            (entry.header.seq, entry.header.term),
-                            (inline.seq, inline.term)
-                        );
-                        assert_eq!(crc32(entry.inline), meta.manifest.crc);
-                        true
-                    });
-                    if !good {
-                        unreadable.push(inline.seq);
-                    }
-                }
-                contents.insert((bucket.clone(), object.key), meta.version.0);
-            }
-        }
-        self.clients.seen.push(Seen {
-            committed,
-            contents,
-            buckets,
-        });
-        for seq in unreadable {
-            if !self.clients.lost.contains(&seq) {
-                self.clients.lost.push(seq);
-                self.tell_head(0, Event::InlineLost { seq });
-            }
-        }
-    }
-
     pub(crate) fn restored(&mut self, node: u8, seq: Seq, result: Result<(), WireError>) {
-        assert_eq!(node, 0, "only the head was asked");
-        self.clients.lost.retain(|lost| *lost != seq);
+        self.clients.lost.retain(|lost| *lost != (node, seq));
         self.count(if result.is_ok() {
             "restored"
         } else {
@@ -385,31 +392,34 @@ impl World {
             .clients
             .clients
             .iter()
-            .map(|c| (c.done, &c.current))
+            .map(|c| (c.done, c.told, &c.current))
             .collect();
         format!("{clients:?}, lost {:?}", self.clients.lost)
     }
 
     /// Judges the whole history by the head's log.
     pub(crate) fn judge(&self) {
-        let head = self.nodes[0].replica.as_ref().expect("the head runs");
+        let head = self.head();
         let mut model = Model::default();
         let mut at = BTreeMap::new();
+        let mut changes = BTreeMap::new();
         self.compare(&model, 0);
         for seq in 1..=head.log.last().0 {
             let slot = *head.log.slot(Seq(seq)).expect("no holes in a head's log");
-            let bytes = match head.log.recent(Seq(seq)) {
-                Some(bytes) => bytes.clone(),
-                None => match self.nodes[0].device.read(slot.at, slot.len) {
-                    Some(bytes) => bytes,
-                    // Rotten, and nobody has read it since: the others hold it.
-                    None => self.elsewhere(seq),
-                },
-            };
+            let bytes = self.bytes_of(seq);
             let entry = Entry::decode(&bytes).unwrap();
             assert_eq!((entry.header.seq.0, entry.header.term), (seq, slot.term));
             let op = entry.op().unwrap();
-            if op != Op::TermStart {
+            let slot = match &op {
+                Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
+                    Some((bucket.clone(), key.clone()))
+                }
+                _ => None,
+            };
+            if let Some(name) = slot {
+                changes.entry(name).or_insert_with(Vec::new).push(seq);
+            }
+            if !matches!(op, Op::TermStart | Op::Chain { .. }) {
                 let name = (entry.header.client, entry.header.request);
                 let before = at.insert(name, seq);
                 assert!(
@@ -436,21 +446,28 @@ impl World {
             let name = (refused.client, refused.current.request);
             assert_eq!(at.get(&name), None, "refused, but done: {refused:?}");
         }
+        self.judge_cached(&changes);
         assert_eq!(
             self.refusals_explained(head.log.last().0),
             self.clients.refused.len()
         );
     }
 
-    fn elsewhere(&self, seq: u64) -> Bytes {
+    /// An entry of the head's log; from another replica if it is rotten there.
+    fn bytes_of(&self, seq: u64) -> Bytes {
+        let head = self.head();
+        let term = head.log.term(Seq(seq)).expect("no holes in a head's log");
         let read = |node: &crate::sim::Node| {
-            let slot = *node.replica.as_ref()?.log.slot(Seq(seq))?;
-            node.device.read(slot.at, slot.len)
+            let replica = node.replica.as_ref()?;
+            let slot = *replica
+                .log
+                .slot(Seq(seq))
+                .filter(|slot| slot.term == term)?;
+            let recent = replica.log.recent(Seq(seq)).cloned();
+            recent.or_else(|| node.device.read(slot.at, slot.len))
         };
-        self.nodes[1..]
-            .iter()
-            .find_map(read)
-            .expect("some replica holds every entry")
+        let mut all = self.nodes.iter();
+        all.find_map(read).expect("some replica holds every entry")
     }
 
     fn compare(&self, model: &Model, seq: u64) {
@@ -468,14 +485,10 @@ impl World {
     /// How many refusals were right at some moment between question and answer.
     fn refusals_explained(&self, last: u64) -> usize {
         let mut left: Vec<&Refused> = self.clients.refused.iter().collect();
-        let head = self.nodes[0].replica.as_ref().expect("the head runs");
         let mut model = Model::default();
         for seq in 0..=last {
             if seq > 0 {
-                let slot = *head.log.slot(Seq(seq)).unwrap();
-                let bytes = head.log.recent(Seq(seq)).cloned();
-                let bytes = bytes.or_else(|| self.nodes[0].device.read(slot.at, slot.len));
-                let bytes = bytes.unwrap_or_else(|| self.elsewhere(seq));
+                let bytes = self.bytes_of(seq);
                 model.apply(seq, Entry::decode(&bytes).unwrap().op().unwrap());
             }
             left.retain(|refused| {
@@ -511,7 +524,7 @@ impl Model {
     fn refuses(&self, op: &Op, precondition: Precondition) -> Option<ErrorCode> {
         let exists = |bucket: &String| self.buckets.contains(bucket);
         match op {
-            Op::TermStart => Some(ErrorCode::BadRequest),
+            Op::TermStart | Op::Chain { .. } => Some(ErrorCode::BadRequest),
             Op::CreateBucket { bucket } => exists(bucket).then_some(ErrorCode::BucketExists),
             Op::DeleteBucket { bucket } if !exists(bucket) => Some(ErrorCode::NoSuchBucket),
             Op::DeleteBucket { bucket } => {
@@ -536,7 +549,7 @@ impl Model {
 
     fn apply(&mut self, seq: u64, op: Op) {
         match op {
-            Op::TermStart => {}
+            Op::TermStart | Op::Chain { .. } => {}
             Op::CreateBucket { bucket } => {
                 self.buckets.push(bucket);
                 self.buckets.sort();

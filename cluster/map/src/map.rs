@@ -4,7 +4,9 @@
 //! - numbers of nodes and devices are unique; every device names a node and a core of it;
 //! - a placement group has k + m different devices and keeps its fault-domain rule;
 //! - partitions cover the whole (bucket, key) order without overlap, in order;
-//! - a chain is an odd number of different devices.
+//! - a chain is an odd number of devices on different nodes; so are the founders of a partition, which
+//!   never change;
+//! - control members are an odd number, or none, with different numbers and addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -144,15 +146,17 @@ pub struct PlacementGroup {
     pub devices: Vec<DeviceNo>,
 }
 
-/// The replicas of a partition's journal: `devices[0]` is the head.
+/// The replicas of a partition's journal, as they are to be. Which of them is the head, and how far a
+/// change of members has come, the chain itself decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// The devices that hold them, head first.
+    /// The devices that hold them, in the order of the ring.
     pub devices: Vec<DeviceNo>,
 }
 
 /// A contiguous range of the (bucket, key) order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PartitionFile")]
 pub struct Partition {
     /// Its number.
     pub id: PartitionId,
@@ -160,6 +164,45 @@ pub struct Partition {
     pub start: (String, String),
     /// Its chain.
     pub chain: Chain,
+    /// The members of its chain when it was made: the first composition in its journal, fixed for ever.
+    /// They may have left the cluster since.
+    pub founders: Vec<DeviceNo>,
+}
+
+/// A partition as a file may have it: one that was written before chains could change has no
+/// founders, and its chain is as it was founded.
+#[derive(Deserialize)]
+struct PartitionFile {
+    id: PartitionId,
+    start: (String, String),
+    chain: Chain,
+    #[serde(default)]
+    founders: Vec<DeviceNo>,
+}
+
+impl From<PartitionFile> for Partition {
+    fn from(file: PartitionFile) -> Partition {
+        let founders = if file.founders.is_empty() {
+            file.chain.devices.clone()
+        } else {
+            file.founders
+        };
+        Partition {
+            id: file.id,
+            start: file.start,
+            chain: file.chain,
+            founders,
+        }
+    }
+}
+
+/// A member of the control plane, which agrees on the map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ControlMember {
+    /// Its number, from 1; not a node's.
+    pub id: u32,
+    /// Where it listens, `host:port`.
+    pub address: String,
 }
 
 /// Everything that has to be agreed on. Changes only with its epoch.
@@ -183,6 +226,12 @@ pub struct ClusterMap {
     pub groups: Vec<PlacementGroup>,
     /// Partitions, in order of their start.
     pub partitions: Vec<Partition>,
+    /// The members of the control plane; none where the map is a file that nobody changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<ControlMember>,
+    /// Nodes that are to be emptied: nothing new is put on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<NodeId>,
 }
 
 /// What is wrong with a map.
@@ -231,6 +280,11 @@ impl ClusterMap {
     /// A device by its number.
     pub fn device(&self, no: DeviceNo) -> Option<&Device> {
         self.devices.iter().find(|d| d.no == no)
+    }
+
+    /// A partition by its number.
+    pub fn partition_by_id(&self, id: PartitionId) -> Option<&Partition> {
+        self.partitions.iter().find(|p| p.id == id)
     }
 
     /// The address of the core that owns a device.

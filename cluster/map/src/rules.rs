@@ -13,6 +13,11 @@ use ashlar_layout::manifest::shard_len;
 
 use crate::map::{Chain, Class, ClusterMap, Device, DomainLevel, MapError, PlacementGroup};
 
+/// Replicas of a chain, at most.
+const CHAIN_MAX: usize = 9;
+/// Control members, at most.
+const CONTROL_MAX: usize = 7;
+
 /// Where a device stands, down to the level that the map declares. Labels count with all that
 /// is above them: rack `1` of zone `a` is not rack `1` of zone `b`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +99,9 @@ fn check(map: &ClusterMap) -> Result<(), String> {
         .filter_map(|d| Some((d.no, place(map, d, map.domain)?)))
         .collect();
     check_groups(map, &places)?;
-    check_partitions(map)
+    check_partitions(map)?;
+    check_control(map)?;
+    check_draining(map)
 }
 
 fn check_class(map: &ClusterMap) -> Result<(), String> {
@@ -257,6 +264,8 @@ fn check_partitions(map: &ClusterMap) -> Result<(), String> {
         }
         check_chain(map, &partition.chain)
             .map_err(|what| format!("the chain of partition {} {what}", partition.id))?;
+        check_founders(&partition.founders)
+            .map_err(|what| format!("the founders of partition {} {what}", partition.id))?;
     }
     for pair in map.partitions.windows(2) {
         if let [before, after] = pair
@@ -271,21 +280,97 @@ fn check_partitions(map: &ClusterMap) -> Result<(), String> {
     Ok(())
 }
 
+/// Replicas of a chain are on different nodes. Wider domains are kept apart by the solver and the choice of
+/// spares as far as there are any: a third replica in a zone that holds one already is still better than none.
 fn check_chain(map: &ClusterMap, chain: &Chain) -> Result<(), String> {
-    if chain.devices.len().is_multiple_of(2) {
-        return Err(format!(
-            "has {} replicas: it takes an odd number",
-            chain.devices.len()
-        ));
-    }
-    let level = chain_level(map);
+    check_odd(chain.devices.len())?;
     let mut seen = BTreeSet::new();
     for no in &chain.devices {
-        let Some(place) = map.device(*no).and_then(|d| place(map, d, level)) else {
+        let Some(device) = map.device(*no) else {
             return Err(format!("names device {no}, which there is not"));
         };
-        if !seen.insert(place) {
-            return Err(format!("has two replicas in one of the {}", level.plural()));
+        if !seen.insert(device.node) {
+            return Err(format!("has two replicas in node {}", device.node));
+        }
+    }
+    Ok(())
+}
+
+fn check_founders(founders: &[DeviceNo]) -> Result<(), String> {
+    check_odd(founders.len())?;
+    let mut seen = BTreeSet::new();
+    for no in founders {
+        if no.0 == 0 {
+            return Err("name device 0: numbers start at 1".into());
+        }
+        if !seen.insert(*no) {
+            return Err(format!("name device {no} twice"));
+        }
+    }
+    Ok(())
+}
+
+fn check_odd(replicas: usize) -> Result<(), String> {
+    if replicas.is_multiple_of(2) {
+        return Err(format!("has {replicas} replicas: it takes an odd number"));
+    }
+    if replicas > CHAIN_MAX {
+        return Err(format!(
+            "has {replicas} replicas: {} are the most",
+            CHAIN_MAX
+        ));
+    }
+    Ok(())
+}
+
+fn check_control(map: &ClusterMap) -> Result<(), String> {
+    let members = &map.control;
+    if members.is_empty() {
+        return Ok(());
+    }
+    if members.len().is_multiple_of(2) || members.len() > CONTROL_MAX {
+        return Err(format!(
+            "there are {} control members: it takes an odd number, {CONTROL_MAX} at the most",
+            members.len()
+        ));
+    }
+    let mut ids = BTreeSet::new();
+    let mut addresses: BTreeSet<&str> = map
+        .nodes
+        .iter()
+        .flat_map(|n| &n.cores)
+        .map(|c| c.address.as_str())
+        .collect();
+    for member in members {
+        if member.id == 0 {
+            return Err("a control member has the number 0: numbers start at 1".into());
+        }
+        if !ids.insert(member.id) {
+            return Err(format!("two control members have the number {}", member.id));
+        }
+        if member.address.is_empty() {
+            return Err(format!("control member {} has no address", member.id));
+        }
+        if !addresses.insert(&member.address) {
+            return Err(format!(
+                "control member {} has the address {}, which is taken",
+                member.id, member.address
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_draining(map: &ClusterMap) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for node in &map.draining {
+        if map.node(*node).is_none() {
+            return Err(format!(
+                "node {node} is draining, and there is no such node"
+            ));
+        }
+        if !seen.insert(*node) {
+            return Err(format!("node {node} is draining twice"));
         }
     }
     Ok(())

@@ -12,7 +12,7 @@
 //!   bound allows;
 //! - every device stands in every place of a group about equally often, so data and parity are even.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_layout::ids::{DeviceNo, PartitionId, PgId};
 use ashlar_layout::limits;
@@ -105,6 +105,27 @@ fn fits_text(fits: Option<Class>) -> String {
 ///
 /// On an error the map is unchanged.
 pub fn solve(map: &mut ClusterMap, seed: u64) -> Result<(), SolveError> {
+    let before = map.groups.clone();
+    let mut random = place(map, seed)?;
+    match chain(map, &mut random) {
+        Ok(chain) => {
+            map.partitions = vec![Partition {
+                id: PartitionId(0),
+                start: (String::new(), String::new()),
+                founders: chain.clone(),
+                chain: Chain { devices: chain },
+            }];
+            Ok(())
+        }
+        Err(error) => {
+            map.groups = before;
+            Err(error)
+        }
+    }
+}
+
+/// Fills `map.groups`; on an error they are unchanged.
+fn place(map: &mut ClusterMap, seed: u64) -> Result<Random, SolveError> {
     let field = Field::of(map, map.domain)?;
     fits(map, &field)?;
     let mut random = Random(seed);
@@ -117,14 +138,30 @@ pub fn solve(map: &mut ClusterMap, seed: u64) -> Result<(), SolveError> {
         let sets = sets(&field, class, class == map.class, &mut random);
         place_roles(&field, class, &sets, &mut random, &mut groups);
     }
-    let chain = chain(map, &mut random)?;
     map.groups = groups;
-    map.partitions = vec![Partition {
-        id: PartitionId(0),
-        start: (String::new(), String::new()),
-        chain: Chain { devices: chain },
-    }];
-    Ok(())
+    Ok(random)
+}
+
+/// The groups that new devices make possible: those of a fresh placement of all devices that have at
+/// least one device in them that no group had before. They are numbered after the groups there are, which stay as
+/// they are for ever, for manifests name them.
+pub fn extend(map: &ClusterMap, seed: u64) -> Result<Vec<PlacementGroup>, SolveError> {
+    let mut known: BTreeSet<DeviceNo> = BTreeSet::new();
+    known.extend(map.groups.iter().flat_map(|g| &g.devices));
+    if map.devices.iter().all(|d| known.contains(&d.no)) {
+        return Ok(Vec::new());
+    }
+    let mut next = map.groups.iter().map(|g| g.id.0).max().map_or(0, |n| n + 1);
+    let mut fresh = map.clone();
+    fresh.devices.retain(|d| !map.draining.contains(&d.node));
+    place(&mut fresh, seed)?;
+    let mut groups = fresh.groups;
+    groups.retain(|g| g.devices.iter().any(|d| !known.contains(d)));
+    for group in &mut groups {
+        group.id = PgId(next);
+        next = next.saturating_add(1);
+    }
+    Ok(groups)
 }
 
 /// Devices by index, with the domain of each by index.

@@ -49,6 +49,8 @@ fn map(class: &str, level: DomainLevel, devices_per_node: &[u32], racks: usize) 
         devices,
         groups: Vec::new(),
         partitions: Vec::new(),
+        control: Vec::new(),
+        draining: Vec::new(),
     }
 }
 

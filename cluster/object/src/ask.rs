@@ -1,16 +1,35 @@
 //! One question to the head of a partition: a change, a look-up, a page of a list.
 //!
+//! Who the head is, [`Heads`](crate::heads::Heads) believes; while nobody is believed to serve, and when
+//! the head is silent for longer than usual, the chain's members are asked.
+//!
 //! Invariants:
 //! - all attempts carry the same request, and so the same request number: a change is made once;
-//!   an attempt says that it is a retry if, and only if, an earlier one may have been received;
-//! - an attempt that was sent and not answered makes the outcome uncertain, and it stays uncertain
-//!   whatever a later attempt that fails says; only a commit settles it;
+//! - one attempt counts at a time. It names its reign, and another is only sent once it was answered or
+//!   given up; what comes of an attempt that was given up is only heard if it says "committed", which is
+//!   true whoever hears it;
+//! - an attempt that was given up, or was answered with "perhaps", is a *doubt*, and every later attempt
+//!   says that it is a retry, and what this client had been told of before the first one;
 //! - it ends: at the latest [`Tuning::unavailable_wait`](crate::Tuning) after it began.
+//!
+//! **When a refusal is final.** An attempt that was refused has done nothing. Those before it are the
+//! question: a doubt is of the newest reign, T, in which an attempt is not accounted for.
+//!
+//! - A later reign, U > T, refuses (the precondition does not hold, there is no such bucket …). The head of
+//!   U judged in office: the record of its own reign was committed, and so all of its log before that. What
+//!   reigns up to T can still commit is in that part: n−f replicas had promised U before the head chose its
+//!   log, none of them takes an entry of an older reign any more, and the rest are too few. If an attempt of
+//!   T or before was among those entries, the head has applied it, and its table of requests answers
+//!   "committed", before anything is judged, or "not remembered". It did neither; so none of them is in the
+//!   log, none will be, and an attempt that still lies in a socket is refused for its reign. Final.
+//! - The same reign, T, refuses. The attempt in doubt may reach that head later still, over a connection
+//!   that this client has lost, and be judged anew if the refusal was among too many to be remembered (a
+//!   head remembers a bounded number of them). Not final: the outcome is unknown.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_layout::ids::{DeviceNo, Epoch, PartitionId, Seq, Term};
 use ashlar_layout::manifest::{Body, Op};
 use ashlar_layout::message::{ErrorCode, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
@@ -19,14 +38,23 @@ use bytes::Bytes;
 use crate::call::{Action, Answer, CallId, Calls, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
 use crate::error::ObjectError;
+use crate::heads::{POLL_MIN, Reign};
 use crate::latency::Kind;
 
-/// The pause before the first repetition; doubles.
+/// The pause before a head is asked again that was busy; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Its bound.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
-/// An attempt is repeated after this time at the soonest: a commit may wait for a slow device.
+/// While somebody else polls the chain: how often to see what came of it.
+const GLANCE: Duration = Duration::from_millis(2);
+/// A head that serves is asked again after this time at the soonest: a commit may wait for a slow device.
 const PATIENCE_MIN: Duration = Duration::from_millis(500);
+/// Bounds of the silence after which the chain is asked who its head is.
+const SILENCE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// The same while nothing is known of how long a head takes.
+const SILENCE_UNKNOWN: Duration = Duration::from_millis(50);
+/// Polls, and attempts that were given up, whose answers are still listened to.
+const KEPT: usize = 16;
 
 /// What the head said.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +76,21 @@ pub struct Untold {
     pub uncertain: bool,
 }
 
+/// The attempt that counts.
+#[derive(Debug)]
+struct Attempt {
+    call: CallId,
+    reign: Reign,
+    epoch: Epoch,
+    sent: Instant,
+    /// So long a silence is not unusual; grows while the head says that it serves.
+    silence: Duration,
+    /// When to look whether the head is still one.
+    look_at: Instant,
+    /// When to ask again all the same.
+    again_at: Instant,
+}
+
 /// The state machine that asks the head of a partition.
 #[derive(Debug)]
 pub struct Ask {
@@ -60,20 +103,28 @@ pub struct Ask {
     bucket: String,
     key: String,
     started: Instant,
-    /// Calls under way, each with the time that it was sent.
-    open: Vec<(CallId, Instant)>,
-    /// When to ask (again).
-    ask_at: Option<Instant>,
+    current: Option<Attempt>,
+    given_up: Vec<CallId>,
+    /// The newest reign in which an attempt is not accounted for.
+    doubt: Option<Term>,
+    /// The last entry of the partition that this client knew of when it first asked for the change.
+    told: Option<Seq>,
+    polls: Vec<(CallId, DeviceNo)>,
+    /// What the members said last, other than that they serve.
+    heard: Vec<(DeviceNo, String)>,
+    /// Members that say that this client is of another cluster.
+    strangers: usize,
+    /// Before this nothing is sent.
+    wait_until: Instant,
+    wake_at: Option<Instant>,
     pause: Duration,
-    uncertain: bool,
-    /// The last entry of the partition that this client knew of when it began to ask.
-    told: Seq,
     last: Option<(ErrorCode, String)>,
     outcome: Option<Result<Told, Untold>>,
 }
 
 impl Ask {
-    /// Asks the head of the partition that holds (bucket, key), with calls of the number `lane`.
+    /// Asks the head of the partition that holds (bucket, key), with calls of the number `lane`. The
+    /// reign in a proposal is put in here.
     pub fn new(
         common: Arc<Common>,
         lane: u32,
@@ -92,11 +143,16 @@ impl Ask {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             started: Instant(0),
-            open: Vec::new(),
-            ask_at: None,
+            current: None,
+            given_up: Vec::new(),
+            doubt: None,
+            told: None,
+            polls: Vec::new(),
+            heard: Vec::new(),
+            strangers: 0,
+            wait_until: Instant(0),
+            wake_at: None,
             pause: PAUSE_MIN,
-            uncertain: false,
-            told: Seq(0),
             last: None,
             outcome: None,
         }
@@ -120,7 +176,7 @@ impl Ask {
 
     /// Whether a change may have been asked for, so that it must be taken to be possible.
     pub fn may_be_made(&self) -> bool {
-        self.is_change() && (self.uncertain || !self.open.is_empty())
+        self.is_change() && (self.doubt.is_some() || self.current.is_some())
     }
 
     /// What the object is to be made of, if it is to be made.
@@ -134,41 +190,179 @@ impl Ask {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn common(&self) -> Arc<Common> {
+        self.common.clone()
+    }
+
     fn is_change(&self) -> bool {
         matches!(self.request, Request::Propose { .. })
     }
 
-    fn send(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let map = self.common.map();
-        let partition = map.partitions.iter().find(|p| p.id == self.partition);
-        let Some(head) = partition.and_then(|p| p.chain.devices.first()).copied() else {
-            let detail = format!("map {} has no head for it", map.epoch);
-            self.end(Err(self.unavailable(detail)));
+    fn over_at(&self) -> Instant {
+        self.started + self.common.tuning().unavailable_wait
+    }
+
+    /// Does what is to be done now.
+    fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.outcome.is_some() {
             return;
+        }
+        if now >= self.over_at() {
+            return self.give_up();
+        }
+        let (reign, confirmed) = {
+            let heads = self.common.heads();
+            (heads.reign(self.partition), heads.confirmed(self.partition))
         };
-        if let Request::Propose { retry, .. } = &mut self.request {
-            *retry = (self.uncertain || !self.open.is_empty()).then_some(self.told);
+        if let Some(attempt) = &mut self.current {
+            if reign.is_none() && attempt.again_at <= now {
+                // There is nobody to ask again.
+                attempt.again_at = now + POLL_MIN;
+            }
+            match reign {
+                Some(reign) if reign != attempt.reign => self.abandon(),
+                Some(_) if attempt.again_at <= now => {
+                    let detail = format!("nothing in {} ms", now.since(attempt.sent).as_millis());
+                    let head = attempt.reign.head;
+                    self.last = Some((ErrorCode::PartitionUnavailable, self.silent(head, &detail)));
+                    self.abandon();
+                }
+                _ if attempt.look_at > now => return,
+                _ => {
+                    let quiet = attempt.silence;
+                    match confirmed.filter(|at| reign.is_some() && *at + quiet > now) {
+                        // It serves, and is just slow.
+                        Some(at) => {
+                            attempt.look_at = at + quiet;
+                            attempt.silence = (quiet * 2).min(SILENCE.1);
+                        }
+                        None => {
+                            attempt.look_at = now + POLL_MIN;
+                            self.poll(now, out);
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+        if self.wait_until > now {
+            self.wake_at = Some(self.wait_until);
+            return;
+        }
+        match reign {
+            Some(reign) => self.send(now, reign, out),
+            None => self.poll(now, out),
+        }
+    }
+
+    /// Asks the members who is their head, if it is this operation's turn to.
+    fn poll(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let map = self.common.map();
+        let mut members: Vec<DeviceNo> = Vec::new();
+        {
+            let mut heads = self.common.heads();
+            match heads.turn(now, self.partition) {
+                Ok(()) => members.extend(heads.last_members(self.partition)),
+                Err(at) => {
+                    self.wake_at = Some(at.min(now + GLANCE));
+                    return;
+                }
+            }
+        }
+        self.wake_at = Some(now + GLANCE);
+        let partition = map.partitions.iter().find(|p| p.id == self.partition);
+        let named = partition.map(|p| p.chain.devices.iter().chain(&p.founders));
+        for device in named.into_iter().flatten() {
+            if !members.contains(device) {
+                members.push(*device);
+            }
+        }
+        if members.is_empty() {
+            let detail = format!("map {} names no replica of it", map.epoch);
+            return self.end(Err(self.unavailable(detail)));
+        }
+        self.heard.retain(|(device, _)| members.contains(device));
+        for device in members {
+            self.ask_member(device, out);
+        }
+    }
+
+    fn ask_member(&mut self, to: DeviceNo, out: &mut Vec<Action>) {
+        let call = self.calls.next();
+        out.push(Action::Send {
+            call,
+            to,
+            request: Request::Chain {
+                partition: self.partition,
+            },
+            payload: Bytes::new(),
+            payload_crc: Some(0),
+        });
+        if self.polls.len() >= KEPT {
+            self.polls.remove(0);
+        }
+        self.polls.push((call, to));
+    }
+
+    fn send(&mut self, now: Instant, to: Reign, out: &mut Vec<Action>) {
+        let wants_members = {
+            let mut heads = self.common.heads();
+            let told = heads.told(self.partition);
+            self.told.get_or_insert(told);
+            heads.wants_members(self.partition) && heads.turn(now, self.partition).is_ok()
+        };
+        let doubted = self.doubt.is_some();
+        if let Request::Propose { retry, term, .. } = &mut self.request {
+            *term = to.term;
+            *retry = self.told.filter(|_| doubted);
         }
         let call = self.calls.next();
         out.push(Action::Send {
             call,
-            to: head,
+            to: to.head,
             request: self.request.clone(),
             payload: self.payload.clone(),
             payload_crc: self.payload_crc,
         });
-        self.open.push((call, now));
         let bytes = self.payload.len() as u32;
-        let patience = self
-            .common
-            .health()
-            .deadline(Kind::Head, bytes)
-            .max(PATIENCE_MIN);
-        self.ask_at = Some(now + patience);
+        let (usual, patience) = {
+            let health = self.common.health();
+            (
+                health.latencies().p95(Kind::Head, bytes),
+                health.deadline(Kind::Head, bytes).max(PATIENCE_MIN),
+            )
+        };
+        let silence = usual.map_or(SILENCE_UNKNOWN, |p95| (p95 * 4).clamp(SILENCE.0, SILENCE.1));
+        self.current = Some(Attempt {
+            call,
+            reign: to,
+            epoch: self.common.map().epoch,
+            sent: now,
+            silence,
+            look_at: now + silence,
+            again_at: now + patience,
+        });
+        self.wake_at = None;
+        if wants_members {
+            // The composition has changed: whose word validates what is cached, the head knows.
+            let (partition, device) = (self.partition, to.head);
+            out.push(Action::View { partition, device });
+        }
     }
 
-    fn over_at(&self) -> Instant {
-        self.started + self.common.tuning().unavailable_wait
+    /// The attempt's answer does not count any more.
+    fn abandon(&mut self) {
+        let Some(attempt) = self.current.take() else {
+            return;
+        };
+        if self.is_change() {
+            self.doubt = self.doubt.max(Some(attempt.reign.term));
+        }
+        if self.given_up.len() >= KEPT {
+            self.given_up.remove(0);
+        }
+        self.given_up.push(attempt.call);
     }
 
     fn end(&mut self, outcome: Result<Told, ObjectError>) {
@@ -185,86 +379,163 @@ impl Ask {
             };
             Untold { error, uncertain }
         }));
-        self.open.clear();
-        self.ask_at = None;
+        self.current = None;
+        self.polls.clear();
+        self.wake_at = None;
         self.payload = Bytes::new();
     }
 
-    fn again(&mut self, now: Instant, code: ErrorCode, detail: String) {
-        self.last = Some((code, detail));
-        // Another attempt that is still under way does not hold this one up.
-        self.ask_at = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    fn on_answer(&mut self, now: Instant, call: CallId, answer: Answer) {
+        if self.current.as_ref().is_some_and(|a| a.call == call) {
+            if let Some(attempt) = self.current.take() {
+                self.on_told(now, &attempt, answer);
+            }
+        } else if let Some(at) = self.polls.iter().position(|(c, _)| *c == call) {
+            let (_, from) = self.polls.swap_remove(at);
+            self.on_view(now, from, answer);
+        } else if self.given_up.contains(&call)
+            && let Answer::Reply {
+                reply: Reply::Committed { .. },
+                ..
+            } = &answer
+        {
+            self.accept(answer);
+        }
     }
 
-    fn on_answer(&mut self, now: Instant, call: CallId, answer: Answer) {
-        let Some(at) = self.open.iter().position(|(c, _)| *c == call) else {
-            return;
+    /// What a member says of its chain.
+    fn on_view(&mut self, now: Instant, from: DeviceNo, answer: Answer) {
+        let said = match answer {
+            Answer::Reply {
+                reply: Reply::Chain(view),
+                ..
+            } => {
+                self.common.heads().heard(now, self.partition, from, &view);
+                match (view.serving, view.term.0) {
+                    (true, _) => "it serves".to_owned(),
+                    (_, 0) => "it knows of no head".to_owned(),
+                    _ if view.term.head() == from => {
+                        "it is to be the head, and does not serve yet".to_owned()
+                    }
+                    _ => format!("it follows device {}", view.term.head()),
+                }
+            }
+            Answer::Reply {
+                reply: Reply::Error(error),
+                ..
+            } => {
+                self.strangers += usize::from(error.code == ErrorCode::WrongCluster);
+                error.detail
+            }
+            Answer::Reply { .. } => "it does not say who its head is".to_owned(),
+            Answer::NotSent { detail } | Answer::Lost { detail } => {
+                format!("it does not answer: {detail}")
+            }
         };
-        let (_, sent) = self.open.swap_remove(at);
+        if self.strangers > KEPT / 2 && self.last.is_none() {
+            let code = ErrorCode::WrongCluster;
+            return self.end(Err(ObjectError::Refused { code, detail: said }));
+        }
+        self.heard.retain(|(device, _)| *device != from);
+        self.heard.push((from, said));
+    }
+
+    fn on_told(&mut self, now: Instant, attempt: &Attempt, answer: Answer) {
+        let Reign { term, head } = attempt.reign;
         match answer {
             Answer::Reply {
                 reply: Reply::Error(error),
                 ..
-            } => self.on_error(now, error),
+            } => self.on_error(now, attempt, error),
             Answer::Reply { reply, .. }
                 if self.is_change() && !matches!(reply, Reply::Committed { .. }) =>
             {
-                self.uncertain = true;
+                self.doubt = self.doubt.max(Some(term));
                 self.end(Err(unexpected("Committed", &reply)));
             }
-            Answer::Reply {
-                reply,
-                payload,
-                payload_crc,
-            } => {
-                match &reply {
-                    Reply::Committed { seq, .. } => self.common.tell(self.partition, *seq),
-                    Reply::Found { meta } => self.common.tell(self.partition, meta.version),
-                    _ => {}
-                }
-                let bytes = self.payload.len() as u32;
-                if let Some(head) = self.head() {
-                    self.common
-                        .health()
-                        .worked(head, Kind::Head, bytes, now.since(sent));
-                }
-                self.end(Ok(Told {
-                    reply,
-                    payload,
-                    payload_crc,
-                }));
+            Answer::Reply { .. } => {
+                let (bytes, took) = (self.payload.len() as u32, now.since(attempt.sent));
+                self.common.health().worked(head, Kind::Head, bytes, took);
+                self.accept(answer);
             }
             Answer::NotSent { detail } => {
-                let detail = self.silent(&detail);
-                self.again(now, ErrorCode::PartitionUnavailable, detail);
+                let detail = self.silent(head, &detail);
+                self.doubt_head(now, term, ErrorCode::PartitionUnavailable, detail);
             }
             Answer::Lost { detail } => {
-                self.uncertain = true;
-                let detail = self.silent(&detail);
-                self.again(now, ErrorCode::PartitionUnavailable, detail);
+                self.note_doubt(term);
+                let detail = self.silent(head, &detail);
+                self.doubt_head(now, term, ErrorCode::PartitionUnavailable, detail);
             }
         }
     }
 
-    fn on_error(&mut self, now: Instant, error: WireError) {
+    /// The answer that was asked for.
+    fn accept(&mut self, answer: Answer) {
+        let Answer::Reply {
+            reply,
+            payload,
+            payload_crc,
+        } = answer
+        else {
+            return;
+        };
+        match &reply {
+            Reply::Committed { seq, .. } => self.common.heads().tell(self.partition, *seq),
+            Reply::Found { as_of, config, .. } => {
+                let mut heads = self.common.heads();
+                heads.tell(self.partition, *as_of);
+                heads.works_with(self.partition, *config);
+            }
+            _ => {}
+        }
+        self.end(Ok(Told {
+            reply,
+            payload,
+            payload_crc,
+        }));
+    }
+
+    fn note_doubt(&mut self, term: Term) {
+        if self.is_change() {
+            self.doubt = self.doubt.max(Some(term));
+        }
+    }
+
+    /// The head of this reign does not serve, it seems: the members are asked.
+    fn doubt_head(&mut self, now: Instant, term: Term, code: ErrorCode, detail: String) {
+        self.last = Some((code, detail));
+        self.common.heads().doubt(now, self.partition, term);
+    }
+
+    fn pause(&mut self, now: Instant, code: ErrorCode, detail: String) {
+        self.last = Some((code, detail));
+        self.wait_until = now + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    fn on_error(&mut self, now: Instant, attempt: &Attempt, error: WireError) {
         let WireError { code, detail } = error;
+        let term = attempt.reign.term;
         let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let error = match code {
             ErrorCode::PartitionUnavailable => {
                 // The head may have written it down before it lost the others.
-                self.uncertain = true;
-                return self.again(now, code, detail);
+                self.note_doubt(term);
+                return self.doubt_head(now, term, code, detail);
             }
-            ErrorCode::Busy
-            | ErrorCode::NotServing
-            | ErrorCode::StaleEpoch
-            | ErrorCode::NotHere => {
-                return self.again(now, code, detail);
+            ErrorCode::NotServing | ErrorCode::NotHead | ErrorCode::NotHere => {
+                return self.doubt_head(now, term, code, detail);
             }
+            // The newer map came with the answer, as a rule.
+            ErrorCode::StaleEpoch if self.common.map().epoch > attempt.epoch => {
+                self.last = Some((code, detail));
+                return;
+            }
+            ErrorCode::Busy | ErrorCode::StaleEpoch => return self.pause(now, code, detail),
             ErrorCode::DeviceError | ErrorCode::Corrupt | ErrorCode::Internal => {
                 // Whatever broke may have broken after the others had it.
-                self.uncertain = true;
+                self.note_doubt(term);
                 ObjectError::Refused { code, detail }
             }
             ErrorCode::NoSuchBucket => ObjectError::NoSuchBucket { bucket },
@@ -278,31 +549,43 @@ impl Ask {
             },
             ErrorCode::BadRequest => ObjectError::BadRequest { detail },
             ErrorCode::OutcomeUnknown => {
-                self.uncertain = true;
+                self.note_doubt(term);
                 ObjectError::OutcomeUnknown { detail }
             }
             code => ObjectError::Refused { code, detail },
         };
-        self.end(Err(error));
-    }
-
-    fn on_deadline(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if now >= self.over_at() {
-            self.give_up();
-        } else if self.ask_at.is_some_and(|at| at <= now) {
-            self.send(now, out);
+        // Judged by the head in office, behind its table of requests: see the module's head.
+        let judged = matches!(
+            code,
+            ErrorCode::NoSuchBucket
+                | ErrorCode::NotFound
+                | ErrorCode::BucketExists
+                | ErrorCode::BucketNotEmpty
+                | ErrorCode::PreconditionFailed
+        );
+        if judged && self.doubt.is_some_and(|doubt| doubt < term) {
+            self.doubt = None;
         }
+        self.end(Err(error));
     }
 
     fn give_up(&mut self) {
         let waited = self.common.tuning().unavailable_wait.as_millis();
-        let (code, detail) = self.last.take().unwrap_or_else(|| {
-            let detail = self.silent(&format!("no answer in {waited} ms"));
-            (ErrorCode::PartitionUnavailable, detail)
-        });
+        let head = self.current.as_ref().map(|a| a.reign.head);
+        let (code, detail) = match (head, self.last.take()) {
+            (_, Some(last)) => last,
+            (Some(head), None) => {
+                let detail = self.silent(head, &format!("no answer in {waited} ms"));
+                (ErrorCode::PartitionUnavailable, detail)
+            }
+            (None, None) => (ErrorCode::NotHead, "no head was found".to_owned()),
+        };
         let error = match code {
             ErrorCode::Busy => ObjectError::Busy { detail },
-            ErrorCode::PartitionUnavailable | ErrorCode::NotServing => self.unavailable(detail),
+            ErrorCode::PartitionUnavailable
+            | ErrorCode::NotServing
+            | ErrorCode::NotHead
+            | ErrorCode::NotHere => self.unavailable(self.named(&detail)),
             code => ObjectError::Refused { code, detail },
         };
         self.end(Err(error));
@@ -317,24 +600,33 @@ impl Ask {
         }
     }
 
-    fn head(&self) -> Option<ashlar_layout::ids::DeviceNo> {
+    fn place(&self, device: DeviceNo) -> String {
         let map = self.common.map();
-        let partition = map.partitions.iter().find(|p| p.id == self.partition)?;
-        partition.chain.devices.first().copied()
+        let node = map.device(device).map_or(0, |d| d.node.0);
+        let address = map.address(device).unwrap_or("no known address");
+        format!("device {device} of node {node} at {address}")
     }
 
     /// The text for a head that says nothing.
-    fn silent(&self, why: &str) -> String {
-        let map = self.common.map();
-        let head = self.head().and_then(|no| map.device(no));
-        let node = head.map_or(0, |d| d.node.0);
-        let address = head
-            .and_then(|d| map.address(d.no))
-            .unwrap_or("no known address");
-        format!(
-            "the head of partition {} is node {node} at {address}, which does not answer: {why}",
-            self.partition
-        )
+    fn silent(&self, head: DeviceNo, why: &str) -> String {
+        let place = self.place(head);
+        format!("its head, {place}, does not answer: {why}")
+    }
+
+    /// A text, with what the members said.
+    fn named(&self, detail: &str) -> String {
+        let mut heard = self.heard.clone();
+        for (_, device) in &self.polls {
+            if heard.iter().all(|(known, _)| known != device) {
+                heard.push((*device, "it does not answer".to_owned()));
+            }
+        }
+        heard.sort_unstable();
+        let mut text = detail.to_owned();
+        for (device, said) in heard {
+            text += &format!("; {}: {said}", self.place(device));
+        }
+        text
     }
 }
 
@@ -344,23 +636,24 @@ impl Machine for Ask {
             return;
         }
         match event {
-            Event::Start => {
-                self.started = now;
-                self.told = self.common.told(self.partition);
-                self.send(now, out);
-            }
+            Event::Start => self.started = now,
             Event::Answer { call, answer } => self.on_answer(now, call, answer),
-            Event::Deadline => self.on_deadline(now, out),
+            Event::Deadline => {}
             Event::Abort => self.end(Err(ObjectError::Aborted)),
-            Event::Inline(_) | Event::Stripe(_) | Event::End => {}
+            Event::Inline(_) | Event::Stripe(_) | Event::End => return,
         }
+        self.advance(now, out);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         if self.outcome.is_some() {
             return None;
         }
-        sooner(self.ask_at, Some(self.over_at()))
+        let due = match &self.current {
+            Some(attempt) => Some(attempt.look_at.min(attempt.again_at)),
+            None => self.wake_at,
+        };
+        sooner(due, Some(self.over_at()))
     }
 
     fn is_answered(&self) -> bool {

@@ -5,7 +5,7 @@
 //! - a driver answers each [`Action::Send`] at most once, and promptly once the connection is gone;
 //! - a driver hands over only what passed the checksums of its frame.
 
-use ashlar_layout::ids::{DeviceNo, StripeId};
+use ashlar_layout::ids::{DeviceNo, PartitionId, StripeId};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -65,6 +65,14 @@ pub enum Action {
         to: DeviceNo,
         /// What is said.
         request: Request,
+    },
+    /// Ask the device who the head of a partition's chain is and who its members are, and tell
+    /// [`crate::Heads::heard`].
+    View {
+        /// The partition.
+        partition: PartitionId,
+        /// The device.
+        device: DeviceNo,
     },
     /// Ask the device's node how it is, and tell [`crate::Health::probed`].
     Probe {

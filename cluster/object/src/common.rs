@@ -5,24 +5,23 @@
 //! - stripe ids and request numbers are never given out twice;
 //! - no lock is held while bytes are encoded, and none across two calls from outside.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ashlar_cluster_map::{Class, ClusterMap, PlacementGroup};
-use ashlar_layout::ids::{
-    ClientId, DeviceNo, NodeId, PartitionId, RequestNo, Seq, ShardId, StripeId,
-};
+use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, RequestNo, ShardId, StripeId};
 use ashlar_layout::limits::SHARD_SIZE_MAX;
 use ashlar_layout::manifest::Stripe;
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 
+use crate::cache::{Cache, Cached};
 use crate::call::{Action, StripeIds};
 use crate::choose::choose;
 use crate::encode::Codecs;
 use crate::error::{Fault, ObjectError, ShardFault};
+use crate::heads::Heads;
 use crate::health::Health;
 use crate::pool::BufferPool;
 
@@ -49,6 +48,13 @@ pub struct Tuning {
     pub manifest_stripes: usize,
     /// Largest object that rides in the journal, in bytes.
     pub inline_max: u32,
+    /// Objects whose metadata is kept, to be validated by witnesses; 0: every read is looked up.
+    pub cache_entries: usize,
+    /// Bytes that they may take, inline objects included.
+    pub cache_bytes: usize,
+    /// Witnesses asked for fewer than it takes: what tests must notice.
+    #[cfg(test)]
+    pub(crate) witnesses_short: usize,
 }
 
 impl Default for Tuning {
@@ -64,6 +70,10 @@ impl Default for Tuning {
             tree_fanout: 8192,
             manifest_stripes: ashlar_layout::limits::MANIFEST_STRIPES_MAX,
             inline_max: ashlar_layout::limits::INLINE_MAX,
+            cache_entries: 64 * 1024,
+            cache_bytes: 64 << 20,
+            #[cfg(test)]
+            witnesses_short: 0,
         }
     }
 }
@@ -76,9 +86,10 @@ pub struct Common {
     ids: StripeIds,
     client: ClientId,
     requests: AtomicU64,
-    /// The last entry of each partition that this client was told of.
-    told: Mutex<BTreeMap<PartitionId, Seq>>,
+    heads: Mutex<Heads>,
+    cache: Mutex<Cache>,
     turn: AtomicU64,
+    witness_turn: AtomicU64,
     pub(crate) codecs: Codecs,
     pool: BufferPool,
     tuning: Tuning,
@@ -93,7 +104,9 @@ impl Common {
             ids: StripeIds::new(client.0),
             client,
             requests: AtomicU64::new(1),
-            told: Mutex::default(),
+            heads: Mutex::default(),
+            cache: Mutex::new(Cache::new(tuning.cache_entries, tuning.cache_bytes)),
+            witness_turn: AtomicU64::new(client.0),
             // Clients start at different groups.
             turn: AtomicU64::new(client.0 >> 16),
             codecs: Codecs::default(),
@@ -118,6 +131,11 @@ impl Common {
             *map = Arc::new(newer);
         }
         takes
+    }
+
+    /// Takes over a map that came with a reply; false if it is none, or not newer.
+    pub fn learn_json(&self, json: &[u8]) -> bool {
+        ClusterMap::from_json(json).is_ok_and(|map| self.learn(map))
     }
 
     /// Beliefs about devices. Not to be held across another call.
@@ -145,17 +163,40 @@ impl Common {
         RequestNo(self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The last entry of this partition that this client was told of.
-    pub(crate) fn told(&self, partition: PartitionId) -> Seq {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.get(&partition).copied().unwrap_or_default()
+    /// Beliefs about the heads of partitions. Not to be held across another call.
+    pub fn heads(&self) -> MutexGuard<'_, Heads> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An answer tells of a committed entry of this partition.
-    pub(crate) fn tell(&self, partition: PartitionId, seq: Seq) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = told.entry(partition).or_default();
-        *held = seq.max(*held);
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of an object.
+    pub(crate) fn cached(&self, bucket: &str, key: &str) -> Option<Arc<Cached>> {
+        if self.tuning.cache_entries == 0 {
+            return None;
+        }
+        self.cache().get(bucket, key)
+    }
+
+    /// Keeps what the head said of an object.
+    pub(crate) fn keep(&self, bucket: &str, key: &str, cached: Cached) {
+        if self.tuning.cache_entries > 0 {
+            self.cache().put(bucket, key, cached);
+        }
+    }
+
+    /// What is kept of an object is known to be wrong.
+    pub(crate) fn forget(&self, bucket: &str, key: &str) {
+        if self.tuning.cache_entries > 0 {
+            self.cache().remove(bucket, key);
+        }
+    }
+
+    /// Counts up, so that witnesses that are equally good take turns.
+    pub(crate) fn witness_turn(&self) -> u64 {
+        self.witness_turn.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The partition that (bucket, key) falls in.
@@ -252,6 +293,8 @@ pub fn unexpected(expected: &str, got: &Reply) -> ObjectError {
         Reply::Shard { .. } => "Shard",
         Reply::Committed { .. } => "Committed",
         Reply::Found { .. } => "Found",
+        Reply::Chain(_) => "Chain",
+        Reply::Witness { .. } => "Witness",
         Reply::Page(_) => "Page",
         Reply::Buckets { .. } => "Buckets",
         Reply::Status(_) => "Status",

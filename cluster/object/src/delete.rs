@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ashlar_layout::ids::Seq;
+use ashlar_layout::ids::{Seq, Term};
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
@@ -29,6 +29,8 @@ pub struct Deleted {
 #[derive(Debug)]
 pub struct Delete {
     common: Arc<Common>,
+    bucket: String,
+    key: String,
     ask: Ask,
     free: Option<Free>,
     outcome: Option<Result<Deleted, ObjectError>>,
@@ -48,6 +50,7 @@ impl Delete {
         let partition = common.partition_of(bucket, key)?;
         let request = Request::Propose {
             partition,
+            term: Term(0),
             client: common.client(),
             request: common.next_request(),
             retry: None,
@@ -68,6 +71,8 @@ impl Delete {
         );
         Ok(Delete {
             common,
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
             ask,
             free: None,
             outcome: None,
@@ -86,6 +91,7 @@ impl Delete {
         let Some(told) = self.ask.outcome() else {
             return;
         };
+        self.common.forget(&self.bucket, &self.key);
         self.outcome = Some(match told {
             Ok(told) => match &told.reply {
                 Reply::Committed { seq, displaced } => {

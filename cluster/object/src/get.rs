@@ -7,7 +7,9 @@
 //!   replaced or removed, the reading starts over if no byte was given out yet, and fails with
 //!   [`ObjectError::ObjectChanged`] otherwise;
 //! - the end of a whole reading is only reached if the CRC-32 of all that was given out is the
-//!   manifest's.
+//!   manifest's;
+//! - while the object is only a guess, out of the cache, nothing is given out and nothing fails: what goes
+//!   wrong then (its shards may be gone) only ends the guess.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,9 +26,10 @@ use crate::ask::{Ask, Told, Untold};
 use crate::call::{Action, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
 use crate::error::{Code, ObjectError};
+use crate::look::{Found, LANES, Look};
 use crate::range::ByteRange;
 use crate::stripe_read::StripeRead;
-use crate::tree::decode_node;
+use crate::tree::{check, decode_node};
 
 /// So often a reading starts over because the object was replaced.
 const RESTARTS_MAX: u32 = 16;
@@ -65,6 +68,11 @@ pub struct Get {
     partition: PartitionId,
     asked: Option<ByteRange>,
     lane: u32,
+    /// What the object is: until it has ended, what is read is a guess.
+    look: Option<Look>,
+    /// The guess was wrong, or its shards cannot be read.
+    stumbled: bool,
+    from_cache: bool,
     ask: Option<(u32, Ask)>,
     /// The version that a stripe could not be read of, and why: the running look-up decides.
     doubt: Option<(Seq, ObjectError)>,
@@ -105,6 +113,9 @@ impl Get {
             partition,
             asked: range,
             lane: 0,
+            look: None,
+            stumbled: false,
+            from_cache: false,
             ask: None,
             doubt: None,
             missing: Vec::new(),
@@ -128,7 +139,16 @@ impl Get {
 
     /// What is known of the object; `None` until it was looked up. Stands once a byte is there.
     pub fn meta(&self) -> Option<&ObjectMeta> {
-        self.meta.as_ref()
+        self.meta.as_ref().filter(|_| !self.is_guess())
+    }
+
+    /// Whether witnesses said what the object is, and the head was not asked.
+    pub fn from_cache(&self) -> bool {
+        self.from_cache
+    }
+
+    fn is_guess(&self) -> bool {
+        self.look.is_some()
     }
 
     /// The bytes that will be given out.
@@ -150,7 +170,7 @@ impl Get {
 
     /// Whether [`Get::take`] has something to give, or to say.
     pub fn is_ready(&self) -> bool {
-        !self.chunks.is_empty() || self.error.is_some() || self.finished
+        !self.is_guess() && (!self.chunks.is_empty() || self.error.is_some() || self.finished)
     }
 
     /// The next bytes; `None` if there are none yet ([`Get::is_ready`] is false), or no more.
@@ -159,6 +179,9 @@ impl Get {
         now: Instant,
         out: &mut Vec<Action>,
     ) -> Option<Result<Bytes, ObjectError>> {
+        if self.is_guess() {
+            return None;
+        }
         if let Some(chunk) = self.chunks.pop_front() {
             self.given += chunk.len() as u64;
             self.advance(now, out);
@@ -189,7 +212,61 @@ impl Get {
         self.ask = Some((lane, ask));
     }
 
+    /// Finds out what the object is, and reads ahead what it may be.
+    fn start(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let lane = self.next_lane();
+        self.lane = lane + LANES - 1;
+        match Look::new(self.common.clone(), &self.bucket, &self.key, true) {
+            Ok(look) => {
+                let mut look = look.with_lane(lane);
+                look.on_event(now, Event::Start, out);
+                let guess = look.guess();
+                self.look = Some(look);
+                if let Some(guess) = guess {
+                    self.begin(guess.meta, guess.payload, guess.payload_crc);
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// What the object is, is known.
+    fn on_looked(&mut self) {
+        let Some(found) = self.look.take().and_then(Look::into_outcome) else {
+            return;
+        };
+        let stumbled = std::mem::take(&mut self.stumbled);
+        match found {
+            // The guess was right, and what was read for it stands.
+            Ok(Found {
+                meta, from_cache, ..
+            }) if self.meta.as_ref() == Some(&meta) && !stumbled => self.from_cache = from_cache,
+            Ok(Found {
+                meta,
+                payload,
+                payload_crc,
+                from_cache,
+            }) => {
+                self.from_cache = from_cache;
+                self.begin(meta, payload, payload_crc);
+            }
+            Err(error) => {
+                self.chunks.clear();
+                self.missing.clear();
+                self.finished = false;
+                self.fail(error);
+            }
+        }
+    }
+
     fn fail(&mut self, error: ObjectError) {
+        if self.is_guess() {
+            self.stumbled = true;
+            self.node = None;
+            self.reads.clear();
+            self.cursor = None;
+            return;
+        }
         self.error = Some(error);
         self.ask = None;
         self.node = None;
@@ -208,7 +285,11 @@ impl Get {
 
     fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
         loop {
-            if self.error.is_some() || self.finished {
+            if self.look.as_ref().is_some_and(Look::is_answered) {
+                self.on_looked();
+                continue;
+            }
+            if self.error.is_some() || self.finished || self.stumbled {
                 return;
             }
             if self.ask.as_ref().is_some_and(|(_, ask)| ask.is_answered()) {
@@ -228,6 +309,9 @@ impl Get {
                 continue;
             }
             if self.read_to == self.range.end && self.cursor.is_some() {
+                if self.is_guess() {
+                    return;
+                }
                 self.on_end(now, out);
                 continue;
             }
@@ -247,7 +331,7 @@ impl Get {
         let doubt = self.doubt.take();
         let found = match told {
             Some(Ok(Told {
-                reply: Reply::Found { meta },
+                reply: Reply::Found { meta, .. },
                 payload,
                 payload_crc,
             })) => Ok((meta, payload, payload_crc)),
@@ -302,8 +386,10 @@ impl Get {
     fn begin(&mut self, meta: ObjectMeta, payload: Bytes, payload_crc: u32) {
         self.missing.clear();
         self.reads.clear();
+        self.chunks.clear();
         self.node = None;
         self.cursor = None;
+        self.finished = false;
         self.rebuilt = 0;
         self.crc = 0;
         let size = meta.manifest.size;
@@ -431,6 +517,9 @@ impl Get {
 
     /// A stripe could not be read. Whether that is because the object has changed, the head knows.
     fn doubt(&mut self, now: Instant, error: ObjectError, out: &mut Vec<Action>) {
+        if self.is_guess() {
+            return self.fail(error);
+        }
         let Some(version) = self.meta.as_ref().map(|m| m.version) else {
             return;
         };
@@ -540,32 +629,16 @@ fn gone(error: &ObjectError) -> bool {
     matches!(error.code(), Code::NotFound | Code::NoSuchBucket)
 }
 
-/// Checks that stripes stand where they can be computed to stand.
-fn check(stripes: &[Stripe], stripe_data: u64, size: Option<u64>) -> Result<(), String> {
-    let Some((last, others)) = stripes.split_last() else {
-        return Err("it lists no stripe".to_owned());
-    };
-    let uneven = others.iter().any(|s| u64::from(s.data_len) != stripe_data);
-    if stripe_data == 0 || uneven || u64::from(last.data_len) > stripe_data {
-        return Err("its stripes differ in length".to_owned());
-    }
-    let sum = others.len() as u64 * stripe_data + u64::from(last.data_len);
-    match size {
-        Some(size) if size != sum => {
-            Err(format!("it has {size} bytes, and its stripes hold {sum}"))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Machine for Get {
     fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
         match event {
-            Event::Start => self.look_up(now, true, out),
+            Event::Start => self.start(now, out),
             Event::Answer { call, answer } => {
                 let lane = call.lane;
                 let event = Event::Answer { call, answer };
-                if let Some((_, ask)) = self.ask.as_mut().filter(|(l, _)| *l == lane) {
+                if let Some(look) = self.look.as_mut().filter(|l| l.has_lane(lane)) {
+                    look.on_event(now, event, out);
+                } else if let Some((_, ask)) = self.ask.as_mut().filter(|(l, _)| *l == lane) {
                     ask.on_event(now, event, out);
                 } else if let Some(node) = self.node.as_mut().filter(|n| n.lane == lane) {
                     node.read.on_event(now, event, out);
@@ -574,6 +647,9 @@ impl Machine for Get {
                 }
             }
             Event::Deadline => {
+                if let Some(look) = &mut self.look {
+                    look.on_event(now, Event::Deadline, out);
+                }
                 if let Some((_, ask)) = &mut self.ask {
                     ask.on_event(now, Event::Deadline, out);
                 }
@@ -582,7 +658,10 @@ impl Machine for Get {
                     reading.read.on_event(now, Event::Deadline, out);
                 }
             }
-            Event::Abort => self.fail(ObjectError::Aborted),
+            Event::Abort => {
+                self.look = None;
+                self.fail(ObjectError::Aborted);
+            }
             Event::Inline(_) | Event::Stripe(_) | Event::End => return,
         }
         self.advance(now, out);
@@ -591,7 +670,9 @@ impl Machine for Get {
     fn next_deadline(&self) -> Option<Instant> {
         let ask = self.ask.as_ref().and_then(|(_, ask)| ask.next_deadline());
         let reads = self.reads.iter().chain(&self.node);
-        sooner(ask, reads.filter_map(|r| r.read.next_deadline()).min())
+        let reads = reads.filter_map(|r| r.read.next_deadline()).min();
+        let look = self.look.as_ref().and_then(Look::next_deadline);
+        sooner(look, sooner(ask, reads))
     }
 
     fn is_answered(&self) -> bool {
@@ -599,6 +680,6 @@ impl Machine for Get {
     }
 
     fn is_settled(&self) -> bool {
-        self.finished || self.error.is_some()
+        !self.is_guess() && (self.finished || self.error.is_some())
     }
 }

@@ -36,6 +36,11 @@ const HEDGE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// The time after which a read is hedged while nothing is known.
 const HEDGE_UNKNOWN: Duration = Duration::from_millis(20);
 
+/// One in so many choices of witnesses disregards how fast they were.
+const EXPLORE: u64 = 64;
+/// No witness is thought to be slower, in nanoseconds.
+const LATE_MAX: u64 = 1_000_000_000;
+
 #[derive(Clone, Debug)]
 struct Suspicion {
     cause: String,
@@ -61,6 +66,8 @@ pub enum Probed {
 pub struct Health {
     suspects: HashMap<DeviceNo, Suspicion>,
     latencies: Latencies,
+    /// How long witnesses take to answer, on an average that forgets, in nanoseconds.
+    witnesses: HashMap<DeviceNo, u64>,
 }
 
 impl Health {
@@ -85,6 +92,48 @@ impl Health {
         {
             self.suspects.remove(&device);
         }
+    }
+
+    /// A witness answered, in this time.
+    pub fn witnessed(&mut self, device: DeviceNo, took: Duration) {
+        self.worked(device, Kind::Witness, 0, took);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / 8);
+        let known = self.witnesses.entry(device).or_insert(took);
+        *known = (*known / 8).saturating_mul(7).saturating_add(took / 8);
+    }
+
+    /// A witness has not answered in this time, in which it should have.
+    pub fn witness_late(&mut self, device: DeviceNo, waited: Duration) {
+        let waited = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        let known = self.witnesses.entry(device).or_default();
+        *known = known.saturating_mul(2).max(waited).min(LATE_MAX);
+    }
+
+    /// Puts witnesses in the order in which they are best asked: those that should answer, the faster
+    /// ones, and among equals (within a factor of two) in turn. Once in a while all are equals: a slow one
+    /// may be fast by now.
+    pub fn rank(&self, witnesses: &mut [DeviceNo], turn: u64) {
+        if !witnesses.is_empty() {
+            let by = turn % witnesses.len() as u64;
+            witnesses.rotate_left(usize::try_from(by).unwrap_or(0));
+        }
+        let explores = turn % EXPLORE == EXPLORE - 1;
+        witnesses.sort_by_key(|device| {
+            let pace = self.witnesses.get(device).filter(|_| !explores);
+            let pace = pace.copied().unwrap_or(0);
+            (
+                !self.is_readable(*device),
+                pace.checked_ilog2().unwrap_or(0),
+            )
+        });
+    }
+
+    /// After this time another witness is asked.
+    pub fn hedge_witness(&self) -> Duration {
+        let (min, max) = HEDGE;
+        self.latencies
+            .p95(Kind::Witness, 0)
+            .map_or(HEDGE_UNKNOWN, |p95| p95.clamp(min, max))
     }
 
     /// Something took at least so long, and was not waited for.
@@ -298,6 +347,38 @@ mod tests {
         assert!(!health.is_readable(D));
         health.failed(at(2), D, &Fault::Full("0 bytes left".to_owned()));
         assert!(!health.is_readable(D));
+    }
+
+    #[test]
+    fn the_fast_and_the_well_witness_first() {
+        let mut health = Health::default();
+        let [a, b, c] = [DeviceNo(1), DeviceNo(2), DeviceNo(3)];
+        let ranked = |health: &Health, turn| {
+            let mut all = [a, b, c];
+            health.rank(&mut all, turn);
+            all
+        };
+        assert_eq!(ranked(&health, 0), [a, b, c]);
+        assert_eq!(ranked(&health, 1), [b, c, a], "equals take turns");
+        for _ in 0..20 {
+            health.witnessed(a, Duration::from_millis(30));
+            health.witnessed(b, Duration::from_micros(150));
+            health.witnessed(c, Duration::from_micros(160));
+        }
+        assert_eq!(ranked(&health, 0), [b, c, a]);
+        assert_eq!(ranked(&health, 2), [c, b, a]);
+        health.failed(at(0), b, &refused());
+        assert_eq!(ranked(&health, 1), [c, a, b]);
+        health.probed(at(1), b, Probed::Serving);
+        for _ in 0..10 {
+            health.witness_late(b, Duration::from_millis(2));
+        }
+        assert_eq!(ranked(&health, 0), [c, a, b]);
+        assert_eq!(
+            ranked(&health, EXPLORE - 1)[0],
+            a,
+            "now and then all are tried"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How long shard reads, shard writes and proposals take, as quantiles that forget.
+//! How long shard reads, shard writes, proposals and witnesses take, as quantiles that forget.
 //!
 //! Invariants:
 //! - memory is fixed: a histogram per kind and size class, whatever is recorded;
@@ -27,6 +27,8 @@ pub enum Kind {
     Write,
     /// The head is asked for a change or a look-up.
     Head,
+    /// A replica is asked what it has received.
+    Witness,
 }
 
 /// Upper ends of the size classes, in bytes; a last one takes the rest.
@@ -98,13 +100,13 @@ fn upper(bucket: usize) -> u64 {
 /// Latencies by kind and size class.
 #[derive(Clone, Debug)]
 pub struct Latencies {
-    by: [[Histogram; SIZES.len() + 1]; 3],
+    by: [[Histogram; SIZES.len() + 1]; 4],
 }
 
 impl Default for Latencies {
     fn default() -> Self {
         Latencies {
-            by: [const { [Histogram::EMPTY; SIZES.len() + 1] }; 3],
+            by: [const { [Histogram::EMPTY; SIZES.len() + 1] }; 4],
         }
     }
 }

@@ -5,8 +5,10 @@
 //!
 //! - [`Put`], [`Get`], [`Delete`]: whole operations, built from
 //! - [`StripeWrite`] and [`StripeRead`]: one stripe, [`Ask`]: one question to a partition's head,
+//!   [`Look`]: an object's metadata, cached and validated by witnesses, or from the head,
 //!   [`Free`]: shards that nothing names any more.
-//! - [`Common`] is what the operations of one client share: the map, [`Health`], numbers, buffers.
+//! - [`Common`] is what the operations of one client share: the map, [`Health`], [`Heads`], the cache of
+//!   metadata, numbers, buffers.
 //!
 //! **The margin rule.** A stripe of class k+m is acknowledged when k+m−1 of its shards are durable:
 //! with m = 2, any one of the shards that were acknowledged may still be lost. That holds for the
@@ -18,6 +20,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod ask;
+pub mod cache;
 pub mod call;
 pub mod choose;
 pub mod common;
@@ -26,15 +29,24 @@ pub mod encode;
 pub mod error;
 pub mod free;
 pub mod get;
+pub mod heads;
 pub mod health;
 pub mod latency;
+pub mod look;
 pub mod pool;
 pub mod put;
 pub mod range;
 pub mod stripe_read;
 pub mod stripe_write;
 pub mod tree;
+pub mod witness;
 
+#[cfg(test)]
+mod cached_tests;
+#[cfg(test)]
+mod chain_model;
+#[cfg(test)]
+mod failover_tests;
 #[cfg(test)]
 mod object_tests;
 #[cfg(test)]
@@ -50,7 +62,9 @@ pub use encode::{STRIPE_SLACK, StripeBuf};
 pub use error::{Away, Code, Fault, ObjectError, ShardFault};
 pub use free::Free;
 pub use get::Get;
+pub use heads::{Heads, Reign};
 pub use health::{Health, Probed};
+pub use look::{Found, Look};
 pub use pool::{BufferPool, PoolBuf};
 pub use put::{Put, PutDone};
 pub use range::ByteRange;

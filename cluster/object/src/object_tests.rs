@@ -293,6 +293,7 @@ fn what_is_visible_is_never_freed() {
 fn an_unknown_outcome_frees_nothing() {
     let mut world = world(6);
     let data = world.bytes(9000);
+    put(&mut world, "other", &Bytes::new()).unwrap();
     // The head does what it is asked, and its answers never arrive.
     world.moods.insert(DeviceNo(1), Mood::Hangs);
     let error = put(&mut world, "key", &data).unwrap_err();
@@ -306,15 +307,20 @@ fn an_unknown_outcome_frees_nothing() {
 fn a_head_that_is_away_is_named_and_nothing_is_left() {
     for (mood, uncertain) in [(Mood::Dead, false), (Mood::Mute, true)] {
         let mut world = world(7);
-        world.moods.insert(DeviceNo(1), mood);
         let data = world.bytes(9000);
+        put(&mut world, "other", &Bytes::new()).unwrap();
+        world.moods.insert(DeviceNo(1), mood);
         let began = world.now;
         let error = put(&mut world, "key", &data).unwrap_err();
         assert_eq!(error.code(), Code::PartitionUnavailable);
         assert_eq!(error.is_uncertain(), uncertain, "{error}");
         let text = error.to_string();
-        let named = "the head of partition 0 is node 1 at node-1:7000, which does not answer";
-        assert!(text.contains(named), "{text}");
+        for named in [
+            "device 1 of node 1 at node-1:7000: it does not answer",
+            "device 2 of node 2 at node-2:7000: it follows device 1",
+        ] {
+            assert!(text.contains(named), "{text}");
+        }
         assert!(world.now.since(began) < Duration::from_secs(20));
         assert_eq!(world.shards.is_empty(), !uncertain);
         let error = get(&mut world, "key", None).unwrap_err();

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use ashlar_cluster_map::Class;
 use ashlar_layout::crc::{crc32, crc32_combine};
-use ashlar_layout::ids::{PartitionId, Seq, StripeId};
+use ashlar_layout::ids::{PartitionId, Seq, StripeId, Term};
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
@@ -224,6 +224,7 @@ impl Put {
         let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let request = Request::Propose {
             partition: self.partition,
+            term: Term(0),
             client: self.common.client(),
             request: self.common.next_request(),
             retry: None,
@@ -371,6 +372,8 @@ impl Put {
         let Some(told) = self.ask.as_ref().and_then(Ask::outcome) else {
             return;
         };
+        // Not kept anew: the reply does not say when the head's clock had the object made.
+        self.common.forget(&self.bucket, &self.key);
         match told.clone() {
             Ok(told) => match told.reply {
                 Reply::Committed { seq, displaced } => {

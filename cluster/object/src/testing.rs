@@ -11,10 +11,13 @@ use ashlar_cluster_map::{
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{
     ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, PgId, RequestNo, Seq,
-    ShardId,
+    ShardId, Term,
 };
 use ashlar_layout::manifest::{Manifest, Op, Precondition};
-use ashlar_layout::message::{ErrorCode, FindingKind, ObjectMeta, Reply, Request, WireError};
+use ashlar_layout::message::{
+    ChainView, ErrorCode, FindingKind, ObjectMeta, Reply, Request, WireError,
+};
+use ashlar_layout::slot::slot_of;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -78,7 +81,10 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
             chain: Chain {
                 devices: vec![DeviceNo(1), DeviceNo(2), DeviceNo(3)],
             },
+            founders: vec![DeviceNo(1), DeviceNo(2), DeviceNo(3)],
         }],
+        control: Vec::new(),
+        draining: Default::default(),
     }
 }
 
@@ -116,6 +122,8 @@ pub(crate) struct Delivery {
     at: Instant,
     call: CallId,
     answer: Answer,
+    /// The answer is to be made on delivery.
+    later: Option<(DeviceNo, Request, Bytes)>,
 }
 
 /// The world. `step` moves it by one event.
@@ -137,6 +145,20 @@ pub(crate) struct World {
     /// What each proposal said of being a retry.
     pub(crate) retries: Vec<Option<Seq>>,
     pub(crate) lane: u32,
+    /// Requests are handled when their answers are delivered, not when they are sent.
+    pub(crate) lazy: bool,
+    /// The reign that lasts; nobody serves if it is of device 0.
+    pub(crate) term: Term,
+    /// The chain's composition.
+    pub(crate) config: u64,
+    /// Witnesses that do not know what they received.
+    pub(crate) forgetful: BTreeSet<DeviceNo>,
+    /// The highest entry of each slot.
+    pub(crate) slots: HashMap<u32, Seq>,
+    /// Requests by what they ask: look-ups, witnesses, chain views.
+    pub(crate) lookups: u32,
+    pub(crate) witnesses: Vec<DeviceNo>,
+    pub(crate) polls: u32,
     committed: HashMap<(ClientId, RequestNo), Seq>,
     seq: u64,
     deliveries: Vec<Delivery>,
@@ -165,6 +187,14 @@ impl World {
             memory: Memory::Whole,
             retries: Vec::new(),
             lane: 0,
+            lazy: false,
+            term: Term::new(1, DeviceNo(1)),
+            config: 1,
+            forgetful: BTreeSet::new(),
+            slots: HashMap::new(),
+            lookups: 0,
+            witnesses: Vec::new(),
+            polls: 0,
             committed: HashMap::new(),
             seq: 0,
             deliveries: Vec::new(),
@@ -231,6 +261,18 @@ impl World {
                     };
                     self.reports.push((device, shard, fault));
                 }
+                Action::View { partition, device } => {
+                    let view = self.answer(device, Request::Chain { partition }, Bytes::new());
+                    if let Some(Answer::Reply {
+                        reply: Reply::Chain(view),
+                        ..
+                    }) = view
+                    {
+                        self.common
+                            .heads()
+                            .heard(self.now, partition, device, &view);
+                    }
+                }
                 Action::Probe { device } => {
                     let found = match self.mood(device) {
                         Mood::Dead | Mood::Mute | Mood::Broken | Mood::Hangs => {
@@ -253,6 +295,15 @@ impl World {
             _ => Duration::from_micros(50 + self.below(2000)),
         };
         let detail = || format!("device {to} is {mood:?}");
+        if self.lazy && mood == Mood::Well {
+            self.deliveries.push(Delivery {
+                at: self.now + delay,
+                call,
+                answer: Answer::Lost { detail: detail() },
+                later: Some((to, request, payload)),
+            });
+            return;
+        }
         let answer = match mood {
             Mood::Dead => Answer::NotSent { detail: detail() },
             Mood::Mute => return,
@@ -262,10 +313,10 @@ impl World {
                 error(ErrorCode::DeviceFull, detail())
             }
             Mood::Hangs => {
-                self.answer(request, payload);
+                self.answer(to, request, payload);
                 Answer::Lost { detail: detail() }
             }
-            _ => match self.answer(request, payload) {
+            _ => match self.answer(to, request, payload) {
                 Some(answer) => answer,
                 None => Answer::Lost {
                     detail: "the answer is lost".to_owned(),
@@ -276,11 +327,44 @@ impl World {
             at: self.now + delay,
             call,
             answer,
+            later: None,
         });
     }
 
-    fn answer(&mut self, request: Request, payload: Bytes) -> Option<Answer> {
+    /// An entry for some key of this one's slot.
+    pub(crate) fn collide(&mut self, key: &str) {
+        self.seq += 1;
+        self.slots.insert(slot_of("bucket", key), Seq(self.seq));
+    }
+
+    fn answer(&mut self, to: DeviceNo, request: Request, payload: Bytes) -> Option<Answer> {
+        let not_head = match &request {
+            Request::Propose { term, .. } => to != self.term.head() || *term != self.term,
+            Request::Lookup { .. } => to != self.term.head(),
+            _ => false,
+        };
+        if not_head {
+            return Some(error(ErrorCode::NotHead, format!("not in {}", self.term)));
+        }
         Some(match request {
+            Request::Chain { .. } => {
+                self.polls += 1;
+                reply(Reply::Chain(ChainView {
+                    term: self.term,
+                    serving: self.term.head() == to,
+                    committed: Seq(self.seq),
+                    config: self.config,
+                    members: self.common.map().partitions[0].chain.devices.clone(),
+                }))
+            }
+            Request::Witness { slot, .. } => {
+                self.witnesses.push(to);
+                let known = !self.forgetful.contains(&to);
+                reply(Reply::Witness {
+                    config: known.then_some(self.config),
+                    highest: self.slots.get(&slot).copied().unwrap_or_default(),
+                })
+            }
             Request::ShardWrite { device, shard } => {
                 self.writes.push((device, shard));
                 let before = self.shards.insert((device, shard), payload);
@@ -346,7 +430,7 @@ impl World {
                 key,
                 payload,
                 ..
-            } => match self.objects.get(&(bucket, key)) {
+            } => match (self.lookups += 1, self.objects.get(&(bucket, key))).1 {
                 Some((meta, inline)) => {
                     let inline = if payload {
                         inline.clone()
@@ -354,7 +438,11 @@ impl World {
                         Bytes::new()
                     };
                     let payload_crc = crc32(&inline);
-                    let reply = Reply::Found { meta: meta.clone() };
+                    let reply = Reply::Found {
+                        meta: meta.clone(),
+                        as_of: Seq(self.seq),
+                        config: self.config,
+                    };
                     Answer::Reply {
                         reply,
                         payload: inline,
@@ -403,6 +491,7 @@ impl World {
         }
         self.seq += 1;
         let version = Seq(self.seq);
+        self.slots.insert(slot_of(&name.0, &name.1), version);
         self.committed.insert(id, version);
         let displaced: Option<Manifest> = match op {
             Op::Put { manifest, .. } => {
@@ -474,7 +563,13 @@ impl World {
             .filter(|i| self.deliveries[*i].at <= self.now)
             .collect();
         let pick = ready[self.below(ready.len() as u64) as usize];
-        let Delivery { call, answer, .. } = self.deliveries.swap_remove(pick);
+        let delivery = self.deliveries.swap_remove(pick);
+        let (call, mut answer) = (delivery.call, delivery.answer);
+        if let Some((to, request, payload)) = delivery.later
+            && let Some(made) = self.answer(to, request, payload)
+        {
+            answer = made;
+        }
         self.event(machine, Event::Answer { call, answer });
         true
     }

@@ -47,6 +47,24 @@ pub(crate) fn decode_node(part: &Part) -> Result<Vec<Stripe>, String> {
     }
 }
 
+/// Checks that stripes stand where they can be computed to stand.
+pub(crate) fn check(stripes: &[Stripe], stripe_data: u64, size: Option<u64>) -> Result<(), String> {
+    let Some((last, others)) = stripes.split_last() else {
+        return Err("it lists no stripe".to_owned());
+    };
+    let uneven = others.iter().any(|s| u64::from(s.data_len) != stripe_data);
+    if stripe_data == 0 || uneven || u64::from(last.data_len) > stripe_data {
+        return Err("its stripes differ in length".to_owned());
+    }
+    let sum = others.len() as u64 * stripe_data + u64::from(last.data_len);
+    match size {
+        Some(size) if size != sum => {
+            Err(format!("it has {size} bytes, and its stripes hold {sum}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use ashlar_layout::ids::{PgId, StripeId};

@@ -19,10 +19,12 @@ use ashlar_layout::crc::crc32;
 use ashlar_layout::extent::ExtentHeader;
 use ashlar_layout::footer::{Footer, Trailer, footer_len, trailer_at};
 use ashlar_layout::frame::FrameHeader;
-use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation};
+use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, PartitionId};
 use ashlar_layout::journal;
 use ashlar_layout::manifest::{Manifest, Stripe};
+use ashlar_layout::page::{GRAIN, Page, PageBuilder, PageName, RunId, Spot, claimed_grains};
 use ashlar_layout::record::{RecordHeader, cover, header_len, piece_count};
+use ashlar_layout::root::{ObjectValue, Root};
 use ashlar_layout::stamp::{HEAD_LEN, Place};
 use ashlar_layout::superblock::{CheckpointRef, Superblock};
 
@@ -281,5 +283,88 @@ pub fn stripes(data: &[u8]) {
             .sum();
         let body = ashlar_layout::manifest::Body::Stripes(stripes);
         let _ = Manifest { size, crc: 0, body }.check();
+    }
+}
+
+/// Every step on a page stays within it, and its entries make the same page again.
+pub fn page(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    bytes.resize(data.len().clamp(64, 4 * GRAIN).next_multiple_of(GRAIN), 0);
+    let _ = claimed_grains(&bytes);
+    bytes[..8].copy_from_slice(b"ASHLPAGE");
+    let grains = (bytes.len() / GRAIN) as u16;
+    bytes[52..54].copy_from_slice(&grains.to_le_bytes());
+    let len = bytes.len();
+    let fields = (
+        number(&bytes, 32),
+        number(&bytes, 40),
+        number(&bytes, 44),
+        number(&bytes, 48),
+    );
+    let (Some(life), Some(no), Some(partition), Some(grain)) = fields else {
+        return;
+    };
+    let name = PageName {
+        device: DeviceId(number(&bytes, 16).unwrap_or_default()),
+        partition: PartitionId(u32::from_le_bytes(partition)),
+        run: RunId {
+            life: u64::from_le_bytes(life),
+            no: u32::from_le_bytes(no),
+        },
+        grain: u32::from_le_bytes(grain),
+    };
+    let _ = Page::decode_any(&bytes[..], &name);
+    reseal(&mut bytes, len, 8);
+    let Ok(page) = Page::decode_any(&bytes[..], &name) else {
+        return;
+    };
+    let _ = page.raw();
+    let mut spot = Spot::default();
+    let mut builder = PageBuilder::default();
+    let mut more = page.first(&mut spot);
+    while more {
+        let mut found = Spot::default();
+        assert!(page.seek(&spot.key, spot.seq, &mut found));
+        assert_eq!((&found.key, found.seq), (&spot.key, spot.seq));
+        assert!(page.seek_last(&spot.key, spot.seq, &mut found));
+        assert_eq!(page.value(&found), page.value(&spot));
+        let _ = ObjectValue::brief(page.value(&spot));
+        let _ = ObjectValue::decode(page.value(&spot));
+        builder.push(&spot.key, spot.seq, spot.kind, page.value(&spot));
+        more = page.next(&mut spot);
+    }
+    if !builder.is_empty() {
+        let mut again = Vec::new();
+        builder.finish(&name, page.kind(), &mut again);
+        let again = Page::decode(again, &name, page.kind()).expect("what was read can be written");
+        let mut other = Spot::default();
+        let (mut a, mut b) = (page.first(&mut spot), again.first(&mut other));
+        while a && b {
+            assert_eq!(
+                (&spot.key, spot.seq, spot.kind),
+                (&other.key, other.seq, other.kind)
+            );
+            assert_eq!(page.value(&spot), again.value(&other));
+            (a, b) = (page.next(&mut spot), again.next(&mut other));
+        }
+        assert_eq!(a, b);
+    }
+}
+
+pub fn root(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    bytes.resize(data.len().max(64), 0);
+    bytes[..8].copy_from_slice(b"ASHLROOT");
+    let (device, partition) = (number(&bytes, 16), number(&bytes, 48));
+    let device = DeviceId(device.unwrap_or_default());
+    let partition = PartitionId(u32::from_le_bytes(partition.unwrap_or_default()));
+    let _ = Root::decode(&bytes, device, partition);
+    let body = bytes.len() as u32 - 64;
+    bytes[52..56].copy_from_slice(&body.to_le_bytes());
+    let len = bytes.len();
+    reseal(&mut bytes, len, 8);
+    if let Ok(root) = Root::decode(&bytes, device, partition) {
+        let again = root.encode().expect("what was read can be written");
+        assert_eq!(Root::decode(&again, device, partition), Ok(root));
     }
 }

@@ -124,13 +124,13 @@ fn journal_entries_v1() {
 }
 
 #[test]
-fn frame_v1() {
-    let image = golden("frame.v1.bin", &frame().encode());
+fn frame_v2() {
+    let image = golden("frame.v2.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));
 }
 
 #[test]
-fn messages_v1() {
+fn messages_v2() {
     // Each behind its length, so that one file holds them all.
     fn file<T>(messages: &[T], encode: impl Fn(&T) -> Vec<u8>) -> Vec<u8> {
         let mut out = Vec::new();
@@ -150,19 +150,19 @@ fn messages_v1() {
         }
         parts
     }
-    let image = golden("requests.v1.bin", &file(&requests(), encode_control));
+    let image = golden("requests.v2.bin", &file(&requests(), encode_control));
     let got: Vec<Request> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, requests());
-    let image = golden("replies.v1.bin", &file(&replies(), encode_control));
+    let image = golden("replies.v2.bin", &file(&replies(), encode_control));
     let got: Vec<Reply> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, replies());
-    let image = golden("chain.v1.bin", &file(&chain_messages(), encode_control));
+    let image = golden("chain.v2.bin", &file(&chain_messages(), encode_control));
     let got: Vec<ChainMessage> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())

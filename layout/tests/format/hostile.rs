@@ -334,7 +334,7 @@ fn forged_frames() {
     assert_eq!(
         version,
         Err(FrameError::OtherVersion {
-            expected: 1,
+            expected: 2,
             got: 9
         })
     );
@@ -403,15 +403,17 @@ fn hostile_lengths_allocate_nothing() {
         let len = len.to_le_bytes();
         let list = [&7u32.to_le_bytes()[..], &1u32.to_le_bytes(), &len].concat();
         assert!(reason(control::decode::<Request>(&list)).contains(limit));
-        let page = [&6u32.to_le_bytes()[..], &len].concat();
+        let page = [&8u32.to_le_bytes()[..], &len].concat();
         assert!(reason(control::decode::<Reply>(&page)).contains(limit));
-        let holes = [&[0; 13][..], &1u32.to_le_bytes(), &[0; 16], &len].concat();
+        let holes = [&[0; 20][..], &1u32.to_le_bytes(), &[0; 16], &len].concat();
         assert!(reason(control::decode::<ChainMessage>(&holes)).contains(limit));
+        let members = [&6u32.to_le_bytes()[..], &[0; 25], &len].concat();
+        assert!(reason(control::decode::<Reply>(&members)).contains(limit));
         let stripe = [&1u64.to_le_bytes()[..], &[0; 26], &len].concat();
         assert!(reason(control::decode::<Vec<Stripe>>(&stripe)).contains(limit));
     }
     // Within the limit, but the bytes are not there.
-    let page = [&6u32.to_le_bytes()[..], &100u64.to_le_bytes()].concat();
+    let page = [&8u32.to_le_bytes()[..], &100u64.to_le_bytes()].concat();
     assert!(!reason(control::decode::<Reply>(&page)).contains(limit));
     for len in [u64::MAX, 1 << 32, 1 << 20] {
         assert!(reason(decode_stripes(&len.to_le_bytes())).contains("preallocation limit"));

@@ -68,6 +68,12 @@ pub fn op() -> impl Strategy<Value = Op> {
             manifest
         }),
         (".{0,20}", ".{0,100}").prop_map(|(bucket, key)| Op::Delete { bucket, key }),
+        (any::<u64>(), proptest::collection::vec(any::<u32>(), 0..9)).prop_map(
+            |(config, members)| Op::Chain {
+                config,
+                members: members.into_iter().map(DeviceNo).collect(),
+            }
+        ),
     ]
 }
 
@@ -86,10 +92,11 @@ pub fn request() -> impl Strategy<Value = Request> {
             payload,
         },
     );
-    let name = (any::<[u64; 2]>(), any::<Option<u64>>());
+    let name = (any::<[u64; 3]>(), any::<Option<u64>>());
     let propose = (name, any::<u32>(), precondition, op()).prop_map(
-        |(([client, request], retry), partition, precondition, op)| Request::Propose {
+        |(([client, request, term], retry), partition, precondition, op)| Request::Propose {
             partition: PartitionId(partition),
+            term: Term(term),
             client: ClientId(client),
             request: RequestNo(request),
             retry: retry.map(Seq),

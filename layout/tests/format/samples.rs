@@ -263,6 +263,7 @@ pub fn requests() -> Vec<Request> {
         Request::Hello {
             cluster: ClusterId(*b"cluster-abcdef\xfe\x02"),
             node: NodeId(3),
+            core: 1,
         },
         Request::GetMap,
         Request::ShardWrite { device, shard },
@@ -275,6 +276,7 @@ pub fn requests() -> Vec<Request> {
         Request::ShardDelete { device, shard },
         Request::Propose {
             partition,
+            term: Term::new(7, DeviceNo(4)),
             client: ClientId(8),
             request: RequestNo(9),
             retry: Some(Seq(11)),
@@ -294,6 +296,11 @@ pub fn requests() -> Vec<Request> {
             delimiter: "/".into(),
             after: key,
             max: 1000,
+        },
+        Request::Chain { partition },
+        Request::Witness {
+            partition,
+            slot: 65_535,
         },
         Request::ListBuckets {
             partition,
@@ -331,7 +338,22 @@ pub fn replies() -> Vec<Reply> {
             seq: Seq(6),
             displaced: Some(manifest()),
         },
-        Reply::Found { meta },
+        Reply::Found {
+            meta,
+            as_of: Seq(14),
+            config: 3,
+        },
+        Reply::Chain(ChainView {
+            term: Term::new(7, DeviceNo(4)),
+            serving: true,
+            committed: Seq(15),
+            config: 5,
+            members: vec![DeviceNo(4), DeviceNo(6), DeviceNo(9)],
+        }),
+        Reply::Witness {
+            config: Some(5),
+            highest: Seq(16),
+        },
         Reply::Page(ListPage {
             objects: vec![ListEntry {
                 key: "a/b".into(),
@@ -394,6 +416,10 @@ pub fn chain_messages() -> Vec<ChainMessage> {
             last_term,
             holes: vec![(Seq(21), Seq(22)), (Seq(25), Seq(25))],
         },
+        ChainBody::Refused {
+            promised: Term::new(8, DeviceNo(6)),
+            lease_us: 70_001,
+        },
         ChainBody::Fetch { first, last },
         ChainBody::Entries { first, count: 11 },
         ChainBody::Append {
@@ -401,14 +427,19 @@ pub fn chain_messages() -> Vec<ChainMessage> {
             prev_term: last_term,
             count: 5,
             committed: Seq(19),
+            stamp: 0x0123_4567_89ab,
         },
-        ChainBody::Ack { durable: last },
+        ChainBody::Ack {
+            durable: last,
+            stamp: 0x0123_4567_89aa,
+        },
         ChainBody::Mismatch { last, last_term },
     ]
     .into_iter()
     .map(|body| ChainMessage {
         partition: PartitionId(1),
-        from: 2,
+        from: DeviceNo(2),
+        to: DeviceNo(5),
         term: Term(4),
         body,
     })
@@ -443,5 +474,9 @@ pub fn ops() -> Vec<Op> {
             manifest: tree,
         },
         Op::Delete { bucket, key },
+        Op::Chain {
+            config: 2,
+            members: vec![DeviceNo(4), DeviceNo(6), DeviceNo(9), DeviceNo(2)],
+        },
     ]
 }

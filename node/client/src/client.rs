@@ -74,6 +74,12 @@ impl Client {
             put_stripes: options.put_stripes.max(1),
             put_stripes_kept: options.put_stripes.max(1).saturating_mul(2),
             get_stripes: options.get_stripes.max(1),
+            cache_entries: if options.cache {
+                options.cache_entries
+            } else {
+                0
+            },
+            cache_bytes: options.cache_bytes,
             ..Tuning::default()
         };
         let common = Common::new(Arc::new(map), client, pool, tuning);

@@ -432,8 +432,32 @@ async fn a_reader_that_stops_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn a_newer_map_comes_with_the_refusal() {
+    let (cluster, client) = cluster().await;
+    let data = bytes(600_000, 13);
+    put(&client, "key", &data).await.unwrap();
+    get(&client, "key", None).await.unwrap();
+    for epoch in 2..12 {
+        let mut newer = cluster.map.clone();
+        newer.epoch = Epoch(epoch);
+        cluster.store().map = Some(newer);
+        let began = Instant::now();
+        if epoch % 2 == 0 {
+            put(&client, "small", &bytes(100, epoch)).await.unwrap();
+            // Nothing is fetched: the next attempt goes out at once.
+            let took = began.elapsed();
+            assert!(took < Duration::from_millis(200), "{took:?}");
+        } else {
+            assert_eq!(get(&client, "key", None).await.unwrap(), data);
+        }
+        assert_eq!(client.map().epoch, Epoch(epoch));
+    }
+}
+
+#[tokio::test]
 async fn a_newer_map_is_fetched_and_used() {
     let (cluster, client) = cluster().await;
+    cluster.store().keeps_map = true;
     let data = bytes(600_000, 13);
     put(&client, "key", &data).await.unwrap();
     let mut newer = cluster.map.clone();

@@ -93,7 +93,9 @@ impl<M: Machine + Send + 'static> Drive<M> {
         };
         match arrived {
             Some(Arrived { call, from, answer }) => {
-                if is_stale(&answer) {
+                if let Some(map) = stale(&answer)
+                    && !self.inner.common.learn_json(map)
+                {
                     self.inner.refresh_map(from);
                 }
                 self.event(Event::Answer { call, answer });
@@ -110,15 +112,17 @@ impl<M: Machine + Send + 'static> Drive<M> {
     }
 }
 
-fn is_stale(answer: &Answer) -> bool {
+/// The newer map that came with an answer to a stale caller, empty if it did not come.
+fn stale(answer: &Answer) -> Option<&[u8]> {
     let Answer::Reply {
         reply: Reply::Error(WireError { code, .. }),
+        payload,
         ..
     } = answer
     else {
-        return false;
+        return None;
     };
-    matches!(code, ErrorCode::StaleEpoch | ErrorCode::NotHere)
+    matches!(code, ErrorCode::StaleEpoch | ErrorCode::NotHere).then_some(payload)
 }
 
 impl<M: Machine + Send + 'static> Drop for Drive<M> {

@@ -9,14 +9,16 @@ use ashlar_cluster_map::{Class, ClusterMap, Core, Device, DomainLevel, Domains, 
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control, encode_control};
 use ashlar_layout::ids::{
-    ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, RequestNo, Seq, ShardId,
+    ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, RequestNo, Seq, ShardId,
+    Term,
 };
 use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{
-    BucketMeta, DeviceStatus, ErrorCode, FindingKind, ListEntry, ListPage, NodeStatus, ObjectMeta,
-    Reply, Request, WireError,
+    BucketMeta, ChainView, DeviceStatus, ErrorCode, FindingKind, ListEntry, ListPage, NodeStatus,
+    ObjectMeta, Reply, Request, WireError,
 };
+use ashlar_layout::slot::slot_of;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -87,6 +89,17 @@ pub(crate) struct Store {
     pub(crate) reads: Vec<usize>,
     /// Requests handled, by node.
     pub(crate) requests: HashMap<NodeId, u64>,
+    /// The reign that lasts, in all partitions; nobody serves in that of a device that is not there.
+    pub(crate) term: Term,
+    /// The chain's composition: of the map's devices.
+    pub(crate) config: u64,
+    /// The highest entry of each slot.
+    slots: HashMap<(PartitionId, u32), Seq>,
+    /// Look-ups, and witnesses asked.
+    pub(crate) lookups: u64,
+    pub(crate) witnesses: u64,
+    /// Whether a stale caller is only told to fetch the map.
+    pub(crate) keeps_map: bool,
 }
 
 pub(crate) struct Cluster {
@@ -112,6 +125,8 @@ impl Cluster {
             devices: Vec::new(),
             groups: Vec::new(),
             partitions: Vec::new(),
+            control: Vec::new(),
+            draining: Vec::new(),
         };
         for (i, listener) in (1u32..).zip(&listeners) {
             let address = listener.local_addr().unwrap().to_string();
@@ -132,6 +147,8 @@ impl Cluster {
         solve(&mut map, 7).unwrap();
         let store = Arc::new(Mutex::new(Store {
             map: Some(map.clone()),
+            term: Term::new(1, map.partitions[0].chain.devices[0]),
+            config: 1,
             ..Store::default()
         }));
         let mut cluster = Cluster {
@@ -152,6 +169,18 @@ impl Cluster {
     pub(crate) fn head(&self) -> NodeId {
         let head = self.map.partitions[0].chain.devices[0];
         self.map.device(head).unwrap().node
+    }
+
+    /// Another member takes office.
+    pub(crate) fn elect(&self, node: NodeId) {
+        let mut store = self.store();
+        store.term = Term::new(store.term.round() + 1, DeviceNo(node.0));
+    }
+
+    /// The chain's other members.
+    pub(crate) fn followers(&self) -> Vec<NodeId> {
+        let members = &self.map.partitions[0].chain.devices;
+        members[1..].iter().map(|d| NodeId(d.0)).collect()
     }
 
     /// Nodes that are not the head.
@@ -343,7 +372,22 @@ impl Store {
             Request::Hello { .. } | Request::GetMap | Request::Status
         );
         if epoch_matters && frame.epoch != map.epoch {
-            return refuse(ErrorCode::StaleEpoch, "fetch the map again");
+            let (reply, none) = refuse(ErrorCode::StaleEpoch, "the map is newer");
+            let json = if self.keeps_map {
+                none
+            } else {
+                map.to_json().into()
+            };
+            return (reply, json);
+        }
+        let is_head = DeviceNo(node.0) == self.term.head();
+        let for_head = match &request {
+            Request::Propose { term, .. } => !is_head || *term != self.term,
+            Request::Lookup { .. } | Request::List { .. } | Request::ListBuckets { .. } => !is_head,
+            _ => false,
+        };
+        if for_head {
+            return refuse(ErrorCode::NotHead, "another one is the head");
         }
         match request {
             Request::Hello { cluster, .. } if cluster != map.cluster => {
@@ -397,26 +441,65 @@ impl Store {
                 self.reports.push((device, shard, fault));
                 (Reply::Done, none)
             }
+            Request::Chain { partition } => {
+                let chain = map.partitions.iter().find(|p| p.id == partition);
+                let view = ChainView {
+                    term: self.term,
+                    serving: is_head,
+                    committed: Seq(self.seq),
+                    config: self.config,
+                    members: chain.map_or(vec![], |p| p.chain.devices.clone()),
+                };
+                (Reply::Chain(view), none)
+            }
+            Request::Witness { partition, slot } => {
+                self.witnesses += 1;
+                let highest = self.slots.get(&(partition, slot)).copied();
+                let reply = Reply::Witness {
+                    config: Some(self.config),
+                    highest: highest.unwrap_or_default(),
+                };
+                (reply, none)
+            }
             Request::Propose {
+                partition,
                 client,
                 request,
                 precondition,
                 op,
                 ..
-            } => self.propose((client, request), precondition, op, payload),
+            } => {
+                let slot = match &op {
+                    Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
+                        Some(slot_of(bucket, key))
+                    }
+                    _ => None,
+                };
+                let answer = self.propose((client, request), precondition, op, payload);
+                if let (Reply::Committed { seq, .. }, Some(slot)) = (&answer.0, slot) {
+                    self.slots.insert((partition, slot), *seq);
+                }
+                answer
+            }
             Request::Lookup {
                 bucket,
                 key,
                 payload,
                 ..
             } => {
+                self.lookups += 1;
                 if !self.buckets.contains_key(&bucket) {
                     return refuse(ErrorCode::NoSuchBucket, "no such bucket");
                 }
                 match self.objects.get(&(bucket, key)) {
                     Some((meta, inline)) => {
                         let inline = if payload { inline.clone() } else { none };
-                        (Reply::Found { meta: meta.clone() }, inline)
+                        let found = Reply::Found {
+                            meta: meta.clone(),
+                            as_of: Seq(self.seq),
+                            config: self.config,
+                        };
+                        (found, inline)
                     }
                     None => refuse(ErrorCode::NotFound, "no such object"),
                 }
@@ -541,7 +624,9 @@ impl Store {
         }
         let seq = Seq(self.seq + 1);
         let displaced = match op {
-            Op::TermStart => return refuse(ErrorCode::BadRequest, "not for clients"),
+            Op::TermStart | Op::Chain { .. } => {
+                return refuse(ErrorCode::BadRequest, "not for clients");
+            }
             Op::CreateBucket { bucket } => {
                 if self.buckets.insert(bucket, seq.0).is_some() {
                     return refuse(ErrorCode::BucketExists, "there already");

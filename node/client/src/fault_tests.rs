@@ -172,8 +172,9 @@ async fn a_dead_head_is_waited_for_and_then_named() {
     assert_eq!(error.code(), Code::PartitionUnavailable);
     assert!(!error.is_uncertain());
     let text = error.to_string();
-    let named = format!("the head of partition 0 is node {head} at 127.0.0.1:");
+    let named = format!("of node {head} at 127.0.0.1:");
     assert!(text.contains(&named) && text.contains("refused"), "{text}");
+    assert!(text.contains("it follows device"), "{text}");
     let waited = began.elapsed();
     assert!(
         waited >= Duration::from_secs(2) && waited < Duration::from_secs(4),

@@ -81,6 +81,11 @@ impl GetStream {
         }
     }
 
+    /// Whether witnesses said what the object is, and the partition's head was not asked.
+    pub fn from_cache(&self) -> bool {
+        self.drive.machine().is_some_and(Get::from_cache)
+    }
+
     /// Shards that had to be rebuilt from others so far.
     pub fn rebuilt_shards(&self) -> u64 {
         self.drive.machine().map_or(0, Get::rebuilt)

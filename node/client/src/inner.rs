@@ -14,7 +14,7 @@ use std::time::Duration;
 use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::health::PROBE_TIME;
 use ashlar_cluster_object::{Action, Answer, CallId, Common, Leftover, Probed};
-use ashlar_layout::ids::{DeviceNo, Epoch};
+use ashlar_layout::ids::{DeviceNo, Epoch, PartitionId};
 use ashlar_layout::message::{NodeStatus, Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -136,6 +136,7 @@ impl Inner {
                     self.send(to, request, payload, payload_crc, reply_to);
                 }
                 Action::Tell { to, request } => self.send(to, request, Bytes::new(), Some(0), None),
+                Action::View { partition, device } => self.view(partition, device),
                 Action::Probe { device } => self.probe(device),
             }
         }
@@ -210,6 +211,30 @@ impl Inner {
             };
             let now = inner.now();
             inner.common.health().probed(now, device, found);
+        });
+    }
+
+    /// Asks a device who its chain is, and remembers it.
+    fn view(self: &Arc<Self>, partition: PartitionId, device: DeviceNo) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let inner = self.clone();
+        runtime.spawn(async move {
+            let (_, Some(link)) = inner.route(device) else {
+                return;
+            };
+            let answer = inner
+                .ask(&link, Request::Chain { partition }, PROBE_TIME)
+                .await;
+            if let Answer::Reply {
+                reply: Reply::Chain(view),
+                ..
+            } = answer
+            {
+                let now = inner.now();
+                inner.common.heads().heard(now, partition, device, &view);
+            }
         });
     }
 

@@ -23,6 +23,8 @@ mod reader;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
+mod failover_tests;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod fault_tests;

@@ -38,8 +38,8 @@ const UNDER_WAY_MAX: usize = CONNECTION_REQUESTS_MAX / 2;
 const WAITING_MAX: usize = 16 * 1024;
 /// The pause after a connection that failed; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// Its bound.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Its bound: a node that is back may be a partition's head.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// What links need to know.
 #[derive(Clone, Debug)]
@@ -343,6 +343,7 @@ impl Link {
             let hello = Request::Hello {
                 cluster: self.setup.cluster,
                 node: NodeId(0),
+                core: 0,
             };
             let control = encode_control(&hello);
             let header = FrameHeader::new(Opcode::Request, 0, Epoch(0), &control, 0, 0)

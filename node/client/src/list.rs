@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::common::unexpected;
-use ashlar_cluster_object::{Ask, ObjectError};
-use ashlar_layout::ids::PartitionId;
+use ashlar_cluster_object::{Ask, Look, ObjectError};
+use ashlar_layout::ids::{PartitionId, Term};
 use ashlar_layout::limits::LIST_PAGE_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta, Reply, Request};
@@ -56,23 +56,19 @@ pub(crate) async fn head(
     bucket: &str,
     key: &str,
 ) -> Result<ObjectMeta, ClientError> {
-    let partition = inner.common.partition_of(bucket, key)?;
-    let request = Request::Lookup {
-        partition,
-        bucket: bucket.to_owned(),
-        key: key.to_owned(),
-        payload: false,
-    };
-    match ask(inner, (bucket, key), partition, request).await? {
-        Reply::Found { meta } => Ok(meta),
-        other => Err(unexpected("Found", &other).into()),
-    }
+    let permit = admit(&inner.readers).await;
+    let look = Look::new(inner.common.clone(), bucket, key, false)?;
+    let mut drive = Drive::start(inner.clone(), look, permit);
+    drive.until_answered().await;
+    let outcome = drive.machine().and_then(Look::outcome).cloned();
+    Ok(outcome.unwrap_or(Err(ObjectError::Aborted))?.meta)
 }
 
 async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<(), ClientError> {
     let partition = inner.common.partition_of(bucket, "")?;
     let request = Request::Propose {
         partition,
+        term: Term(0),
         client: inner.common.client(),
         request: inner.common.next_request(),
         retry: None,

@@ -28,6 +28,13 @@ pub struct ClientOptions {
     pub get_stripes: usize,
     /// Bytes of buffers kept for the next operation.
     pub buffers_kept: usize,
+    /// Whether metadata is kept, and a read of what is kept validated by witnesses while its shards are
+    /// on their way. Without, each read asks the partition's head.
+    pub cache: bool,
+    /// Objects kept at most.
+    pub cache_entries: usize,
+    /// Bytes that they may take, small objects themselves included.
+    pub cache_bytes: usize,
 }
 
 impl Default for ClientOptions {
@@ -40,6 +47,9 @@ impl Default for ClientOptions {
             put_stripes: 4,
             get_stripes: 3,
             buffers_kept: 64 * 1024 * 1024,
+            cache: true,
+            cache_entries: 64 * 1024,
+            cache_bytes: 64 * 1024 * 1024,
         }
     }
 }

@@ -22,6 +22,13 @@ pub struct Config {
     /// How long a core polls before it sleeps, in microseconds; 0 never polls.
     #[serde(default)]
     pub spin_us: u32,
+    /// Whether this node is a member of the control plane.
+    #[serde(default)]
+    pub control: Option<ControlConfig>,
+    /// Whether the heads of this node feed every follower themselves instead of through the chain: to
+    /// compare the two.
+    #[serde(default)]
+    pub star: bool,
     /// Pin each core's thread to a processor, in order, from this one on.
     #[serde(default)]
     pub first_cpu: Option<usize>,
@@ -29,6 +36,23 @@ pub struct Config {
 
 fn default_pool_bytes() -> usize {
     64 * 1024 * 1024
+}
+
+/// A node's part in the control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlConfig {
+    /// Its number among the control members; the map says where it listens.
+    pub id: u32,
+    /// The folder in which it keeps what it has agreed to.
+    pub dir: PathBuf,
+    /// How long a node is away before it is replaced in the journal's chains, in seconds.
+    #[serde(default = "default_replace_after")]
+    pub replace_after_secs: u64,
+}
+
+fn default_replace_after() -> u64 {
+    60
 }
 
 /// One device of a node.
@@ -92,6 +116,9 @@ impl Config {
         })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         config.map = folder.join(&config.map);
+        if let Some(control) = &mut config.control {
+            control.dir = folder.join(&control.dir);
+        }
         for device in &mut config.devices {
             device.path = folder.join(&device.path);
         }

@@ -10,19 +10,20 @@
 //!   one that was fenced is dropped;
 //! - what one event brings about is put on `todo` and worked off in order, never recursively.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{NodeId, PartitionId};
+use ashlar_layout::ids::{NodeId, PartitionId, Seq};
 use ashlar_layout::message::{ChainMessage, ErrorCode, ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
+use ashlar_node_control::ChainReport;
 use ashlar_node_engine::api::{self, Memory};
 use ashlar_node_engine::error::EngineError;
-use ashlar_node_reactor::{Buf, ConnId, Event, Handler, Io, Pool};
+use ashlar_node_reactor::{Buf, ConnId, Event, Handler, Io, Pool, Waker};
 use bytes::Bytes;
 
 use crate::devices::DeviceSlot;
@@ -44,14 +45,78 @@ const PARKED: Duration = Duration::from_millis(1);
 
 /// What all cores of a node know, and what the main thread watches.
 pub struct Shared {
-    /// The cluster map.
-    pub map: ClusterMap,
-    /// The same as JSON, for `GetMap`.
-    pub map_json: Bytes,
     /// Which node this is.
     pub node: NodeId,
+    /// Whether heads feed every follower themselves.
+    pub star: bool,
     /// Set when the node is to drain and end.
     pub stopping: AtomicBool,
+    /// The newest cluster map; a core looks here only when `epoch` says that it is newer than its own.
+    pub newest: Mutex<Arc<Maps>>,
+    /// The newest map's epoch.
+    pub epoch: AtomicU64,
+    /// How the chains are of which this node has members.
+    pub chains: Mutex<BTreeMap<PartitionId, ChainReport>>,
+    /// Wakes the cores.
+    pub wakers: Mutex<Vec<Waker>>,
+}
+
+impl Shared {
+    /// Starts with this map.
+    pub fn new(node: NodeId, star: bool, maps: Maps) -> Shared {
+        let epoch = maps.map.epoch.0;
+        Shared {
+            node,
+            star,
+            stopping: AtomicBool::new(false),
+            newest: Mutex::new(Arc::new(maps)),
+            epoch: AtomicU64::new(epoch),
+            chains: Mutex::default(),
+            wakers: Mutex::default(),
+        }
+    }
+
+    /// How the chains are.
+    pub fn reports(&self) -> Vec<ChainReport> {
+        let chains = self.chains.lock();
+        let chains = chains.unwrap_or_else(PoisonError::into_inner);
+        chains.values().cloned().collect()
+    }
+
+    /// Has all cores go round their loop once.
+    pub fn wake(&self) {
+        let wakers = self.wakers.lock();
+        for waker in wakers.unwrap_or_else(PoisonError::into_inner).iter() {
+            waker.wake();
+        }
+    }
+
+    /// The newest map.
+    pub fn newest(&self) -> Arc<Maps> {
+        let newest = self.newest.lock();
+        newest.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a newer map in place for the cores to find; an older one, or another cluster's, changes
+    /// nothing. Whether it was newer.
+    pub fn adopt(&self, maps: Maps) -> bool {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = maps.map.epoch > newest.map.epoch && maps.map.cluster == newest.map.cluster;
+        if newer {
+            self.epoch.store(maps.map.epoch.0, Ordering::Release);
+            *newest = Arc::new(maps);
+        }
+        newer
+    }
+}
+
+/// A cluster map, in both its forms.
+#[derive(Clone, Debug)]
+pub struct Maps {
+    /// The map.
+    pub map: ClusterMap,
+    /// The same as JSON, for `GetMap` and for callers whose own is older.
+    pub json: Bytes,
 }
 
 /// What the main thread sees of one core.
@@ -109,10 +174,29 @@ pub(crate) struct InlineRead {
     pub(crate) replica: usize,
     pub(crate) bucket: String,
     pub(crate) key: String,
-    pub(crate) meta: ObjectMeta,
+    pub(crate) found: Box<Found>,
     /// Where the index says that its entry is.
     pub(crate) at: journal::InlineRef,
     pub(crate) tries: u32,
+}
+
+/// What a look-up gave.
+pub(crate) struct Found {
+    pub(crate) meta: ObjectMeta,
+    /// Where its entry is, if it is inline.
+    pub(crate) at: Option<journal::InlineRef>,
+    pub(crate) as_of: Seq,
+    pub(crate) config: u64,
+}
+
+impl Found {
+    pub(crate) fn reply(self) -> Reply {
+        Reply::Found {
+            meta: self.meta,
+            as_of: self.as_of,
+            config: self.config,
+        }
+    }
 }
 
 /// Work that an event brought about.
@@ -160,8 +244,8 @@ pub(crate) struct Conn {
     pub(crate) paused: bool,
     /// The peer that this core connected to, if it did.
     pub(crate) peer_out: Option<usize>,
-    /// Who said hello: node 0 is a client.
-    pub(crate) hello: Option<NodeId>,
+    /// Who said hello, node and core: node 0 is a client.
+    pub(crate) hello: Option<(NodeId, u32)>,
 }
 
 /// How far a draining core has come. It only moves down this list.
@@ -178,6 +262,10 @@ enum Drain {
 /// One data core.
 pub struct Core {
     pub(crate) shared: Arc<Shared>,
+    /// Its index in the node.
+    pub(crate) core: u32,
+    /// The map that this core works with: it takes a newer one between two rounds of its loop.
+    pub(crate) maps: Arc<Maps>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) memory: PoolMemory,
     pub(crate) conns: HashMap<ConnId, Conn>,
@@ -202,24 +290,26 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core with these devices and replicas, none of them open yet.
+    /// A core with these devices, none of them open yet.
     pub(crate) fn new(
         shared: Arc<Shared>,
+        core: u32,
+        maps: Arc<Maps>,
         pulse: Arc<Pulse>,
         pool: Pool,
         devices: Vec<DeviceSlot>,
-        replicas: Vec<ReplicaSlot>,
-        peers: Vec<Peer>,
         now: Instant,
     ) -> Core {
         Core {
             shared,
+            core,
+            maps,
             pulse,
             memory: PoolMemory(pool),
             conns: HashMap::new(),
             devices,
-            replicas,
-            peers,
+            replicas: Vec::new(),
+            peers: Vec::new(),
             ops: Slab::default(),
             ios: Slab::default(),
             todo: VecDeque::new(),
@@ -236,6 +326,7 @@ impl Core {
 
     /// Opens the devices and calls the peers: to be done once, before the loop.
     pub(crate) fn start(&mut self, now: Instant, io: &mut Io) {
+        self.follow_map();
         for device in 0..self.devices.len() {
             self.open_device(device, now, io);
         }
@@ -250,7 +341,7 @@ impl Core {
                 Todo::Engine { device, event } => self.engine_event(device, event, now, io),
                 Todo::Done { op, result } => self.engine_done(op, result, now, io),
                 Todo::Replica { replica, event } => self.replica_event(replica, event, now, io),
-                Todo::InlineAgain(read) => self.read_inline_again(read, io),
+                Todo::InlineAgain(read) => self.read_inline_again(read, now, io),
                 Todo::LogRead {
                     replica,
                     token,
@@ -354,7 +445,7 @@ impl Core {
             return;
         };
         state.under_way = state.under_way.saturating_sub(1);
-        outgoing::reply(io, conn, self.shared.map.epoch, request, reply, payload);
+        outgoing::reply(io, conn, self.maps.map.epoch, request, reply, payload);
         self.ease(conn, io);
     }
 
@@ -366,15 +457,8 @@ impl Core {
             match state.incoming.feed(&mut data) {
                 Ok(Progress::More) => break,
                 Ok(progress) => self.progress(conn, progress, now, io),
-                Err(e) => {
-                    // Where the next frame would begin is unknown: say why, and end the connection.
-                    let reply = outgoing::error(ErrorCode::BadFrame, e.to_string());
-                    let epoch = self.shared.map.epoch;
-                    outgoing::reply(io, conn, epoch, 0, &reply, Payload::None);
-                    io.close(conn);
-                    self.forget_conn(conn, now);
-                    return;
-                }
+                // Where the next frame would begin is unknown.
+                Err(e) => return self.bad_frame(conn, &e.to_string(), now, io),
             }
         }
         if let Some(state) = self.conns.get_mut(&conn)
@@ -382,6 +466,14 @@ impl Core {
         {
             io.recv_into(conn, buf, from, to);
         }
+    }
+
+    /// Says what is wrong with what came, and ends the connection.
+    pub(crate) fn bad_frame(&mut self, conn: ConnId, what: &str, now: Instant, io: &mut Io) {
+        let reply = outgoing::error(ErrorCode::BadFrame, what);
+        outgoing::reply(io, conn, self.maps.map.epoch, 0, &reply, Payload::None);
+        io.close(conn);
+        self.forget_conn(conn, now);
     }
 
     fn progress(&mut self, conn: ConnId, progress: Progress, now: Instant, io: &mut Io) {
@@ -466,7 +558,7 @@ impl Core {
             return false;
         }
         let since = *self.open_since.get_or_insert(now);
-        self.replicas.iter().all(ReplicaSlot::in_office) || now.since(since) >= OFFICE_MAX
+        self.replicas.iter().all(ReplicaSlot::settled) || now.since(since) >= OFFICE_MAX
     }
 
     /// Whether the node is ending: new requests are refused.
@@ -482,7 +574,7 @@ impl Handler for Core {
             Event::Accepted { conn, .. } => {
                 self.conns.insert(conn, Conn::new(None));
             }
-            Event::Connected { conn } => self.peer_connected(conn, io),
+            Event::Connected { conn } => self.peer_connected(conn, now, io),
             Event::Closed { conn, .. } => self.forget_conn(conn, now),
             Event::Received { conn, data } => self.received(conn, data, now, io),
             Event::Filled { conn, buf } => {
@@ -499,9 +591,10 @@ impl Handler for Core {
         if self.shared.stopping.load(Ordering::Relaxed) && !self.finished {
             self.drain(now, io);
         }
+        self.tend_map();
         self.tend_devices(now, io);
         self.tend_peers(now, io);
-        self.tend_replicas(now);
+        self.tend_replicas(now, io);
         self.unpark(now);
         self.work(now, io);
         if std::mem::take(&mut self.forwards) {
@@ -559,7 +652,18 @@ pub(crate) fn is_busy(result: &Result<api::Output<Buf>, EngineError>) -> bool {
     matches!(result, Err(EngineError::Busy { .. }))
 }
 
-/// Where a partition's replica is on this core.
+/// The replica of a partition on this core that clients are served from: the head, else a member by its own
+/// log, else one that is to be a member.
 pub(crate) fn replica_of(replicas: &[ReplicaSlot], partition: PartitionId) -> Option<usize> {
-    replicas.iter().position(|r| r.partition == partition)
+    let of = |slot: &&ReplicaSlot| slot.partition == partition;
+    if replicas.iter().filter(of).count() == 1 {
+        return replicas.iter().position(|slot| slot.partition == partition);
+    }
+    let rank = |slot: &ReplicaSlot| (slot.in_office(), slot.is_member(), slot.is_desired());
+    let best = replicas
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| slot.partition == partition)
+        .max_by_key(|(index, slot)| (rank(slot), std::cmp::Reverse(*index)));
+    best.map(|(index, _)| index)
 }

@@ -175,6 +175,11 @@ impl DeviceSlot {
         self.reopen_with_room |= full;
     }
 
+    /// A replica was added: its device's log may have something of it, unless it is yet to be read.
+    pub(crate) fn replica_added(&mut self) {
+        self.reopen |= matches!(self.phase, Phase::Serving(_) | Phase::Replaying(_));
+    }
+
     pub(crate) fn status(&self) -> DeviceStatus {
         let (bytes_used, shards) = match &self.phase {
             Phase::Serving(engine) | Phase::Stopping(engine) => {

@@ -14,7 +14,9 @@
 //! **Architecture invariant:** nothing is decided here that a test without I/O could not reach: what
 //! is durable is the engine's to say, what is committed the replica's.
 
+mod chains;
 pub mod config;
+mod control;
 mod core;
 mod devices;
 mod incoming;

@@ -7,50 +7,112 @@
 
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::encode_control;
-use ashlar_layout::ids::PartitionId;
 use ashlar_layout::limits::FRAME_CONTROL_MAX;
 use ashlar_layout::message::{ErrorCode, FindingKind, Reply, Request, WireError};
+use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
 
-use crate::core::{Core, InlineRead, Pending, Todo};
+use crate::core::{Core, Found, InlineRead, Pending, Todo};
 use crate::outgoing::{self, Payload};
+use crate::replicas::Waiting;
 
 /// How often a lost inline object is asked of the other replicas before the read fails.
 const INLINE_TRIES: u32 = 3;
 
 impl Core {
-    pub(crate) fn lookup(
+    /// Answers a read of metadata at the head. While the head's lease is out the read waits, if it may:
+    /// from `now` on.
+    pub(crate) fn read_metadata(
         &mut self,
-        conn: ConnId,
-        request: u64,
-        partition: PartitionId,
+        read: Waiting,
+        replica: usize,
+        now: Instant,
+        may_wait: bool,
+        io: &mut Io,
+    ) {
+        let slot = &self.replicas[replica];
+        let out = slot.in_office() && slot.serve().is_ok_and(|r| !r.serving(now));
+        if out && may_wait {
+            let Some(read) = self.wait(replica, read, now) else {
+                return;
+            };
+            let error =
+                outgoing::error(ErrorCode::Busy, "too many reads wait for the head's lease");
+            return self.answer(io, read.conn, read.number, &error, Payload::None);
+        }
+        let Waiting {
+            conn,
+            number,
+            request,
+        } = read;
+        let outcome = match request {
+            Request::Lookup {
+                bucket,
+                key,
+                payload,
+                ..
+            } => self.lookup((conn, number), replica, bucket, key, payload, now),
+            Request::ListBuckets { after, max, .. } => Some(slot.serve().and_then(|replica| {
+                let (buckets, more) = replica.list_buckets(now, &after, max)?;
+                Ok(Reply::Buckets { buckets, more })
+            })),
+            request => Some(self.list(replica, &request, now)),
+        };
+        match outcome {
+            None => {}
+            Some(Ok(reply)) => self.answer(io, conn, number, &reply, Payload::None),
+            Some(Err(error)) => self.answer(io, conn, number, &Reply::Error(error), Payload::None),
+        }
+    }
+
+    fn lookup(
+        &mut self,
+        (conn, request): (ConnId, u64),
+        replica: usize,
         bucket: String,
         key: String,
         payload: bool,
+        now: Instant,
     ) -> Option<Result<Reply, WireError>> {
-        let found = self.replica(partition).and_then(|replica| {
-            let (meta, inline) = self.replicas[replica].serve()?.lookup(&bucket, &key)?;
-            Ok((replica, meta, inline))
-        });
-        match found {
-            Err(error) => Some(Err(error)),
-            Ok((replica, meta, Some(at))) if payload && meta.manifest.size > 0 => {
+        let found = match self.found(replica, &bucket, &key, now) {
+            Err(error) => return Some(Err(error)),
+            Ok(found) => found,
+        };
+        match found.at {
+            Some(at) if payload && found.meta.manifest.size > 0 => {
                 self.read_inline(InlineRead {
                     conn,
                     request,
                     replica,
                     bucket,
                     key,
-                    meta,
+                    found: Box::new(found),
                     at,
                     tries: 0,
                 });
                 None
             }
-            Ok((_, meta, _)) => Some(Ok(Reply::Found { meta })),
+            _ => Some(Ok(found.reply())),
         }
+    }
+
+    fn found(
+        &self,
+        replica: usize,
+        bucket: &str,
+        key: &str,
+        now: Instant,
+    ) -> Result<Found, WireError> {
+        let replica = self.replicas[replica].serve()?;
+        let (meta, at, as_of, config) = replica.lookup(now, bucket, key)?;
+        Ok(Found {
+            meta,
+            at,
+            as_of,
+            config,
+        })
     }
 
     /// Reads an inline object's entry from where the index said that it is.
@@ -63,16 +125,16 @@ impl Core {
     }
 
     /// Reads an inline object once more, from where the index says that it is now.
-    pub(crate) fn read_inline_again(&mut self, read: InlineRead, io: &mut Io) {
-        let looked_up = self.replicas[read.replica]
-            .serve()
-            .and_then(|replica| replica.lookup(&read.bucket, &read.key));
-        let reply = match looked_up {
-            Ok((meta, Some(at))) if meta.manifest.size > 0 => {
-                return self.read_inline(InlineRead { meta, at, ..read });
-            }
-            // Overwritten by another kind of object while its payload was on the way.
-            Ok((meta, _)) => Reply::Found { meta },
+    pub(crate) fn read_inline_again(&mut self, read: InlineRead, now: Instant, io: &mut Io) {
+        let reply = match self.found(read.replica, &read.bucket, &read.key, now) {
+            Ok(found) => match found.at {
+                Some(at) if found.meta.manifest.size > 0 => {
+                    let found = Box::new(found);
+                    return self.read_inline(InlineRead { found, at, ..read });
+                }
+                // Overwritten by another kind of object while its payload was on the way.
+                _ => found.reply(),
+            },
             Err(error) => Reply::Error(error),
         };
         self.answer(io, read.conn, read.request, &reply, Payload::None);
@@ -96,10 +158,10 @@ impl Core {
                 .and_then(Result::ok)
                 .filter(|e| {
                     (e.header.seq, e.header.term) == (read.at.seq, read.at.term)
-                        && e.inline.len() as u64 == read.meta.manifest.size
+                        && e.inline.len() as u64 == read.found.meta.manifest.size
                 })
                 .map(|e| (e.inline_offset(), e.inline.len(), crc32(e.inline)))
-                .filter(|(_, _, crc)| *crc == read.meta.manifest.crc);
+                .filter(|(_, _, crc)| *crc == read.found.meta.manifest.crc);
             if let Some((offset, len, crc)) = found {
                 let from = start + offset;
                 let chunk = Chunk::Buf(buf, from..from + len);
@@ -108,7 +170,7 @@ impl Core {
                     len: len as u32,
                     crc,
                 };
-                let reply = Reply::Found { meta: read.meta };
+                let reply = read.found.reply();
                 return self.answer(io, read.conn, read.request, &reply, payload);
             }
         }
@@ -128,14 +190,14 @@ impl Core {
         self.inline_lost(read, io);
     }
 
-    pub(crate) fn list(&self, request: &Request) -> Result<Reply, WireError> {
+    fn list(&self, replica: usize, request: &Request, now: Instant) -> Result<Reply, WireError> {
         let Request::List {
-            partition,
             bucket,
             prefix,
             delimiter,
             after,
             max,
+            ..
         } = request
         else {
             return Err(WireError {
@@ -143,18 +205,17 @@ impl Core {
                 detail: "not a list".into(),
             });
         };
-        let replica = self.replica(*partition)?;
         let replica = self.replicas[replica].serve()?;
         let mut max = (*max).clamp(1, ashlar_layout::limits::LIST_PAGE_MAX);
         loop {
-            let page = replica.list(&ashlar_cluster_journal::ListParams {
+            let params = ashlar_cluster_journal::ListParams {
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
                 delimiter: delimiter.clone(),
                 after: after.clone(),
                 max,
-            })?;
-            let reply = Reply::Page(page);
+            };
+            let reply = Reply::Page(replica.list(now, &params)?);
             // Long keys make a page too large for a frame: then it is a shorter page.
             if max == 1 || encode_control(&reply).len() <= FRAME_CONTROL_MAX as usize {
                 return Ok(reply);

@@ -9,20 +9,22 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
-use ashlar_layout::frame::FrameHeader;
-use ashlar_layout::ids::NodeId;
+use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::message::{ChainMessage, Reply, Request};
 use ashlar_layout::time::Instant;
 use ashlar_node_reactor::{ConnId, Io};
 use bytes::Bytes;
 
-use crate::core::{Conn, Core, Todo, replica_of};
+use crate::core::{Conn, Core, Todo};
 use crate::outgoing;
+use crate::replicas::ReplicaSlot;
 
 /// First and longest wait before a lost peer is called again.
 const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_millis(500);
-/// How long a peer may take to answer a call.
+const RETRY_MAX: Duration = Duration::from_millis(100);
+/// How long a call may take to reach a peer's kernel, which answers though the peer itself be slow,
+const CONNECT_MAX: Duration = Duration::from_millis(250);
+/// and how long the peer may take to answer it.
 const HELLO_MAX: Duration = Duration::from_secs(2);
 /// Bytes that may wait for a peer before its connection is given up: it reads too slowly, or not at
 /// all, and catches up from the log later.
@@ -38,6 +40,8 @@ enum State {
 pub struct Peer {
     pub(crate) node: NodeId,
     pub(crate) address: SocketAddr,
+    /// Whether a chain of the present map needs it.
+    pub(crate) wanted: bool,
     state: State,
     retry: Duration,
 }
@@ -48,6 +52,7 @@ impl Peer {
         Peer {
             node,
             address,
+            wanted: true,
             state: State::Down {
                 retry_at: Instant(0),
             },
@@ -57,6 +62,7 @@ impl Peer {
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         match self.state {
+            State::Down { .. } if !self.wanted => None,
             State::Down { retry_at } => Some(retry_at),
             State::Calling { until, .. } => Some(until),
             State::Up { .. } => None,
@@ -83,11 +89,11 @@ impl Core {
         }
         for index in 0..self.peers.len() {
             match self.peers[index].state {
-                State::Down { retry_at } if now >= retry_at => {
+                State::Down { retry_at } if now >= retry_at && self.peers[index].wanted => {
                     match io.connect(self.peers[index].address) {
                         Ok(conn) => {
                             self.conns.insert(conn, Conn::new(Some(index)));
-                            let until = now + HELLO_MAX;
+                            let until = now + CONNECT_MAX;
                             self.peers[index].state = State::Calling { conn, until };
                         }
                         Err(_) => self.peers[index].lost(now),
@@ -104,11 +110,17 @@ impl Core {
     }
 
     /// A call to a peer was answered: say who we are.
-    pub(crate) fn peer_connected(&mut self, conn: ConnId, io: &mut Io) {
-        let map = &self.shared.map;
+    pub(crate) fn peer_connected(&mut self, conn: ConnId, now: Instant, io: &mut Io) {
+        if let Some(index) = self.conns.get(&conn).and_then(|c| c.peer_out)
+            && let State::Calling { until, .. } = &mut self.peers[index].state
+        {
+            *until = now + HELLO_MAX;
+        }
+        let map = &self.maps.map;
         let hello = Request::Hello {
             cluster: map.cluster,
             node: self.shared.node,
+            core: self.core,
         };
         outgoing::request(io, conn, map.epoch, 1, &hello);
     }
@@ -153,11 +165,11 @@ impl Core {
 
     fn tell_replicas(&mut self, peer: usize, up: bool) {
         for replica in 0..self.replicas.len() {
-            if let Some(place) = self.replicas[replica].place_of(peer) {
+            for peer in self.replicas[replica].devices_of(peer) {
                 let event = if up {
-                    journal::Event::PeerUp { peer: place }
+                    journal::Event::PeerUp { peer }
                 } else {
-                    journal::Event::PeerDown { peer: place }
+                    journal::Event::PeerDown { peer }
                 };
                 self.todo.push_back(Todo::Replica { replica, event });
             }
@@ -168,13 +180,13 @@ impl Core {
     pub(crate) fn send_chain(
         &mut self,
         replica: usize,
-        to: u8,
+        to: DeviceNo,
         message: &ChainMessage,
         entries: Bytes,
         now: Instant,
         io: &mut Io,
     ) {
-        let Some(peer) = self.replicas[replica].peer_at(to) else {
+        let Some(peer) = self.replicas[replica].peer_of(to) else {
             return;
         };
         let State::Up { conn } = self.peers[peer].state else {
@@ -190,39 +202,31 @@ impl Core {
             self.peer_lost(peer, conn, now);
             return;
         }
-        outgoing::chain(io, conn, self.shared.map.epoch, message, entries);
+        outgoing::chain(io, conn, self.maps.map.epoch, message, entries);
     }
 
-    /// A message of a chain came in. It counts only if its sender is who it says it is, and
-    /// works with the same map.
-    pub(crate) fn chain_message(
-        &mut self,
-        conn: ConnId,
-        header: &FrameHeader,
-        message: ChainMessage,
-        payload: Bytes,
-    ) {
-        let replica = self.genuine(conn, header, &message);
-        let Some(replica) = replica else {
+    /// A message of a chain came in. It counts only if its sender is who it says it is. The epochs of
+    /// the two maps do not matter here: who is in a chain, and whose word counts, is in its log.
+    pub(crate) fn chain_message(&mut self, conn: ConnId, message: ChainMessage, payload: Bytes) {
+        let Some(replica) = self.genuine(conn, &message) else {
             return;
         };
+        // A member that neither the map nor our own log names any more, or not yet: it is answered.
+        self.know(replica, message.from);
         let event = journal::Event::Message { message, payload };
         self.todo.push_back(Todo::Replica { replica, event });
     }
 
     /// The replica that a chain message is for, if it comes from whom it says. Asked before a byte of
     /// its payload is taken in.
-    pub(crate) fn genuine(
-        &self,
-        conn: ConnId,
-        header: &FrameHeader,
-        message: &ChainMessage,
-    ) -> Option<usize> {
-        let sender = self.conns.get(&conn).and_then(|c| c.hello);
-        replica_of(&self.replicas, message.partition).filter(|r| {
-            let slot = &self.replicas[*r];
-            let node = slot.peer_at(message.from).map(|p| self.peers[p].node);
-            node.is_some() && node == sender && header.epoch == self.shared.map.epoch
-        })
+    pub(crate) fn genuine(&self, conn: ConnId, message: &ChainMessage) -> Option<usize> {
+        let (sender, _) = self.conns.get(&conn).and_then(|c| c.hello)?;
+        let from = self.maps.map.device(message.from)?;
+        let meant =
+            |slot: &ReplicaSlot| slot.partition == message.partition && slot.me == message.to;
+        self.replicas
+            .iter()
+            .position(meant)
+            .filter(|_| from.node == sender)
     }
 }

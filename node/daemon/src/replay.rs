@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use ashlar_cluster_journal::Replica;
-use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
@@ -71,7 +71,7 @@ impl Core {
         let mut replicas: Vec<(usize, Replica)> = Vec::new();
         for (index, replica) in self.replicas.iter().enumerate() {
             if replica.device == device {
-                replicas.push((index, replica.fresh()));
+                replicas.push((index, replica.fresh(self.shared.star)));
             }
         }
         let extent_size = opened.engine.geometry().extent_size;
@@ -132,10 +132,9 @@ impl Core {
         let Phase::Replaying(replay) = phase else {
             return;
         };
-        let term = replay.engine.owner_epoch();
         self.devices[device].serve(replay.engine);
         for (index, replica) in replay.replicas {
-            self.start_replica(index, replica, Term(term.0));
+            self.start_replica(index, replica);
         }
     }
 

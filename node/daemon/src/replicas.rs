@@ -6,88 +6,150 @@
 //! - a proposal whose replica goes away is answered: its outcome is unknown, and the client's retry
 //!   carries the same number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use ashlar_cluster_journal::{self as journal, Replica};
-use ashlar_layout::ids::{PartitionId, Seq, Term};
-use ashlar_layout::message::{ErrorCode, ReplicaStatus, Reply, WireError};
+use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, Term};
+use ashlar_layout::message::{ErrorCode, ReplicaStatus, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, ConnId, Io};
 
 use crate::core::{Core, InlineRead, Pending, Todo};
-use crate::outgoing::Payload;
+use crate::outgoing::{self, Payload};
 use crate::slab::Slab;
 
 /// Inline reads that may wait for a lost entry.
 const LOST_MAX: usize = 1024;
+/// Reads that may wait for a head's lease, of one replica,
+const WAITING_MAX: usize = 1024;
+/// and for how long: far longer than a lease takes to come back if it ever does.
+const LEASE_WAIT: Duration = Duration::from_millis(500);
 
 /// One replica of a partition.
 pub struct ReplicaSlot {
     pub(crate) partition: PartitionId,
-    /// Its place in the chain, 0 for the head.
-    pub(crate) place: u8,
+    /// Its device: its name in the chain.
+    pub(crate) me: DeviceNo,
     /// The slot of its device.
     pub(crate) device: usize,
-    /// The peer at each place of the chain; none at our own.
-    places: Vec<Option<usize>>,
-    /// Who is at each place, for messages.
-    names: Vec<String>,
+    founders: Vec<DeviceNo>,
+    /// Who is to be in the chain, by the map.
+    desired: Vec<DeviceNo>,
+    /// The peer that holds each other device of the chain.
+    peers: BTreeMap<DeviceNo, usize>,
     pub(crate) replica: Option<Replica>,
     asks: Slab<(ConnId, u64)>,
     lost: HashMap<Seq, Vec<InlineRead>>,
+    /// Reads that came while the head's lease was out, with the time at which they give up.
+    waiting: VecDeque<(Instant, Waiting)>,
     full: bool,
+    /// What the control plane was last told of its chain.
+    pub(crate) reported: Option<(Term, u64)>,
+}
+
+/// A read that waits for its head's lease.
+pub(crate) struct Waiting {
+    pub(crate) conn: ConnId,
+    pub(crate) number: u64,
+    pub(crate) request: Request,
 }
 
 impl ReplicaSlot {
     /// A replica whose device is not open yet.
     pub(crate) fn new(
         partition: PartitionId,
-        place: u8,
+        me: DeviceNo,
         device: usize,
-        places: Vec<Option<usize>>,
-        names: Vec<String>,
+        founders: Vec<DeviceNo>,
     ) -> ReplicaSlot {
         ReplicaSlot {
             partition,
-            place,
+            me,
             device,
-            places,
-            names,
+            founders,
+            desired: Vec::new(),
+            peers: BTreeMap::new(),
             replica: None,
             asks: Slab::default(),
             lost: HashMap::new(),
+            waiting: VecDeque::new(),
             full: false,
+            reported: None,
         }
     }
 
+    /// Whom it talks to, and who is to be in its chain.
+    /// Gives whom it talked to before.
+    pub(crate) fn follow(
+        &mut self,
+        peers: BTreeMap<DeviceNo, usize>,
+        desired: Vec<DeviceNo>,
+    ) -> BTreeMap<DeviceNo, usize> {
+        self.desired = desired;
+        std::mem::replace(&mut self.peers, peers)
+    }
+
+    /// Whom it talks to.
+    pub(crate) fn peers(&self) -> &BTreeMap<DeviceNo, usize> {
+        &self.peers
+    }
+
+    /// Talks to this device, too.
+    pub(crate) fn add_peer(&mut self, device: DeviceNo, peer: usize) {
+        self.peers.insert(device, peer);
+    }
+
+    /// Whether it is in the chain, by its own log.
+    pub(crate) fn is_member(&self) -> bool {
+        let replica = self.replica.as_ref();
+        replica.is_some_and(|replica| replica.view(Instant(0)).members.contains(&self.me))
+    }
+
+    /// Whether it is to be in the chain, by the map.
+    pub(crate) fn is_desired(&self) -> bool {
+        self.desired.contains(&self.me)
+    }
+
+    /// The members of its chain, by its own log, and those that it talks to already.
+    pub(crate) fn members(&self, now: Instant) -> Vec<DeviceNo> {
+        let mut members: Vec<DeviceNo> = self.peers.keys().copied().collect();
+        let view = self.replica.as_ref().map(|replica| replica.view(now));
+        members.extend(view.map(|view| view.members).unwrap_or_default());
+        members
+    }
+
     /// A new replica for the device's log to be replayed into.
-    pub(crate) fn fresh(&self) -> Replica {
-        let replicas = self.places.len() as u8;
-        Replica::new(journal::Config::new(self.partition, self.place, replicas))
+    pub(crate) fn fresh(&self, star: bool) -> Replica {
+        let mut config = journal::Config::new(self.partition, self.me, self.founders.clone());
+        // Replicas of one chain must not all wait for the same time.
+        config.seed = u64::from(self.me.0) << 32 | u64::from(self.partition.0);
+        config.limits.star = star;
+        Replica::new(config)
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.replica.as_ref().and_then(Replica::next_deadline)
+        let replica = self.replica.as_ref().and_then(Replica::next_deadline);
+        let waiting = self.waiting.front().map(|(until, _)| *until);
+        replica.into_iter().chain(waiting).min()
     }
 
-    /// Whether a head serves; a follower has no office to take.
-    pub(crate) fn in_office(&self) -> bool {
-        self.place != 0 || self.replica.as_ref().is_some_and(Replica::serving)
+    /// Whether it takes its part: it is the head in office, or follows one; or it is not in the chain.
+    pub(crate) fn settled(&self) -> bool {
+        self.replica.as_ref().is_some_and(Replica::settled)
     }
 
-    /// The place in the chain of a peer.
-    pub(crate) fn place_of(&self, peer: usize) -> Option<u8> {
-        self.places
-            .iter()
-            .position(|p| *p == Some(peer))
-            .map(|p| p as u8)
+    /// The devices of the chain that a peer holds.
+    pub(crate) fn devices_of(&self, peer: usize) -> Vec<DeviceNo> {
+        let of_peer = self.peers.iter().filter(|(_, p)| **p == peer);
+        of_peer.map(|(device, _)| *device).collect()
     }
 
-    /// The peer at a place of the chain.
-    pub(crate) fn peer_at(&self, place: u8) -> Option<usize> {
-        self.places.get(usize::from(place)).copied().flatten()
+    /// The peer that holds a device of the chain.
+    pub(crate) fn peer_of(&self, device: DeviceNo) -> Option<usize> {
+        self.peers.get(&device).copied()
     }
 
     /// Remembers who is to have the answer to a proposal.
@@ -100,24 +162,26 @@ impl ReplicaSlot {
         self.replica.as_ref().ok_or_else(|| self.unavailable())
     }
 
+    /// Whether it is in office, though it may not serve just now for want of a lease.
+    pub(crate) fn in_office(&self) -> bool {
+        self.replica.as_ref().is_some_and(Replica::in_office)
+    }
+
     pub(crate) fn unavailable(&self) -> WireError {
-        let role = if self.place == 0 { "head" } else { "replica" };
         WireError {
-            code: ErrorCode::PartitionUnavailable,
+            code: ErrorCode::NotHead,
             detail: format!(
-                "partition {} is unavailable: its {role}, {}, is recovering its device",
-                self.partition,
-                self.names[usize::from(self.place)]
+                "the replica of partition {} on device {} does not serve: its device is being recovered",
+                self.partition, self.me,
             ),
         }
     }
 
     pub(crate) fn status(&self) -> ReplicaStatus {
-        let role = if self.place == 0 { "head" } else { "follower" };
         self.replica.as_ref().map_or_else(
             || ReplicaStatus {
                 partition: self.partition,
-                role: role.into(),
+                role: "replica".into(),
                 state: "recovering".into(),
                 term: Term(0),
                 last: Seq(0),
@@ -131,10 +195,13 @@ impl ReplicaSlot {
 
 impl Core {
     /// Tells replicas that their time has come.
-    pub(crate) fn tend_replicas(&mut self, now: Instant) {
+    pub(crate) fn tend_replicas(&mut self, now: Instant, io: &mut Io) {
         for replica in 0..self.replicas.len() {
+            self.tend_waiting(replica, now, io);
+            self.report_chain(replica, now);
             let slot = &mut self.replicas[replica];
-            if slot.next_deadline().is_some_and(|at| at <= now) {
+            let deadline = slot.replica.as_ref().and_then(Replica::next_deadline);
+            if deadline.is_some_and(|at| at <= now) {
                 let event = journal::Event::Deadline;
                 self.todo.push_back(Todo::Replica { replica, event });
             }
@@ -148,17 +215,52 @@ impl Core {
     }
 
     /// A device is open and its log replayed: its replica takes part again.
-    pub(crate) fn start_replica(&mut self, replica: usize, started: Replica, term: Term) {
-        self.replicas[replica].replica = Some(started);
-        self.replicas[replica].full = false;
-        let event = journal::Event::Start { term };
-        self.todo.push_back(Todo::Replica { replica, event });
-        for place in 0..self.replicas[replica].places.len() {
-            let up = self.replicas[replica].places[place].is_some_and(|p| self.peers[p].is_up());
-            if up {
-                let event = journal::Event::PeerUp { peer: place as u8 };
-                self.todo.push_back(Todo::Replica { replica, event });
+    pub(crate) fn start_replica(&mut self, replica: usize, started: Replica) {
+        let slot = &mut self.replicas[replica];
+        slot.replica = Some(started);
+        slot.full = false;
+        let members = slot.desired.clone();
+        let up = slot.peers.iter().filter(|(_, p)| self.peers[**p].is_up());
+        let up = up.map(|(device, _)| journal::Event::PeerUp { peer: *device });
+        let events = [
+            journal::Event::Start {},
+            journal::Event::Desired { members },
+        ];
+        let events: Vec<_> = events.into_iter().chain(up).collect();
+        let todo = events
+            .into_iter()
+            .map(|event| Todo::Replica { replica, event });
+        self.todo.extend(todo);
+    }
+
+    /// Keeps a read that the head cannot answer just now, for its lease is out: a moment later it can,
+    /// or it is no head any more. Gives the request back if too many wait.
+    pub(crate) fn wait(&mut self, replica: usize, read: Waiting, now: Instant) -> Option<Waiting> {
+        let slot = &mut self.replicas[replica];
+        if slot.waiting.len() >= WAITING_MAX {
+            return Some(read);
+        }
+        slot.waiting.push_back((now + LEASE_WAIT, read));
+        None
+    }
+
+    /// Goes on with the reads that waited, if they can be answered now, one way or the other.
+    fn tend_waiting(&mut self, replica: usize, now: Instant, io: &mut Io) {
+        let slot = &mut self.replicas[replica];
+        let overdue = slot.waiting.front().is_some_and(|(until, _)| *until <= now);
+        let decided = slot
+            .replica
+            .as_ref()
+            .is_none_or(|r| r.serving(now) || !r.in_office());
+        if !overdue && (!decided || slot.waiting.is_empty()) {
+            return;
+        }
+        for (until, read) in std::mem::take(&mut slot.waiting) {
+            if !decided && until > now {
+                self.replicas[replica].waiting.push_back((until, read));
+                continue;
             }
+            self.read_metadata(read, replica, now, false, io);
         }
     }
 
@@ -169,6 +271,7 @@ impl Core {
             return;
         }
         let error = Reply::Error(slot.unavailable());
+        let partition = slot.partition;
         // What it wanted done is its own: the next one will want it again.
         let of_replica = |todo: &Todo| match todo {
             Todo::LogRead { replica: of, .. } => *of == replica,
@@ -181,9 +284,20 @@ impl Core {
             .into_values()
             .flatten()
             .collect();
+        let waiting = std::mem::take(&mut slot.waiting).into_iter();
+        let waiting = waiting.map(|(_, read)| (read.conn, read.number));
         let reads = lost.into_iter().map(|read| (read.conn, read.request));
-        for (conn, request) in asks.into_iter().chain(reads) {
+        for (conn, request) in reads.chain(waiting) {
             self.answer(io, conn, request, &error, Payload::None);
+        }
+        // What was proposed may be with the followers already, and be committed by the next head.
+        let detail = format!(
+            "partition {partition}: the head's device is gone; whether the change was made is not known: \
+             send the request again"
+        );
+        let unknown = outgoing::error(ErrorCode::PartitionUnavailable, detail);
+        for (conn, request) in asks {
+            self.answer(io, conn, request, &unknown, Payload::None);
         }
     }
 
@@ -238,7 +352,7 @@ impl Core {
                 } => {
                     // A change waits for the first follower to have it durable, and for the head's own
                     // write seldom. A follower's write is waited for: it goes before what it forwards.
-                    self.forwards |= self.replicas[replica].place == 0 && !payload.is_empty();
+                    self.forwards |= self.replicas[replica].in_office() && !payload.is_empty();
                     self.send_chain(replica, to, &message, payload, now, io);
                 }
                 journal::Action::Reply { reply_to, reply } => {
@@ -252,7 +366,17 @@ impl Core {
                 journal::Action::Restored { seq, result } => {
                     self.restored(replica, seq, result, io)
                 }
+                journal::Action::Retired => {
+                    let slot = &self.replicas[replica];
+                    eprintln!(
+                        "partition {}: device {} is not in its chain any more",
+                        slot.partition, slot.me
+                    );
+                }
             }
+        }
+        if !self.replicas[replica].waiting.is_empty() {
+            self.tend_waiting(replica, now, io);
         }
     }
 

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::core::{Conn, Core, Message, Pending, Todo, replica_of};
 use crate::incoming::Sink;
 use crate::outgoing::{self, Payload};
+use crate::replicas::Waiting;
 
 /// Bytes that may wait to be sent on a connection before it is read no further.
 const SEND_QUEUE_MAX: usize = 16 * 1024 * 1024;
@@ -40,6 +41,11 @@ impl Core {
             Opcode::Request => decode_control::<Request>(control).map(Message::Request),
             Opcode::Reply => decode_control::<Reply>(control).map(Message::Reply),
             Opcode::Chain => decode_control::<ChainMessage>(control).map(Message::Chain),
+            Opcode::Control => {
+                // The control plane has ports of its own.
+                let what = "this is a data core: the control plane listens elsewhere";
+                return self.bad_frame(conn, what, now, io);
+            }
         };
         let Some(state) = self.conns.get_mut(&conn) else {
             return;
@@ -52,10 +58,10 @@ impl Core {
             }
         }
         if let Ok(Message::Chain(chain)) = &message
-            && self.genuine(conn, &header, chain).is_none()
+            && !self.is_node(conn)
         {
             eprintln!(
-                "a chain message for partition {} at epoch {} was refused: its sender is not in the chain",
+                "a chain message for partition {} at epoch {} was refused: its sender is no node of ours",
                 chain.partition, header.epoch
             );
             io.abort(conn);
@@ -96,13 +102,14 @@ impl Core {
 
     fn refuse(&mut self, conn: ConnId, header: &FrameHeader, error: WireError, io: &mut Io) {
         if header.opcode == Opcode::Request {
-            self.answer(
-                io,
-                conn,
-                header.request,
-                &Reply::Error(error),
-                Payload::None,
-            );
+            // Whoever works with an older map gets ours with the refusal.
+            let older = error.code == ErrorCode::StaleEpoch && header.epoch < self.maps.map.epoch;
+            let payload = if older {
+                Payload::Bytes(self.maps.json.clone())
+            } else {
+                Payload::None
+            };
+            self.answer(io, conn, header.request, &Reply::Error(error), payload);
         }
     }
 
@@ -124,6 +131,10 @@ impl Core {
                     ErrorCode::BadFrame,
                     "a reply came where none was asked for".into(),
                 );
+            }
+            // One of us may work with a map in which the chain is another: nothing of it is taken in.
+            Message::Chain(chain) if self.genuine(conn, chain).is_none() => {
+                return Ok(Sink::Discard);
             }
             Message::Chain(_) => return Ok(Sink::Bytes),
             Message::Request(request) => request,
@@ -147,9 +158,14 @@ impl Core {
                 "the first request on a connection must be Hello".into(),
             );
         }
-        let epoch = self.shared.map.epoch;
-        let unversioned = matches!(request, Request::GetMap | Request::Status);
-        if header.epoch != epoch && !unversioned {
+        let epoch = self.maps.map.epoch;
+        let unversioned = matches!(
+            request,
+            Request::GetMap | Request::Status | Request::Chain { .. }
+        );
+        // A caller with a newer map is served: what it names is here or it is not, and the logs of the chains
+        // decide everything else. This node hears of that map from the control plane.
+        if header.epoch < epoch && !unversioned {
             return refuse(
                 ErrorCode::StaleEpoch,
                 format!(
@@ -294,7 +310,7 @@ impl Core {
     ) {
         match message {
             Message::Request(request) => self.request(conn, header, request, payload, now, io),
-            Message::Chain(message) => self.chain_message(conn, header, message, payload),
+            Message::Chain(message) => self.chain_message(conn, message, payload),
             Message::Reply(reply) => self.peer_reply(conn, &reply, now, io),
         }
     }
@@ -310,9 +326,13 @@ impl Core {
     ) {
         let number = header.request;
         let outcome = match request {
-            Request::Hello { cluster, node } => Some(self.hello(conn, cluster, node, io)),
+            Request::Hello {
+                cluster,
+                node,
+                core,
+            } => Some(self.hello(conn, cluster, (node, core), io)),
             Request::GetMap => {
-                let map = Payload::Bytes(self.shared.map_json.clone());
+                let map = Payload::Bytes(self.maps.json.clone());
                 return self.answer(io, conn, number, &Reply::Map, map);
             }
             Request::ShardWrite { shard, .. } => Some(Err(WireError {
@@ -350,6 +370,7 @@ impl Core {
             ),
             Request::Propose {
                 partition,
+                term,
                 client,
                 request,
                 retry,
@@ -362,6 +383,7 @@ impl Core {
                         let reply_to = self.replicas[replica].ask(conn, number);
                         let event = ashlar_cluster_journal::Event::Propose {
                             reply_to,
+                            term,
                             client,
                             request,
                             retry,
@@ -376,20 +398,26 @@ impl Core {
                     Err(error) => Some(Err(error)),
                 }
             }
-            Request::Lookup {
-                partition,
-                bucket,
-                key,
-                payload,
-            } => self.lookup(conn, number, partition, bucket, key, payload),
-            Request::List { .. } => Some(self.list(&request)),
-            Request::ListBuckets {
-                partition,
-                after,
-                max,
-            } => Some(self.replica(partition).and_then(|r| {
-                let (buckets, more) = self.replicas[r].serve()?.list_buckets(&after, max)?;
-                Ok(Reply::Buckets { buckets, more })
+            Request::Lookup { partition, .. }
+            | Request::List { partition, .. }
+            | Request::ListBuckets { partition, .. } => match self.replica(partition) {
+                Ok(replica) => {
+                    let read = Waiting {
+                        conn,
+                        number,
+                        request,
+                    };
+                    return self.read_metadata(read, replica, now, true, io);
+                }
+                Err(error) => Some(Err(error)),
+            },
+            Request::Chain { partition } => Some(self.replica(partition).and_then(|r| {
+                let view = self.replicas[r].serve()?.view(now);
+                Ok(Reply::Chain(view))
+            })),
+            Request::Witness { partition, slot } => Some(self.replica(partition).and_then(|r| {
+                let (config, highest) = self.replicas[r].serve()?.witness(slot);
+                Ok(Reply::Witness { config, highest })
             })),
             Request::Status => Some(Ok(Reply::Status(self.status(now)))),
             Request::ReportShard {
@@ -415,10 +443,11 @@ impl Core {
         &mut self,
         conn: ConnId,
         cluster: ashlar_layout::ids::ClusterId,
-        node: NodeId,
+        caller: (NodeId, u32),
         io: &mut Io,
     ) -> Result<Reply, WireError> {
-        let map = &self.shared.map;
+        let (node, _) = caller;
+        let map = &self.maps.map;
         if cluster != map.cluster {
             return Err(WireError {
                 code: ErrorCode::WrongCluster,
@@ -437,9 +466,9 @@ impl Core {
                 ),
             });
         }
-        // A peer that calls anew has given its older calls up: what still stands in them is stale.
+        // A peer's core that calls anew has given its older calls up: what still stands in them is stale.
         let older = |(id, state): (&ConnId, &Conn)| {
-            let same = node.0 != 0 && state.hello == Some(node) && state.peer_out.is_none();
+            let same = node.0 != 0 && state.hello == Some(caller) && state.peer_out.is_none();
             (same && *id != conn).then_some(*id)
         };
         let older: Vec<ConnId> = self.conns.iter().filter_map(older).collect();
@@ -448,12 +477,18 @@ impl Core {
             self.conns.remove(&id);
         }
         if let Some(state) = self.conns.get_mut(&conn) {
-            state.hello = Some(node);
+            state.hello = Some(caller);
         }
         Ok(Reply::Hello {
             node: self.shared.node,
             epoch: map.epoch,
         })
+    }
+
+    /// Whether a connection's caller said that it is another node of the map.
+    fn is_node(&self, conn: ConnId) -> bool {
+        let hello = self.conns.get(&conn).and_then(|c| c.hello);
+        hello.is_some_and(|(node, _)| node.0 != 0 && self.maps.map.node(node).is_some())
     }
 
     fn device_op(
@@ -489,7 +524,7 @@ impl Core {
     fn status(&self, now: Instant) -> NodeStatus {
         NodeStatus {
             node: self.shared.node,
-            epoch: self.shared.map.epoch,
+            epoch: self.maps.map.epoch,
             uptime_ms: now.since(self.started).as_millis() as u64,
             devices: self.devices.iter().map(|d| d.status()).collect(),
             replicas: self.replicas.iter().map(|r| r.status()).collect(),
@@ -576,7 +611,9 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         })
     };
     let (bucket, key) = match op {
-        Op::TermStart => return bad("only a head starts a term".into()),
+        Op::TermStart | Op::Chain { .. } => {
+            return bad("only a head writes of its term and its chain".into());
+        }
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, None),
         Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, Some(key)),
     };

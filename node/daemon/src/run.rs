@@ -1,8 +1,7 @@
 //! A node from start to end: its threads, its signals, and what it tells systemd.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,10 +10,9 @@ use ashlar_node_reactor::{Errno, Options, Reactor, ReactorError, Waker};
 use bytes::Bytes;
 
 use crate::config::Config;
-use crate::core::{Core, Pulse, Shared};
+use crate::control::Control;
+use crate::core::{Core, Maps, Pulse, Shared};
 use crate::devices::DeviceSlot;
-use crate::peers::Peer;
-use crate::replicas::ReplicaSlot;
 
 /// How often readiness and life are looked at when systemd sets no watchdog.
 const WATCH: Duration = Duration::from_millis(500);
@@ -95,15 +93,12 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     })?;
     let cores = node.cores.len();
     check_devices(config, &map)?;
-    let shared = Arc::new(Shared {
-        map_json: Bytes::from(map_json),
-        node: config.node,
-        stopping: AtomicBool::new(false),
-        map,
-    });
+    let json = Bytes::from(map_json);
+    let shared = Arc::new(Shared::new(config.node, config.star, Maps { map, json }));
 
     let (words, heard) = sync_channel(WORDS_MAX);
     signals(&words)?;
+    let control = Control::start(config, &shared)?;
     let mut pulses = Vec::new();
     let mut threads = Vec::new();
     for core in 0..cores {
@@ -128,6 +123,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     }
     drop(words);
     let result = watch(cores, &shared, &pulses, &heard);
+    drop(control);
     for thread in threads {
         // A panic was told by `Ended` already.
         let _ = thread.join();
@@ -278,11 +274,13 @@ fn run_core(
     pulse: Arc<Pulse>,
     words: &SyncSender<Word>,
 ) -> Result<(), DaemonError> {
-    let address = &shared
-        .map
-        .node(config.node)
-        .map(|n| n.cores[core].address.clone());
-    let listen = resolve(address.as_deref().unwrap_or_default())?;
+    let maps = shared.newest();
+    let node = maps.map.node(config.node);
+    let address = node.and_then(|n| Some(n.cores.get(core)?.address.clone()));
+    let address = address.as_deref().unwrap_or_default();
+    let listen = crate::chains::resolve(address).ok_or_else(|| {
+        DaemonError::Config(format!("'{address}' is not an address: it takes host:port"))
+    })?;
     let options = Options {
         listen: Some(listen),
         cpu: config.first_cpu.map(|first| first + core),
@@ -292,30 +290,33 @@ fn run_core(
     };
     let mut reactor = reactor(&options, shared)?;
     let _ = words.send(Word::Waker(reactor.waker()));
+    let wakers = shared.wakers.lock();
+    let mut wakers = wakers.unwrap_or_else(std::sync::PoisonError::into_inner);
+    wakers.push(reactor.waker());
+    drop(wakers);
     for note in reactor.notes() {
         eprintln!("core {core}: {note}");
     }
     let io = reactor.io();
     let now = io.now();
 
-    let devices: Vec<DeviceSlot> = shared
+    let devices: Vec<DeviceSlot> = maps
         .map
         .devices
         .iter()
         .filter(|d| d.node == config.node && d.core as usize == core)
         .filter_map(|d| {
             let config = config.devices.iter().find(|c| c.no == d.no)?;
-            Some(DeviceSlot::new(d, config, &shared.map))
+            Some(DeviceSlot::new(d, config, &maps.map))
         })
         .collect();
-    let (replicas, peers) = chains(shared, &devices)?;
     let mut handler = Core::new(
         shared.clone(),
+        core as u32,
+        maps,
         pulse,
         io.pool(),
         devices,
-        replicas,
-        peers,
         now,
     );
     handler.start(now, io);
@@ -339,63 +340,6 @@ fn reactor(options: &Options, shared: &Shared) -> Result<Reactor, DaemonError> {
             made => return Ok(made?),
         }
     }
-}
-
-/// The replicas that this core's devices hold, and the peers that they talk to.
-fn chains(
-    shared: &Shared,
-    devices: &[DeviceSlot],
-) -> Result<(Vec<ReplicaSlot>, Vec<Peer>), DaemonError> {
-    let map = &shared.map;
-    let mut replicas = Vec::new();
-    let mut peers: Vec<Peer> = Vec::new();
-    for partition in &map.partitions {
-        let chain = &partition.chain.devices;
-        for (place, no) in chain.iter().enumerate() {
-            let Some(device) = devices.iter().position(|d| d.no == *no) else {
-                continue;
-            };
-            let mut places = Vec::new();
-            for (other, no) in chain.iter().enumerate() {
-                if other == place {
-                    places.push(None);
-                    continue;
-                }
-                let node = map.device(*no).map(|d| d.node).unwrap_or_default();
-                let address = resolve(map.address(*no).unwrap_or_default())?;
-                let known = peers
-                    .iter()
-                    .position(|p| p.node == node && p.address == address);
-                places.push(Some(known.unwrap_or_else(|| {
-                    peers.push(Peer::new(node, address));
-                    peers.len() - 1
-                })));
-            }
-            let names = chain.iter().map(|no| describe(map, *no)).collect();
-            replicas.push(ReplicaSlot::new(
-                partition.id,
-                place as u8,
-                device,
-                places,
-                names,
-            ));
-        }
-    }
-    Ok((replicas, peers))
-}
-
-fn describe(map: &ClusterMap, no: ashlar_layout::ids::DeviceNo) -> String {
-    let node = map.device(no).map(|d| d.node).unwrap_or_default();
-    format!("node {node} at {}", map.address(no).unwrap_or("?"))
-}
-
-fn resolve(address: &str) -> Result<SocketAddr, DaemonError> {
-    let bad = || DaemonError::Config(format!("'{address}' is not an address: it takes host:port"));
-    address
-        .to_socket_addrs()
-        .map_err(|_| bad())?
-        .next()
-        .ok_or_else(bad)
 }
 
 /// Milliseconds since 1970: what objects are stamped with.

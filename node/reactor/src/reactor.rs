@@ -221,6 +221,9 @@ impl Reactor {
             self.dispatch(handler);
             let mut completions = std::mem::take(&mut self.completions);
             self.io.ring.reap(&mut completions);
+            // What came in is judged by a time that is not before it came: whoever was stopped in between must
+            // not take a lease for valid that ran out meanwhile.
+            self.io.now = monotonic();
             for entry in completions.drain(..) {
                 self.io.complete(&entry);
                 self.dispatch(handler);

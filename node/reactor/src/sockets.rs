@@ -77,6 +77,11 @@ fn stream_socket(addr: SocketAddr) -> Result<OwnedFd, Errno> {
     net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
 }
 
+/// How long bytes that this side sent on a connection that it made may stay unconfirmed before it is given
+/// up, in milliseconds. The kernel's own waits double each time: behind a cut that is mended they would go on
+/// for as long again as the cut lasted.
+const UNCONFIRMED_MAX_MS: u32 = 400;
+
 /// Small replies must not wait for acknowledgements, and a peer that vanished must be noticed in
 /// the end.
 fn tune(fd: &OwnedFd) -> Result<(), Errno> {
@@ -97,6 +102,7 @@ impl Io {
         }
         let fd = stream_socket(addr).map_err(fail)?;
         tune(&fd).map_err(fail)?;
+        net::sockopt::set_tcp_user_timeout(&fd, UNCONFIRMED_MAX_MS).map_err(fail)?;
         let id = self
             .add_conn(fd, Phase::Connecting)
             .ok_or(fail(Errno::NFILE))?;

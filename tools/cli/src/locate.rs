@@ -14,7 +14,7 @@ pub const MAP_FILE: &str = "map.json";
 /// Reads the cluster's map. A folder stands for the map in it.
 pub fn map(cluster: Option<&Path>) -> Result<ClusterMap, Fail> {
     let path = match cluster {
-        Some(path) if path.is_dir() => path.join(MAP_FILE),
+        Some(path) if path.is_dir() => return newest_map(path),
         Some(path) => path.to_owned(),
         None => {
             let here = Path::new(RIG_DIR).join(MAP_FILE);
@@ -28,7 +28,28 @@ pub fn map(cluster: Option<&Path>) -> Result<ClusterMap, Fail> {
             here
         }
     };
-    read_map(&path)
+    match path.parent() {
+        Some(rig) if cluster.is_none() => newest_map(rig),
+        _ => read_map(&path),
+    }
+}
+
+/// The map of a rig's folder, or a newer one that a node of the rig has heard of.
+pub fn newest_map(dir: &Path) -> Result<ClusterMap, Fail> {
+    let mut map = read_map(&dir.join(MAP_FILE))?;
+    let folders = std::fs::read_dir(dir).map_err(Fail::io("cannot read", dir))?;
+    for folder in folders.filter_map(Result::ok) {
+        let path = folder.path().join(MAP_FILE);
+        // What a node keeps is a copy: one that cannot be read is no reason to give up.
+        if let Ok(json) = std::fs::read(&path)
+            && let Ok(theirs) = ClusterMap::from_json(&json)
+            && theirs.cluster == map.cluster
+            && theirs.epoch > map.epoch
+        {
+            map = theirs;
+        }
+    }
+    Ok(map)
 }
 
 /// Reads a map's file.

@@ -6,6 +6,11 @@ mod address;
 mod bench_device;
 mod bench_engine;
 mod bench_fio;
+mod cluster;
+mod cluster_call;
+mod cluster_change;
+mod cluster_join;
+mod cluster_status;
 mod device;
 mod device_format;
 mod device_inspect;
@@ -84,6 +89,8 @@ enum Command {
     },
     /// List the buckets.
     Buckets,
+    /// Look at and change a running cluster: its control plane, its map, who is in it.
+    Cluster(cluster::ClusterArgs),
     /// Make and show cluster maps.
     Map(map::MapArgs),
     /// Format, inspect and verify single devices.
@@ -124,6 +131,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Mb { address } => list::make_bucket(address, cluster, json),
         Command::Rb { address } => list::remove_bucket(address, cluster, json),
         Command::Buckets => list::buckets(cluster, json),
+        Command::Cluster(args) => cluster::run(args, cluster, json),
         Command::Map(args) => map::run(&args, cluster, json),
         Command::Device(args) => device::run(args, cluster, json),
         Command::Bench(args) => bench_device::run(&args, json),

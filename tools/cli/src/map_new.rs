@@ -122,6 +122,8 @@ pub fn make(spec: &Spec, seed: u64) -> Result<ClusterMap, Fail> {
         devices,
         groups: Vec::new(),
         partitions: Vec::new(),
+        control: Vec::new(),
+        draining: Vec::new(),
     };
     solve(&mut map, seed)?;
     map.validate().map_err(Fail::Unsound)?;

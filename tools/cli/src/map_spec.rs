@@ -177,7 +177,8 @@ impl Spec {
         Ok(spec)
     }
 
-    fn check(&self) -> Result<(), SpecError> {
+    /// Checks what the module's head says.
+    pub fn check(&self) -> Result<(), SpecError> {
         let mut nodes = BTreeSet::new();
         let mut devices = BTreeSet::new();
         let mut addresses = BTreeSet::new();
@@ -270,7 +271,7 @@ impl NodeSpec {
 
 /// Whether a text can be where a core listens and others connect to. Names are not looked up: they
 /// need not be known where the map is made.
-fn check_address(address: &str) -> Result<(), &'static str> {
+pub fn check_address(address: &str) -> Result<(), &'static str> {
     let (host, port) = address
         .rsplit_once(':')
         .ok_or("it takes host:port, such as 10.0.0.1:7000")?;
@@ -296,6 +297,16 @@ fn check_address(address: &str) -> Result<(), &'static str> {
         return Err("its host is neither a name nor an IP address");
     }
     Ok(())
+}
+
+/// The label that a level of fault domains goes by; none where the map knows without.
+pub fn label(level: DomainLevel) -> Option<&'static str> {
+    match level {
+        DomainLevel::Region => Some("region"),
+        DomainLevel::Zone => Some("zone"),
+        DomainLevel::Rack => Some("rack"),
+        DomainLevel::Host | DomainLevel::Device => None,
+    }
 }
 
 const UNSPECIFIED: &str =

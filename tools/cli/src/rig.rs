@@ -6,6 +6,8 @@
 //!     map.json              the cluster map: clients read it
 //!     lock                  held by a command that changes the rig
 //!     node-N/node.toml      the node's configuration
+//!     node-N/map.json       the newest map that the node has heard of
+//!     node-N/control/       what it remembers as a member of the control plane, if it is one
 //!     node-N/device.img     its device, or what its loop device stands on
 //!     node-N/node.log       what it says
 //!     node-N/pid            its process: number and start time
@@ -34,7 +36,7 @@ use crate::process::{Process, State};
 use crate::{rig_corrupt, rig_files, rig_status, rig_up};
 
 /// Version of `rig.json`.
-const RIG_VERSION: u32 = 1;
+pub const RIG_VERSION: u32 = 2;
 /// The mark of a rig that is being made.
 pub const CREATING: &str = "creating";
 /// How long a node may take to drain. A core gives itself ten seconds.
@@ -90,9 +92,22 @@ pub struct UpArgs {
     /// Durability class, data + parity shards. [default: 4+2]
     #[arg(long)]
     pub class: Option<Class>,
+    /// Zones, over which the nodes are dealt out in turn: the journal's replicas stand in different
+    /// ones. [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub zones: Option<u32>,
+    /// Members of the control plane: an odd number. [default: 3, or 1 if there are fewer nodes]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=7))]
+    pub control: Option<u32>,
+    /// Seconds after which a node that is away is replaced in the journal's chains. [default: 30]
+    #[arg(long)]
+    pub replace_after: Option<u64>,
     /// Put loop devices with direct I/O on the files, so that nodes own block devices (needs root).
     #[arg(long = "loop")]
     pub loops: bool,
+    /// The journal's heads feed every follower themselves instead of through the chain: to compare the two.
+    #[arg(long, hide = true)]
+    pub star: bool,
     /// Return when the store serves, and leave the nodes running.
     #[arg(long)]
     pub detach: bool,
@@ -149,6 +164,15 @@ pub struct RigFile {
     pub class: Class,
     /// Whether the nodes own loop devices.
     pub loops: bool,
+    /// Whether the journal's heads feed every follower themselves.
+    #[serde(default)]
+    pub star: bool,
+    /// How many zones the nodes are dealt out over.
+    pub zones: u32,
+    /// How many of the nodes, from the first, are members of the control plane.
+    pub control: u32,
+    /// Seconds after which a node that is away is replaced in the journal's chains.
+    pub replace_after: u64,
 }
 
 /// A rig that is there.
@@ -257,9 +281,9 @@ impl Rig {
         self.process(node).map_or(State::Dead, |p| p.state())
     }
 
-    /// The cluster's map.
+    /// The cluster's map: the newest that is known here.
     pub fn map(&self) -> Result<ClusterMap, Fail> {
-        locate::read_map(&self.dir.join(locate::MAP_FILE))
+        locate::newest_map(&self.dir)
     }
 
     /// Checks that these are nodes of the rig.

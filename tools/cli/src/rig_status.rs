@@ -16,12 +16,15 @@ use crate::rig::{Rig, chain_nodes};
 /// A node that does not answer in this time is told as silent.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// A node of a rig, and what it says of itself.
 #[derive(Serialize)]
-struct Row {
-    node: u32,
+pub struct Row {
+    /// Its number.
+    pub node: u32,
     state: State,
     pid: Option<u32>,
-    role: Option<&'static str>,
+    /// In the chain of the first partition: `head` if it says that it serves as such, or `follower`.
+    pub role: Option<&'static str>,
     addresses: Vec<String>,
     /// What each of its cores says; empty if it does not answer.
     cores: Vec<NodeStatus>,
@@ -38,14 +41,13 @@ pub fn status(rig: &Rig, json: bool) -> Result<(), Fail> {
         .map_err(Fail::io("cannot ask the nodes of", &rig.dir))?;
     let rows = runtime.block_on(rows(rig, &map))?;
     if json {
-        let chain = chain_nodes(&map);
         return output::json(&serde_json::json!({
             "dir": rig.dir,
             "cluster": map.cluster,
             "epoch": map.epoch,
             "class": map.class,
-            "head": chain.first(),
-            "followers": chain.get(1..).unwrap_or_default(),
+            "head": head(&rows),
+            "followers": followers(&rows),
             "nodes": rows,
         }));
     }
@@ -65,7 +67,8 @@ pub fn status(rig: &Rig, json: bool) -> Result<(), Fail> {
     Ok(())
 }
 
-async fn rows(rig: &Rig, map: &ClusterMap) -> Result<Vec<Row>, Fail> {
+/// Asks all nodes.
+pub async fn rows(rig: &Rig, map: &ClusterMap) -> Result<Vec<Row>, Fail> {
     let options = ClientOptions {
         connect_timeout: ANSWER,
         ..ClientOptions::default()
@@ -102,16 +105,35 @@ async fn rows(rig: &Rig, map: &ClusterMap) -> Result<Vec<Row>, Fail> {
                 .process(node.id.0)
                 .filter(|_| state != State::Dead)
                 .map(|p| p.pid),
-            role: chain
-                .iter()
-                .position(|n| *n == node.id)
-                .map(|place| if place == 0 { "head" } else { "follower" }),
+            role: role(&cores, chain.contains(&node.id)),
             addresses: node.cores.iter().map(|c| c.address.clone()).collect(),
             cores,
             silent,
         });
     }
     Ok(rows)
+}
+
+/// What a node is in the chain of the first partition, by its own word.
+fn role(cores: &[NodeStatus], in_chain: bool) -> Option<&'static str> {
+    let replicas = cores.iter().flat_map(|core| &core.replicas);
+    let mut first = replicas.filter(|replica| replica.partition.0 == 0);
+    match first.any(|replica| replica.role == "head") {
+        true => Some("head"),
+        false => in_chain.then_some("follower"),
+    }
+}
+
+/// The node that says that it is the head.
+pub fn head(rows: &[Row]) -> Option<u32> {
+    let head = rows.iter().find(|row| row.role == Some("head"));
+    head.map(|row| row.node)
+}
+
+/// The other nodes of the chain.
+pub fn followers(rows: &[Row]) -> Vec<u32> {
+    let followers = rows.iter().filter(|row| row.role == Some("follower"));
+    followers.map(|row| row.node).collect()
 }
 
 async fn ask(client: &Client, node: NodeId) -> Result<Vec<NodeStatus>, String> {

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use ashlar_cluster_map::{Class, ClusterMap, Device, DomainLevel, Domains};
+use ashlar_cluster_map::{Class, ClusterMap, ControlMember, Device, DomainLevel, Domains};
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
 use ashlar_node_client::{Client, ClientOptions};
-use ashlar_node_daemon::config::{CacheMode, Config, DeviceConfig};
+use ashlar_node_daemon::config::{CacheMode, Config, ControlConfig, DeviceConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::device_format::{self, Identity};
@@ -18,10 +18,12 @@ use crate::map_spec::{DeviceSpec, NodeSpec, Spec};
 use crate::output::{self, human};
 use crate::process::{self, Started, State};
 use crate::rig::{self, CREATING, Lock, Rig, RigFile, UpArgs, write_whole};
-use crate::rig_files;
+use crate::{rig_files, rig_status};
 
 const NODES: u32 = 6;
 const SIZE: u64 = 2 << 30;
+const CONTROL: u32 = 3;
+const REPLACE_AFTER: u64 = 30;
 const CLASS: Class = Class { k: 4, m: 2 };
 /// Bytes of the buffer pool of each node: modest, for many share a machine.
 const POOL_BYTES: usize = 32 << 20;
@@ -116,6 +118,15 @@ fn same(rig: &Rig, args: &UpArgs) -> Result<(), Fail> {
     if let Some(class) = args.class.filter(|c| *c != file.class) {
         differences.push(format!("its class is {}, not {class}", file.class));
     }
+    if let Some(zones) = args.zones.filter(|z| *z != file.zones) {
+        differences.push(format!("it has {} zones, not {zones}", file.zones));
+    }
+    if let Some(control) = args.control.filter(|c| *c != file.control) {
+        differences.push(format!(
+            "it has {} control members, not {control}",
+            file.control
+        ));
+    }
     if args.loops && !file.loops {
         differences.push("its devices are plain files, not loop devices".to_owned());
     }
@@ -148,13 +159,26 @@ fn unmake(dir: &Path) {
 fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
     check_folder(dir)?;
     let dir = dir.canonicalize().map_err(Fail::io("cannot find", dir))?;
+    let nodes = args.nodes.unwrap_or(NODES);
     let file = RigFile {
-        version: 1,
-        nodes: args.nodes.unwrap_or(NODES),
+        version: rig::RIG_VERSION,
+        nodes,
         size: args.size.unwrap_or(SIZE),
         class: args.class.unwrap_or(CLASS),
         loops: args.loops,
+        zones: args.zones.unwrap_or(1),
+        star: args.star,
+        control: args
+            .control
+            .unwrap_or(if nodes >= CONTROL { CONTROL } else { 1 }),
+        replace_after: args.replace_after.unwrap_or(REPLACE_AFTER),
     };
+    if file.control.is_multiple_of(2) || file.control > file.nodes {
+        return Err(Fail::Usage(format!(
+            "{} control members on {} nodes: it takes an odd number of them, at most one per node",
+            file.control, file.nodes
+        )));
+    }
     if args.loops && !rustix::process::geteuid().is_root() {
         return Err(Fail::Refused(
             "--loop attaches loop devices, which needs root: use sudo, or leave out --loop".into(),
@@ -177,7 +201,11 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         let image = rig.image(device.node.0);
         device_format::format_image(&image, &identity(&map, device))?;
     }
-    write_whole(&rig.dir.join(crate::locate::MAP_FILE), &map.to_json())?;
+    let map = map.to_json();
+    for node in rig.nodes() {
+        write_whole(&rig.folder(node).join(crate::locate::MAP_FILE), &map)?;
+    }
+    write_whole(&rig.dir.join(crate::locate::MAP_FILE), &map)?;
     rig.save()?;
     let mark = rig.dir.join(CREATING);
     std::fs::remove_file(&mark).map_err(Fail::io("cannot remove", &mark))?;
@@ -247,7 +275,10 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
         ports.push(listener);
         nodes.push(NodeSpec {
             id: NodeId(number),
-            domains: Domains::default(),
+            domains: Domains {
+                zone: zone(file.zones, number),
+                ..Domains::default()
+            },
             cores: vec![address.to_string()],
             devices: vec![DeviceSpec {
                 no: DeviceNo(number),
@@ -262,7 +293,29 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
         stripe_data: STRIPE_DATA,
         nodes,
     };
-    map_new::make(&spec, map_new::random_seed()?)
+    let mut map = map_new::make(&spec, map_new::random_seed()?)?;
+    for number in 1..=file.control {
+        let listener = free_port()?;
+        let address = listener.local_addr().map_err(Fail::io(
+            "cannot find a free port on",
+            Path::new("127.0.0.1"),
+        ))?;
+        ports.push(listener);
+        map.control.push(ControlMember {
+            id: number,
+            address: address.to_string(),
+        });
+    }
+    map.validate().map_err(Fail::Unsound)?;
+    Ok(map)
+}
+
+/// The zone of a node; no label where there is only one.
+fn zone(zones: u32, node: u32) -> String {
+    match zones {
+        0 | 1 => String::new(),
+        _ => format!("zone-{}", (node - 1) % zones + 1),
+    }
 }
 
 /// Writes a node's configuration; its loop device may have another number than last time.
@@ -275,7 +328,12 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
     };
     let config = Config {
         node: NodeId(node),
-        map: Path::new("..").join(crate::locate::MAP_FILE),
+        map: crate::locate::MAP_FILE.into(),
+        control: (node <= rig.file.control).then(|| ControlConfig {
+            id: node,
+            dir: "control".into(),
+            replace_after_secs: rig.file.replace_after,
+        }),
         devices: vec![DeviceConfig {
             no: DeviceNo(node),
             path,
@@ -283,6 +341,7 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         }],
         pool_bytes: POOL_BYTES,
         spin_us: 0,
+        star: rig.file.star,
         first_cpu: None,
     };
     let text = toml::to_string(&config)
@@ -331,14 +390,11 @@ fn wait(starting: &mut [process::Starting], limit: Duration) -> Result<(), Fail>
     }
 }
 
-/// Waits until the head of the journal's chain has heard of its followers: nodes that are ready do
-/// not make a store before that.
+/// Waits until the journal's chain has a head that serves: nodes that are ready do not make a store
+/// before that.
 fn serves(rig: &Rig, limit: Duration) -> Result<(), Fail> {
     let map = rig.map()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Fail::io("cannot ask the nodes of", &rig.dir))?;
+    let runtime = runtime(rig)?;
     let options = ClientOptions {
         unavailable_wait: limit,
         ..ClientOptions::default()
@@ -350,12 +406,17 @@ fn serves(rig: &Rig, limit: Duration) -> Result<(), Fail> {
     })
 }
 
+fn runtime(rig: &Rig) -> Result<tokio::runtime::Runtime, Fail> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fail::io("cannot ask the nodes of", &rig.dir))
+}
+
 fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
     let map = rig.map()?;
-    let chain = rig::chain_nodes(&map);
-    let (head, followers) = chain
-        .split_first()
-        .map_or((None, &chain[..]), |(h, f)| (Some(h), f));
+    let runtime = runtime(rig)?;
+    let rows = runtime.block_on(rig_status::rows(rig, &map))?;
     if json {
         let nodes: Vec<_> = map
             .nodes
@@ -370,7 +431,8 @@ fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
             .collect();
         return output::json(&serde_json::json!({
             "dir": rig.dir, "map": rig.dir.join(crate::locate::MAP_FILE), "cluster": map.cluster,
-            "class": map.class, "head": head, "followers": followers, "nodes": nodes,
+            "class": map.class, "head": rig_status::head(&rows), "followers": rig_status::followers(&rows),
+            "nodes": nodes,
         }));
     }
     output::line(&format!(
@@ -381,8 +443,9 @@ fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
         rig.dir.display()
     ))?;
     for node in &map.nodes {
-        let role = match chain.iter().position(|n| *n == node.id) {
-            Some(0) => "  head of the journal's chain",
+        let row = rows.iter().find(|row| row.node == node.id.0);
+        let role = match row.and_then(|row| row.role) {
+            Some("head") => "  head of the journal's chain",
             Some(_) => "  follower",
             None => "",
         };

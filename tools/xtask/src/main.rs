@@ -2,8 +2,10 @@
 //!
 //! - `tidy` checks what the compiler and clippy cannot see; it also runs as a test of this crate.
 //! - `fuzz` builds every fuzz target and runs each for some seconds.
+//! - `model` goes through the models of the chained journal.
 
 mod fuzz;
+mod model;
 mod tidy;
 mod tree;
 
@@ -36,6 +38,15 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Go through the models of the chained journal, then see that each mutant is noticed.
+    ///
+    /// See cluster/model/MODEL.md. `cargo xtask model -- --help` lists the options: larger bounds, one
+    /// model only, the shortest way to what does not hold.
+    Model {
+        /// Options of the model's program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 /// The root of the workspace: the folder above `tools/`.
@@ -53,6 +64,7 @@ fn main() -> ExitCode {
             target,
             list,
         } => fuzz::run(&root(), seconds, &target, list).map_err(|e| e.to_string()),
+        Command::Model { options } => model::run(&root(), &options).map_err(|e| e.to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,342 @@
+//! When tables are written out, runs merged, and roots published.
+//!
+//! Invariants:
+//! - a root names only chunks that were written before a sync that succeeded;
+//! - one root is under way at a time, and each has a higher generation than the one before;
+//! - when a write fails nothing more is written, and nothing freed: what is durable is not known.
+//!   Only "no room" is different: nothing was written, and the job is given up and begun anew later.
+
+use std::sync::Arc;
+
+use ashlar_layout::ids::Seq;
+use ashlar_layout::page::RunId;
+use ashlar_layout::root::{AttachmentRecord, Root};
+use bytes::Bytes;
+
+use crate::api::{Action, IndexError, WriteFailure};
+use crate::builder::{AttachmentBuilder, Builder};
+use crate::cache::Cache;
+use crate::index::{Index, Pending};
+use crate::job::{Candidate, Job, Keep, Phase, Source, pick};
+use crate::run::Run;
+use crate::span::Span;
+
+/// A root that is on its way, and what it makes true.
+#[derive(Clone, Debug)]
+pub(crate) struct Publishing {
+    job: u64,
+    runs: Vec<Arc<Run>>,
+    covered: Seq,
+    attachment: Option<AttachmentRecord>,
+}
+
+impl Index {
+    /// Lets the jobs work for one turn.
+    pub(crate) fn run_jobs(&mut self, out: &mut Vec<Action>) {
+        self.runnable = false;
+        let budget = self.config.limits.step.max(1);
+        for job in self.jobs.values_mut() {
+            self.runnable |= job.step(budget);
+        }
+        self.keep_jobs(out);
+    }
+
+    /// Begins what is due, and gives out what the jobs want read and written.
+    pub(crate) fn keep_jobs(&mut self, out: &mut Vec<Action>) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.begin_flush();
+        self.begin_merges();
+        let ids: Vec<u64> = self.jobs.keys().copied().collect();
+        for id in ids {
+            self.keep_job(id, out);
+        }
+        self.publish(out);
+    }
+
+    fn begin_flush(&mut self) {
+        let flushing = |job: &Job| matches!(job.source, Source::Table { .. });
+        let under_way = self.jobs.values().any(flushing);
+        let crowded = self.runs.len() >= self.config.limits.runs.max(2);
+        if under_way || crowded || self.no_room {
+            return;
+        }
+        let Some(frozen) = self.frozen.front() else {
+            return;
+        };
+        let (table, covered) = (frozen.table.clone(), frozen.covered);
+        let attachment = frozen.attachment.clone();
+        let entries = table.entries();
+        let source = Source::Table {
+            table,
+            covered,
+            after: None,
+        };
+        let keep = self.keep(self.runs.is_empty());
+        let builder = self.builder(0, entries);
+        let mut job = Job::new(source, Vec::new(), builder, keep);
+        if !attachment.is_empty() {
+            let id = self.run_id();
+            job.attachment = Some(AttachmentBuilder::new(self.home, id, &attachment));
+        }
+        self.add(job);
+    }
+
+    fn begin_merges(&mut self) {
+        let merging = |jobs: &&Job| !jobs.inputs.is_empty();
+        while self.jobs.values().filter(merging).count() < self.config.limits.merges
+            && !self.no_room
+        {
+            let busy = |id: &RunId| {
+                let merged = self.jobs.values().any(|job| job.inputs.contains(id));
+                merged || self.damaged.contains(id)
+            };
+            let candidates: Vec<Candidate> = self
+                .runs
+                .iter()
+                .map(|run| Candidate {
+                    level: run.record.level,
+                    entries: run.record.entries,
+                    tombstones: run.record.tombstones,
+                    last: run.record.last.0,
+                    busy: busy(&run.id()),
+                })
+                .collect();
+            let oldest = self.snapshots.keys().next().copied().unwrap_or(u64::MAX);
+            let Some((range, level)) = pick(&candidates, self.config.limits.fanout, oldest) else {
+                return;
+            };
+            let bottom = range.end == self.runs.len();
+            let inputs: Vec<Arc<Run>> = self.runs[range].to_vec();
+            let entries = inputs.iter().map(|run| run.record.entries).sum();
+            let spans = inputs.iter().map(|run| {
+                let record = &run.record;
+                let span = self.config.limits.span_bytes;
+                Span::leaves(
+                    self.home,
+                    record.id,
+                    &record.chunks,
+                    record.leaves_end,
+                    span,
+                )
+            });
+            let spans = spans.collect();
+            let ids = inputs.iter().map(|run| run.id()).collect();
+            let keep = self.keep(bottom);
+            let builder = self.builder(level, entries);
+            self.add(Job::new(Source::Runs { spans }, ids, builder, keep));
+        }
+    }
+
+    fn keep(&self, bottom: bool) -> Keep {
+        Keep {
+            snapshots: self.snapshots.keys().copied().collect(),
+            bottom,
+        }
+    }
+
+    fn builder(&mut self, level: u8, entries: u64) -> Builder {
+        let bits = self.config.limits.filter_bits;
+        let id = self.run_id();
+        Builder::new(self.home, id, level, entries, bits)
+    }
+
+    fn add(&mut self, job: Job) {
+        let id = self.number();
+        self.jobs.insert(id, job);
+        self.runnable = true;
+    }
+
+    /// Gives out what a job wants read and written.
+    fn keep_job(&mut self, id: u64, out: &mut Vec<Action>) {
+        let Some(mut job) = self.jobs.remove(&id) else {
+            return;
+        };
+        while let Some((file, chunk, bytes)) = job.next_write(self.config.limits.chunks.max(1)) {
+            let token = self.number();
+            let pending = Pending::Write {
+                job: id,
+                file,
+                chunk,
+            };
+            self.pending.insert(token, pending);
+            out.push(Action::Write { token, bytes });
+            self.runnable = true;
+        }
+        if job.phase == Phase::Running {
+            let mut reads = 0;
+            let mut failed = None;
+            for span in job.spans() {
+                let token = self.number();
+                match span.request(token) {
+                    Ok(Some((at, len))) => {
+                        reads += 1;
+                        let run = span.run;
+                        self.pending.insert(token, Pending::Span { job: id, run });
+                        out.push(Action::Read { token, at, len });
+                    }
+                    Ok(None) => {}
+                    Err(error) => failed = Some((span.run, error)),
+                }
+            }
+            job.reads += reads;
+            if let Some((run, error)) = failed {
+                self.damage(run, &error, out);
+                job.phase = Phase::Abandoned;
+            }
+        }
+        job.settle();
+        if job.phase != Phase::Abandoned || job.reads > 0 || job.writes > 0 {
+            self.jobs.insert(id, job);
+            return;
+        }
+        let chunks = job.leavings();
+        if !chunks.is_empty() {
+            out.push(Action::Free { chunks });
+        }
+    }
+
+    pub(crate) fn span_read(
+        &mut self,
+        job: u64,
+        token: u64,
+        bytes: Option<Bytes>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(running) = self.jobs.get_mut(&job) else {
+            return;
+        };
+        let run = running.spans().iter().find(|span| span.awaits(token));
+        let run = run.map(|span| span.run);
+        if let Err(error) = running.arrived(token, bytes) {
+            running.phase = Phase::Abandoned;
+            if let Some(run) = run {
+                self.damage(run, &error, out);
+            }
+        }
+        self.runnable = true;
+    }
+
+    pub(crate) fn chunk_written(
+        &mut self,
+        job: u64,
+        file: usize,
+        chunk: usize,
+        result: Result<u64, WriteFailure>,
+    ) {
+        let Some(running) = self.jobs.get_mut(&job) else {
+            return;
+        };
+        running.writes -= 1;
+        match result {
+            Ok(at) => running.written(file, chunk, at),
+            Err(WriteFailure::Full) => {
+                running.phase = Phase::Abandoned;
+                self.no_room = true;
+            }
+            Err(WriteFailure::Failed) => self.stop("a write"),
+        }
+        self.runnable = true;
+    }
+
+    /// Publishes a job that is ready: first everything is made durable.
+    fn publish(&mut self, out: &mut Vec<Action>) {
+        if self.publishing.is_some() {
+            return;
+        }
+        let ready = self.jobs.iter().find(|(_, job)| job.phase == Phase::Ready);
+        let Some((id, job)) = ready else {
+            return;
+        };
+        let mut runs = self.runs.clone();
+        let at = runs.iter().position(|run| job.inputs.contains(&run.id()));
+        runs.retain(|run| !job.inputs.contains(&run.id()));
+        if let Some(run) = job.builder.run() {
+            runs.insert(at.unwrap_or(0), Arc::new(run));
+        }
+        let (covered, attachment) = match &job.source {
+            Source::Table { covered, .. } => {
+                let attachment = job.attachment.as_ref();
+                (*covered, attachment.map(AttachmentBuilder::record))
+            }
+            Source::Runs { .. } => (self.covered, self.attachment.clone()),
+        };
+        self.publishing = Some(Publishing {
+            job: *id,
+            runs,
+            covered,
+            attachment,
+        });
+        let token = self.number();
+        self.pending.insert(token, Pending::Sync);
+        out.push(Action::Sync { token });
+    }
+
+    pub(crate) fn synced(&mut self, ok: bool, out: &mut Vec<Action>) {
+        if !ok {
+            return self.stop("a sync");
+        }
+        let Some(publishing) = &self.publishing else {
+            return;
+        };
+        let generation = self.generation + 1;
+        let root = Root {
+            device: self.home.device,
+            partition: self.home.partition,
+            generation,
+            covered: publishing.covered,
+            attachment: publishing.attachment.clone(),
+            runs: publishing.runs.iter().map(|r| r.record.clone()).collect(),
+        };
+        match root.encode() {
+            Ok(bytes) => {
+                let token = self.number();
+                self.pending.insert(token, Pending::Root);
+                let bytes = Bytes::from(bytes);
+                out.push(Action::WriteRoot {
+                    token,
+                    generation,
+                    bytes,
+                });
+            }
+            Err(error) => self.stopped = Some(error.into()),
+        }
+    }
+
+    /// The root is durable: what it says is so from now on.
+    pub(crate) fn root_written(&mut self, ok: bool, cache: &mut Cache) {
+        if !ok {
+            return self.stop("the write of a root");
+        }
+        let Some(publishing) = self.publishing.take() else {
+            return;
+        };
+        let Some(job) = self.jobs.remove(&publishing.job) else {
+            return;
+        };
+        self.generation += 1;
+        self.covered = publishing.covered;
+        let before = std::mem::replace(&mut self.runs, publishing.runs);
+        for run in before {
+            if job.inputs.contains(&run.id()) {
+                self.retire(run.id(), run.record.chunks.clone(), cache);
+            }
+        }
+        let former = std::mem::replace(&mut self.attachment, publishing.attachment);
+        if let Some(former) = former.filter(|it| self.attachment.as_ref() != Some(it)) {
+            self.retire(former.id, former.chunks, cache);
+        }
+        if job.inputs.is_empty() {
+            self.frozen.pop_front();
+            self.bytes_flushed += job.bytes;
+        } else {
+            self.bytes_merged += job.bytes;
+        }
+        self.runnable = true;
+    }
+
+    fn stop(&mut self, what: &'static str) {
+        self.stopped = Some(IndexError::Stopped { what });
+    }
+}

@@ -1,0 +1,11 @@
+//! The index from outside: against a plain map, on a simulated device, with crashes and rot.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod crashes;
+mod damage;
+mod device;
+mod file;
+mod model;
+mod rig;
+mod shape;
+mod work;

@@ -1,0 +1,209 @@
+//! Goes through the models of the chained journal: `cargo xtask model` builds and runs this.
+//!
+//! Exit code 1: something does not hold (the way to it is printed), a model did not do what it is for, or
+//! a mutant lived.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use ashlar_cluster_model::{Maker, Outcome, Scale, Search, check, models};
+use clap::Parser;
+
+/// Check the replicated journal's models.
+#[derive(Parser)]
+struct Cli {
+    /// Larger bounds: hours.
+    #[arg(long)]
+    large: bool,
+    /// Smaller bounds: seconds.
+    #[arg(long, conflicts_with = "large")]
+    small: bool,
+    /// Only models whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// No mutants.
+    #[arg(long)]
+    no_mutants: bool,
+    /// Only mutants.
+    #[arg(long)]
+    only_mutants: bool,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// States of a model, at most, those that are come upon again included.
+    #[arg(long, default_value_t = 1_000_000_000)]
+    most: usize,
+    /// Everything up to so many steps, instead of what each model says; 0: to the end.
+    #[arg(long)]
+    depth: Option<usize>,
+    /// Where random walks begin.
+    #[arg(long, default_value_t = 7)]
+    seed: u64,
+    /// Print the way to each mutant's end.
+    #[arg(long)]
+    traces: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let scale = match (cli.small, cli.large) {
+        (true, _) => Scale::Small,
+        (_, true) => Scale::Large,
+        _ => Scale::Usual,
+    };
+    let makers: Vec<_> = models()
+        .into_iter()
+        .filter(|(name, _)| name.contains(&cli.only))
+        .collect();
+    let mut failed = false;
+    let mut total = 0;
+    let began = Instant::now();
+    for maker in makers.iter().filter(|_| !cli.only_mutants) {
+        match model(&cli, scale, maker) {
+            Ok(unique) => total += unique,
+            Err(why) => {
+                eprintln!("{}: {why}", maker.0);
+                failed = true;
+            }
+        }
+    }
+    if !cli.only_mutants {
+        println!(
+            "{total} unique states in {:.0} s",
+            began.elapsed().as_secs_f64()
+        );
+    }
+    if !cli.no_mutants {
+        failed |= !mutants(&cli, &makers);
+    }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Goes through a model to its depth, then walks through it. The states that it has.
+fn model(cli: &Cli, scale: Scale, (name, make): &Maker) -> Result<usize, String> {
+    let begun = Instant::now();
+    let mut plan = make(scale);
+    plan.depth = cli.depth.unwrap_or(plan.depth);
+    let outcome = check(plan, cli.threads, Search::Whole, cli.most)?;
+    let Outcome {
+        unique,
+        generated,
+        depth,
+        ..
+    } = outcome;
+    println!(
+        "{name}: {unique} unique states, depth {depth}, {:.1} s ({generated} steps)",
+        begun.elapsed().as_secs_f64()
+    );
+    report(&outcome)?;
+    if !outcome.whole {
+        return Err(format!(
+            "not all of it was gone through: more than {} steps",
+            cli.most
+        ));
+    }
+    let mut missing = outcome.missing;
+    let plan = make(scale);
+    let walks = plan.walks;
+    if walks > 0 {
+        let begun = Instant::now();
+        let outcome = check(plan, cli.threads, Search::Walks(cli.seed), walks)?;
+        println!(
+            "{name}: walks of {} steps in all, the longest {}, {:.1} s",
+            outcome.generated,
+            outcome.depth,
+            begun.elapsed().as_secs_f64()
+        );
+        report(&outcome)?;
+        missing.retain(|what| outcome.missing.contains(what));
+    }
+    if missing.is_empty() {
+        Ok(unique)
+    } else {
+        Err(format!(
+            "never happened, though it should: {missing:?}; it begins with {}",
+            outcome.begins
+        ))
+    }
+}
+
+/// Prints the way to what does not hold.
+fn report(outcome: &Outcome) -> Result<(), String> {
+    let Some(trace) = &outcome.failure else {
+        return Ok(());
+    };
+    for (nth, line) in trace.lines.iter().enumerate() {
+        eprintln!("  {nth}. {line}");
+        if let Some(act) = trace.acts.get(nth) {
+            eprintln!("     -> {act:?}");
+        }
+    }
+    Err(format!(
+        "DOES NOT HOLD, after {} steps: {}",
+        trace.acts.len(),
+        trace.property
+    ))
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_: &Cli, _: &[Maker]) -> bool {
+    println!("mutants: this was built without them");
+    true
+}
+
+/// Each mutant must be noticed by a model.
+#[cfg(feature = "mutants")]
+fn mutants(cli: &Cli, makers: &[Maker]) -> bool {
+    use ashlar_cluster_journal::Mutant;
+    use ashlar_cluster_model::{Plan, hunter};
+
+    let mutants: Vec<Mutant> = Mutant::ALL
+        .into_iter()
+        .filter(|mutant| makers.iter().any(|(name, _)| *name == hunter(*mutant)))
+        .collect();
+    let mut killed = 0;
+    for &mutant in &mutants {
+        let Some((name, make)) = makers.iter().find(|(name, _)| *name == hunter(mutant)) else {
+            continue;
+        };
+        let begun = Instant::now();
+        let plan = Plan {
+            mutant: Some(mutant),
+            least: 0,
+            // What it does wrong is looked for, not what comes of it in the end.
+            heal_one_in: 0,
+            ..make(Scale::Small)
+        };
+        let most = cli.most.min(8_000_000);
+        let search = Search::Walks(cli.seed);
+        let outcome = match check(plan, cli.threads, search, most) {
+            Ok(outcome) => outcome,
+            Err(why) => {
+                println!("{mutant:?}: {name} did not begin: {why}");
+                continue;
+            }
+        };
+        let seconds = begun.elapsed().as_secs_f64();
+        let unique = outcome.unique;
+        match &outcome.failure {
+            Some(trace) => {
+                let steps = trace.acts.len();
+                println!(
+                    "{mutant:?}: killed by {name}: not so that {}, {steps} steps, {unique} states, {seconds:.1} s",
+                    trace.property
+                );
+                killed += 1;
+                if cli.traces {
+                    let _shown = report(&outcome);
+                }
+            }
+            None => println!("{mutant:?}: LIVES in {name}, {unique} states, {seconds:.1} s"),
+        }
+    }
+    println!("mutants killed {killed}/{}", mutants.len());
+    killed == mutants.len()
+}

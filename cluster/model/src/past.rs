@@ -1,0 +1,227 @@
+//! Where models begin, and how a state reads.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use ashlar_cluster_journal::Event;
+use ashlar_layout::ids::{ClientId, RequestNo, Seq, Term};
+use ashlar_layout::journal::encode_entry;
+use ashlar_layout::manifest::{Op, Precondition};
+use bytes::Bytes;
+
+use crate::broken::PROPERTIES;
+use crate::client::{self, BUCKET, FOUNDER};
+use crate::disk::Mark;
+use crate::plan::{Past, Plan, device};
+use crate::world::{HEAL, World};
+
+impl World {
+    /// Where this plan begins.
+    pub fn begun(plan: &Plan) -> Result<Self, String> {
+        let mut world = World::settled(plan)?;
+        match plan.past {
+            Past::Quiet => {}
+            Past::TwoTails => world.two_tails(plan)?,
+            Past::Half => world.half(plan)?,
+            Past::Promised => world.promised(plan)?,
+            Past::Learned => world.learned(plan)?,
+        }
+        let quantum = u64::try_from(plan.quantum.as_nanos()).unwrap_or(u64::MAX);
+        world.now += quantum * u64::from(plan.silence);
+        // If something is broken already, the checker says so.
+        Ok(world)
+    }
+
+    /// A chain that runs, with its bucket made and nothing under way.
+    fn settled(plan: &Plan) -> Result<Self, String> {
+        let mut world = World::new(plan);
+        for node in 0..plan.nodes {
+            world.start(plan, node);
+        }
+        let bucket = Op::CreateBucket {
+            bucket: BUCKET.to_owned(),
+        };
+        world.make(plan, FOUNDER, RequestNo(1), &bucket)?;
+        for request in 0..plan.before {
+            let no = RequestNo(u64::from(request) + 2);
+            world.make(plan, FOUNDER, no, &client::put(plan.keys()[0]))?;
+        }
+        // All are told, and everyone has heard from the head lately.
+        let until = world.now + 500_000_000;
+        world.run(plan, |world| world.now >= until)?;
+        // Whatever is due at this very moment, too, so that the head is in office.
+        world.run(plan, |world| world.now > until)?;
+        Ok(world)
+    }
+
+    /// See [`Past::TwoTails`].
+    fn two_tails(&mut self, plan: &Plan) -> Result<(), String> {
+        let now = self.clock(0);
+        let term = self
+            .replica(0)
+            .map(|replica| replica.view(now).term)
+            .unwrap_or_default();
+        let event = Event::Propose {
+            reply_to: HEAL,
+            term,
+            client: FOUNDER,
+            request: RequestNo(1000),
+            retry: None,
+            precondition: Precondition::None,
+            op: client::put(plan.keys()[0]),
+            inline: Bytes::new(),
+            wall_ms: 0,
+        };
+        self.tell(plan, 0, event);
+        for at in 0..self.nodes.len() {
+            let keep = self.nodes[at].disk.under_way.len();
+            self.crash(plan, at, keep, true, false);
+        }
+        let second = Term::new(term.round() + 1, device(1));
+        let end = self.nodes[1].disk.durable.len() as u64;
+        for at in 1..self.nodes.len() {
+            self.write(at, Seq(0), second, Term(0));
+        }
+        self.write(1, Seq(end + 1), second, term);
+        for at in (0..self.nodes.len()).filter(|at| *at != 1) {
+            self.start(plan, at);
+        }
+        // What a device may have promised before is over.
+        let until = self.now + 80_000_000;
+        self.run(plan, |world| world.now >= until)
+    }
+
+    /// A promise, or the first entry of a reign, as it stands on a device.
+    fn write(&mut self, at: usize, seq: Seq, term: Term, prev_term: Term) {
+        let mut entry = Vec::new();
+        let (client, request) = (ClientId(0), RequestNo(prev_term.0));
+        if encode_entry(
+            &mut entry,
+            seq,
+            term,
+            client,
+            request,
+            0,
+            &Op::TermStart,
+            &[],
+        )
+        .is_ok()
+        {
+            let disk = Arc::make_mut(&mut self.nodes[at].disk);
+            disk.write(0, seq, Bytes::from(entry));
+            disk.complete();
+        }
+    }
+
+    /// See [`Past::Half`].
+    fn half(&mut self, plan: &Plan) -> Result<(), String> {
+        let now = self.clock(0);
+        let Some(view) = self.replica(0).map(|replica| replica.view(now)) else {
+            return Ok(());
+        };
+        let (key, known) = (plan.keys()[0], self.committed.len());
+        let precondition = plan.wishes[0][0].precondition;
+        let event = Event::Propose {
+            // Nobody's: the client does not wait for it any more.
+            reply_to: HEAL,
+            term: view.term,
+            client: client::client_id(0),
+            request: client::request_no(0),
+            retry: None,
+            precondition,
+            op: client::put(key),
+            inline: Bytes::new(),
+            wall_ms: 0,
+        };
+        self.tell(plan, 0, event);
+        self.clients[0].told = view.committed;
+        self.clients[0].first_told = Some(view.committed);
+        self.clients[0].attempts = 1;
+        self.run_among(plan, 0b011, |world| {
+            let clock = world.clock(1);
+            let told = world
+                .replica(1)
+                .map(|replica| replica.view(clock).committed);
+            told.is_some_and(|told| told.0 > known as u64)
+        })?;
+        // The third hears nothing of it before its connections break.
+        self.net.broken(0, 2);
+        self.net.broken(1, 2);
+        Ok(())
+    }
+
+    /// See [`Past::Promised`].
+    fn promised(&mut self, plan: &Plan) -> Result<(), String> {
+        self.now += 82_000_000;
+        let second = |world: &World, at: usize| world.nodes[at].disk.promised.round() > 1;
+        self.run_among(plan, 0b110, |world| second(world, 1) && second(world, 2))
+    }
+
+    /// See [`Past::Learned`].
+    fn learned(&mut self, plan: &Plan) -> Result<(), String> {
+        let Some(members) = plan.desired.first().cloned() else {
+            return Ok(());
+        };
+        for at in 0..self.nodes.len() {
+            self.nodes[at].desired = 1;
+            let members = members.clone();
+            self.tell(plan, at, Event::Desired { members });
+        }
+        // Until the head has written the first new composition.
+        self.run(plan, |world| {
+            let now = world.clock(0);
+            world
+                .replica(0)
+                .is_some_and(|replica| replica.view(now).config > 1)
+        })?;
+        // The others of the old composition hear nothing of it: they are cut off.
+        self.net.cut(0, 1);
+        self.net.cut(0, 2);
+        Ok(())
+    }
+}
+
+impl World {
+    /// A line that says how things stand.
+    pub fn line(&self) -> String {
+        let mut line = format!("t={} ms;", self.now / 1_000_000);
+        for at in 0..self.nodes.len() {
+            let log = |log: &[Option<Mark>]| {
+                let mut text = String::new();
+                for mark in log {
+                    let term = mark.map(|mark| mark.term);
+                    let _ = match term {
+                        Some(term) => write!(text, " {}.{}", term.round(), term.head()),
+                        None => write!(text, " ?"),
+                    };
+                }
+                text
+            };
+            let disk = &self.nodes[at].disk;
+            let _ = write!(line, " [{}", device(at));
+            match self.replica(at) {
+                None => line.push_str(" off"),
+                Some(replica) => {
+                    let view = replica.view(self.clock(at));
+                    let (round, head) = (view.term.round(), view.term.head());
+                    let serves = if view.serving { " serves" } else { "" };
+                    let _ = write!(line, " {round}.{head}{serves} c{}", view.committed);
+                }
+            }
+            let _ = write!(line, ":{}", log(&disk.durable));
+            if disk.held.len() > disk.durable.len() {
+                let _ = write!(line, " (+{})", log(&disk.held[disk.durable.len()..]));
+            }
+            line.push(']');
+        }
+        let _ = write!(line, " committed {}", self.committed.len());
+        if self.broken != 0 {
+            for (nth, name) in PROPERTIES.iter().enumerate() {
+                if self.broken & 1 << nth != 0 {
+                    let _ = write!(line, "; BROKEN: {name}");
+                }
+            }
+        }
+        line
+    }
+}

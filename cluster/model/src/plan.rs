@@ -1,0 +1,229 @@
+//! What a model allows: its bounds, and what its clients want.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ashlar_cluster_journal::Config;
+use ashlar_layout::ids::{DeviceNo, PartitionId};
+
+use crate::client::Wish;
+
+/// Things that must happen somewhere in a model: one in which they do not shows nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Seen {
+    /// A change was committed and its client told.
+    Commit,
+    /// Another head took office.
+    Election,
+    /// Two sought the next reign at once.
+    Race,
+    /// A replica removed entries of its log.
+    Truncation,
+    /// A replica restarted with less than it had been given.
+    LostTail,
+    /// A durable record could not be read any more.
+    Rot,
+    /// A change was refused because of what it must find.
+    Refusal,
+    /// A change was done once although it was sent more than once.
+    Retry,
+    /// A proposal for an earlier reign arrived and was refused.
+    Stray,
+    /// A head in office was beyond its lease.
+    Fenced,
+    /// Two at once believed to be in office.
+    TwoHeads,
+    /// Witnesses allowed a cached read,
+    CachedRead,
+    /// or did not,
+    CachedMiss,
+    /// or did not know.
+    Ignorant,
+    /// The chain's composition changed, wholly.
+    Change,
+    /// A new head took over while it was changing.
+    ChangeRace,
+    /// A composition was taken back.
+    ChangeUndone,
+    /// A replica was left out and knows it.
+    Retired,
+}
+
+/// What happened before a model begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// The chain runs quietly.
+    Quiet,
+    /// Two reigns left an entry each at the same place, on one device each: the first head's, and
+    /// that of the second one, whose process does not run. Nothing of either is committed.
+    TwoTails,
+    /// The first client's first request is committed, by the head and the second replica; the third
+    /// has heard nothing of it, and the client has given up.
+    Half,
+    /// The second replica seeks the next reign, and has the third one's promise.
+    Promised,
+    /// The spare has learned, the head has begun to change the chain, and those of the old composition
+    /// are cut off from it.
+    Learned,
+}
+
+/// The model's bounds and its clients' scripts.
+#[derive(Debug)]
+pub struct Plan {
+    /// What it is called.
+    pub name: &'static str,
+    /// Replicas, spares included.
+    pub nodes: usize,
+    /// How many of them, from the first, are the chain at first.
+    pub founders: usize,
+    /// One step of time.
+    pub quantum: Duration,
+    /// So many of them.
+    pub ticks: u8,
+    /// Processes that end.
+    pub crashes: u8,
+    /// Those that may: a bit each.
+    pub victims: u8,
+    /// Whether what a process said last may be lost with it.
+    pub crash_loses: bool,
+    /// Crashes after which the last durable record cannot be read: of one device, the first victim's.
+    pub rots: u8,
+    /// Connections that break.
+    pub breaks: u8,
+    /// Messages that are dropped.
+    pub drops: u8,
+    /// Attempts that clients give up although nothing is known to have happened.
+    pub give_ups: u8,
+    /// Whether a proposal may take its time.
+    pub late: bool,
+    /// Attempts for each request, at most.
+    pub attempts: u8,
+    /// Whether acknowledgements arrive at once, unless something is before them on the way.
+    pub prompt_acks: bool,
+    /// Whether writes take their time: else they are durable at once.
+    pub slow_disks: bool,
+    /// How many reigns there may be after the first.
+    pub rounds: u32,
+    /// What each client wants, in order.
+    pub wishes: Vec<Vec<Wish>>,
+    /// The keys that are looked up.
+    pub keys: Vec<&'static str>,
+    /// Clients that read by witnesses, and how often.
+    pub readers: usize,
+    /// See `readers`.
+    pub reads: u8,
+    /// Whether several entries may be in one message.
+    pub batches: bool,
+    /// What happened before.
+    pub past: Past,
+    /// For so many quanta nothing was heard of anyone when the model begins.
+    pub silence: u8,
+    /// What the cluster map wants the chain to be, one after the other.
+    pub desired: Vec<Vec<DeviceNo>>,
+    /// Who is told of it: a bit each.
+    pub told: u8,
+    /// Entries there before it begins, besides the bucket.
+    pub before: u8,
+    /// Everything is gone through up to so many steps from the beginning; 0: to the end.
+    pub depth: usize,
+    /// So many steps of random walks besides, of any length.
+    pub walks: usize,
+    /// One state in so many is tried for whether something can still be committed; 0: none.
+    pub heal_one_in: u64,
+    /// What must happen.
+    pub expected: &'static [Seen],
+    /// Fewer unique states than this, and the model is not what it was.
+    pub least: usize,
+    /// What is made wrong on purpose.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<ashlar_cluster_journal::Mutant>,
+    /// What happened: bits by [`Seen`].
+    pub seen: AtomicU64,
+}
+
+impl Plan {
+    /// Three replicas and no faults.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            nodes: 3,
+            founders: 3,
+            // A little more than half a lease: so each wait of a lease, or half of one, is over at a tick.
+            quantum: Duration::from_millis(41),
+            ticks: 0,
+            crashes: 0,
+            victims: 0xff,
+            crash_loses: false,
+            rots: 0,
+            breaks: 0,
+            drops: 0,
+            give_ups: 0,
+            late: false,
+            attempts: 3,
+            prompt_acks: false,
+            slow_disks: false,
+            rounds: 1,
+            wishes: Vec::new(),
+            keys: vec!["k"],
+            readers: 0,
+            reads: 0,
+            batches: true,
+            past: Past::Quiet,
+            silence: 0,
+            desired: Vec::new(),
+            told: 0xff,
+            before: 0,
+            depth: 0,
+            walks: 0,
+            heal_one_in: 64,
+            expected: &[],
+            least: 1,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    /// A replica's configuration.
+    pub fn config(&self, node: usize) -> Config {
+        let founders = (0..self.founders).map(device).collect();
+        let mut config = Config::new(PartitionId(7), device(node), founders);
+        // All other bounds and waits are those that ship.
+        if !self.batches {
+            config.limits.batch_bytes = 1;
+        }
+        #[cfg(feature = "mutants")]
+        {
+            config.mutant = self.mutant;
+        }
+        config
+    }
+
+    /// The keys that clients change.
+    pub fn keys(&self) -> &[&'static str] {
+        &self.keys
+    }
+
+    /// It happened.
+    pub fn saw(&self, what: Seen) {
+        self.seen.fetch_or(1 << what as u8, Ordering::Relaxed);
+    }
+
+    /// What was expected and did not happen.
+    pub fn missing(&self) -> Vec<Seen> {
+        let seen = self.seen.load(Ordering::Relaxed);
+        let missing = |what: &&Seen| seen & 1 << **what as u8 == 0;
+        self.expected.iter().filter(missing).copied().collect()
+    }
+}
+
+/// The device of a node: numbered from 1.
+pub fn device(node: usize) -> DeviceNo {
+    DeviceNo(node as u32 + 1)
+}
+
+/// The node of a device.
+pub fn node(device: DeviceNo) -> usize {
+    (device.0 as usize).wrapping_sub(1)
+}

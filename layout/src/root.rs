@@ -1,0 +1,376 @@
+//! The root of an index: which runs it has, and up to which entry of the journal they reach. And what
+//! the values of its entries are.
+//!
+//! Invariants:
+//! - the root with the highest generation that is whole is the index; what it does not name, no run
+//!   of any life, is not part of it;
+//! - a root is written only once all that it names is durable;
+//! - runs stand newest first: whatever a run says of a key is newer than what a later one says.
+//!
+//! The bytes are described in FORMAT.md, "Index runs".
+
+use std::mem::{offset_of, size_of};
+
+use wincode::config::Configuration;
+use wincode::{SchemaRead, SchemaWrite};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::control::{self, ControlError, WriteConfig};
+use crate::crc::crc32_around;
+use crate::ids::{DeviceId, PartitionId, Seq, Term};
+use crate::manifest::Manifest;
+use crate::page::{CHUNK_MAX, Child, GRAIN, RunId};
+use crate::version::FORMAT_MAJOR;
+
+/// Bytes of the largest root.
+pub const ROOT_MAX: usize = 1 << 20;
+/// Bytes of a root's head.
+pub const ROOT_HEAD_LEN: usize = 64;
+/// Most bytes in memory of one list of a root: a chunk takes 10 bytes there and 16 in memory.
+const ROOT_PREALLOC: usize = 2 * ROOT_MAX;
+
+const MAGIC: [u8; 8] = *b"ASHLROOT";
+const CRC_AT: usize = offset_of!(RawRoot, crc);
+type RootConfig = Configuration<true, ROOT_PREALLOC>;
+
+/// Where an inline object's journal entry is on this device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead)]
+pub struct InlinePlace {
+    /// Its term.
+    pub term: Term,
+    /// Its address.
+    pub at: u64,
+    /// Its length.
+    pub len: u32,
+}
+
+/// What an index entry of kind object holds; its version is the entry's own.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct ObjectValue {
+    /// When it was made, milliseconds since 1970.
+    pub modified_ms: u64,
+    /// What it is made of. Its size and checksum come first, so that a listing need not decode the rest.
+    pub manifest: Manifest,
+    /// Where its bytes are, if they are inline.
+    pub place: Option<InlinePlace>,
+}
+
+/// As much of an object's value as a listing tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectBrief {
+    /// When it was made, milliseconds since 1970.
+    pub modified_ms: u64,
+    /// Bytes of the object.
+    pub size: u64,
+    /// CRC-32 of the object.
+    pub crc: u32,
+}
+
+impl ObjectValue {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        control::encode(self)
+    }
+
+    /// From all of its bytes.
+    pub fn decode(bytes: &[u8]) -> Result<ObjectValue, ControlError> {
+        control::decode(bytes)
+    }
+
+    /// Only what a listing tells.
+    pub fn brief(bytes: &[u8]) -> Option<ObjectBrief> {
+        let (modified_ms, rest) = bytes.split_first_chunk()?;
+        let (size, rest) = rest.split_first_chunk()?;
+        let crc = rest.first_chunk()?;
+        Some(ObjectBrief {
+            modified_ms: u64::from_le_bytes(*modified_ms),
+            size: u64::from_le_bytes(*size),
+            crc: u32::from_le_bytes(*crc),
+        })
+    }
+}
+
+/// A chunk of a run: where it is, and how much of it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead)]
+pub struct Chunk {
+    /// Address of its first byte.
+    pub at: u64,
+    /// Grains that are written.
+    pub grains: u16,
+}
+
+/// Pages of one kind that follow each other in a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, SchemaWrite, SchemaRead)]
+pub struct Section {
+    /// The first page's first grain.
+    pub grain: u32,
+    /// How many pages; none if there is no such section.
+    pub pages: u32,
+}
+
+/// A run, as the root tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct RunRecord {
+    /// Its name.
+    pub id: RunId,
+    /// How often its entries were merged.
+    pub level: u8,
+    /// Entries in it, tombstones and versions for snapshots included,
+    pub entries: u64,
+    /// and how many of them are tombstones.
+    pub tombstones: u64,
+    /// Its oldest entry,
+    pub first: Seq,
+    /// and its newest.
+    pub last: Seq,
+    /// Where it is.
+    pub chunks: Vec<Chunk>,
+    /// The last grain of the section of leaves and fences, excluded.
+    pub leaves_end: u32,
+    /// Its top pages.
+    pub top: Section,
+    /// Its filter.
+    pub filter: Section,
+}
+
+/// What the index keeps for its owner, in chunks of its own.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct AttachmentRecord {
+    /// Its name, from the same numbers as the runs'.
+    pub id: RunId,
+    /// Bytes of it.
+    pub len: u64,
+    /// Where it is.
+    pub chunks: Vec<Chunk>,
+    /// Its pages.
+    pub pages: Section,
+}
+
+/// An index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// The device's name.
+    pub device: DeviceId,
+    /// The partition that it is of.
+    pub partition: PartitionId,
+    /// Counts up with each root of the partition on this device.
+    pub generation: u64,
+    /// All entries up to this one are in the runs.
+    pub covered: Seq,
+    /// What the owner gave along with it.
+    pub attachment: Option<AttachmentRecord>,
+    /// The runs, newest first.
+    pub runs: Vec<RunRecord>,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawRoot {
+    magic: [u8; 8],
+    crc: U32,
+    version: U16,
+    reserved_a: [u8; 2],
+    device: [u8; 16],
+    generation: U64,
+    covered: U64,
+    partition: U32,
+    body_len: U32,
+    reserved_b: [u8; 8],
+}
+
+const _: () = assert!(size_of::<RawRoot>() == ROOT_HEAD_LEN);
+const _: () = assert!(offset_of!(RawRoot, device) == 16);
+const _: () = assert!(offset_of!(RawRoot, generation) == 32);
+const _: () = assert!(offset_of!(RawRoot, partition) == 48);
+
+#[derive(SchemaWrite, SchemaRead)]
+struct Body {
+    attachment: Option<AttachmentRecord>,
+    runs: Vec<RunRecord>,
+}
+
+/// What is wrong with a root.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RootError {
+    /// Too few bytes, or too many.
+    #[error(
+        "an index root of {got} bytes; at least {ROOT_HEAD_LEN}, at most {ROOT_MAX} are expected"
+    )]
+    Length {
+        /// Bytes given, or needed.
+        got: usize,
+    },
+    /// No root: the magic number is another.
+    #[error("no index root: the magic number is {got:02x?}")]
+    Absent {
+        /// What stands there.
+        got: [u8; 8],
+    },
+    /// Torn or rotten.
+    #[error("index root: CRC is {got:#010x}, the bytes give {expected:#010x}")]
+    BadCrc {
+        /// What the bytes give.
+        expected: u32,
+        /// What the head says.
+        got: u32,
+    },
+    /// Written by a newer version of the format.
+    #[error("index root of format version {got}; this program knows versions up to {expected}")]
+    NewerVersion {
+        /// The newest known.
+        expected: u16,
+        /// The root's.
+        got: u16,
+    },
+    /// Of another device or partition.
+    #[error(
+        "index root of partition {got_partition} on {got}, not {expected_partition} on {expected}"
+    )]
+    Other {
+        /// The device being read,
+        expected: DeviceId,
+        /// and the partition.
+        expected_partition: PartitionId,
+        /// The root's device,
+        got: DeviceId,
+        /// and partition.
+        got_partition: PartitionId,
+    },
+    /// Whole, but its contents make no sense.
+    #[error("index root: {reason}")]
+    Malformed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Root {
+    /// Its bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, RootError> {
+        let body = Body {
+            attachment: self.attachment.clone(),
+            runs: self.runs.clone(),
+        };
+        let body = wincode::config::serialize(&body, WriteConfig::new())
+            .map_err(|error| malformed(error.to_string()))?;
+        let got = ROOT_HEAD_LEN + body.len();
+        if got > ROOT_MAX {
+            return Err(RootError::Length { got });
+        }
+        let raw = RawRoot {
+            magic: MAGIC,
+            crc: U32::ZERO,
+            version: FORMAT_MAJOR.into(),
+            reserved_a: [0; 2],
+            device: self.device.0,
+            generation: self.generation.into(),
+            covered: self.covered.0.into(),
+            partition: self.partition.0.into(),
+            body_len: (body.len() as u32).into(),
+            reserved_b: [0; 8],
+        };
+        let mut bytes = Vec::with_capacity(got);
+        bytes.extend_from_slice(raw.as_bytes());
+        bytes.extend_from_slice(&body);
+        let crc = crc32_around(&bytes, CRC_AT);
+        bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// Reads a root; zeros may follow it.
+    pub fn decode(
+        bytes: &[u8],
+        device: DeviceId,
+        partition: PartitionId,
+    ) -> Result<Root, RootError> {
+        let got = bytes.len();
+        let (raw, _) = RawRoot::ref_from_prefix(bytes).map_err(|_| RootError::Length { got })?;
+        if raw.magic != MAGIC {
+            return Err(RootError::Absent { got: raw.magic });
+        }
+        let got = (raw.body_len.get() as usize).saturating_add(ROOT_HEAD_LEN);
+        let Some(all) = bytes.get(..got).filter(|_| got <= ROOT_MAX) else {
+            return Err(RootError::Length { got });
+        };
+        let (expected, got) = (crc32_around(all, CRC_AT), raw.crc.get());
+        if expected != got {
+            return Err(RootError::BadCrc { expected, got });
+        }
+        let (expected, got) = (FORMAT_MAJOR, raw.version.get());
+        if got > expected {
+            return Err(RootError::NewerVersion { expected, got });
+        }
+        let (got, got_partition) = (DeviceId(raw.device), PartitionId(raw.partition.get()));
+        if (got, got_partition) != (device, partition) {
+            return Err(RootError::Other {
+                expected: device,
+                expected_partition: partition,
+                got,
+                got_partition,
+            });
+        }
+        let body: Body =
+            wincode::config::deserialize_exact(&all[ROOT_HEAD_LEN..], RootConfig::new())
+                .map_err(|error| malformed(error.to_string()))?;
+        let root = Root {
+            device,
+            partition,
+            generation: raw.generation.get(),
+            covered: Seq(raw.covered.get()),
+            attachment: body.attachment,
+            runs: body.runs,
+        };
+        root.check()?;
+        Ok(root)
+    }
+
+    fn check(&self) -> Result<(), RootError> {
+        for run in &self.runs {
+            check_chunks(run.id, &run.chunks, &[run.top, run.filter])?;
+            let grains = (run.chunks.len() * CHUNK_MAX / GRAIN) as u64;
+            if run.first > run.last || u64::from(run.leaves_end) > grains {
+                return Err(malformed(format!("run {} contradicts itself", run.id)));
+            }
+        }
+        if let Some(attachment) = &self.attachment {
+            check_chunks(attachment.id, &attachment.chunks, &[attachment.pages])?;
+        }
+        Ok(())
+    }
+
+    /// All chunks that it names.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        let runs = self.runs.iter().flat_map(|run| &run.chunks);
+        runs.chain(self.attachment.iter().flat_map(|it| &it.chunks))
+    }
+}
+
+fn check_chunks(id: RunId, chunks: &[Chunk], sections: &[Section]) -> Result<(), RootError> {
+    let most = CHUNK_MAX / GRAIN;
+    let fits = |chunk: &Chunk| chunk.grains >= 1 && usize::from(chunk.grains) <= most;
+    let total = (chunks.len() * most) as u64;
+    let within = |section: &Section| {
+        section.pages == 0 || u64::from(section.grain) + u64::from(section.pages) <= total
+    };
+    if !chunks.iter().all(fits) || !sections.iter().all(within) {
+        return Err(malformed(format!("run {id} reaches beyond its chunks")));
+    }
+    Ok(())
+}
+
+fn malformed(reason: String) -> RootError {
+    RootError::Malformed { reason }
+}
+
+/// Where bytes of a page are: its chunk's address and its offset there; `None` if the run has no such
+/// page.
+pub fn place(chunks: &[Chunk], child: Child) -> Option<u64> {
+    let per_chunk = (CHUNK_MAX / GRAIN) as u32;
+    let chunk = chunks.get((child.grain / per_chunk) as usize)?;
+    let first = child.grain % per_chunk;
+    if first + u32::from(child.grains) > u32::from(chunk.grains) {
+        return None;
+    }
+    chunk.at.checked_add(u64::from(first) * GRAIN as u64)
+}

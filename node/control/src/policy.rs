@@ -1,0 +1,226 @@
+//! Who is away, and what is done about it: a state machine of the leader. No I/O, no clock.
+//!
+//! Invariants:
+//! - a chain changes only while it rests: its last change is done, told so by one of its own members;
+//! - a chain changes only while more than half of its members are heard from: with fewer it could not agree on the
+//!   change, and what is left of it must not be spread thinner;
+//! - one change at a time, one member at a time;
+//! - a leader new in office knows nothing about silence before: it counts from then;
+//! - the same calls give the same decision.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ashlar_cluster_map::{ClusterMap, MapChange, Partition, spares};
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
+use ashlar_layout::time::Instant;
+use serde::{Deserialize, Serialize};
+
+/// When a node counts as away, and when a spare takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// A node silent for longer is taken for away: it is no spare and no member to count on.
+    pub away_after: Duration,
+    /// A member of a chain whose node is silent for longer is replaced.
+    pub replace_after: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            away_after: Duration::from_secs(2),
+            replace_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A chain's composition, as one of its members sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainReport {
+    /// Whose chain.
+    pub partition: PartitionId,
+    /// The newest reign that the member knows.
+    pub term: Term,
+    /// The composition's number: odd when the chain rests, even while it changes.
+    pub config: u64,
+    /// Its members.
+    pub members: Vec<DeviceNo>,
+}
+
+/// How a partition's chain is doing, and what is done about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Nothing is to be done.
+    Well,
+    /// A member is away, not yet for so long that it is replaced.
+    Waiting {
+        /// Which member.
+        member: DeviceNo,
+    },
+    /// A member is to be replaced.
+    Replace {
+        /// The member that leaves.
+        out: DeviceNo,
+        /// The spare.
+        with: DeviceNo,
+        /// Whether the spare shares a fault domain with a member that stays: none that is there does not.
+        crowd: bool,
+    },
+    /// A member should be replaced, and none of the devices that could take its place is there.
+    NoSpare {
+        /// Which member.
+        member: DeviceNo,
+    },
+    /// A member should be replaced, and nobody in the chain has said how it stands.
+    Unreported {
+        /// Which member.
+        member: DeviceNo,
+    },
+    /// A member should be replaced, and the chain is still busy with its last change.
+    Changing {
+        /// Which member.
+        member: DeviceNo,
+    },
+    /// So many members are away that the others cannot agree on anything: nothing is done.
+    MajorityAway {
+        /// How many are away.
+        away: usize,
+        /// Of how many.
+        members: usize,
+    },
+}
+
+/// What the leader has heard since it took office.
+#[derive(Clone, Debug)]
+pub struct Watchman {
+    patience: Patience,
+    since: Instant,
+    heard: BTreeMap<NodeId, Instant>,
+    chains: BTreeMap<PartitionId, ChainReport>,
+}
+
+impl Watchman {
+    /// In office from now on.
+    pub fn new(patience: Patience, now: Instant) -> Watchman {
+        Watchman {
+            patience,
+            since: now,
+            heard: BTreeMap::new(),
+            chains: BTreeMap::new(),
+        }
+    }
+
+    /// A node has been heard. What it says about chains counts where it is itself a member.
+    pub fn hear(&mut self, now: Instant, map: &ClusterMap, node: NodeId, chains: Vec<ChainReport>) {
+        if map.node(node).is_none() {
+            return;
+        }
+        self.heard.insert(node, now);
+        for report in chains {
+            let ours = |no: &DeviceNo| map.device(*no).is_some_and(|d| d.node == node);
+            if !report.members.iter().any(ours) || map.partition_by_id(report.partition).is_none() {
+                continue;
+            }
+            let newer = self
+                .chains
+                .get(&report.partition)
+                .is_none_or(|known| (known.config, known.term) <= (report.config, report.term));
+            if newer {
+                self.chains.insert(report.partition, report);
+            }
+        }
+    }
+
+    /// How long a node has been silent; since this leader took office if it was never heard.
+    pub fn silence(&self, now: Instant, node: NodeId) -> Duration {
+        now.since(self.heard.get(&node).copied().unwrap_or(self.since))
+    }
+
+    /// Whether a node was heard in this office, and not long ago.
+    pub fn is_there(&self, now: Instant, node: NodeId) -> bool {
+        self.heard.contains_key(&node) && self.silence(now, node) < self.patience.away_after
+    }
+
+    /// Forgets what is no longer in the map.
+    pub fn forget(&mut self, map: &ClusterMap) {
+        self.heard.retain(|node, _| map.node(*node).is_some());
+        self.chains
+            .retain(|id, _| map.partition_by_id(*id).is_some());
+    }
+
+    /// How every chain is made up that was heard of since this leader took office.
+    pub fn reports(&self) -> Vec<ChainReport> {
+        self.chains.values().cloned().collect()
+    }
+
+    /// How every chain is doing, in the order of the partitions.
+    pub fn verdicts(&self, now: Instant, map: &ClusterMap) -> Vec<(PartitionId, Verdict)> {
+        let verdict = |p: &Partition| (p.id, self.verdict(now, map, p));
+        map.partitions.iter().map(verdict).collect()
+    }
+
+    /// The change to make now, if any.
+    pub fn decide(&self, now: Instant, map: &ClusterMap) -> Option<MapChange> {
+        map.partitions
+            .iter()
+            .find_map(|partition| match self.verdict(now, map, partition) {
+                Verdict::Replace { out, with, crowd } => Some(MapChange::ReplaceChainMember {
+                    partition: partition.id,
+                    out,
+                    with,
+                    crowd,
+                }),
+                _ => None,
+            })
+    }
+
+    fn verdict(&self, now: Instant, map: &ClusterMap, partition: &Partition) -> Verdict {
+        let wanted = &partition.chain.devices;
+        let node = |no: DeviceNo| map.device(no).map(|d| d.node);
+        let there = |no: DeviceNo| node(no).is_some_and(|n| self.is_there(now, n));
+        let silent = |no: DeviceNo| {
+            node(no).is_none_or(|n| self.silence(now, n) >= self.patience.replace_after)
+        };
+        let draining = |no: DeviceNo| node(no).is_some_and(|n| map.draining.contains(&n));
+        let silent = wanted.iter().copied().find(|no| silent(*no));
+        let Some(out) = silent.or_else(|| wanted.iter().copied().find(|no| draining(*no))) else {
+            // A leader new in office has heard from nobody: that alone is no news.
+            let quiet = |no: DeviceNo| {
+                node(no).is_none_or(|n| self.silence(now, n) >= self.patience.away_after)
+            };
+            return match wanted.iter().copied().find(|no| quiet(*no)) {
+                Some(member) => Verdict::Waiting { member },
+                None => Verdict::Well,
+            };
+        };
+        let Some(report) = self.chains.get(&partition.id) else {
+            return Verdict::Unreported { member: out };
+        };
+        let (members, of) = (&report.members, report.members.len());
+        let away = members.iter().filter(|no| !there(**no)).count();
+        if 2 * away >= of {
+            return Verdict::MajorityAway { away, members: of };
+        }
+        let resting = report.config % 2 == 1;
+        let arrived = members.iter().collect::<BTreeSet<_>>() == wanted.iter().collect();
+        // A spare that went away before the chain took it in can be given up for another.
+        let never_came = !members.contains(&out);
+        if !resting || !(arrived || never_came) {
+            return Verdict::Changing { member: out };
+        }
+        let usable = |n: NodeId| self.is_there(now, n);
+        let spares = spares(map, partition.id, out, usable);
+        // Whoever is in the chain already, but no longer wanted, is on its way out.
+        let spare = spares.iter().find(|s| !members.contains(&s.device));
+        match spare {
+            Some(spare) => Verdict::Replace {
+                out,
+                with: spare.device,
+                crowd: spare.crowded,
+            },
+            None => Verdict::NoSpare { member: out },
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! openraft's own test suite on our store, and what it does not ask.
+
+use openraft::StorageError;
+use openraft::testing::{StoreBuilder, Suite};
+use redb::Database;
+use tempfile::TempDir;
+
+use crate::storage::{Log, Machine};
+use crate::store::{FILE_NAME, Store, StoreError};
+use crate::testing::CLUSTER;
+use crate::types::{MemberId, Types};
+
+struct Builder;
+
+impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<MemberId>> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), CLUSTER, 1).unwrap();
+        let machine = Machine::open(store.clone()).unwrap();
+        Ok((dir, Log::new(store), machine))
+    }
+}
+
+#[test]
+fn the_suite_of_openraft_holds() {
+    Suite::test_all(Builder).unwrap();
+}
+
+#[test]
+fn a_file_belongs_to_one_member_of_one_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), CLUSTER, 1).unwrap();
+    let busy = Store::open(dir.path(), CLUSTER, 1).unwrap_err();
+    assert!(matches!(busy, StoreError::InUse { .. }), "{busy}");
+    drop(store);
+    let other = ashlar_layout::ids::ClusterId([1; 16]);
+    let error = Store::open(dir.path(), other, 1).unwrap_err();
+    assert!(
+        matches!(error, StoreError::OtherCluster { got: CLUSTER, .. }),
+        "{error}"
+    );
+    let error = Store::open(dir.path(), CLUSTER, 2).unwrap_err();
+    assert!(
+        matches!(error, StoreError::OtherMember { got: 1, .. }),
+        "{error}"
+    );
+    Store::open(dir.path(), CLUSTER, 1).unwrap();
+}
+
+#[test]
+fn a_file_that_is_none_of_ours_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(FILE_NAME), vec![0x5a; 100_000]).unwrap();
+    let error = Store::open(dir.path(), CLUSTER, 1).unwrap_err();
+    assert!(matches!(error, StoreError::Open { .. }), "{error}");
+    // Somebody else's database: ours has an owner of a form of its own.
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::create(dir.path().join(FILE_NAME)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let table = redb::TableDefinition::<u64, u64>::new("facts");
+    transaction.open_table(table).unwrap().insert(1, 2).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = Store::open(dir.path(), CLUSTER, 1).unwrap_err();
+    assert!(matches!(error, StoreError::Redb { .. }), "{error}");
+}

@@ -1,0 +1,296 @@
+//! Log, vote, state and snapshot of a control member, in one redb file.
+//!
+//! Invariants:
+//! - what is acknowledged is durable: each change is one transaction, committed to the device (redb's checksums tell a
+//!   torn one, which is then as if it had never been);
+//! - the file belongs to one member of one cluster, which is checked before anything else is read of it;
+//! - the log has no holes; what was purged of it is in the state, which is stored together with the entry that it is as
+//!   of, so that no entry is applied twice.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ashlar_layout::ids::ClusterId;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Settled, Vote};
+
+/// The file in the state directory.
+pub const FILE_NAME: &str = "control.redb";
+/// The version of what is in it.
+const FORMAT: u32 = 1;
+
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+
+const OWNER: &str = "owner";
+pub(crate) const VOTE: &str = "vote";
+pub(crate) const PURGED: &str = "purged";
+pub(crate) const SETTLED: &str = "settled";
+pub(crate) const SNAPSHOT: &str = "snapshot";
+const COUNTED: &str = "counted";
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The directory cannot be made.
+    #[error("cannot make the state directory {}: {source}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process has it open.
+    #[error("{} is in use by another process", path.display())]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It cannot be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: Box<redb::DatabaseError>,
+    },
+    /// It belongs to another cluster.
+    #[error("{} belongs to cluster {got}, not to {expected}", path.display())]
+    OtherCluster {
+        /// Which file.
+        path: PathBuf,
+        /// Ours.
+        expected: ClusterId,
+        /// The file's.
+        got: ClusterId,
+    },
+    /// It belongs to another member.
+    #[error("{} belongs to control member {got}, not to {expected}", path.display())]
+    OtherMember {
+        /// Which file.
+        path: PathBuf,
+        /// Us.
+        expected: u32,
+        /// The file's.
+        got: u32,
+    },
+    /// A later version wrote it.
+    #[error("{} is of format {got}; this program reads {FORMAT}", path.display())]
+    OtherFormat {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        got: u32,
+    },
+    /// redb fails.
+    #[error("{what}: {source}")]
+    Redb {
+        /// What was to be done.
+        what: &'static str,
+        /// Why not.
+        source: Box<redb::Error>,
+    },
+    /// What is stored cannot be understood.
+    #[error("{what} cannot be read: {source}")]
+    Damaged {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The thread that worked on it is gone.
+    #[error("{what} was broken off: the program is ending")]
+    Ending {
+        /// What.
+        what: &'static str,
+    },
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Owner {
+    format: u32,
+    cluster: ClusterId,
+    member: u32,
+}
+
+/// The file, open. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: Arc<Database>,
+}
+
+impl Store {
+    /// Opens or makes the file of this member.
+    pub fn open(dir: &Path, cluster: ClusterId, member: u32) -> Result<Store, StoreError> {
+        std::fs::create_dir_all(dir).map_err(|source| StoreError::Directory {
+            path: dir.to_owned(),
+            source,
+        })?;
+        let path = dir.join(FILE_NAME);
+        let database = Database::create(&path).map_err(|source| match source {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
+            source => StoreError::Open {
+                path: path.clone(),
+                source: Box::new(source),
+            },
+        })?;
+        let store = Store {
+            database: Arc::new(database),
+        };
+        let ours = Owner {
+            format: FORMAT,
+            cluster,
+            member,
+        };
+        let owner = store.write("to enter the owner", |facts, _| {
+            if let Some(owner) = get(facts, OWNER)? {
+                return Ok(owner);
+            }
+            put(facts, OWNER, &ours)?;
+            Ok(ours)
+        })?;
+        if owner.format != FORMAT {
+            let got = owner.format;
+            return Err(StoreError::OtherFormat { path, got });
+        }
+        if owner.cluster != cluster {
+            return Err(StoreError::OtherCluster {
+                path,
+                expected: cluster,
+                got: owner.cluster,
+            });
+        }
+        if owner.member != member {
+            return Err(StoreError::OtherMember {
+                path,
+                expected: member,
+                got: owner.member,
+            });
+        }
+        Ok(store)
+    }
+
+    /// Whether this member counts in elections: it does not before it was fed, or founded with the others. See
+    /// `founding.rs`.
+    pub fn counted(&self) -> Result<bool, StoreError> {
+        let counted = self.read("whether the member counts", |facts, _| {
+            get::<bool>(facts, COUNTED)
+        })?;
+        Ok(counted.unwrap_or(false))
+    }
+
+    /// From now on it counts.
+    pub async fn set_counted(&self) -> Result<(), StoreError> {
+        self.writing("to note that the member counts", |facts, _| {
+            put(facts, COUNTED, &true)
+        })
+        .await
+    }
+
+    /// The last vote.
+    pub fn vote(&self) -> Result<Option<Vote>, StoreError> {
+        self.read("the vote", |facts, _| get(facts, VOTE))
+    }
+
+    /// The state as it is stored.
+    pub fn settled(&self) -> Result<Settled, StoreError> {
+        let settled = self.read("the state", |facts, _| get::<Settled>(facts, SETTLED))?;
+        Ok(settled.unwrap_or_default())
+    }
+
+    /// One look at the file, at one moment.
+    pub(crate) fn read<T>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&FactsRead, &LogRead) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let failed = |e: redb::Error| redb_error(what, e);
+        let transaction = self.database.begin_read().map_err(|e| failed(e.into()))?;
+        let facts = transaction
+            .open_table(FACTS)
+            .map_err(|e| failed(e.into()))?;
+        let log = transaction.open_table(LOG).map_err(|e| failed(e.into()))?;
+        work(&facts, &log)
+    }
+
+    /// One transaction; it is durable when this returns well, and nothing of it is done otherwise.
+    pub(crate) fn write<T>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut FactsWrite<'_>, &mut LogWrite<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let failed = |e: redb::Error| redb_error(what, e);
+        let transaction = self.database.begin_write().map_err(|e| failed(e.into()))?;
+        let done = {
+            let mut facts = transaction
+                .open_table(FACTS)
+                .map_err(|e| failed(e.into()))?;
+            let mut log = transaction.open_table(LOG).map_err(|e| failed(e.into()))?;
+            work(&mut facts, &mut log)?
+        };
+        transaction.commit().map_err(|e| failed(e.into()))?;
+        Ok(done)
+    }
+
+    /// [`Store::write`] on a thread that may wait for the device.
+    pub(crate) async fn writing<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut FactsWrite<'_>, &mut LogWrite<'_>) -> Result<T, StoreError>
+        + Send
+        + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.clone();
+        let done = tokio::task::spawn_blocking(move || store.write(what, work)).await;
+        done.map_err(|_| StoreError::Ending { what })?
+    }
+}
+
+pub(crate) type FactsRead = redb::ReadOnlyTable<&'static str, &'static [u8]>;
+pub(crate) type LogRead = redb::ReadOnlyTable<u64, &'static [u8]>;
+pub(crate) type FactsWrite<'t> = redb::Table<'t, &'static str, &'static [u8]>;
+pub(crate) type LogWrite<'t> = redb::Table<'t, u64, &'static [u8]>;
+
+pub(crate) fn redb_error(what: &'static str, source: impl Into<redb::Error>) -> StoreError {
+    StoreError::Redb {
+        what,
+        source: Box::new(source.into()),
+    }
+}
+
+/// A fact, if it was ever noted.
+pub(crate) fn get<T: DeserializeOwned>(
+    facts: &impl ReadableTable<&'static str, &'static [u8]>,
+    what: &'static str,
+) -> Result<Option<T>, StoreError> {
+    let found = facts.get(what).map_err(|e| redb_error(what, e))?;
+    found.map(|bytes| decode(what, bytes.value())).transpose()
+}
+
+/// Notes a fact.
+pub(crate) fn put<T: Serialize>(
+    facts: &mut FactsWrite<'_>,
+    what: &'static str,
+    value: &T,
+) -> Result<(), StoreError> {
+    let bytes = encode(what, value)?;
+    facts
+        .insert(what, bytes.as_slice())
+        .map_err(|e| redb_error(what, e))?;
+    Ok(())
+}
+
+pub(crate) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(|source| StoreError::Damaged { what, source })
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(
+    what: &'static str,
+    bytes: &[u8],
+) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(|source| StoreError::Damaged { what, source })
+}

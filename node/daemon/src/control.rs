@@ -1,0 +1,194 @@
+//! The node's part in the control plane, beside the data cores: it follows the cluster map, says that it
+//! is there, and is a control member itself if its configuration says so.
+//!
+//! Invariants:
+//! - a newer map is in the node's own file before a core works with it: after a restart the node knows at
+//!   least what it knew, though no control member be there;
+//! - nothing here is waited for by a data core: without the control plane they go on with the last map.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::ids::Epoch;
+use ashlar_node_control::{
+    ControlClient, ControlConfig as MemberConfig, ControlThread, Patience, Timing,
+};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::chains::resolve;
+use crate::config::Config;
+use crate::core::{Maps, Shared};
+use crate::run::DaemonError;
+
+/// How often a node says that it is there.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long one question for a newer map stands.
+const WATCH: Duration = Duration::from_secs(10);
+/// How long to wait after a control plane that does not answer.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long a control plane that is electing, or away, is asked before that is told.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The threads; they end when this is dropped.
+pub(crate) struct Control {
+    _member: Option<ControlThread>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Control {
+    /// Starts what the map and the configuration ask for. A map without control members never changes.
+    pub(crate) fn start(config: &Config, shared: &Arc<Shared>) -> Result<Control, DaemonError> {
+        let member = member(config, &shared.newest().map)?;
+        let system = |what| move |source| DaemonError::System { what, source };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(system("cannot prepare to follow the cluster map"))?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (shared, path) = (shared.clone(), config.map.clone());
+        let thread = std::thread::Builder::new()
+            .name("map".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = follow(&shared, &path) => {}
+                        () = beat(&shared) => {}
+                        _ = stopped => {}
+                    }
+                });
+            })
+            .map_err(system("cannot start a thread"))?;
+        Ok(Control {
+            _member: member,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // If it panicked there is nothing left to end.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts this node's control member, if it has one.
+fn member(config: &Config, map: &ClusterMap) -> Result<Option<ControlThread>, DaemonError> {
+    let Some(control) = &config.control else {
+        return Ok(None);
+    };
+    let bad = |message: String| DaemonError::Config(message);
+    let named = map.control.iter().find(|m| m.id == control.id);
+    let address = named.map(|m| m.address.as_str()).ok_or_else(|| {
+        bad(format!(
+            "the configuration makes this node control member {}, which the map does not have",
+            control.id
+        ))
+    })?;
+    let listen = resolve(address)
+        .ok_or_else(|| bad(format!("'{address}' is not an address: it takes host:port")))?;
+    let mut member = MemberConfig::new(control.id, listen, control.dir.clone(), map.clone());
+    member.timing = Timing {
+        patience: Patience {
+            replace_after: Duration::from_secs(control.replace_after_secs),
+            ..Patience::default()
+        },
+        ..Timing::default()
+    };
+    let thread = ControlThread::spawn(member).map_err(|e| bad(format!("control plane: {e}")))?;
+    Ok(Some(thread))
+}
+
+/// Takes each newer map.
+async fn follow(shared: &Arc<Shared>, path: &Path) {
+    let mut silent = false;
+    loop {
+        let newest = shared.newest();
+        if newest.map.control.is_empty() {
+            return std::future::pending().await;
+        }
+        let client = ControlClient::of(&newest.map).with_patience(PATIENCE);
+        match client.watch(newest.map.epoch, WATCH).await {
+            Ok(map) => {
+                if silent {
+                    eprintln!("the control plane answers again");
+                }
+                silent = false;
+                if let Some(map) = map.filter(|map| map.epoch > newest.map.epoch) {
+                    take(shared, path, map);
+                }
+            }
+            Err(e) => {
+                if !silent {
+                    eprintln!("the map of epoch {} stays in use: {e}", newest.map.epoch);
+                }
+                silent = true;
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A newer map: into the file, then to the cores.
+fn take(shared: &Shared, path: &Path, map: ClusterMap) {
+    if let Err(e) = map.validate() {
+        return eprintln!(
+            "the control plane's map of epoch {} is refused: {e}",
+            map.epoch
+        );
+    }
+    let json = map.to_json();
+    if let Err(e) = replace(path, &json) {
+        // It may be older after a restart: then the control plane is asked again.
+        eprintln!("cannot keep the map in {}: {e}", path.display());
+    }
+    let json = Bytes::from(json);
+    if shared.adopt(Maps { map, json }) {
+        shared.wake();
+    }
+}
+
+/// Writes a file so that it is there whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut part = PathBuf::from(path);
+    part.set_extension("part");
+    let mut file = std::fs::File::create(&part)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&part, path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Says again and again that the node is there, and how its chains are.
+async fn beat(shared: &Arc<Shared>) {
+    let mut client: Option<(Epoch, ControlClient)> = None;
+    loop {
+        let newest = shared.newest();
+        if newest.map.control.is_empty() {
+            return std::future::pending().await;
+        }
+        let known = client.as_ref().map(|(epoch, _)| *epoch);
+        if known != Some(newest.map.epoch) {
+            let fresh = ControlClient::of(&newest.map).with_patience(PATIENCE);
+            client = Some((newest.map.epoch, fresh));
+        }
+        if let Some((_, client)) = &client
+            && !shared.stopping.load(Ordering::Relaxed)
+        {
+            // Whoever does not hear us counts us as away: the next beat tells them otherwise.
+            let _ = client.heartbeat(shared.node, shared.reports()).await;
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}

@@ -1,0 +1,219 @@
+//! `ashlar cluster replace`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes of the map.
+
+use ashlar_cluster_map::{ClusterMap, Core, Domains, MapChange};
+use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
+
+use crate::cluster::{Expected, Labels};
+use crate::cluster_call::Control;
+use crate::fail::Fail;
+use crate::{map_spec, output};
+
+/// What a person asks for.
+#[derive(Clone)]
+pub enum Change {
+    /// A device takes another's place in a chain.
+    Replace {
+        /// Whose chain.
+        partition: PartitionId,
+        /// Who leaves.
+        out: DeviceNo,
+        /// Who comes.
+        with: DeviceNo,
+        /// Whether it may share a fault domain.
+        crowd: bool,
+    },
+    /// A node is to be emptied.
+    Drain(NodeId),
+    /// It is not any more.
+    Undrain(NodeId),
+    /// A node leaves.
+    Remove(NodeId),
+    /// A node listens somewhere else.
+    Addresses(NodeId, Vec<String>),
+    /// A node stands somewhere else.
+    Domains(NodeId, Labels),
+}
+
+/// Makes a change.
+pub fn make(control: &Control, change: Change, expected: Expected, json: bool) -> Result<(), Fail> {
+    let not = change.not_done();
+    check(&change)?;
+    let map = control
+        .newest_map()
+        .map_err(|error| Fail::Refused(format!("{not}: {error}")))?;
+    let expected = expected.epoch.map_or(map.epoch, Epoch);
+    let epoch = control.change(expected, change.resolve(&map), &not)?;
+    if json {
+        return output::json(&serde_json::json!({ "epoch": epoch }));
+    }
+    output::line(&format!("{}; the map is of epoch {epoch}", change.done()))
+}
+
+/// What is wrong with a change whatever the map is.
+fn check(change: &Change) -> Result<(), Fail> {
+    match change {
+        Change::Addresses(_, addresses) => {
+            for address in addresses {
+                map_spec::check_address(address).map_err(|why| {
+                    Fail::Usage(format!("'{address}' is not an address for a core: {why}"))
+                })?;
+            }
+        }
+        Change::Domains(
+            _,
+            Labels {
+                region: None,
+                zone: None,
+                rack: None,
+            },
+        ) => {
+            return Err(Fail::Usage(
+                "set-domains takes at least one of --region, --zone and --rack".into(),
+            ));
+        }
+        Change::Replace { out, with, .. } if out == with => {
+            return Err(Fail::Usage(format!(
+                "--out and --with both name device {out}: another must take its place"
+            )));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+impl Change {
+    fn resolve(&self, map: &ClusterMap) -> MapChange {
+        match self.clone() {
+            Change::Replace {
+                partition,
+                out,
+                with,
+                crowd,
+            } => MapChange::ReplaceChainMember {
+                partition,
+                out,
+                with,
+                crowd,
+            },
+            Change::Drain(node) => MapChange::DrainNode { node },
+            Change::Undrain(node) => MapChange::UndrainNode { node },
+            Change::Remove(node) => MapChange::RemoveNode { node },
+            Change::Addresses(node, addresses) => {
+                let cores = addresses.into_iter().map(|address| Core { address });
+                MapChange::SetCores {
+                    node,
+                    cores: cores.collect(),
+                }
+            }
+            Change::Domains(node, labels) => {
+                let now = map
+                    .node(node)
+                    .map(|n| n.domains.clone())
+                    .unwrap_or_default();
+                MapChange::SetDomains {
+                    node,
+                    domains: labels.over(now),
+                }
+            }
+        }
+    }
+
+    fn not_done(&self) -> String {
+        match self {
+            Change::Replace { partition, out, .. } => {
+                format!("device {out} is not replaced in the chain of partition {partition}")
+            }
+            Change::Drain(node) => format!("node {node} is not drained"),
+            Change::Undrain(node) => format!("node {node} is not taken into use again"),
+            Change::Remove(node) => format!("node {node} is not removed"),
+            Change::Addresses(node, _) => format!("the addresses of node {node} are not changed"),
+            Change::Domains(node, _) => format!("the fault domains of node {node} are not changed"),
+        }
+    }
+
+    fn done(&self) -> String {
+        match self {
+            Change::Replace {
+                partition,
+                out,
+                with,
+                ..
+            } => format!(
+                "device {with} is to take the place of device {out} in the chain of partition {partition}: \
+                 'ashlar cluster status' says when it has"
+            ),
+            Change::Drain(node) => format!(
+                "nothing new is put on node {node}, and spares take its places in chains: 'ashlar cluster status' \
+                 says when they have"
+            ),
+            Change::Undrain(node) => format!("node {node} is used again"),
+            Change::Remove(node) => {
+                format!("node {node} is no longer of the cluster: end its process")
+            }
+            Change::Addresses(node, _) => {
+                format!("node {node} has new addresses: start it there, with the newest map")
+            }
+            Change::Domains(node, _) => format!("node {node} has new fault domains"),
+        }
+    }
+}
+
+impl Labels {
+    /// These labels, and what is not given as it was.
+    pub fn over(self, was: Domains) -> Domains {
+        Domains {
+            region: self.region.unwrap_or(was.region),
+            zone: self.zone.unwrap_or(was.zone),
+            rack: self.rack.unwrap_or(was.rack),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_are_not_given_stay() {
+        let was = Domains {
+            region: "eu".into(),
+            zone: "a".into(),
+            rack: "r1".into(),
+        };
+        let labels = Labels {
+            zone: Some("b".into()),
+            ..Labels::default()
+        };
+        let now = labels.over(was);
+        assert_eq!(
+            (now.region.as_str(), now.zone.as_str(), now.rack.as_str()),
+            ("eu", "b", "r1")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_a_matter_of_the_command_line() {
+        let node = NodeId(1);
+        let same = Change::Replace {
+            partition: PartitionId(0),
+            out: DeviceNo(3),
+            with: DeviceNo(3),
+            crowd: false,
+        };
+        let bad = [
+            same,
+            Change::Domains(node, Labels::default()),
+            Change::Addresses(node, vec!["10.0.0.1".into()]),
+            Change::Addresses(node, vec!["10.0.0.1:1".into(), "0.0.0.0:2".into()]),
+        ];
+        for change in bad {
+            assert!(
+                matches!(check(&change), Err(Fail::Usage(_))),
+                "{}",
+                change.not_done()
+            );
+        }
+        assert!(check(&Change::Addresses(node, vec!["host:7000".into()])).is_ok());
+        assert!(check(&Change::Drain(node)).is_ok());
+    }
+}

@@ -1,0 +1,35 @@
+//! Builds the program that goes through the models of the chained journal, and runs it.
+//!
+//! It is built with the journal's mutants, which nothing that ships is; so it is a build of its own,
+//! never part of one of the whole workspace.
+
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Cargo did not start.
+    #[error("cannot run cargo: {0}")]
+    Start(#[from] io::Error),
+    /// It did not build, or something does not hold: the program has said what.
+    #[error("the models did not pass; what is printed above says which and how")]
+    Failed,
+}
+
+/// Builds and runs it with these options.
+pub fn run(root: &Path, options: &[String]) -> Result<(), ModelError> {
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["run", "--quiet", "--profile", "model"])
+        .args(["--package", "ashlar-cluster-model", "--features", "mutants"])
+        .args(["--example", "model", "--"])
+        .args(options)
+        .current_dir(root)
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(ModelError::Failed)
+    }
+}
