@@ -37,7 +37,7 @@ pub enum ExtentKind {
     Data = 1,
     /// Journal batches.
     Journal = 2,
-    /// Pages of the index.
+    /// Pages and roots of indexes.
     Index = 3,
     /// Checkpoints.
     Checkpoint = 4,

@@ -62,8 +62,8 @@ pub struct FooterEntry {
     pub payload_len: u32,
     /// CRC-32 of its payload.
     pub payload_crc: u32,
-    /// Its payload did not match when the extent was searched: torn by a crash, or rotten. Of a
-    /// journal's records these are kept, so that the damage is not forgotten.
+    /// Its payload did not match when the extent was searched: torn by a crash, or rotten. Such records
+    /// of the journal and of the index are kept, so that the damage is not forgotten.
     pub damaged: bool,
 }
 

@@ -18,7 +18,9 @@ use crate::crc::{crc32, crc32_combine};
 use crate::ids::{
     DeviceId, ExtentNo, Incarnation, OwnerEpoch, PartitionId, Seq, ShardId, StripeId,
 };
-use crate::limits::{JOURNAL_BATCH_MAX, PIECE_SIZE, SHARD_SIZE_MAX};
+use crate::limits::{BLOCK_SIZE_MIN, JOURNAL_BATCH_MAX, PIECE_SIZE, SHARD_SIZE_MAX};
+use crate::page::{CHUNK_MAX, GRAIN};
+use crate::root::ROOT_MAX;
 use crate::stamp::{HEAD_LEN, HeadError, HeadFault, HeadType, Place, RawStamp, STAMP_LEN, Stamp};
 
 /// Largest payload of any record, in bytes.
@@ -34,6 +36,18 @@ const HEADER: HeadType = HeadType {
 };
 /// Bytes of one CRC in the table.
 const CRC_LEN: usize = 4;
+/// The largest payload in an extent of kind index.
+const INDEX_PAYLOAD_MAX: usize = if CHUNK_MAX > ROOT_MAX {
+    CHUNK_MAX
+} else {
+    ROOT_MAX
+};
+
+const _: () = assert!(INDEX_PAYLOAD_MAX <= RECORD_PAYLOAD_MAX as usize);
+const _: () = assert!(
+    HEAD_LEN + INDEX_PAYLOAD_MAX.div_ceil(PIECE_SIZE as usize) * CRC_LEN <= BLOCK_SIZE_MIN as usize,
+    "head and table of a record of the index are one block"
+);
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +59,10 @@ pub enum RecordKind {
     Tombstone = 2,
     /// Journal entries.
     JournalBatch = 3,
+    /// Pages of a run of an index.
+    IndexChunk = 4,
+    /// The root of an index.
+    IndexRoot = 5,
 }
 
 impl RecordKind {
@@ -54,6 +72,8 @@ impl RecordKind {
             1 => RecordKind::Shard,
             2 => RecordKind::Tombstone,
             3 => RecordKind::JournalBatch,
+            4 => RecordKind::IndexChunk,
+            5 => RecordKind::IndexRoot,
             _ => return None,
         })
     }
@@ -75,6 +95,18 @@ pub enum Subject {
         /// The last entry's number.
         last: Seq,
     },
+    /// The payload is pages of a run, written for this partition. (Others may come to use them, too.)
+    IndexChunk {
+        /// Which partition.
+        partition: PartitionId,
+    },
+    /// The payload is a root of the index of this partition.
+    IndexRoot {
+        /// Which partition.
+        partition: PartitionId,
+        /// The root's own number.
+        generation: u64,
+    },
 }
 
 impl Subject {
@@ -84,6 +116,8 @@ impl Subject {
             Subject::Shard(_) => RecordKind::Shard,
             Subject::Tombstone(_) => RecordKind::Tombstone,
             Subject::Journal { .. } => RecordKind::JournalBatch,
+            Subject::IndexChunk { .. } => RecordKind::IndexChunk,
+            Subject::IndexRoot { .. } => RecordKind::IndexRoot,
         }
     }
 
@@ -91,7 +125,9 @@ impl Subject {
     pub fn shard(&self) -> Option<ShardId> {
         match self {
             Subject::Shard(shard) | Subject::Tombstone(shard) => Some(*shard),
-            Subject::Journal { .. } => None,
+            Subject::Journal { .. } | Subject::IndexChunk { .. } | Subject::IndexRoot { .. } => {
+                None
+            }
         }
     }
 
@@ -107,6 +143,11 @@ impl Subject {
                 first,
                 last,
             } => (first.0, last.0, partition.0),
+            Subject::IndexChunk { partition } => (0, 0, partition.0),
+            Subject::IndexRoot {
+                partition,
+                generation,
+            } => (generation, 0, partition.0),
         }
     }
 
@@ -143,6 +184,13 @@ impl Subject {
                 partition: PartitionId(c),
                 first: Seq(a),
                 last: Seq(b),
+            },
+            RecordKind::IndexChunk => Subject::IndexChunk {
+                partition: PartitionId(c),
+            },
+            RecordKind::IndexRoot => Subject::IndexRoot {
+                partition: PartitionId(c),
+                generation: a,
             },
         })
     }
@@ -275,6 +323,13 @@ pub fn header_len(payload_len: u32, block_size: u32) -> u32 {
 pub fn record_len(payload_len: u32, block_size: u32) -> u64 {
     let payload = u64::from(payload_len).next_multiple_of(u64::from(block_size.max(1)));
     u64::from(header_len(payload_len, block_size)) + payload
+}
+
+/// Where the next record of an extent of kind index stands, if the space from `free` on is not used: its
+/// payload begins on a grain, whatever the block size.
+pub fn index_record_at(free: u64, block_size: u32) -> u64 {
+    let block = u64::from(block_size);
+    (free + block).next_multiple_of(GRAIN as u64) - block
 }
 
 /// Bytes of the payload that must be read, so that `offset..offset + len` of it can be verified:
@@ -567,6 +622,8 @@ impl RecordHeader {
             Subject::Shard(_) => SHARD_SIZE_MAX,
             Subject::Tombstone(_) => 0,
             Subject::Journal { .. } => JOURNAL_BATCH_MAX,
+            Subject::IndexChunk { .. } => CHUNK_MAX as u32,
+            Subject::IndexRoot { .. } => ROOT_MAX as u32,
         };
         if self.payload_len <= most {
             return Ok(());

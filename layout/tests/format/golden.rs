@@ -69,6 +69,8 @@ fn records_v1() {
             4096,
         ),
         ("record-journal.v1.bin", JOURNAL, &entries()[..], 512),
+        ("record-chunk.v1.bin", CHUNK, &payload[..4 * 4096], 512),
+        ("record-root.v1.bin", ROOT, &payload[..5000], 4096),
     ] {
         let address = EXTENT_BASE + 3 * u64::from(BLOCK);
         let mut header = record(address, subject, payload);
@@ -95,6 +97,8 @@ fn footer_v1() {
         (at, image.len(), 3)
     );
     assert_eq!(Footer::decode(&image, &place(at)), Ok(footer()));
+    let image = golden("footer-index.v1.bin", &index_footer().encode(end, 512));
+    assert_eq!(Footer::decode(&image, &place(at)), Ok(index_footer()));
 }
 
 #[test]
@@ -186,6 +190,8 @@ fn fuzz_seeds() {
         (Subject::Shard(shard(3)), &payload[..]),
         (Subject::Tombstone(shard(4)), &[]),
         (JOURNAL, &entries()[..]),
+        (CHUNK, &payload[..512]),
+        (ROOT, &payload[..100]),
     ]
     .into_iter()
     .enumerate()
@@ -195,6 +201,11 @@ fn fuzz_seeds() {
     }
     let footer = footer().encode(EXTENT_BASE + EXTENT_SIZE, 512);
     seed("footer", 0, &footer);
+    seed(
+        "footer",
+        1,
+        &index_footer().encode(EXTENT_BASE + EXTENT_SIZE, 512),
+    );
     seed("trailer", 0, &footer[footer.len() - 128..]);
     let (checkpoint, named) = checkpoint().encode(512);
     seed("checkpoint", 0, &checkpoint[..named.len as usize]);

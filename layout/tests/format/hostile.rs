@@ -96,6 +96,31 @@ fn forged_records() {
         ),
         "{journal}"
     );
+    // Chunks and roots have 1 MiB at most, whatever a shard may have.
+    for kind in [4, 5] {
+        let bytes = forged_head(shard_record(), 18, &[kind, 0]);
+        let long = |len: u32| {
+            let bytes = forged_head(bytes.clone(), 92, &len.to_le_bytes());
+            RecordHeader::decode(&bytes, &place(EXTENT_BASE)).is_err()
+        };
+        assert!(!long(1 << 20) && long((1 << 20) + 1), "{kind}");
+    }
+}
+
+#[test]
+fn records_of_the_index_begin_in_front_of_a_grain() {
+    use ashlar_layout::record::index_record_at;
+    for block_size in [512u32, 1024, 2048, 4096] {
+        let block = u64::from(block_size);
+        let mut free = EXTENT_BASE + block;
+        for len in [1, 4096, 5000, 1 << 20] {
+            let at = index_record_at(free, block_size);
+            assert!(at >= free && at < free + 4096 && at.is_multiple_of(block));
+            let head = ashlar_layout::record::header_len(len, block_size);
+            assert!((at + u64::from(head)).is_multiple_of(4096));
+            free = at + ashlar_layout::record::record_len(len, block_size);
+        }
+    }
 }
 
 #[test]

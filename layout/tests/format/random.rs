@@ -22,6 +22,13 @@ pub fn subject() -> impl Strategy<Value = Subject> {
             first: Seq(a.min(b)),
             last: Seq(a.max(b)),
         }),
+        any::<u32>().prop_map(|p| Subject::IndexChunk {
+            partition: PartitionId(p),
+        }),
+        (any::<u32>(), any::<u64>()).prop_map(|(p, generation)| Subject::IndexRoot {
+            partition: PartitionId(p),
+            generation,
+        }),
     ]
 }
 

@@ -121,6 +121,15 @@ pub const JOURNAL: Subject = Subject::Journal {
     last: Seq(131),
 };
 
+pub const CHUNK: Subject = Subject::IndexChunk {
+    partition: PartitionId(9),
+};
+
+pub const ROOT: Subject = Subject::IndexRoot {
+    partition: PartitionId(9),
+    generation: 0x0a0b_0c0d_0e0f,
+};
+
 pub fn footer() -> Footer {
     let entry = |subject, n: u32| FooterEntry {
         subject,
@@ -144,6 +153,22 @@ pub fn footer() -> Footer {
             },
             entry(JOURNAL, 4),
         ],
+    }
+}
+
+/// The footer of an extent of kind index. (Of other kinds none names such records.)
+pub fn index_footer() -> Footer {
+    let entry = |subject, n: u32| FooterEntry {
+        subject,
+        sequence: 0x1000 + u64::from(n),
+        offset_blocks: n,
+        payload_len: 4096 * n,
+        payload_crc: 0x0bad_0000 + n,
+        damaged: n == 3,
+    };
+    Footer {
+        entries: vec![entry(CHUNK, 1), entry(ROOT, 2), entry(CHUNK, 3)],
+        ..footer()
     }
 }
 

@@ -29,8 +29,6 @@ const REOPEN_MAX: Duration = Duration::from_secs(10);
 /// taken for a failure: one that was just killed may need a moment to let go.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 const BUSY_MAX: Duration = Duration::from_secs(5);
-/// Free extents below which a journal should not grow: room for deletes, and to close in order.
-const JOURNAL_SPARE: u32 = 2;
 /// The kinds that findings are counted by.
 const KINDS: [FindingKind; 5] = [
     FindingKind::Rot,
@@ -159,7 +157,11 @@ impl DeviceSlot {
 
     /// Whether the journal should not grow any more.
     pub(crate) fn nearly_full(&self) -> bool {
-        matches!(&self.phase, Phase::Serving(engine) if engine.stats().extents_free < JOURNAL_SPARE)
+        let Phase::Serving(engine) = &self.phase else {
+            return false;
+        };
+        let stats = engine.stats();
+        stats.extents_free <= stats.extents_reserved_from_journal
     }
 
     pub(crate) fn found(&mut self, kind: FindingKind) {
@@ -514,11 +516,20 @@ impl Core {
 /// The operation that an event asks for.
 fn operation(event: &api::Event<Buf>) -> Option<u64> {
     match event {
-        api::Event::IoDone { .. } => None,
+        api::Event::IoDone { .. }
+        | api::Event::HoldIndex { .. }
+        | api::Event::FreeIndex { .. }
+        | api::Event::KeepIndex { .. }
+        | api::Event::TrimJournal { .. }
+        | api::Event::ForgetPartition { .. } => None,
         api::Event::WriteShard { op, .. }
         | api::Event::AppendJournal { op, .. }
         | api::Event::ReadShard { op, .. }
         | api::Event::ReadJournal { op, .. }
+        | api::Event::WriteIndex { op, .. }
+        | api::Event::ReadIndex { op, .. }
+        | api::Event::SyncIndex { op }
+        | api::Event::WriteRoot { op, .. }
         | api::Event::DeleteShard { op, .. }
         | api::Event::Shutdown { op } => Some(*op),
     }
@@ -557,7 +568,7 @@ pub(crate) fn refusal(e: &EngineError) -> Reply {
         EngineError::DeviceFull { .. } => ErrorCode::DeviceFull,
         EngineError::Busy { .. } => ErrorCode::Busy,
         EngineError::Fenced { .. } => ErrorCode::DeviceError,
-        EngineError::ShuttingDown { .. } => ErrorCode::NotServing,
+        EngineError::ShuttingDown { .. } | EngineError::Forgotten { .. } => ErrorCode::NotServing,
     };
     outgoing::error(code, e.to_string())
 }

@@ -400,7 +400,7 @@ impl Core {
         result: Result<api::Output<Buf>, EngineError>,
     ) {
         let event = match result {
-            Ok(api::Output::Journal { at }) => journal::Event::Persisted { token, at },
+            Ok(api::Output::Journal { at, .. }) => journal::Event::Persisted { token, at },
             Ok(_) => journal::Event::PersistFailed { token, full: false },
             Err(e) => {
                 let full = matches!(e, EngineError::DeviceFull { .. });

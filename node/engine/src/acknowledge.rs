@@ -4,9 +4,9 @@
 //! - Batches of a stream are acknowledged strictly in order, whatever the order in which they became
 //!   durable. The index knows a shard from the moment it is acknowledged.
 //! - A tombstone takes effect (index, counts of its target's extent) only when it is durable.
-//! - An extent's footer is written when every batch in it has been acknowledged: it names durable
-//!   records only, and all of them. The extent counts as open until the footer is durable, so it
-//!   cannot be used again while the footer is on its way.
+//! - An extent's footer is written when every batch in it has been acknowledged, and if chunks are in it a flush
+//!   has ended since: it names durable records only, and all of them. The extent counts as open until the
+//!   footer is durable, so it cannot be used again while the footer is on its way.
 
 use ashlar_layout::footer::Footer;
 use ashlar_layout::ids::{ExtentNo, ShardId};
@@ -123,13 +123,44 @@ impl<M: Memory> Engine<M> {
                     });
                 }
             }
-            Appended::Journal { ops } => {
+            Appended::Journal {
+                partition,
+                last,
+                sequence,
+                ops,
+            } => {
+                self.holdings.appended(extent, partition, last, sequence);
                 for (op, at) in ops {
                     out.push(Action::Done {
                         op,
-                        result: Ok(Output::Journal { at }),
+                        result: Ok(Output::Journal { at, sequence }),
                     });
                 }
+            }
+            Appended::Chunk {
+                op,
+                partition,
+                sequence,
+                at,
+                len,
+            } => {
+                self.holdings.wrote_chunk(partition, at, len, sequence);
+                out.push(Action::Done {
+                    op,
+                    result: Ok(Output::Index { at }),
+                });
+            }
+            Appended::Root {
+                op,
+                partition,
+                sequence,
+            } => {
+                let former = self.holdings.wrote_root(partition, extent, sequence);
+                self.free_unneeded(former);
+                out.push(Action::Done {
+                    op,
+                    result: Ok(Output::Durable),
+                });
             }
         }
     }
@@ -170,7 +201,9 @@ impl<M: Memory> Engine<M> {
             What::Item(Item::Tombstone { shard, .. }) => {
                 self.deleting.remove(&shard).unwrap_or_default()
             }
-            What::Item(Item::Journal { op, .. }) => vec![op],
+            What::Item(
+                Item::Journal { op, .. } | Item::Chunk { op, .. } | Item::Root { op, .. },
+            ) => vec![op],
             What::Entries {
                 partition, parts, ..
             } => {
@@ -208,7 +241,12 @@ impl<M: Memory> Engine<M> {
     /// Writes the footers of extents in which nothing is under way any more.
     pub(crate) fn write_footers(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         for at in 0..self.seals.len() {
-            let Seal { extent, writing } = &self.seals[at];
+            let Seal {
+                extent,
+                writing,
+                settled,
+                ..
+            } = &self.seals[at];
             let no = extent.no;
             let busy = |batch: &Batch| batch.extent == no;
             if *writing
@@ -217,6 +255,11 @@ impl<M: Memory> Engine<M> {
                     .iter()
                     .any(|stream| stream.flying.iter().any(busy))
             {
+                continue;
+            }
+            if !settled {
+                self.seals[at].writing = true;
+                self.flush(Purpose::Settle(no), out);
                 continue;
             }
             let end = self.geometry.extent_end(no);
@@ -259,6 +302,7 @@ impl<M: Memory> Engine<M> {
         self.seals.retain(|seal| seal.extent.no != no);
         self.extents.seal(no);
         self.extents.free_if_dead(no);
+        self.free_unneeded([no]);
         self.seals_since_checkpoint += 1;
     }
 }

@@ -82,6 +82,86 @@ pub enum Event<B> {
         /// Bytes from there.
         len: u32,
     },
+    /// Write a chunk of a partition's index: [`Output::Index`] tells where its first byte stands. It is *not*
+    /// durable before a [`Event::SyncIndex`] that comes after its completion has ended. The partition
+    /// holds it once.
+    WriteIndex {
+        /// The caller's number for this.
+        op: u64,
+        /// Whose index.
+        partition: PartitionId,
+        /// Whole pages: a multiple of 4096 bytes, at most [`crate::engine::Engine::chunk_max`].
+        bytes: Bytes,
+    },
+    /// Read bytes of an extent of the index as they stand on the device; the caller checks the page's CRC.
+    ReadIndex {
+        /// The caller's number for this.
+        op: u64,
+        /// Byte offset on the device.
+        at: u64,
+        /// Bytes from there.
+        len: u32,
+    },
+    /// Make durable every chunk whose completion was reported before.
+    SyncIndex {
+        /// The caller's number for this.
+        op: u64,
+    },
+    /// Write a root of a partition's index, durably. When that is done, the partition's former root is of no
+    /// use any more. What the root names must be durable.
+    WriteRoot {
+        /// The caller's number for this.
+        op: u64,
+        /// Whose index.
+        partition: PartitionId,
+        /// The root's own number.
+        generation: u64,
+        /// The root, at most [`crate::engine::Engine::root_max`] bytes.
+        bytes: Bytes,
+    },
+    /// A partition holds each of these chunks once more.
+    HoldIndex {
+        /// Which partition.
+        partition: PartitionId,
+        /// Addresses of chunks, as [`Output::Index`] told them.
+        ats: Vec<u64>,
+    },
+    /// A partition holds each of these chunks once less. What nobody holds may be written over at once.
+    FreeIndex {
+        /// Which partition.
+        partition: PartitionId,
+        /// Addresses of chunks.
+        ats: Vec<u64>,
+    },
+    /// What a partition holds of the chunks that were there when the device was opened: an address is held as
+    /// often as it is named. Said once, before any other event about the partition's index; nothing of any index
+    /// is freed before every partition that had a root has said it ([`crate::engine::Engine::awaited`]).
+    KeepIndex {
+        /// Which partition.
+        partition: PartitionId,
+        /// Addresses of chunks.
+        ats: Vec<u64>,
+    },
+    /// What a partition needs of its journal from now on; it takes the place of what it said before. Nothing of any
+    /// journal is freed before every partition that had a root or a journal record when the device was
+    /// opened has said it. (A partition that is about to use what another one pins says so before that one
+    /// stops.)
+    TrimJournal {
+        /// Which partition.
+        partition: PartitionId,
+        /// Not needed are records whose last entry is at most this one,
+        through: Seq,
+        /// and whose own sequence number ([`Output::Journal`]) is at most this;
+        position: u64,
+        /// but of these extents everything is: numbers, as address / extent size.
+        pins: Vec<u32>,
+    },
+    /// A partition is gone from this device: nothing is needed of its journal and its index, and what of it still
+    /// waits is refused. Nothing on the device tells of this: after an opening it is to be said again.
+    ForgetPartition {
+        /// Which partition.
+        partition: PartitionId,
+    },
     /// Forget a shard. Of an unknown one there is nothing to forget: done.
     DeleteShard {
         /// The caller's number for this.
@@ -157,11 +237,18 @@ pub enum Action<B> {
 /// What an operation gives.
 #[derive(Debug)]
 pub enum Output<B> {
-    /// The shard, or its deletion, is durable.
+    /// The shard, its deletion, the chunks or the root are durable.
     Durable,
     /// The journal entries are durable.
     Journal {
         /// Byte offset on the device of the first of them; the others follow without a gap.
+        at: u64,
+        /// Sequence number of their record: of two records of this device the later one has the higher.
+        sequence: u64,
+    },
+    /// The chunk is written, but not durable.
+    Index {
+        /// Byte offset on the device of its first byte: a multiple of 4096.
         at: u64,
     },
     /// A shard's bytes, checked.
@@ -175,7 +262,7 @@ pub enum Output<B> {
         /// CRC-32 of the whole shard's payload.
         shard_crc: u32,
     },
-    /// Bytes of a journal record, as they stand on the device.
+    /// Bytes of the journal or the index, as they stand on the device.
     Bytes {
         /// Holds them.
         buf: B,

@@ -1,7 +1,7 @@
 //! Appending: what waits becomes a batch, and a batch becomes few writes. [`crate::acknowledge`] takes
 //! it from there.
 //!
-//! Two streams (journal, data), each with one open extent.
+//! Three streams (journal, data, index), each with one open extent.
 //!
 //! Invariants:
 //! - A batch lies in one extent. It is durable by one durable write; or, of several writes, by a
@@ -16,6 +16,10 @@
 //!   no record gets a place before it was checked to fit there.
 //! - A new extent's header goes out in the first batch of the extent, so nothing in an extent is
 //!   acknowledged before its header is durable.
+//! - A chunk or root of the index is a batch of its own; [`INDEX_IN_FLIGHT`] are under way at most. A root's write is
+//!   durable, a chunk's is *not*: it is acknowledged when it is written.
+//! - No header of an extent is written while a root is under way ([`crate::chunks`] says why), and no second root sent
+//!   while a header waits for the first: many partitions' roots do not keep an extent from being opened.
 //! - A record never reaches into the room that the footer of its extent will take.
 //! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
 
@@ -23,7 +27,9 @@ use ashlar_layout::extent::{ExtentHeader, ExtentKind};
 use ashlar_layout::footer::{FooterEntry, footer_len};
 use ashlar_layout::ids::{PartitionId, ShardId};
 use ashlar_layout::limits::JOURNAL_BATCH_MAX;
-use ashlar_layout::record::{RecordHeader, Subject, header_len, piece_crcs, record_len};
+use ashlar_layout::record::{
+    RecordHeader, Subject, header_len, index_record_at, piece_crcs, record_len,
+};
 
 use crate::api::{Action, Memory};
 use crate::engine::{Engine, Purpose, StreamNo};
@@ -36,6 +42,8 @@ pub const IN_FLIGHT: [usize; 2] = [1, 2];
 /// Batches in all that are under way at most, when the next one is of one large shard alone. Their buffers
 /// are held anyway, waiting or not.
 pub const ALONE_IN_FLIGHT: usize = 16;
+/// Chunks and roots that are under way at most: each takes a buffer of its own.
+pub const INDEX_IN_FLIGHT: usize = 8;
 /// Records from this many bytes on are a batch of their own: one durable write. (Below that a flush for
 /// many is cheaper than many durable writes, where the device's flushes are slow.)
 const ALONE_MIN: u64 = 256 * 1024;
@@ -45,7 +53,7 @@ const COALESCE_MAX: u64 = 64 * 1024;
 const STAGING_MAX: u64 = 512 * 1024;
 /// Bytes of a batch at most, unless one record alone is longer.
 const BATCH_MAX: u64 = 4 * 1024 * 1024;
-/// Free extents that the journal may not take: tombstones need a place to go.
+/// Free extents that nothing but tombstones may take: they need a place to go.
 pub(crate) const TOMBSTONE_RESERVE: u32 = 1;
 /// Bytes of a footer at most; it is written from one buffer, and read into one.
 const FOOTER_MAX: u64 = 4 * 1024 * 1024;
@@ -81,6 +89,9 @@ impl<M: Memory> Engine<M> {
         let Some(first) = queue.front() else {
             return false;
         };
+        if stream == StreamNo::Index {
+            return flying.len() < INDEX_IN_FLIGHT;
+        }
         let len = record_len(first.payload_len(), self.geometry.block_size);
         if matches!(first, Item::Shard { .. }) && len >= ALONE_MIN {
             return flying.len() < ALONE_IN_FLIGHT;
@@ -130,8 +141,12 @@ impl<M: Memory> Engine<M> {
             let Some(what) = self.streams[stream as usize].next_record(&partitions, most) else {
                 break;
             };
+            if matches!(what, What::Item(Item::Root { .. })) && !self.may_send_root() {
+                self.streams[stream as usize].put_back(what);
+                break;
+            }
             let len = record_len(what.payload_len(), block_size);
-            let alone = what.has_buffer() && len >= ALONE_MIN;
+            let alone = stream == StreamNo::Index || (what.has_buffer() && len >= ALONE_MIN);
             if !plan.is_empty() && (alone || bytes + len > BATCH_MAX) {
                 self.streams[stream as usize].put_back(what);
                 break;
@@ -166,6 +181,11 @@ impl<M: Memory> Engine<M> {
             };
             let mut at = pos.unwrap_or(open.pos);
             if at == self.geometry.extent_start(open.no) {
+                if !self.may_open() {
+                    // It does not take long.
+                    self.streams[stream as usize].put_back(what);
+                    break;
+                }
                 let len = u64::from(block_size);
                 plan.push(Planned {
                     at,
@@ -178,6 +198,9 @@ impl<M: Memory> Engine<M> {
                     self.streams[stream as usize].put_back(what);
                     break;
                 }
+            }
+            if stream == StreamNo::Index {
+                at = index_record_at(at, block_size);
             }
             if let What::Entries { partition, .. } = &what {
                 partitions.push(*partition);
@@ -199,7 +222,10 @@ impl<M: Memory> Engine<M> {
         let open = self.streams[stream as usize].open.as_ref();
         open.is_some_and(|open| {
             let start = self.geometry.records_start(open.no);
-            let at = pos.unwrap_or(open.pos).max(start);
+            let mut at = pos.unwrap_or(open.pos).max(start);
+            if stream == StreamNo::Index {
+                at = index_record_at(at, self.geometry.block_size);
+            }
             let count = open.entries.len() + records as usize + 1;
             let footer = footer_len(count, self.geometry.block_size);
             footer <= FOOTER_MAX && at + len + footer <= self.geometry.extent_end(open.no)
@@ -222,7 +248,9 @@ impl<M: Memory> Engine<M> {
         let reserve = match what {
             What::Item(Item::Shard { .. }) => self.extents.reserve(),
             What::Item(Item::Tombstone { .. }) => 0,
-            _ => TOMBSTONE_RESERVE,
+            What::Item(Item::Chunk { .. }) => self.extents.chunk_reserve(),
+            What::Item(Item::Root { .. }) => TOMBSTONE_RESERVE,
+            _ => self.extents.journal_reserve(),
         };
         let free = self.extents.free_count();
         if free <= reserve {
@@ -247,6 +275,8 @@ impl<M: Memory> Engine<M> {
             self.seals.push(Seal {
                 extent: full,
                 writing: false,
+                settled: kind != ExtentKind::Index,
+                leaves_out: false,
             });
         }
         Ok(())
@@ -334,12 +364,19 @@ impl<M: Memory> Engine<M> {
             flush: self.volatile_cache && runs.len() > 1,
             alone: plan.len() == 1
                 && plan.iter().all(|planned| match planned.what {
-                    What::Header => true,
+                    What::Header | What::Item(Item::Chunk { .. } | Item::Root { .. }) => true,
                     _ => planned.len >= ALONE_MIN && planned.what.has_buffer(),
                 }),
+            root: plan
+                .iter()
+                .any(|planned| matches!(planned.what, What::Item(Item::Root { .. }))),
             durable: false,
             records: Vec::with_capacity(plan.len()),
         };
+        // A chunk's write: a sync comes later.
+        let plain = plan
+            .iter()
+            .any(|planned| matches!(planned.what, What::Item(Item::Chunk { .. })));
         let mut planned = plan.into_iter();
         let mut done = 0;
         for (to, staging) in runs {
@@ -359,7 +396,7 @@ impl<M: Memory> Engine<M> {
             done = to;
             if let (Some(buf), Some(offset)) = (staging, offset) {
                 let io = self.io(Purpose::Write { stream, batch: id });
-                let durable = !batch.flush;
+                let durable = !batch.flush && !plain;
                 out.push(Action::Write {
                     io,
                     offset,
@@ -452,6 +489,38 @@ impl<M: Memory> Engine<M> {
             }
             // Journal items always come gathered.
             What::Item(Item::Journal { .. }) => return None,
+            What::Item(Item::Chunk {
+                op,
+                partition,
+                bytes,
+            }) => {
+                header.subject = Subject::IndexChunk { partition };
+                fill(&mut header, &[&bytes], room, block_size);
+                batch.records.push(Appended::Chunk {
+                    op,
+                    partition,
+                    sequence: header.sequence,
+                    at: at + head as u64,
+                    len: header.payload_len,
+                });
+            }
+            What::Item(Item::Root {
+                op,
+                partition,
+                generation,
+                bytes,
+            }) => {
+                header.subject = Subject::IndexRoot {
+                    partition,
+                    generation,
+                };
+                fill(&mut header, &[&bytes], room, block_size);
+                batch.records.push(Appended::Root {
+                    op,
+                    partition,
+                    sequence: header.sequence,
+                });
+            }
             What::Entries {
                 partition,
                 first,
@@ -464,22 +533,20 @@ impl<M: Memory> Engine<M> {
                     first,
                     last,
                 };
-                let mut to = head;
-                let mut ops = Vec::with_capacity(parts.len());
-                if let Some(room) = room {
-                    for (op, _, _, entries) in parts {
-                        room[to..to + entries.len()].copy_from_slice(&entries);
-                        ops.push((op, at + to as u64));
-                        to += entries.len();
-                    }
-                    room[to..].fill(0);
-                    let (head, payload) = room.split_at_mut(head);
-                    let mut pieces = Vec::new();
-                    let payload = &payload[..header.payload_len as usize];
-                    header.payload_crc = piece_crcs(payload, |_, crc| pieces.push(crc));
-                    encode_head(&mut header, &pieces, head, block_size);
+                let mut to = (at + head as u64, Vec::with_capacity(parts.len()));
+                let mut entries = Vec::with_capacity(parts.len());
+                for (op, _, _, part) in &parts {
+                    to.1.push((*op, to.0));
+                    to.0 += part.len() as u64;
+                    entries.push(&part[..]);
                 }
-                batch.records.push(Appended::Journal { ops });
+                fill(&mut header, &entries, room, block_size);
+                batch.records.push(Appended::Journal {
+                    partition,
+                    last,
+                    sequence: header.sequence,
+                    ops: to.1,
+                });
             }
         }
         self.numbers.record += 1;
@@ -503,6 +570,23 @@ impl<M: Memory> Engine<M> {
             first_sequence: self.numbers.record,
         }
     }
+}
+
+/// A whole record, into its room: the payload, put together of these parts, and what goes before it.
+fn fill(header: &mut RecordHeader, parts: &[&[u8]], room: Option<&mut [u8]>, block_size: u32) {
+    let Some(room) = room else {
+        return;
+    };
+    let (head, body) = room.split_at_mut(header_len(header.payload_len, block_size) as usize);
+    let mut to = 0;
+    for part in parts {
+        body[to..to + part.len()].copy_from_slice(part);
+        to += part.len();
+    }
+    body[to..].fill(0);
+    let mut pieces = Vec::new();
+    header.payload_crc = piece_crcs(&body[..to], |_, crc| pieces.push(crc));
+    encode_head(header, &pieces, head, block_size);
 }
 
 /// Head and table, into room of the right length.

@@ -6,7 +6,9 @@
 //! Invariants:
 //! - A number is used only below the ceiling that is durable in the superblock. Ceilings are raised
 //!   long before they are reached; if they were reached, appends would wait.
-//! - A checkpoint calls an extent free only if no tombstone elsewhere is kept because of it. (A dead
+//! - A checkpoint calls an extent free only if no tombstone elsewhere is kept because of it. (Of an extent of the
+//!   journal or the index none is. One of these that a clean device calls free holds nothing that anybody
+//!   needed: its trimmed records and its old roots are not even seen by the next opening. A dead
 //!   extent that still pins a tombstone must be read at the next opening, or that tombstone would
 //!   seem to kill nothing, be dropped, and its record come back by a later crash.)
 //! - The incarnation that a checkpoint tells of an extent is one whose header was durable before: a
@@ -94,15 +96,21 @@ impl<M: Memory> Engine<M> {
             let idle = self.streams.iter().all(|stream| stream.idle())
                 && self.seals.is_empty()
                 && self.reads.is_empty()
+                && self.syncs.is_empty()
                 && self.ios.is_empty();
             if idle && !self.start_checkpoint(true, mem, out) {
                 // Full, or out of buffers: the next opening looks at every extent.
                 self.closed(out);
             }
-        } else if self.seals_since_checkpoint >= CHECKPOINT_SEALS {
+        } else if self.checkpoint_due() && self.may_open() {
             self.seals_since_checkpoint = 0;
             self.start_checkpoint(false, mem, out);
         }
+    }
+
+    /// Whether it is time to write one.
+    pub(crate) fn checkpoint_due(&self) -> bool {
+        self.seals_since_checkpoint >= CHECKPOINT_SEALS && matches!(self.keeping, Keeping::Idle)
     }
 
     fn start_checkpoint(

@@ -1,11 +1,12 @@
 //! The running engine of one device.
 //!
-//! This file holds its state and takes events apart; `append` writes, `read` reads
-//! and verifies, `checkpoint` keeps the superblock.
+//! This file holds its state and takes events apart; `accept` queues, `append` writes, `read` reads
+//! and verifies, `chunks` tends the index and the journal's extents, `checkpoint` keeps the superblock.
 //!
 //! Invariants:
 //! - Every operation is answered exactly once. It waits in one place only: writes of shards in
-//!   `writing`, deletes in `deleting`, journal appends in their stream, reads in `reads`.
+//!   `writing`, deletes in `deleting`, appends of the journal and of the index in their streams, syncs in
+//!   `syncs`, reads of shards in `reads`, and all else with its I/O.
 //! - An append is answered when it is durable, and when all that was appended before it in its stream
 //!   is; only then does the index know it.
 //! - Once fenced, the engine writes nothing and answers everything with that error.
@@ -13,17 +14,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ashlar_layout::extent::Geometry;
-use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch, ShardId};
-use ashlar_layout::record::{header_len, piece_count, piece_crcs, record_len};
+use ashlar_layout::extent::{ExtentKind, Geometry};
+use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch, PartitionId, ShardId};
+use ashlar_layout::record::{header_len, record_len};
 use ashlar_layout::superblock::Superblock;
 use ashlar_layout::time::Instant;
 
-use crate::api::{Action, Event, IoFailure, Memory, Output};
+use crate::api::{Action, Event, IoFailure, Memory};
 use crate::append::{Item, Seal, Stream};
 use crate::checkpoint::Keeping;
 use crate::error::{EngineError, Finding, FindingKind};
 use crate::extents::ExtentTable;
+use crate::holdings::Holdings;
 use crate::index::Index;
 use crate::read::Read;
 use crate::superblocks::Superblocks;
@@ -32,6 +34,8 @@ use crate::superblocks::Superblocks;
 pub const QUEUE_MAX: usize = 4096;
 /// Most journal appends that wait: more than a replica has under way, whose append must not be refused.
 pub const JOURNAL_QUEUE_MAX: usize = 4 * QUEUE_MAX;
+/// Most chunks and roots that wait.
+pub const INDEX_QUEUE_MAX: usize = 1024;
 
 /// What an engine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,22 @@ pub struct Stats {
     pub extents_free: u32,
     /// Free extents that shards may not take.
     pub extents_reserved: u32,
+    /// Those of them that the journal may not take either: the index could not be written any more, and the
+    /// journal never trimmed.
+    pub extents_reserved_from_journal: u32,
+    /// Extents in use for shards,
+    pub extents_data: u32,
+    /// for the journal,
+    pub extents_journal: u32,
+    /// for the index,
+    pub extents_index: u32,
+    /// and for checkpoints.
+    pub extents_checkpoint: u32,
+    /// Bytes of the chunks that a partition holds.
+    pub chunk_bytes_live: u64,
+    /// Partitions that have yet to say what they keep or need: until then nothing of the journal, or of the
+    /// index, is freed.
+    pub partitions_awaited: u32,
     /// Shards that can be read.
     pub shards_live: u64,
     /// Bytes of memory that the index takes.
@@ -77,11 +97,12 @@ pub struct Stats {
     pub flushes: u64,
 }
 
-/// Which of the two streams.
+/// Which of the streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamNo {
     Journal = 0,
     Data = 1,
+    Index = 2,
 }
 
 /// What an I/O under way is for.
@@ -94,8 +115,12 @@ pub(crate) enum Purpose {
     Footer(ExtentNo),
     /// Part of a read.
     Read { read: u64, span: usize },
-    /// A read of the journal.
-    Journal { op: u64, at: u64, len: u32 },
+    /// A read of bytes as they stand.
+    Bytes { op: u64, at: u64, len: u32 },
+    /// The flush that these wait for.
+    Sync { ops: Vec<u64> },
+    /// The flush before the footer of an extent of chunks.
+    Settle(ExtentNo),
     /// A checkpoint.
     Checkpoint,
 }
@@ -130,9 +155,14 @@ pub struct Engine<M: Memory> {
     pub(crate) index: Index,
     pub(crate) superblocks: Superblocks<M::Buf>,
     pub(crate) keeping: Keeping,
-    pub(crate) streams: [Stream<M::Buf>; 2],
+    pub(crate) streams: [Stream<M::Buf>; 3],
     pub(crate) seals: Vec<Seal>,
     pub(crate) seals_since_checkpoint: u32,
+    /// Who needs what of the journal and the index.
+    pub(crate) holdings: Holdings,
+    /// Syncs of the index that wait for the flush under way to end, and for the next one.
+    pub(crate) syncs: Vec<u64>,
+    pub(crate) syncing: bool,
     pub(crate) writing: HashMap<ShardId, Writing>,
     pub(crate) deleting: HashMap<ShardId, Vec<u64>>,
     /// Deleted shards of which a record may be there that could not be read, or that the index still
@@ -160,7 +190,8 @@ pub(crate) struct Recovered<B> {
     pub volatile_cache: bool,
     pub extents: ExtentTable,
     pub index: Index,
-    pub streams: [Stream<B>; 2],
+    pub holdings: Holdings,
+    pub streams: [Stream<B>; 3],
     pub seals: Vec<Seal>,
     pub blind: Option<(u64, u64)>,
     pub shadows: HashSet<ShardId>,
@@ -186,6 +217,9 @@ impl<M: Memory> Engine<M> {
             streams: recovered.streams,
             seals: recovered.seals,
             seals_since_checkpoint: 0,
+            holdings: recovered.holdings,
+            syncs: Vec::new(),
+            syncing: false,
             writing: HashMap::new(),
             deleting: HashMap::new(),
             shadows: recovered.shadows,
@@ -237,6 +271,7 @@ impl<M: Memory> Engine<M> {
     pub fn stats(&self) -> Stats {
         let size = self.geometry.extent_size;
         let (total, free) = (self.extents.count(), self.extents.free_count());
+        let used = |kind| self.extents.used(kind);
         Stats {
             status: self.status,
             bytes_total: u64::from(total) * size,
@@ -244,6 +279,13 @@ impl<M: Memory> Engine<M> {
             extents_total: total,
             extents_free: free,
             extents_reserved: self.extents.reserve(),
+            extents_reserved_from_journal: self.extents.journal_reserve(),
+            extents_data: used(ExtentKind::Data),
+            extents_journal: used(ExtentKind::Journal),
+            extents_index: used(ExtentKind::Index),
+            extents_checkpoint: used(ExtentKind::Checkpoint),
+            chunk_bytes_live: self.holdings.live_bytes(),
+            partitions_awaited: self.holdings.awaited().count() as u32,
             shards_live: self.index.len(),
             index_bytes: self.index.memory_bytes(),
             findings: self.findings,
@@ -252,6 +294,15 @@ impl<M: Memory> Engine<M> {
             writes: self.writes,
             flushes: self.flushes,
         }
+    }
+
+    /// Partitions that were there when the device was opened, and of which not all was said that is needed: by
+    /// `KeepIndex` (those that had a root) and `TrimJournal`, or by `ForgetPartition`. Until this is
+    /// empty, nothing of the journal, or of the index, is freed.
+    pub fn awaited(&self) -> Vec<PartitionId> {
+        let mut awaited: Vec<PartitionId> = self.holdings.awaited().collect();
+        awaited.sort_unstable();
+        awaited
     }
 
     /// The engine sets no timers: what it waits for are I/Os.
@@ -306,9 +357,53 @@ impl<M: Memory> Engine<M> {
                 self.answer_error(op, result, out);
             }
             Event::ReadJournal { op, at, len } => {
-                let result = self.read_journal(op, at, len, mem, out);
+                let result = self.read_bytes(ExtentKind::Journal, op, at, len, mem, out);
                 self.answer_error(op, result, out);
             }
+            Event::WriteIndex {
+                op,
+                partition,
+                bytes,
+            } => {
+                let result = self.append_index(Item::Chunk {
+                    op,
+                    partition,
+                    bytes,
+                });
+                self.answer_error(op, result, out);
+            }
+            Event::ReadIndex { op, at, len } => {
+                let result = self.read_bytes(ExtentKind::Index, op, at, len, mem, out);
+                self.answer_error(op, result, out);
+            }
+            Event::SyncIndex { op } => {
+                let result = self.take_sync(op);
+                self.answer_error(op, result, out);
+            }
+            Event::WriteRoot {
+                op,
+                partition,
+                generation,
+                bytes,
+            } => {
+                let result = self.append_index(Item::Root {
+                    op,
+                    partition,
+                    generation,
+                    bytes,
+                });
+                self.answer_error(op, result, out);
+            }
+            Event::HoldIndex { partition, ats } => self.hold_index(partition, ats),
+            Event::FreeIndex { partition, ats } => self.free_index(partition, &ats),
+            Event::KeepIndex { partition, ats } => self.keep_index(partition, ats, out),
+            Event::TrimJournal {
+                partition,
+                through,
+                position,
+                pins,
+            } => self.trim_journal(partition, through, position, pins),
+            Event::ForgetPartition { partition } => self.forget_partition(partition, out),
             Event::DeleteShard { op, shard } => {
                 let result = self
                     .accepting()
@@ -333,7 +428,8 @@ impl<M: Memory> Engine<M> {
             return;
         }
         self.keep_numbers(mem, out);
-        for stream in [StreamNo::Journal, StreamNo::Data] {
+        self.send_sync(out);
+        for stream in [StreamNo::Journal, StreamNo::Data, StreamNo::Index] {
             self.send_batches(stream, mem, out);
         }
         self.write_footers(mem, out);
@@ -370,200 +466,6 @@ impl<M: Memory> Engine<M> {
         }
     }
 
-    /// Checks a shard that is to be written, and queues it unless it may be there already.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
-    fn write_shard(
-        &mut self,
-        op: u64,
-        shard: ShardId,
-        mut buf: M::Buf,
-        payload_len: u32,
-        payload_crc: u32,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) -> Result<(), EngineError> {
-        self.accepting()?;
-        let device = self.device;
-        let bad = |what, expected, got| EngineError::BadPayload {
-            device,
-            what,
-            expected,
-            got,
-        };
-        let most = self.payload_max();
-        if payload_len > most {
-            return Err(bad("length", u64::from(most), u64::from(payload_len)));
-        }
-        let len = self.record_len(payload_len);
-        if (buf.len() as u64) < len {
-            return Err(bad("buffer", len, buf.len() as u64));
-        }
-        let from = self.header_len(payload_len) as usize;
-        let to = from + payload_len as usize;
-        let mut pieces = Vec::with_capacity(piece_count(payload_len) as usize);
-        let crc = piece_crcs(&buf[from..to], |_, crc| pieces.push(crc));
-        if crc != payload_crc {
-            return Err(bad("CRC", u64::from(payload_crc), u64::from(crc)));
-        }
-        buf[to..len as usize].fill(0);
-        if self.shadows.contains(&shard) || self.deleting.contains_key(&shard) {
-            return Err(EngineError::Deleted { device, shard });
-        }
-        if let Some(writing) = self.writing.get_mut(&shard) {
-            if writing.payload_crc != payload_crc || writing.payload_len != payload_len {
-                let stored = writing.payload_crc;
-                return Err(EngineError::Exists {
-                    device,
-                    shard,
-                    stored,
-                    got: payload_crc,
-                });
-            }
-            writing.ops.push(op);
-            return Ok(());
-        }
-        let stream = &self.streams[StreamNo::Data as usize];
-        if stream.queue.len() >= QUEUE_MAX {
-            return Err(EngineError::Busy {
-                device,
-                what: "too many appends wait",
-            });
-        }
-        let item = Item::Shard {
-            shard,
-            buf,
-            payload_len,
-            payload_crc,
-            pieces,
-        };
-        let hash = self.index.hash(&shard);
-        if self.index.candidates(hash).next().is_some() {
-            self.check_stored(shard, item, mem, out)?;
-        } else {
-            self.streams[StreamNo::Data as usize].queue.push_back(item);
-        }
-        let writing = Writing {
-            payload_len,
-            payload_crc,
-            ops: vec![op],
-            deletes: Vec::new(),
-        };
-        self.writing.insert(shard, writing);
-        Ok(())
-    }
-
-    /// Most bytes of payload that fit into an extent of this device.
-    pub(crate) fn payload_max(&self) -> u32 {
-        use ashlar_layout::limits::{SHARD_SIZE_MAX, SUPERBLOCK_ZONE};
-        let block = u64::from(self.geometry.block_size);
-        // Zone, extent header, footer of one entry, and the record's own header.
-        let around = SUPERBLOCK_ZONE
-            + block
-            + ashlar_layout::footer::footer_len(1, self.geometry.block_size)
-            + u64::from(header_len(SHARD_SIZE_MAX, self.geometry.block_size));
-        let room = self.geometry.extent_size.saturating_sub(around);
-        u32::try_from(room).unwrap_or(u32::MAX).min(SHARD_SIZE_MAX)
-    }
-
-    fn append_journal(&mut self, item: Item<M::Buf>) -> Result<(), EngineError> {
-        self.accepting()?;
-        let device = self.device;
-        let bad = |what, expected, got| EngineError::BadPayload {
-            device,
-            what,
-            expected,
-            got,
-        };
-        if let Item::Journal {
-            first,
-            last,
-            entries,
-            ..
-        } = &item
-        {
-            let most = self.journal_max();
-            if entries.is_empty() || entries.len() as u64 > u64::from(most) {
-                return Err(bad("length", u64::from(most), entries.len() as u64));
-            }
-            if first > last {
-                return Err(bad("first sequence number", last.0, first.0));
-            }
-        }
-        let stream = &mut self.streams[StreamNo::Journal as usize];
-        if stream.queue.len() >= JOURNAL_QUEUE_MAX {
-            return Err(EngineError::Busy {
-                device,
-                what: "too many appends wait",
-            });
-        }
-        stream.queue.push_back(item);
-        Ok(())
-    }
-
-    /// Begins a delete: the shard's record is looked at first, since the index only says where it
-    /// may be.
-    pub(crate) fn delete_shard(
-        &mut self,
-        op: u64,
-        shard: ShardId,
-        mem: &mut M,
-        out: &mut Vec<Action<M::Buf>>,
-    ) {
-        if let Some(writing) = self.writing.get_mut(&shard) {
-            writing.deletes.push(op);
-            return;
-        }
-        if let Some(ops) = self.deleting.get_mut(&shard) {
-            ops.push(op);
-            return;
-        }
-        if self.shadows.contains(&shard) {
-            out.push(Action::Done {
-                op,
-                result: Ok(Output::Durable),
-            });
-            return;
-        }
-        let hash = self.index.hash(&shard);
-        let known = self.index.candidates(hash).next().is_some();
-        if !known && self.blind.is_none() {
-            out.push(Action::Done {
-                op,
-                result: Ok(Output::Durable),
-            });
-            return;
-        }
-        let stream = &mut self.streams[StreamNo::Data as usize];
-        if stream.queue.len() >= QUEUE_MAX {
-            let what = "too many appends wait";
-            let error = EngineError::Busy {
-                device: self.device,
-                what,
-            };
-            out.push(Action::Done {
-                op,
-                result: Err(error),
-            });
-            return;
-        }
-        if !known {
-            let item = Item::Tombstone {
-                shard,
-                targets: Vec::new(),
-                hold: true,
-                shadow: false,
-            };
-            stream.queue.push_back(item);
-        } else if let Err(error) = self.check_doomed(shard, mem, out) {
-            out.push(Action::Done {
-                op,
-                result: Err(error),
-            });
-            return;
-        }
-        self.deleting.insert(shard, vec![op]);
-    }
-
     fn io_done(
         &mut self,
         io: u64,
@@ -582,7 +484,9 @@ impl<M: Memory> Engine<M> {
         };
         match purpose {
             Purpose::Read { read, span } => self.read_done(read, span, result, buf, mem, out),
-            Purpose::Journal { op, at, len } => self.journal_read(op, at, len, result, buf, out),
+            Purpose::Bytes { op, at, len } => self.bytes_read(op, at, len, result, buf, out),
+            Purpose::Sync { ops } => self.synced(ops, result, out),
+            Purpose::Settle(no) => self.settled(no, result, out),
             Purpose::Write { stream, batch } => {
                 self.write_done(stream, batch, result, mem, out);
             }
@@ -600,6 +504,17 @@ impl<M: Memory> Engine<M> {
         self.next_io += 1;
         self.ios.insert(io, purpose);
         io
+    }
+
+    /// A number that this device never gave before, for a life or a record, and never will again. `None` if
+    /// those that are reserved have run out: ask again once the superblock has been turned.
+    pub fn take_life(&mut self) -> Option<u64> {
+        let numbers = &mut self.numbers;
+        if numbers.record >= numbers.record_ceiling {
+            return None;
+        }
+        numbers.record += 1;
+        Some(numbers.record - 1)
     }
 
     /// The next incarnation, unless the reserved ones have run out.
@@ -641,12 +556,16 @@ impl<M: Memory> Engine<M> {
         }
         ops.extend(self.deleting.drain().flat_map(|(_, ops)| ops));
         ops.extend(self.reads.drain().filter_map(|(_, read)| read.op()));
-        ops.extend(self.ios.values().filter_map(|purpose| match purpose {
-            Purpose::Journal { op, .. } => Some(*op),
-            _ => None,
-        }));
+        for purpose in self.ios.values() {
+            match purpose {
+                Purpose::Bytes { op, .. } => ops.push(*op),
+                Purpose::Sync { ops: synced } => ops.extend(synced),
+                _ => {}
+            }
+        }
+        ops.append(&mut self.syncs);
         for stream in &mut self.streams {
-            ops.extend(stream.drain_journal_ops());
+            ops.extend(stream.drain_ops());
         }
         ops.extend(self.shutdown.take());
         ops.sort_unstable();

@@ -57,7 +57,7 @@ pub enum EngineError {
         /// What the kernel said.
         failure: IoFailure,
     },
-    /// The range is not inside the shard, or not inside the journal.
+    /// The range is not inside the shard, the journal or the index.
     #[error("device {device}: range {offset}+{len} is outside of 0..{limit}")]
     BadRange {
         /// This device.
@@ -110,6 +110,14 @@ pub enum EngineError {
         offset: u64,
         /// What the kernel said.
         failure: IoFailure,
+    },
+    /// The partition was forgotten while this waited.
+    #[error("device {device}: partition {partition} was forgotten")]
+    Forgotten {
+        /// This device.
+        device: DeviceId,
+        /// The partition.
+        partition: PartitionId,
     },
     /// The engine was told to stop.
     #[error("device {device} is shutting down")]

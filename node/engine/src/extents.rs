@@ -15,12 +15,18 @@
 //!   one opened first can always be freed.
 //! - The lowest free number is opened first. Numbers above the highest that was ever opened are
 //!   therefore untouched, and recovery needs to look at no more than their headers.
-//! - Journal and checkpoint extents are never freed for want of live records: their owners free them.
+//! - Other extents than those of data are not freed for want of live records: their owners free them.
+//!   ([`crate::holdings`] and [`crate::chunks`] say why those of the journal and the index may be.) Such a one holds no
+//!   tombstones and is killed by none: no pin comes of its life as such.
+//! - Who may open an extent, when few are left, in this order: shards, the journal, chunks, roots, tombstones. Without
+//!   chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
 
 use std::collections::BTreeSet;
 
 use ashlar_layout::extent::ExtentKind;
 use ashlar_layout::ids::{ExtentNo, Incarnation};
+
+use crate::append::TOMBSTONE_RESERVE;
 
 /// What is being done with an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,8 @@ impl Extent {
 pub(crate) struct ExtentTable {
     extents: Vec<Extent>,
     free: BTreeSet<u32>,
+    /// How many of each kind are not free.
+    used: [u32; 5],
 }
 
 impl ExtentTable {
@@ -84,6 +92,7 @@ impl ExtentTable {
         ExtentTable {
             extents: vec![extent; count as usize],
             free: (0..count).collect(),
+            used: [0; 5],
         }
     }
 
@@ -95,10 +104,31 @@ impl ExtentTable {
         self.free.len() as u32
     }
 
-    /// Free extents that data may not take: the journal and the tombstones need room on a device
-    /// that is full of shards.
+    /// Extents of this kind that are not free.
+    pub fn used(&self, kind: ExtentKind) -> u32 {
+        self.used[kind as usize]
+    }
+
+    /// Free extents that data may not take: the journal, the index and the tombstones need room on a
+    /// device that is full of shards.
     pub fn reserve(&self) -> u32 {
-        (self.count() / 16).max(2)
+        (self.count() / 16).max(2) + self.index_share()
+    }
+
+    /// Free extents that the journal may not take.
+    pub fn journal_reserve(&self) -> u32 {
+        TOMBSTONE_RESERVE + self.index_share()
+    }
+
+    /// Free extents that chunks may not take: a root has to follow them.
+    pub fn chunk_reserve(&self) -> u32 {
+        TOMBSTONE_RESERVE + self.index_share().min(1)
+    }
+
+    /// What is kept for the index: room to write a table out, and to merge a little. On a device of few extents
+    /// there is not that much to keep.
+    fn index_share(&self) -> u32 {
+        (self.count() / 16).max(4).min(self.count() / 8)
     }
 
     pub fn get(&self, no: ExtentNo) -> &Extent {
@@ -125,6 +155,7 @@ impl ExtentTable {
         extent.state = State::Open;
         extent.kind = Some(kind);
         extent.incarnation = incarnation;
+        self.used[kind as usize] += 1;
         Some(ExtentNo(no))
     }
 
@@ -137,10 +168,17 @@ impl ExtentTable {
         incarnation: Incarnation,
     ) {
         let extent = &mut self.extents[no.0 as usize];
+        let before = extent.kind.filter(|_| extent.state != State::Free);
         extent.state = state;
         extent.kind = kind;
         extent.incarnation = incarnation;
         extent.durable = incarnation;
+        if let Some(kind) = before {
+            self.used[kind as usize] -= 1;
+        }
+        if let Some(kind) = kind.filter(|_| state != State::Free) {
+            self.used[kind as usize] += 1;
+        }
         if state == State::Free {
             self.free.insert(no.0);
         } else {
@@ -223,7 +261,11 @@ impl ExtentTable {
     pub fn release(&mut self, no: ExtentNo) {
         let extent = &mut self.extents[no.0 as usize];
         extent.state = State::Free;
-        self.free.insert(no.0);
+        if let Some(kind) = extent.kind
+            && self.free.insert(no.0)
+        {
+            self.used[kind as usize] -= 1;
+        }
     }
 }
 

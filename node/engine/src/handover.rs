@@ -4,6 +4,10 @@
 //! - Of each kind the newest extent goes on, if it is unsealed, has room, and no extent that cannot be read
 //!   hides how new it is; all other unsealed ones are sealed.
 //! - What could not be read is neither free nor written to.
+//! - An extent of kind index without a footer is never taken for free here, even if no record was found in it: a page
+//!   may be whole whose record's head is not. Its partition says so ([`crate::holdings`]).
+//! - One with a torn root is sealed, and one that may have lost a root stays as it is ([`crate::roots`]). One that
+//!   goes on does so behind all chunks that count: a root stands behind those that it names, and it is recognised.
 
 use std::collections::HashSet;
 
@@ -31,6 +35,7 @@ impl Work {
         let mut streams = [
             Stream::new(ExtentKind::Journal),
             Stream::new(ExtentKind::Data),
+            Stream::new(ExtentKind::Index),
         ];
         let mut seals = Vec::new();
         let named = superblocks.current().checkpoint;
@@ -60,9 +65,12 @@ impl Work {
                 // Searched: it has no footer, or none that can be used.
                 let damaged = seen.tail > self.geometry.records_start(no);
                 match seen.header {
+                    // It stays sealed, without a footer.
+                    _ if seen.no_footer => {}
                     Some(header)
                         if !entries.is_empty()
-                            || (damaged && header.kind == ExtentKind::Journal) =>
+                            || (damaged && header.kind == ExtentKind::Journal)
+                            || header.kind == ExtentKind::Index =>
                     {
                         unsealed.push((header.kind, seen.incarnation, no, entries));
                     }
@@ -89,7 +97,8 @@ impl Work {
             self.extents
                 .adopt(*no, State::Open, Some(*kind), *incarnation);
         }
-        let newest = [ExtentKind::Journal, ExtentKind::Data].map(|kind| {
+        let kinds = [ExtentKind::Journal, ExtentKind::Data, ExtentKind::Index];
+        let newest = kinds.map(|kind| {
             let of_kind = self
                 .extents
                 .iter()
@@ -98,10 +107,12 @@ impl Work {
         });
         for (kind, incarnation, no, entries) in unsealed {
             let pos = self.seen[no.0 as usize].tail;
+            let leaves_out = self.seen[no.0 as usize].torn_root;
             let room = self.geometry.extent_end(no)
                 - footer_len(entries.len() + 1, self.geometry.block_size);
             let fits = pos + 2 * self.block() <= room;
-            let goes_on = fits && !hidden && newest.contains(&(kind, Some(incarnation)));
+            let goes_on =
+                fits && !hidden && !leaves_out && newest.contains(&(kind, Some(incarnation)));
             let open = OpenExtent {
                 no,
                 incarnation,
@@ -113,6 +124,8 @@ impl Work {
                 _ => seals.push(Seal {
                     extent: open,
                     writing: false,
+                    settled: true,
+                    leaves_out,
                 }),
             }
         }
@@ -126,16 +139,23 @@ impl Work {
         for no in self.all() {
             self.extents.free_if_dead(no);
         }
+        for (no, before) in std::mem::take(&mut self.journal_gaps) {
+            let above = || self.sequence_above(no, ExtentKind::Journal, numbers.record);
+            let before = before.unwrap_or_else(above);
+            self.holdings.found_damage(no, before);
+        }
+        let (roots, damaged_roots) = self.settle_roots(numbers.record);
         self.index.trim();
         self.journal.sort_by_key(|record| record.sequence);
         report.shards = self.index.len();
         let findings = report.findings;
-        let engine = Engine::new(Recovered {
+        let mut engine = Engine::new(Recovered {
             superblocks,
             numbers,
             volatile_cache,
             extents: self.extents,
             index: self.index,
+            holdings: self.holdings,
             streams,
             seals,
             blind: self.blind,
@@ -143,10 +163,13 @@ impl Work {
             next_io,
             findings,
         });
+        engine.free_unneeded(engine.holdings.all());
         Opened {
             engine,
             journal: self.journal,
             damaged: self.damaged,
+            roots,
+            damaged_roots,
             report,
         }
     }

@@ -17,23 +17,28 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod accept;
 mod acknowledge;
 pub mod api;
 mod append;
 mod checkpoint;
+mod chunks;
 pub mod engine;
 pub mod error;
 mod extents;
 pub mod format;
 mod graves;
 mod handover;
+mod holdings;
 pub mod index;
+mod opened;
 pub mod opening;
 mod queue;
 mod read;
-mod read_journal;
+mod read_bytes;
 mod recovery;
 mod rewrite;
+mod roots;
 mod scan;
 mod superblocks;
 mod verdict;

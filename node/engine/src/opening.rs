@@ -1,8 +1,8 @@
 //! Recovery: from a raw device to a running engine.
 //!
 //! superblock copies → elect and check → checkpoint → extent headers → trailers → scans of what is
-//! not sealed → tables, newest extent first → (what is in doubt written again →) flush → superblock
-//! turned → engine.
+//! not sealed → tables, newest extent first → newest roots → (what is in doubt written again →) flush →
+//! superblock turned → engine.
 //!
 //! Invariants:
 //! - Nothing is written until everything was read, and then only the superblock and, after a failure,
@@ -28,7 +28,7 @@
 use std::collections::HashMap;
 
 use ashlar_layout::checkpoint::{Checkpoint, ExtentState};
-use ashlar_layout::ids::{ClusterId, DeviceId, PartitionId, Seq};
+use ashlar_layout::ids::DeviceId;
 use ashlar_layout::limits::{
     DEVICE_SIZE_MIN, EXTENT_SIZE_MAX, SUPERBLOCK_COPIES, SUPERBLOCK_STRIDE_MIN,
 };
@@ -37,8 +37,11 @@ use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Event, IoFailure, Memory};
 use crate::checkpoint::{INCARNATIONS_RESERVED, RECORDS_RESERVED};
-use crate::engine::{Engine, Numbers};
+use crate::engine::Numbers;
 use crate::error::{EngineError, FindingKind, OpenError, extent_finding};
+pub use crate::opened::{
+    DamagedJournal, DamagedRoot, IndexRoot, JournalRecord, OpenParams, Opened, RecoveryReport,
+};
 use crate::recovery::{Queue, Want, Work};
 use crate::superblocks::{Progress, Superblocks};
 
@@ -46,87 +49,6 @@ use crate::superblocks::{Progress, Superblocks};
 const DEPTH: usize = 32;
 /// Pieces that are being written again at once.
 const REWRITE_DEPTH: usize = 4;
-
-/// What is to be opened, and what is known of it.
-#[derive(Clone, Copy, Debug)]
-pub struct OpenParams {
-    /// The cluster of this node.
-    pub cluster: ClusterId,
-    /// The device that is expected here, if any in particular.
-    pub device: Option<DeviceId>,
-    /// Its size in bytes, as the kernel tells it.
-    pub device_size: u64,
-    /// Its logical block size.
-    pub logical_block: u32,
-    /// Whether completed writes may be lost until the next flush.
-    pub volatile_cache: bool,
-}
-
-/// A device that is open.
-pub struct Opened<M: Memory> {
-    /// The engine.
-    pub engine: Engine<M>,
-    /// The journal records on it, in the order in which they were appended.
-    pub journal: Vec<JournalRecord>,
-    /// Where journal records were, or may have been, that cannot be used.
-    pub damaged: Vec<DamagedJournal>,
-    /// What was found.
-    pub report: RecoveryReport,
-}
-
-/// A journal record on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JournalRecord {
-    /// Whose journal.
-    pub partition: PartitionId,
-    /// Byte offset on the device of the first entry.
-    pub at: u64,
-    /// Bytes of entries.
-    pub len: u32,
-    /// The first entry's number.
-    pub first: Seq,
-    /// The last entry's number.
-    pub last: Seq,
-    /// The record's own sequence number.
-    pub sequence: u64,
-}
-
-/// Part of a journal extent that cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DamagedJournal {
-    /// First byte of it.
-    pub offset: u64,
-    /// Bytes of it.
-    pub len: u64,
-    /// What was there, where that is known. A record torn by a crash was never acknowledged;
-    /// one that rotted was. They look alike.
-    pub entries: Option<(PartitionId, Seq, Seq)>,
-}
-
-/// What recovery found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// The device was closed in order, and its checkpoint is good.
-    pub clean: bool,
-    /// Extents that were searched block by block.
-    pub extents_scanned: u32,
-    /// Footers that were read.
-    pub footers_read: u32,
-    /// Live shards.
-    pub shards: u64,
-    /// Records of shards that are deleted.
-    pub shards_dead: u64,
-    /// Tombstones.
-    pub tombstones: u64,
-    /// Journal records.
-    pub journal_records: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written again, since they were in doubt after a failure.
-    pub bytes_rewritten: u64,
-    /// Findings, by [`FindingKind::number`].
-    pub findings: [u64; FindingKind::ALL.len()],
-}
 
 /// Opens a device. Ends when [`Opening::start`] or [`Opening::on_event`] returns something.
 pub struct Opening<M: Memory> {
@@ -156,6 +78,7 @@ enum Phase {
     Trailers,
     Scans,
     Tables,
+    Roots,
     Rewrite,
     Flush,
     Turn,
@@ -212,8 +135,17 @@ impl<M: Memory> Opening<M> {
             | Event::AppendJournal { op, .. }
             | Event::ReadShard { op, .. }
             | Event::ReadJournal { op, .. }
+            | Event::WriteIndex { op, .. }
+            | Event::ReadIndex { op, .. }
+            | Event::SyncIndex { op }
+            | Event::WriteRoot { op, .. }
             | Event::DeleteShard { op, .. }
             | Event::Shutdown { op } => op,
+            Event::HoldIndex { .. }
+            | Event::FreeIndex { .. }
+            | Event::KeepIndex { .. }
+            | Event::TrimJournal { .. }
+            | Event::ForgetPartition { .. } => return None,
         };
         let device = self
             .work
@@ -348,8 +280,14 @@ impl<M: Memory> Opening<M> {
                         return Ok(());
                     }
                 }
-                self.phase = Phase::Rewrite;
-                self.ask_doubtful();
+                self.phase = Phase::Roots;
+            }
+            Phase::Roots => {
+                let work = self.work.as_mut();
+                if !work.is_some_and(|work| work.ask_roots(&mut self.queue)) {
+                    self.phase = Phase::Rewrite;
+                    self.ask_doubtful();
+                }
             }
             Phase::Rewrite => {
                 self.phase = Phase::Flush;
@@ -413,6 +351,7 @@ impl<M: Memory> Opening<M> {
                 Want::Trailer(no) => work.take_trailer(no, bytes, &mut findings),
                 Want::Scan(no) => work.take_scan(no, bytes, queue, report, &mut findings),
                 Want::Footer(no) => work.take_footer(no, bytes, queue, report, &mut findings),
+                Want::Root(partition) => work.take_root(partition, bytes, &mut findings),
                 Want::Copy(_)
                 | Want::Checkpoint
                 | Want::Doubtful(_)
@@ -585,6 +524,7 @@ impl<M: Memory> Opening<M> {
             return;
         };
         self.report.clean = current.clean;
+        work.clean = current.clean;
         for (no, (seen, entry)) in (0u32..).zip(work.seen.iter_mut().zip(&checkpoint.extents)) {
             seen.floor = entry.incarnation;
             seen.skip = current.clean && entry.state == ExtentState::Free;

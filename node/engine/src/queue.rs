@@ -39,9 +39,20 @@ pub(crate) enum Item<B> {
         last: Seq,
         entries: Bytes,
     },
+    Chunk {
+        op: u64,
+        partition: PartitionId,
+        bytes: Bytes,
+    },
+    Root {
+        op: u64,
+        partition: PartitionId,
+        generation: u64,
+        bytes: Bytes,
+    },
 }
 
-/// One of the two streams.
+/// One of the streams.
 pub(crate) struct Stream<B> {
     pub kind: ExtentKind,
     pub queue: VecDeque<Item<B>>,
@@ -61,8 +72,12 @@ pub(crate) struct OpenExtent {
 /// An extent to which no more is appended, and whose footer is still to be written.
 pub(crate) struct Seal {
     pub extent: OpenExtent,
-    /// The footer is on its way.
+    /// The footer is on its way, or the flush before it.
     pub writing: bool,
+    /// All that it names is durable. (Chunks are not when they are acknowledged.)
+    pub settled: bool,
+    /// It leaves out a root that a crash has torn: as long as it is not durable, no extent is opened.
+    pub leaves_out: bool,
 }
 
 /// A batch under way.
@@ -74,8 +89,10 @@ pub(crate) struct Batch {
     pub offset: u64,
     pub writes_left: usize,
     pub flush: bool,
-    /// Of one large shard, or of the header that goes before one.
+    /// Of one large shard, or one record of the index, or of the header that goes before one.
     pub alone: bool,
+    /// It holds a root.
+    pub root: bool,
     pub durable: bool,
     pub records: Vec<Appended>,
 }
@@ -93,7 +110,22 @@ pub(crate) enum Appended {
         shadow: bool,
     },
     Journal {
+        partition: PartitionId,
+        last: Seq,
+        sequence: u64,
         ops: Vec<(u64, u64)>,
+    },
+    Chunk {
+        op: u64,
+        partition: PartitionId,
+        sequence: u64,
+        at: u64,
+        len: u32,
+    },
+    Root {
+        op: u64,
+        partition: PartitionId,
+        sequence: u64,
     },
 }
 
@@ -122,6 +154,17 @@ impl<B> Item<B> {
             Item::Shard { payload_len, .. } => *payload_len,
             Item::Tombstone { .. } => 0,
             Item::Journal { entries, .. } => entries.len() as u32,
+            Item::Chunk { bytes, .. } | Item::Root { bytes, .. } => bytes.len() as u32,
+        }
+    }
+
+    /// The partition that it is of, and the operation, if it is of the journal or the index.
+    pub fn of_partition(&self) -> Option<(PartitionId, u64)> {
+        match self {
+            Item::Shard { .. } | Item::Tombstone { .. } => None,
+            Item::Journal { partition, op, .. }
+            | Item::Chunk { partition, op, .. }
+            | Item::Root { partition, op, .. } => Some((*partition, *op)),
         }
     }
 }
@@ -140,19 +183,34 @@ impl<B> Stream<B> {
         self.queue.is_empty() && self.flying.is_empty()
     }
 
-    /// Takes out the journal operations that wait or are under way.
-    pub fn drain_journal_ops(&mut self) -> Vec<u64> {
-        let mut ops = Vec::new();
-        for item in self.queue.drain(..) {
-            if let Item::Journal { op, .. } = item {
-                ops.push(op);
-            }
-        }
+    /// Takes out the operations of the journal and the index that wait or are under way.
+    pub fn drain_ops(&mut self) -> Vec<u64> {
+        let waiting = self.queue.drain(..);
+        let mut ops: Vec<u64> = waiting
+            .filter_map(|item| item.of_partition().map(|(_, op)| op))
+            .collect();
         for record in self.flying.drain(..).flat_map(|batch| batch.records) {
-            if let Appended::Journal { ops: done } = record {
-                ops.extend(done.into_iter().map(|(op, _)| op));
+            match record {
+                Appended::Journal { ops: done, .. } => {
+                    ops.extend(done.into_iter().map(|(op, _)| op));
+                }
+                Appended::Chunk { op, .. } | Appended::Root { op, .. } => ops.push(op),
+                Appended::Shard { .. } | Appended::Tombstone { .. } => {}
             }
         }
+        ops
+    }
+
+    /// Takes out the operations of a partition that wait.
+    pub fn drain_partition(&mut self, partition: PartitionId) -> Vec<u64> {
+        let mut ops = Vec::new();
+        self.queue.retain(|item| match item.of_partition() {
+            Some((other, op)) if other == partition => {
+                ops.push(op);
+                false
+            }
+            _ => true,
+        });
         ops
     }
 

@@ -12,25 +12,29 @@
 //!   same owner stands behind it. Reading it gives "corrupt". (Of writes under way together a crash may have
 //!   torn the first and not the second: what nobody was promised is called corrupt then, too.) What is the
 //!   last of its owner is taken for torn, by this recovery and by all later ones;
+//! - roots and chunks of indexes: see [`crate::roots`];
 //! - damage in a journal extent is told by every recovery: records whose payload does not match keep
 //!   their place in the table, marked, and what lies between the records of a table, or behind the
-//!   last of them, is told as damaged; such an extent is never free;
+//!   last of them, is told as damaged; such an extent is not free before all have trimmed it
+//!   ([`crate::holdings`]);
 //! - a table is taken in only when all tables of later incarnations have been.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
 use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, trailer_at};
-use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch};
+use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch, PartitionId, Seq};
 use ashlar_layout::record::{Subject, header_len, record_len};
 use ashlar_layout::stamp::{HeadFault, Place};
 
 use crate::error::{Finding, FindingKind, extent_finding};
 use crate::extents::{ExtentTable, State};
 use crate::graves::{Graves, gaps};
+use crate::holdings::Holdings;
 use crate::index::{Candidate, Index, UNIT};
 use crate::opening::{DamagedJournal, JournalRecord, RecoveryReport};
 use crate::rewrite::{Doubt, Piece};
+use crate::roots::Roots;
 use crate::scan::{Scan, Scanned, Wholeness};
 
 /// Extents above the highest used one whose header is not believed to be merely unwritten.
@@ -47,6 +51,7 @@ pub(crate) enum Want {
     Trailer(ExtentNo),
     Scan(ExtentNo),
     Footer(ExtentNo),
+    Root(PartitionId),
     Doubtful(Piece),
     Rewritten { at: u64 },
     Flush,
@@ -73,6 +78,10 @@ pub(crate) struct Seen {
     pub records: Option<Vec<FooterEntry>>,
     pub tail: u64,
     pub incarnation: Incarnation,
+    /// Its footer will leave out a root that is torn.
+    pub torn_root: bool,
+    /// It gets no footer: damage in it could not be told from a footer.
+    pub no_footer: bool,
 }
 
 /// What recovery has put together.
@@ -88,8 +97,14 @@ pub(crate) struct Work {
     pub index: Index,
     pub extents: ExtentTable,
     pub graves: Graves,
+    pub holdings: Holdings,
+    pub roots: Roots,
+    /// The device was closed in order.
+    pub clean: bool,
     pub journal: Vec<JournalRecord>,
     pub damaged: Vec<DamagedJournal>,
+    /// Gaps in the journal: in which extent, and the sequence number of what stands behind it there.
+    pub journal_gaps: Vec<(ExtentNo, Option<u64>)>,
     /// The first place that could not be read and may have held records.
     pub blind: Option<(u64, u64)>,
     /// After a failure: what may be less durable than it seems.
@@ -109,8 +124,12 @@ impl Work {
             index: Index::new(device),
             extents: ExtentTable::new(count),
             graves: Graves::default(),
+            holdings: Holdings::new(geometry),
+            roots: Roots::default(),
+            clean: false,
             journal: Vec::new(),
             damaged: Vec::new(),
+            journal_gaps: Vec::new(),
             blind: None,
             doubt: doubt.map(Doubt::new),
         }
@@ -134,8 +153,11 @@ impl Work {
     }
 
     fn unreadable(&mut self, no: ExtentNo, offset: u64, len: u64, findings: &mut Vec<Finding>) {
-        self.seen[no.0 as usize].unreadable = true;
-        self.blind.get_or_insert((offset, len));
+        let seen = &mut self.seen[no.0 as usize];
+        seen.unreadable = true;
+        if seen.header.is_none_or(|h| h.kind != ExtentKind::Index) {
+            self.blind.get_or_insert((offset, len));
+        }
         findings.push(extent_finding(
             FindingKind::Unreadable,
             self.device,
@@ -165,8 +187,9 @@ impl Work {
                 header.block_size == self.geometry.block_size
                     && header.extent_size == self.geometry.extent_size
             });
-        if header.is_some() {
+        if let Some(header) = header {
             self.highest = self.highest.max(Some(no.0));
+            self.roots.opened_at(header.first_sequence);
         }
         let seen = &mut self.seen[no.0 as usize];
         if header.is_some_and(|header| header.incarnation < seen.floor) {
@@ -309,6 +332,16 @@ impl Work {
             |scanned: &Scanned| matches!(scanned.header.subject, Subject::Journal { .. });
         let journal = header.is_some_and(|header| header.kind == ExtentKind::Journal)
             || scan.found.iter().any(is_journal);
+        let index = header.is_some_and(|header| header.kind == ExtentKind::Index)
+            || scan
+                .found
+                .iter()
+                .any(|scanned| is_index(&scanned.header.subject));
+        // Nothing in an extent is acknowledged before its header is durable.
+        let unopened = match header {
+            Some(header) => header.incarnation != scan.incarnation(),
+            None => !self.seen[no.0 as usize].unreadable,
+        };
         let nothing = header.is_none() && scan.found.is_empty();
         for at in &scan.bad_heads {
             findings.push(extent_finding(
@@ -317,7 +350,7 @@ impl Work {
                 *at,
                 block,
             ));
-            if !journal {
+            if !journal && !index {
                 // It may have been any shard's.
                 self.blind.get_or_insert((*at, block));
             }
@@ -349,6 +382,9 @@ impl Work {
         let mut records = Vec::with_capacity(scan.found.len());
         // From the last one back: what follows a record tells what its damage means.
         let mut followed: Option<(OwnerEpoch, u64)> = None;
+        if index && !unopened {
+            self.lost_roots(no, &scan);
+        }
         for Scanned { header, wholeness } in scan.found.iter().rev() {
             let (offset, len) = (header.address, header.record_len(block_size));
             let (entry, whole) = (
@@ -356,7 +392,9 @@ impl Work {
                 *wholeness == Wholeness::Whole,
             );
             if whole {
-                if let Some(doubt) = &mut self.doubt {
+                if let Some(doubt) = &mut self.doubt
+                    && !matches!(header.subject, Subject::IndexChunk { .. })
+                {
                     doubt.add(no, header.owner_epoch, offset, len);
                 }
                 // Of a life the last whole record is met first.
@@ -377,11 +415,24 @@ impl Work {
             let outlived = followed.is_some_and(|(owner, sequence)| {
                 owner == header.owner_epoch && sequence > header.sequence
             });
-            if entries.is_some() {
+            if let Subject::IndexChunk { .. } = header.subject {
+                // Whether that matters is known when somebody keeps it.
                 records.push(FooterEntry {
                     damaged: true,
                     ..entry
                 });
+                continue;
+            }
+            let root = matches!(header.subject, Subject::IndexRoot { .. });
+            let torn = root && !named && (unopened || !self.was_durable(header.sequence));
+            self.seen[no.0 as usize].torn_root |= torn;
+            if entries.is_some() || (root && !torn) {
+                records.push(FooterEntry {
+                    damaged: true,
+                    ..entry
+                });
+            } else if root {
+                // The one before it is as good.
             } else if *wholeness == Wholeness::Unreadable {
                 records.push(entry);
                 continue;
@@ -507,20 +558,33 @@ impl Work {
             let kind = match seen.header {
                 Some(header) => header.kind,
                 None if journal => ExtentKind::Journal,
+                None if records.iter().any(|entry| is_index(&entry.subject)) => ExtentKind::Index,
                 None => ExtentKind::Data,
             };
             self.extents
                 .adopt(no, State::Sealed, Some(kind), seen.incarnation);
             if kind == ExtentKind::Journal {
                 let tail = self.seen[no.0 as usize].tail;
-                self.damaged
-                    .extend(gaps(&self.geometry, no, &records, tail));
+                let gaps = gaps(&self.geometry, no, &records, tail);
+                self.holdings.found_journal(no);
+                for gap in &gaps {
+                    // Whatever was there was appended before what stands behind it.
+                    let behind = |entry: &&FooterEntry| self.address(no, entry) > gap.offset;
+                    let before = records.iter().find(behind).map(|entry| entry.sequence);
+                    self.journal_gaps.push((no, before));
+                }
+                self.damaged.extend(gaps);
             }
             self.take_table(no, &records, report);
             if self.seen[no.0 as usize].scanned {
                 self.seen[no.0 as usize].records = Some(records);
             }
         }
+    }
+
+    fn address(&self, no: ExtentNo, entry: &FooterEntry) -> u64 {
+        let base = u64::from(no.0) * self.geometry.extent_size;
+        base + u64::from(entry.offset_blocks) * self.block()
     }
 
     fn take_table(&mut self, no: ExtentNo, entries: &[FooterEntry], report: &mut RecoveryReport) {
@@ -530,9 +594,10 @@ impl Work {
                 self.graves.dig(shard, no, entry.sequence);
             }
         }
-        let base = u64::from(no.0) * self.geometry.extent_size;
+        // Of each partition the highest of its journal records here.
+        let mut tails: HashMap<PartitionId, (Seq, u64)> = HashMap::new();
         for entry in entries {
-            let address = base + u64::from(entry.offset_blocks) * self.block();
+            let address = self.address(no, entry);
             match entry.subject {
                 Subject::Tombstone(_) => {}
                 Subject::Shard(shard) => {
@@ -556,6 +621,8 @@ impl Work {
                     first,
                     last,
                 } => {
+                    let tail = tails.entry(partition).or_insert((last, entry.sequence));
+                    *tail = (tail.0.max(last), tail.1.max(entry.sequence));
                     if entry.damaged {
                         let len = record_len(entry.payload_len, self.geometry.block_size);
                         self.damaged.push(DamagedJournal {
@@ -576,7 +643,29 @@ impl Work {
                         sequence: entry.sequence,
                     });
                 }
+                Subject::IndexChunk { .. } => {
+                    report.chunks += 1;
+                    let head = header_len(entry.payload_len, self.geometry.block_size);
+                    let at = address + u64::from(head);
+                    self.holdings
+                        .found_chunk(at, entry.payload_len, entry.damaged);
+                }
+                Subject::IndexRoot { .. } => {
+                    report.roots += 1;
+                    self.roots.found(no, address, entry);
+                }
             }
         }
+        for (partition, (last, sequence)) in tails {
+            self.holdings.found_record(no, partition, last, sequence);
+        }
     }
+}
+
+/// Whether a record is of an index.
+fn is_index(subject: &Subject) -> bool {
+    matches!(
+        subject,
+        Subject::IndexChunk { .. } | Subject::IndexRoot { .. }
+    )
 }

@@ -16,6 +16,8 @@
 //! - copies of the superblock that hold the elected one: the turn that follows overwrites the *other*
 //!   copies first, trusting these. A checkpoint that a superblock names was durable before that was written.
 //! - Records that are not whole: of those nothing is promised, and no journal entry comes.
+//! - Chunks of indexes: those that a root names were made durable by a flush that ended well before the root
+//!   was written, and the others are nobody's. (A *root* is a record as any other.)
 //!
 //! Invariants:
 //! - What is written is what stands there, to the bit, and is checked before it is written: record by record

@@ -3,18 +3,19 @@
 //! Invariants:
 //! - an unreadable or damaged record never hides the ones behind it: the scan goes on block by block;
 //! - what an earlier life of an extent left behind, and what was never written, is no finding;
-//! - a sealed extent is held to its footer: each record that it names must be there, whole.
+//! - a sealed extent is held to its footer: each record that it names must be there, whole (but chunks of
+//!   indexes that it calls damaged: they were nobody's).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ashlar_layout::checkpoint::{ExtentEntry, ExtentState};
 use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
-use ashlar_layout::footer::{Footer, TRAILER_LEN, Trailer, trailer_at};
+use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, trailer_at};
 use ashlar_layout::ids::{ExtentNo, Incarnation};
 use ashlar_layout::journal;
 use ashlar_layout::message::FindingKind;
-use ashlar_layout::record::{RecordHeader, RecordKind, Subject, header_len};
+use ashlar_layout::record::{RecordHeader, Subject, header_len, index_record_at};
 use ashlar_layout::stamp::{HEAD_LEN, HeadFault, Place};
 use ashlar_layout::superblock::Superblock;
 use serde::Serialize;
@@ -54,6 +55,10 @@ pub struct Report {
     pub journal_batches: u64,
     /// Journal entries in them.
     pub journal_entries: u64,
+    /// Chunks of indexes that are whole.
+    pub index_chunks: u64,
+    /// Roots of indexes that are whole, outdated ones included.
+    pub index_roots: u64,
     /// Bytes of payload that match their checksums.
     pub payload_bytes: u64,
     /// Bytes that were read.
@@ -260,7 +265,13 @@ impl Scan<'_> {
         let stop = footer
             .as_ref()
             .map_or(end, |f| f.records_end.clamp(start, end));
-        let whole = self.records(extent, incarnation, stop, end);
+        let orphan = |entry: &&FooterEntry| {
+            entry.damaged && matches!(entry.subject, Subject::IndexChunk { .. })
+        };
+        let orphans = footer.iter().flat_map(|f| &f.entries).filter(orphan);
+        let orphans = orphans.map(|entry| entry.sequence).collect();
+        let index = kind == Some(ExtentKind::Index);
+        let whole = self.records(extent, incarnation, stop, end, index, &orphans);
         if header.is_err() && !used && !whole.is_empty() {
             let detail = format!(
                 "{} records stand behind an extent header that is lost",
@@ -318,6 +329,8 @@ impl Scan<'_> {
         incarnation: Option<Incarnation>,
         stop: u64,
         end: u64,
+        index: bool,
+        orphans: &BTreeSet<u64>,
     ) -> BTreeMap<u64, u64> {
         let block = u64::from(self.geometry.block_size);
         let mut whole = BTreeMap::new();
@@ -325,13 +338,22 @@ impl Scan<'_> {
         // What could not be read since the last record: a finding only once another one follows.
         let mut gap: Vec<(u64, Option<String>)> = Vec::new();
         let mut at = self.geometry.records_start(extent);
+        // Blocks in front of a record of an index that may be unused.
+        let mut padding = index_record_at(at, self.geometry.block_size);
         while at < stop {
+            if index && at < padding {
+                at += block;
+                continue;
+            }
             match self.step(extent, incarnation, at, end) {
                 Step::Record(header, len) => {
                     self.close_gap(&mut gap, block);
-                    self.record(&header, len, end);
+                    if !orphans.contains(&header.sequence) {
+                        self.record(&header, len, end);
+                    }
                     whole.insert(at, header.sequence);
                     at += len;
+                    padding = index_record_at(at, self.geometry.block_size);
                 }
                 Step::Stale(len) => {
                     stale_until = stale_until.max(at.saturating_add(len));
@@ -451,6 +473,8 @@ impl Scan<'_> {
         match header.subject {
             Subject::Shard(_) => self.report.shards += 1,
             Subject::Tombstone(_) => self.report.tombstones += 1,
+            Subject::IndexChunk { .. } => self.report.index_chunks += 1,
+            Subject::IndexRoot { .. } => self.report.index_roots += 1,
             Subject::Journal { first, last, .. } => {
                 self.report.journal_batches += 1;
                 let mut next = first.0;
@@ -515,20 +539,19 @@ fn what(header: &RecordHeader) -> String {
 }
 
 fn subject(subject: &Subject) -> String {
-    match (subject, subject.kind()) {
-        (Subject::Shard(shard), _) => format!("shard {shard}"),
-        (Subject::Tombstone(shard), _) => format!("tombstone of shard {shard}"),
-        (
-            Subject::Journal {
-                partition,
-                first,
-                last,
-            },
-            RecordKind::JournalBatch,
-        ) => {
-            format!("journal of partition {partition}, entries {first} to {last}")
-        }
-        (Subject::Journal { .. }, _) => "journal".to_owned(),
+    match subject {
+        Subject::Shard(shard) => format!("shard {shard}"),
+        Subject::Tombstone(shard) => format!("tombstone of shard {shard}"),
+        Subject::Journal {
+            partition,
+            first,
+            last,
+        } => format!("journal of partition {partition}, entries {first} to {last}"),
+        Subject::IndexChunk { partition } => format!("index chunk of partition {partition}"),
+        Subject::IndexRoot {
+            partition,
+            generation,
+        } => format!("index root {generation} of partition {partition}"),
     }
 }
 

@@ -21,6 +21,8 @@ struct Counts {
     states: u64,
     exhausted: u64,
     crashes_in_openings: u64,
+    overtaken: u64,
+    trimmed: u64,
 }
 
 /// Runs `history` until `cut` completions were seen; true if that was all of it.
@@ -32,14 +34,13 @@ fn run_to(cut: u64, seed: u64, history: History) -> (Rig, Model, bool) {
     let mut whole = true;
     history(&mut rig, &mut model, &mut |rig, model| {
         rig.kick();
-        loop {
+        while !rig.flying.is_empty() {
+            // With what has just gone out still in flight.
             if left == 0 {
                 whole = false;
                 return false;
             }
-            if !rig.step() {
-                break;
-            }
+            rig.step();
             left -= 1;
             model.hear(rig);
             rig.kick();
@@ -50,11 +51,33 @@ fn run_to(cut: u64, seed: u64, history: History) -> (Rig, Model, bool) {
     (rig, model, whole)
 }
 
+/// What is free is used, and then power fails once more.
+fn go_on(rig: &mut Rig, model: &mut Model, rng: &mut Rng) {
+    model.speak_all(rig);
+    let partitions: Vec<u32> = model.replicas.of.keys().copied().collect();
+    for number in 900..903 {
+        model.write(rig, number, 300_000);
+        let partition = partitions[rng.below(partitions.len() as u64) as usize];
+        model.write_chunk(rig, partition, 60);
+    }
+    rig.settle();
+    model.hear(rig);
+    let flying = rig.die();
+    rig.disk.loosen(&flying);
+    rig.disk
+        .settle_loose(|_, versions| rng.below(versions as u64) as usize);
+    let opened = rig.open();
+    model.verify(rig, &opened);
+    model.verify_nothing_held(rig);
+}
+
 fn every_crash(history: History) -> Counts {
     let mut counts = Counts {
         states: 0,
         exhausted: 0,
         crashes_in_openings: 0,
+        overtaken: 0,
+        trimmed: 0,
     };
     for cut in 0.. {
         let (mut rig, model, whole) = run_to(cut, 42, history);
@@ -97,8 +120,13 @@ fn every_crash(history: History) -> Counts {
             rig.disk.settle_loose(|_, _| 0);
             let opened = rig.open();
             seen.verify(&mut rig, &opened);
+            if !seen.replicas.of.is_empty() && subset % 3 == 1 {
+                go_on(&mut rig, &mut seen, &mut rng);
+            }
             rig.die();
             counts.states += 1;
+            counts.overtaken += seen.replicas.overtaken;
+            counts.trimmed += seen.replicas.trimmed;
         }
         if whole {
             break;
@@ -170,4 +198,149 @@ fn batches_of_several_writes() {
         settle(rig, model);
     });
     assert!(counts.states > 200 && counts.crashes_in_openings > 10);
+}
+
+/// A root with what it names, and the next one.
+#[test]
+fn chunks_a_sync_and_a_root() {
+    let counts = every_crash(|rig, model, settle| {
+        let mut rng = Rng(5);
+        model.write_chunk(rig, 1, 1);
+        model.write_chunk(rig, 1, 2);
+        model.write_chunk(rig, 2, 1);
+        if !settle(rig, model) {
+            return;
+        }
+        model.sync(rig, 1);
+        if !settle(rig, model) {
+            return;
+        }
+        model.write_root(rig, 1, &mut rng, 100);
+        model.write_chunk(rig, 2, 1);
+        model.sync(rig, 2);
+        if !settle(rig, model) {
+            return;
+        }
+        model.sync(rig, 2);
+        if !settle(rig, model) {
+            return;
+        }
+        model.write_root(rig, 2, &mut rng, 100);
+        if !settle(rig, model) {
+            return;
+        }
+        model.append(rig, 1, 1, 100);
+        model.write_root(rig, 1, &mut rng, 50);
+        model.write_root(rig, 2, &mut rng, 50);
+        model.write(rig, 1, 100);
+        settle(rig, model);
+    });
+    assert!(
+        counts.states > 200 && counts.exhausted > 0 && counts.overtaken > 5,
+        "{} {} {}",
+        counts.states,
+        counts.exhausted,
+        counts.overtaken
+    );
+}
+
+/// Fills two extents of the journal and trims them, by a root or two.
+fn trimmed(
+    rig: &mut Rig,
+    model: &mut Model,
+    settle: &mut dyn FnMut(&mut Rig, &mut Model) -> bool,
+) -> bool {
+    let mut rng = Rng(7);
+    for round in 0..4 {
+        for partition in [1, 2] {
+            for _ in 0..2 {
+                model.append(rig, partition, 1, 190_000);
+            }
+        }
+        if !settle(rig, model) {
+            return false;
+        }
+        if round > 0 {
+            for partition in [1, 2] {
+                model.write_root(rig, partition, &mut rng, 100);
+            }
+            if !settle(rig, model) {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Extents of the journal that become others' while power fails.
+#[test]
+fn trimmed_extents_are_used_again() {
+    let counts = every_crash(|rig, model, settle| {
+        if !trimmed(rig, model, settle) {
+            return;
+        }
+        let journals = rig.engine().stats().extents_journal;
+        assert!(journals <= 3, "{journals} extents hold what is trimmed");
+        model.write(rig, 1, 190_000);
+        model.write_chunk(rig, 3, 30);
+        model.append(rig, 1, 1, 190_000);
+        if !settle(rig, model) {
+            return;
+        }
+        model.write(rig, 2, 700_000);
+        model.append(rig, 2, 2, 190_000);
+        model.write_chunk(rig, 3, 220);
+        settle(rig, model);
+    });
+    assert!(
+        counts.states > 900 && counts.trimmed > 1000,
+        "{} {}",
+        counts.states,
+        counts.trimmed
+    );
+}
+
+/// Extents of the index that nobody holds any more, and become others' while power fails.
+#[test]
+fn extents_of_the_index_are_used_again() {
+    let counts = every_crash(|rig, model, settle| {
+        let mut rng = Rng(9);
+        for round in 0..4 {
+            for partition in [1, 2] {
+                model.write_chunk(rig, partition, 110);
+            }
+            if !settle(rig, model) {
+                return;
+            }
+            for partition in [1, 2] {
+                model.sync(rig, partition);
+            }
+            if !settle(rig, model) {
+                return;
+            }
+            for partition in [1, 2] {
+                model.write_root(rig, partition, &mut rng, 0);
+            }
+            if round == 3 {
+                model.write(rig, 1, 100_000);
+            }
+            if !settle(rig, model) {
+                return;
+            }
+        }
+        let indexes = rig.engine().stats().extents_index;
+        assert!(
+            indexes <= 3,
+            "{indexes} extents hold two chunks and two roots"
+        );
+        model.write(rig, 2, 900_000);
+        model.append(rig, 1, 1, 190_000);
+        settle(rig, model);
+    });
+    assert!(
+        counts.states > 800 && counts.overtaken > 10,
+        "{} {}",
+        counts.states,
+        counts.overtaken
+    );
 }

@@ -2,6 +2,7 @@
 //!
 //! A failing run prints its seed: `ASHLAR_SEED=<seed> cargo test -p ashlar-node-engine replay`
 //! runs that one alone, `ASHLAR_SEED=2000..9000` many. Seeds that once failed stay in [`REGRESSIONS`].
+//! Seeds above [`WITH_INDEX`] are of histories with indexes and trimmed journals among all that.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,10 +22,15 @@ enum Disk {
     Failing,
 }
 
+/// From here on seeds are of histories with indexes.
+const WITH_INDEX: u64 = 10_000;
+
 /// Seeds that found something once.
 const REGRESSIONS: &[u64] = &[
     // An unsealed extent that was not the newest went on: a tombstone came to be older than its record.
     2335,
+    // A partition of which nothing was left but a damaged root held that, and nobody was told to ask for it.
+    13531,
 ];
 
 /// The same, on a failing disk.
@@ -54,9 +60,17 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
     let large = [2, 10, 40][rng.below(3) as usize];
     let deletes = [5, 30, 60][rng.below(3) as usize];
     let crashes = [1, 2, 5][rng.below(3) as usize];
+    // And some keep little of their indexes, so that extents change hands.
+    let mut side = crate::disk::Rng(seed ^ 0x1dec);
+    let index = [10, 30, 60][side.below(3) as usize];
+    let keep = [20, 90][side.below(2) as usize];
+    let mut partitions = [0, 1, 2];
     let mut next = 1;
     let mut recoveries = 0;
     for _ in 0..steps {
+        if seed > WITH_INDEX && side.chance(index) {
+            index_step(&mut rig, &mut model, &mut side, &mut partitions, keep);
+        }
         match rng.below(100) {
             0..30 => {
                 let len = if rng.chance(large) {
@@ -91,7 +105,7 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
                 };
                 model.append(
                     &mut rig,
-                    rng.below(3) as u32,
+                    partitions[rng.below(3) as usize],
                     1 + rng.below(4),
                     len as usize,
                 );
@@ -202,7 +216,38 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
     let opened = rig.open();
     model.verify(&mut rig, &opened);
     model.reused = reused(&rig);
+    model.verify_nothing_held(&mut rig);
     (model, recoveries)
+}
+
+/// One step of the replica of some partition.
+fn index_step(
+    rig: &mut Rig,
+    model: &mut Model,
+    rng: &mut crate::disk::Rng,
+    partitions: &mut [u32; 3],
+    keep: u64,
+) {
+    let slot = rng.below(3) as usize;
+    let partition = partitions[slot];
+    match rng.below(100) {
+        0..40 => {
+            let grains = if rng.chance(20) { 200 } else { 20 };
+            model.write_chunk(rig, partition, 1 + rng.below(grains) as usize);
+        }
+        40..55 => model.sync(rig, partition),
+        55..70 => model.write_root(rig, partition, rng, keep),
+        70..85 => model.read_chunk(rig, rng),
+        85..90 => model.speak(rig, partition),
+        90..94 => model.speak_all(rig),
+        94..97 => model.share(rig, partition, partitions[rng.below(3) as usize], rng),
+        97..99 => model.give_up(rig, partition),
+        _ if rng.chance(30) => {
+            model.retire(rig, partition);
+            partitions[slot] = 3 + partitions.iter().max().unwrap();
+        }
+        _ => {}
+    }
 }
 
 /// The device is fenced: the process closes it and opens it again, which may fail, too, or end by a power cut.
@@ -256,29 +301,66 @@ fn run_on(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
     })
 }
 
+/// What histories with indexes came to.
+#[derive(Debug, Default)]
+struct Indexes {
+    roots: u64,
+    chunks: u64,
+    trimmed: u64,
+    pinned: u64,
+    overtaken: u64,
+}
+
+impl Indexes {
+    fn add(&mut self, model: &Model) {
+        let replicas = &model.replicas;
+        self.roots += replicas.roots_checked;
+        self.chunks += replicas.chunks_checked;
+        self.trimmed += replicas.trimmed;
+        self.pinned += replicas.pinned;
+        self.overtaken += replicas.overtaken;
+    }
+}
+
 #[test]
 fn short_histories() {
     let (mut acknowledged, mut recoveries, mut reads) = (0, 0, 0);
-    for seed in 1..=250 {
+    let mut indexes = Indexes::default();
+    for seed in (1..=120).chain(10_001..=10_150) {
         let (model, more) = run(seed, 300);
         acknowledged += model.acknowledged;
         recoveries += more;
         reads += model.reads_checked;
+        indexes.add(&model);
     }
     // Sometimes-properties: the histories did what they are for.
     assert!(acknowledged > 20_000, "{acknowledged}");
     assert!(recoveries > 150, "{recoveries}");
     assert!(reads > 1000, "{reads}");
+    assert!(
+        indexes.roots > 1000 && indexes.chunks > 2000 && indexes.trimmed > 4000,
+        "{indexes:?}"
+    );
+    assert!(
+        indexes.pinned > 1000 && indexes.overtaken > 20,
+        "{indexes:?}"
+    );
 }
 
 #[test]
 fn long_histories_that_fill_the_device() {
     let (mut full, mut reused) = (0, 0);
-    for seed in 1001..=1008 {
+    let mut indexes = Indexes::default();
+    for seed in (1001..=1004).chain(11_001..=11_006) {
         let (model, _) = run(seed, 4000);
         full += model.full;
         reused += model.reused;
+        indexes.add(&model);
     }
+    assert!(
+        indexes.roots > 400 && indexes.trimmed > 10_000,
+        "{indexes:?}"
+    );
     assert!(full > 0, "no history met the limit of the device");
     assert!(reused > 30, "{reused} extents were used again");
 }
@@ -286,12 +368,15 @@ fn long_histories_that_fill_the_device() {
 #[test]
 fn a_failing_disk_that_shows_what_it_dropped() {
     let (mut recoveries, mut acknowledged, mut damaged) = (0, 0, 0);
-    for seed in 5001..=5250 {
+    let mut indexes = Indexes::default();
+    for seed in (5001..=5120).chain(15_001..=15_150) {
         let (model, more) = run_on(seed, 300, Disk::Failing);
         recoveries += more;
         acknowledged += model.acknowledged;
         damaged += model.damaged;
+        indexes.add(&model);
     }
+    assert!(indexes.roots > 500 && indexes.overtaken > 10, "{indexes:?}");
     assert!(recoveries > 500, "{recoveries}");
     assert!(acknowledged > 15_000, "{acknowledged}");
     assert!(damaged > 0, "no write was torn before a newer one");
@@ -326,7 +411,7 @@ fn replay() {
     };
     let (from, to) = seeds.split_once("..").unwrap_or((&seeds, &seeds));
     for seed in from.parse().unwrap()..=to.parse::<u64>().unwrap() {
-        let (steps, disk) = match seed {
+        let (steps, disk) = match seed % WITH_INDEX {
             1001..2000 => (4000, Disk::Honest),
             5001..6000 => (300, Disk::Failing),
             _ => (300, Disk::Honest),

@@ -8,7 +8,8 @@
 //!   and stays what a recovery shows.
 //! - Acknowledged journal entries are there, byte for byte, at the place that was told.
 //! - What a crash takes of a partition's journal is a tail: before an entry that is there, none is
-//!   missing (but those that were refused).
+//!   missing (but those that were refused, and those that were trimmed).
+//! - For indexes, and what is trimmed of journals, see [`crate::replicas`].
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,6 +18,7 @@ use ashlar_node_engine::api::Event;
 use ashlar_node_engine::error::EngineError;
 
 use crate::disk::Rng;
+use crate::replicas::{AskedIndex, Replicas};
 use crate::rig::{Answer, Opened2, Rig, payload, shard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,21 +45,25 @@ pub struct Entries {
     pub first: u64,
     pub last: u64,
     pub at: Option<u64>,
+    /// Of its record, once it is there.
+    pub sequence: u64,
     pub refused: bool,
 }
 
-enum Asked {
+pub enum Asked {
     Write(u64),
     Delete(u64),
     Read { number: u64, offset: u32, len: u32 },
     Journal { partition: u32, at: usize },
+    Index { partition: u32, what: AskedIndex },
 }
 
 #[derive(Default)]
 pub struct Model {
     pub shards: BTreeMap<u64, ShardModel>,
     pub journal: BTreeMap<u32, Vec<Entries>>,
-    asked: HashMap<u64, Asked>,
+    pub replicas: Replicas,
+    pub asked: HashMap<u64, Asked>,
     pub full: u64,
     pub acknowledged: u64,
     pub reads_checked: u64,
@@ -72,6 +78,7 @@ impl Model {
         Model {
             shards: self.shards.clone(),
             journal: self.journal.clone(),
+            replicas: self.replicas.clone(),
             ..Model::default()
         }
     }
@@ -133,6 +140,7 @@ impl Model {
             first,
             last,
             at: None,
+            sequence: 0,
             refused: false,
         });
         let at = list.len() - 1;
@@ -149,6 +157,10 @@ impl Model {
             if matches!(answer.error(), Some(EngineError::Fenced { .. })) {
                 // It may have been done or not, as after a crash.
                 assert!(rig.fenced.is_some());
+                continue;
+            }
+            if let Some(EngineError::Forgotten { partition, .. }) = answer.error() {
+                assert!(self.replicas.retired.contains(&partition.0));
                 continue;
             }
             let refused = matches!(
@@ -192,10 +204,20 @@ impl Model {
                 } => {
                     self.check_read(number, offset, len, &answer, refused);
                 }
+                Asked::Index { partition, what } => {
+                    self.hear_index(rig, partition, what, &answer, refused);
+                }
                 Asked::Journal { partition, at } => {
-                    let entries = &mut self.journal.get_mut(&partition).unwrap()[at];
+                    let Some(list) = self.journal.get_mut(&partition) else {
+                        assert!(self.replicas.retired.contains(&partition));
+                        continue;
+                    };
+                    let entries = &mut list[at];
                     match answer {
-                        Answer::Journal(place) => entries.at = Some(place),
+                        Answer::Journal(place) => {
+                            entries.at = Some(place);
+                            entries.sequence = rig.sequences[&place];
+                        }
                         _ if refused => entries.refused = true,
                         _ => panic!("append to {partition}: {answer:?}"),
                     }
@@ -270,7 +292,9 @@ impl Model {
             present,
             "the index holds nothing else"
         );
+        // Against what was told before the crash.
         self.verify_journal(rig, opened);
+        self.verify_roots(rig, opened);
     }
 
     fn verify_journal(&mut self, rig: &mut Rig, opened: &Opened2) {
@@ -281,19 +305,28 @@ impl Model {
         for record in &opened.journal {
             assert!(record.sequence > last_sequence, "in the order of appends");
             last_sequence = record.sequence;
+            let PartitionId(partition) = record.partition;
+            let (Seq(first), Seq(last)) = (record.first, record.last);
+            let replica = self.replicas.of.get(&partition);
+            if self.replicas.retired.contains(&partition)
+                || replica.is_some_and(|replica| replica.trimmed(last, record.sequence))
+            {
+                // It may have been written over.
+                continue;
+            }
             let (at, len) = (record.at, record.len);
             let op = rig.submit(|op| Event::ReadJournal { op, at, len });
             let Answer::Bytes(bytes) = rig.finish(op) else {
                 panic!("journal record at {at} cannot be read");
             };
-            let PartitionId(partition) = record.partition;
-            let (Seq(first), Seq(last)) = (record.first, record.last);
             found
                 .entry((partition, first))
                 .or_default()
                 .push((last, at, bytes));
         }
         for (partition, list) in &mut self.journal {
+            let replica = self.replicas.of.get(partition).cloned().unwrap_or_default();
+            let trimmed = |e: &Entries| e.at.is_some() && replica.trimmed(e.last, e.sequence);
             let mut seen = vec![false; list.len()];
             for ((_, first), records) in found.iter().filter(|((p, _), _)| p == partition) {
                 for (last, at, bytes) in records {
@@ -318,7 +351,7 @@ impl Model {
             for (entries, seen) in list.iter().zip(&seen) {
                 let acknowledged = entries.at.is_some();
                 assert!(
-                    *seen || !acknowledged,
+                    *seen || !acknowledged || trimmed(entries),
                     "journal {partition}: {} is lost",
                     entries.first
                 );
@@ -329,7 +362,9 @@ impl Model {
                     (true, Some(lost)) => {
                         panic!("journal {partition}: {} without {lost}", entries.first)
                     }
-                    (false, None) if !entries.refused => lost = Some(entries.first),
+                    (false, None) if !entries.refused && !trimmed(entries) => {
+                        lost = Some(entries.first)
+                    }
                     _ => {}
                 }
             }
@@ -342,7 +377,7 @@ impl Model {
                             .iter()
                             .any(|(last, ..)| *first <= entries.first && entries.last <= *last)
                 });
-                if there {
+                if there || trimmed(&entries) {
                     keep.push(entries);
                 } else {
                     assert!(entries.at.is_none());

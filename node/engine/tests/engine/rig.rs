@@ -63,6 +63,7 @@ pub enum Flying {
 pub enum Answer {
     Durable,
     Journal(u64),
+    Index(u64),
     Bytes(Vec<u8>),
     ShutDown,
     Failed(EngineError),
@@ -90,6 +91,8 @@ pub struct Rig {
     pub engine: Option<Engine<Mem>>,
     pub flying: Vec<Flying>,
     pub answers: BTreeMap<u64, Answer>,
+    /// Sequence numbers of the journal's records, by the address of each append.
+    pub sequences: BTreeMap<u64, u64>,
     pub findings: Vec<Finding>,
     pub fenced: Option<EngineError>,
     pub next_op: u64,
@@ -155,6 +158,7 @@ impl Rig {
             engine: None,
             flying: Vec::new(),
             answers: BTreeMap::new(),
+            sequences: BTreeMap::new(),
             findings: Vec::new(),
             fenced: None,
             next_op: 1,
@@ -224,7 +228,11 @@ impl Rig {
                 Action::Done { op, result } => {
                     let answer = match result {
                         Ok(Output::Durable) => Answer::Durable,
-                        Ok(Output::Journal { at }) => Answer::Journal(at),
+                        Ok(Output::Journal { at, sequence }) => {
+                            self.sequences.insert(at, sequence);
+                            Answer::Journal(at)
+                        }
+                        Ok(Output::Index { at }) => Answer::Index(at),
                         Ok(Output::Shard { buf, range, .. } | Output::Bytes { buf, range }) => {
                             Answer::Bytes(buf[range].to_vec())
                         }
@@ -357,6 +365,8 @@ impl Rig {
             engine,
             journal,
             damaged,
+            roots,
+            damaged_roots,
             report,
         } = opened;
         self.engine = Some(engine);
@@ -364,6 +374,8 @@ impl Rig {
         Opened2 {
             journal,
             damaged,
+            roots,
+            damaged_roots,
             report,
         }
     }
@@ -418,6 +430,85 @@ impl Rig {
 
     pub fn delete(&mut self, id: ShardId) -> u64 {
         self.submit(|op| Event::DeleteShard { op, shard: id })
+    }
+
+    pub fn write_index(&mut self, partition: u32, bytes: Vec<u8>) -> u64 {
+        self.submit(|op| Event::WriteIndex {
+            op,
+            partition: PartitionId(partition),
+            bytes: Bytes::from(bytes),
+        })
+    }
+
+    pub fn read_index(&mut self, at: u64, len: usize) -> u64 {
+        let len = len as u32;
+        self.submit(|op| Event::ReadIndex { op, at, len })
+    }
+
+    pub fn sync_index(&mut self) -> u64 {
+        self.submit(|op| Event::SyncIndex { op })
+    }
+
+    pub fn write_root(&mut self, partition: u32, generation: u64, bytes: Vec<u8>) -> u64 {
+        self.submit(|op| Event::WriteRoot {
+            op,
+            partition: PartitionId(partition),
+            generation,
+            bytes: Bytes::from(bytes),
+        })
+    }
+
+    pub fn hold(&mut self, partition: u32, ats: &[u64]) {
+        let (partition, ats) = (PartitionId(partition), ats.to_vec());
+        self.submit(|_| Event::HoldIndex { partition, ats });
+    }
+
+    pub fn free(&mut self, partition: u32, ats: &[u64]) {
+        let (partition, ats) = (PartitionId(partition), ats.to_vec());
+        self.submit(|_| Event::FreeIndex { partition, ats });
+    }
+
+    pub fn keep(&mut self, partition: u32, ats: &[u64]) {
+        let (partition, ats) = (PartitionId(partition), ats.to_vec());
+        self.submit(|_| Event::KeepIndex { partition, ats });
+    }
+
+    pub fn trim(&mut self, partition: u32, through: u64, position: u64, pins: &[u32]) {
+        let (partition, pins) = (PartitionId(partition), pins.to_vec());
+        self.submit(|_| Event::TrimJournal {
+            partition,
+            through: Seq(through),
+            position,
+            pins,
+        });
+    }
+
+    pub fn forget(&mut self, partition: u32) {
+        let partition = PartitionId(partition);
+        self.submit(|_| Event::ForgetPartition { partition });
+    }
+
+    /// Writes a chunk to its end; where it came to stand.
+    pub fn chunk(&mut self, partition: u32, bytes: Vec<u8>) -> u64 {
+        let op = self.write_index(partition, bytes);
+        match self.finish(op) {
+            Answer::Index(at) => at,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Syncs, and writes a root, to its end.
+    pub fn root(&mut self, partition: u32, generation: u64, bytes: Vec<u8>) {
+        let op = self.sync_index();
+        assert_eq!(self.finish(op), Answer::Durable);
+        let op = self.write_root(partition, generation, bytes);
+        assert_eq!(self.finish(op), Answer::Durable);
+    }
+
+    /// Reads bytes of the index.
+    pub fn fetch_index(&mut self, at: u64, len: usize) -> Answer {
+        let op = self.read_index(at, len);
+        self.finish(op)
     }
 
     pub fn kick(&mut self) {
@@ -537,5 +628,7 @@ impl Rig {
 pub struct Opened2 {
     pub journal: Vec<ashlar_node_engine::opening::JournalRecord>,
     pub damaged: Vec<ashlar_node_engine::opening::DamagedJournal>,
+    pub roots: Vec<ashlar_node_engine::opening::IndexRoot>,
+    pub damaged_roots: Vec<ashlar_node_engine::opening::DamagedRoot>,
     pub report: ashlar_node_engine::opening::RecoveryReport,
 }

@@ -1,11 +1,13 @@
-//! Reading the journal: bytes of a record as they stand on the device.
+//! Reading the journal and the index: bytes as they stand on the device.
 //!
 //! Invariants:
-//! - Only bytes of journal extents in use are read, and no more than a record can have.
-//! - Nothing is verified here: each entry carries a CRC of its own, which the caller checks.
+//! - Only bytes of extents in use are read, of the kind that is asked for, and no more than a record can have (and
+//!   a page, for whoever reads ahead).
+//! - Nothing is verified here: each entry, page and root carries a CRC of its own, which the caller checks.
 
 use ashlar_layout::extent::ExtentKind;
 use ashlar_layout::limits::JOURNAL_BATCH_MAX;
+use ashlar_layout::page::{CHUNK_MAX, PAGE_MAX};
 
 use crate::api::{Action, IoFailure, Memory, Output};
 use crate::engine::{Engine, Purpose};
@@ -13,8 +15,9 @@ use crate::error::{EngineError, Finding, FindingKind};
 use crate::extents::State;
 
 impl<M: Memory> Engine<M> {
-    pub(crate) fn read_journal(
+    pub(crate) fn read_bytes(
         &mut self,
+        kind: ExtentKind,
         op: u64,
         at: u64,
         len: u32,
@@ -26,11 +29,15 @@ impl<M: Memory> Engine<M> {
         let block = u64::from(self.geometry.block_size);
         let extent = self.geometry.extent_of(at).filter(|no| {
             let extent = self.extents.get(*no);
-            extent.kind == Some(ExtentKind::Journal) && extent.state != State::Free
+            extent.kind == Some(kind) && extent.state != State::Free
         });
         let limit = extent.map_or(0, |no| self.geometry.extent_end(no));
         let end = at.saturating_add(u64::from(len));
-        if end > limit || len > JOURNAL_BATCH_MAX {
+        let most = match kind {
+            ExtentKind::Index => (CHUNK_MAX + PAGE_MAX) as u32,
+            _ => JOURNAL_BATCH_MAX,
+        };
+        if end > limit || len > most {
             let len = u64::from(len);
             return Err(EngineError::BadRange {
                 device,
@@ -44,7 +51,7 @@ impl<M: Memory> Engine<M> {
         let Some(buf) = mem.alloc(bytes) else {
             return Err(self.no_buffer());
         };
-        let io = self.io(Purpose::Journal { op, at, len });
+        let io = self.io(Purpose::Bytes { op, at, len });
         out.push(Action::Read {
             io,
             offset: from,
@@ -54,7 +61,7 @@ impl<M: Memory> Engine<M> {
         Ok(())
     }
 
-    pub(crate) fn journal_read(
+    pub(crate) fn bytes_read(
         &mut self,
         op: u64,
         at: u64,
