@@ -1,8 +1,9 @@
 //! The index of a partition on a file opened for direct I/O: what loading, looking up, listing and opening
 //! cost at several sizes.
 //!
-//! `cargo bench -p ashlar-bench --bench index -- [keys…]`; without an argument 10^4 and 10^6 keys. The file is
-//! in the target folder and goes when the run ends. Everything happens on one thread, one I/O at a time: what
+//! `cargo bench -p ashlar-bench --bench index -- [keys[+bytes]…]`: so many keys of objects of one stripe, or with so
+//! many bytes embedded each; without an argument 10^4 and 10^6 keys, and 10^6 with 512 bytes. The file is in the
+//! target folder and goes when the run ends. Everything happens on one thread, one I/O at a time: what
 //! stands here is the cost of the state machine and of the device one behind the other, as a lone client sees it.
 
 #![allow(clippy::unwrap_used, reason = "a bench that fails should stop")]
@@ -37,6 +38,8 @@ struct Disk {
     slots: u64,
     buf: Vec<u8>,
     reads: u64,
+    /// How often reads were waited for: those that are asked for together count once.
+    waits: u64,
     written: u64,
 }
 
@@ -51,6 +54,7 @@ impl Disk {
             slots: 0,
             buf: vec![0; CHUNK_MAX + ALIGN],
             reads: 0,
+            waits: 0,
             written: 0,
         }
     }
@@ -116,7 +120,7 @@ impl Disk {
                 self.free.extend(chunks.into_iter().map(slot));
                 return None;
             }
-            Action::Done { .. } => return None,
+            Action::Done { .. } | Action::Rooted => return None,
             Action::Damaged(error) => panic!("{error}"),
         })
     }
@@ -133,6 +137,8 @@ impl Rig {
     fn run(&mut self, mut actions: Vec<Action>, idle: bool) -> Option<Output> {
         let mut answer = None;
         loop {
+            let reads = |action: &Action| matches!(action, Action::Read { .. });
+            self.disk.waits += u64::from(actions.iter().any(reads));
             for action in std::mem::take(&mut actions) {
                 match action {
                     Action::Done { result, .. } => answer = Some(result.unwrap()),
@@ -184,6 +190,7 @@ fn config(life: u64) -> Config {
         device: DeviceId([7; 16]),
         partition: PartitionId(1),
         life,
+        extent_size: 16 << 20,
         limits: Limits::default(),
     }
 }
@@ -195,8 +202,20 @@ fn key(n: u64, keys: u64) -> String {
     format!("folder-{:06}/object-{:09}", at / FOLDER, at)
 }
 
-/// An object of one stripe, 4+2.
-fn object(n: u64) -> Object {
+/// An object of one stripe, 4+2; or of some bytes that are embedded.
+fn object(n: u64, embedded: usize) -> Object {
+    if embedded > 0 {
+        return Object {
+            modified_ms: 1_700_000_000_000 + n,
+            manifest: Manifest {
+                size: embedded as u64,
+                crc: n as u32,
+                body: Body::Inline,
+            },
+            place: None,
+            payload: vec![n as u8; embedded].into(),
+        };
+    }
     let stripe = Stripe {
         id: StripeId {
             writer: 0x1234_5678_9abc,
@@ -218,10 +237,11 @@ fn object(n: u64) -> Object {
             body: Body::Stripes(vec![stripe]),
         },
         place: None,
+        payload: Bytes::new(),
     }
 }
 
-fn load(rig: &mut Rig, keys: u64) {
+fn load(rig: &mut Rig, keys: u64, embedded: usize) {
     let bucket = Change::PutBucket {
         bucket: BUCKET.to_owned(),
         created_ms: 1,
@@ -231,7 +251,7 @@ fn load(rig: &mut Rig, keys: u64) {
         let put = Change::Put {
             bucket: BUCKET.to_owned(),
             key: key(n, keys),
-            object: object(n),
+            object: object(n, embedded),
         };
         rig.index.apply(Seq(n + 2), put).unwrap();
         if rig.index.wants_freeze() {
@@ -303,8 +323,8 @@ fn page(rig: &mut Rig, prefix: String, delimiter: &str, after: String) -> usize 
     }
 }
 
-fn measure(path: &PathBuf, keys: u64) {
-    println!("{keys} keys");
+fn measure(path: &PathBuf, keys: u64, embedded: usize) {
+    println!("{keys} keys, {embedded} bytes embedded");
     let mut disk = Disk::new(path);
     let zeros = vec![0; CHUNK_MAX];
     disk.write(0, &zeros);
@@ -319,7 +339,7 @@ fn measure(path: &PathBuf, keys: u64) {
     };
 
     let began = Instant::now();
-    load(&mut rig, keys);
+    load(&mut rig, keys, embedded);
     let took = began.elapsed();
     let stats = rig.index.stats();
     println!(
@@ -388,7 +408,7 @@ fn measure(path: &PathBuf, keys: u64) {
         ("list 1000, nothing cached", true),
     ] {
         let mut hist = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3).unwrap();
-        let reads = rig.disk.reads;
+        let (reads, waits) = (rig.disk.reads, rig.disk.waits);
         let mut items = 0;
         for n in 0..500 {
             let near = if cold {
@@ -405,9 +425,14 @@ fn measure(path: &PathBuf, keys: u64) {
             items += page(&mut rig, String::new(), "", after);
             hist.saturating_record(began.elapsed().as_nanos() as u64);
         }
-        let reads = (rig.disk.reads - reads) as f64 / hist.len() as f64;
+        let each = |count: u64| count as f64 / hist.len() as f64;
+        let (reads, waits) = (each(rig.disk.reads - reads), each(rig.disk.waits - waits));
         let items = items as f64 / hist.len() as f64;
-        show(what, &hist, &format!("{items:.0} items, {reads:.1} reads"));
+        show(
+            what,
+            &hist,
+            &format!("{items:.0} items, {reads:.1} reads, {waits:.1} waits"),
+        );
     }
     for (what, cold) in [
         ("list by /, cached", false),
@@ -431,17 +456,21 @@ fn measure(path: &PathBuf, keys: u64) {
 }
 
 fn main() {
-    let given: Vec<u64> = std::env::args()
-        .filter_map(|arg| arg.parse().ok())
-        .collect();
+    let size = |arg: &str| -> Option<(u64, usize)> {
+        match arg.split_once('+') {
+            Some((keys, embedded)) => Some((keys.parse().ok()?, embedded.parse().ok()?)),
+            None => Some((arg.parse().ok()?, 0)),
+        }
+    };
+    let given: Vec<(u64, usize)> = std::env::args().filter_map(|arg| size(&arg)).collect();
     let sizes = if given.is_empty() {
-        vec![10_000, 1_000_000]
+        vec![(10_000, 0), (1_000_000, 0), (1_000_000, 512)]
     } else {
         given
     };
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("index-bench");
-    for keys in sizes {
-        measure(&path, keys);
+    for (keys, embedded) in sizes {
+        measure(&path, keys, embedded);
         std::fs::remove_file(&path).unwrap();
     }
 }

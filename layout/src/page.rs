@@ -20,7 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::crc::crc32_around;
 use crate::ids::{DeviceId, PartitionId};
-use crate::limits::{BUCKET_MAX, FRAME_CONTROL_MAX, KEY_MAX};
+use crate::limits::{BUCKET_MAX, FRAME_CONTROL_MAX, INLINE_MAX, KEY_MAX};
 use crate::version::FORMAT_MAJOR;
 
 /// Pages are whole grains: the unit of addresses within a run, in bytes.
@@ -35,8 +35,8 @@ pub const PAGE_MAX: usize = 128 * GRAIN;
 pub const CHUNK_MAX: usize = 256 * GRAIN;
 /// Longest key of an entry, in bytes.
 pub const INDEX_KEY_MAX: usize = 2 + BUCKET_MAX + KEY_MAX;
-/// Largest value of an entry, in bytes.
-pub const INDEX_VALUE_MAX: usize = FRAME_CONTROL_MAX as usize + 256;
+/// Largest value of an entry, in bytes: a manifest, or an embedded payload, and what stands before them.
+pub const INDEX_VALUE_MAX: usize = FRAME_CONTROL_MAX as usize + INLINE_MAX as usize + 256;
 /// Every so many entries one is written with its whole key, for a binary search.
 const RESTART_EVERY: usize = 16;
 /// Bytes of an entry apart from its key and value, at most.
@@ -82,6 +82,8 @@ pub enum PageKind {
     Filter = 4,
     /// Part of what the index keeps for its owner.
     Attachment = 5,
+    /// Part of the list of extents that the run's entries point into.
+    Pins = 6,
 }
 
 impl PageKind {
@@ -92,6 +94,7 @@ impl PageKind {
             3 => PageKind::Top,
             4 => PageKind::Filter,
             5 => PageKind::Attachment,
+            6 => PageKind::Pins,
             _ => return None,
         })
     }
@@ -174,7 +177,7 @@ impl Child {
 pub struct PageName {
     /// The device's name.
     pub device: DeviceId,
-    /// The partition that the run is of.
+    /// The partition that wrote the run.
     pub partition: PartitionId,
     /// The run.
     pub run: RunId,
@@ -397,7 +400,7 @@ impl<B: AsRef<[u8]>> Page<B> {
         self.bytes.as_ref()
     }
 
-    /// What a filter or attachment page holds.
+    /// What a filter, attachment or pins page holds.
     pub fn raw(&self) -> &[u8] {
         &self.bytes.as_ref()[PAGE_HEAD_LEN..self.end]
     }
@@ -647,7 +650,7 @@ fn seal(name: &PageName, kind: PageKind, restarts: u16, body: &[u8], out: &mut V
 }
 
 /// Seven bits a byte, the lowest first; the high bit says that more follow.
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -655,7 +658,7 @@ fn put_number(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-fn number(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0u64;
     for shift in (0..64).step_by(7) {
         let (byte, rest) = bytes.split_first()?;

@@ -5,10 +5,12 @@
 //! - the root with the highest generation that is whole is the index; what it does not name, no run
 //!   of any life, is not part of it;
 //! - a root is written only once all that it names is durable;
-//! - runs stand newest first: whatever a run says of a key is newer than what a later one says.
+//! - runs stand newest first: of a key's newest version, the first run that has it tells the value;
+//! - a run stands once in a root, whatever parts of it are visible.
 //!
 //! The bytes are described in FORMAT.md, "Index runs".
 
+use std::collections::BTreeSet;
 use std::mem::{offset_of, size_of};
 
 use wincode::config::Configuration;
@@ -16,11 +18,13 @@ use wincode::{SchemaRead, SchemaWrite};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::control::{self, ControlError, WriteConfig};
+use crate::control::{ControlError, ReadConfig, WriteConfig};
 use crate::crc::crc32_around;
 use crate::ids::{DeviceId, PartitionId, Seq, Term};
-use crate::manifest::Manifest;
-use crate::page::{CHUNK_MAX, Child, GRAIN, RunId};
+use crate::manifest::{Body, Manifest};
+use crate::page::{
+    CHUNK_MAX, Child, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, RunId, number, put_number,
+};
 use crate::version::FORMAT_MAJOR;
 
 /// Bytes of the largest root.
@@ -34,7 +38,7 @@ const MAGIC: [u8; 8] = *b"ASHLROOT";
 const CRC_AT: usize = offset_of!(RawRoot, crc);
 type RootConfig = Configuration<true, ROOT_PREALLOC>;
 
-/// Where an inline object's journal entry is on this device.
+/// Where an inline object's journal entry is on this device: in one extent, head and all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead)]
 pub struct InlinePlace {
     /// Its term.
@@ -46,14 +50,16 @@ pub struct InlinePlace {
 }
 
 /// What an index entry of kind object holds; its version is the entry's own.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectValue {
     /// When it was made, milliseconds since 1970.
     pub modified_ms: u64,
-    /// What it is made of. Its size and checksum come first, so that a listing need not decode the rest.
+    /// What it is made of.
     pub manifest: Manifest,
-    /// Where its bytes are, if they are inline.
+    /// Where its journal entry is on this device, if it is inline and stands there only.
     pub place: Option<InlinePlace>,
+    /// The object itself, if it is inline and embedded here.
+    pub payload: Vec<u8>,
 }
 
 /// As much of an object's value as a listing tells.
@@ -67,15 +73,61 @@ pub struct ObjectBrief {
     pub crc: u32,
 }
 
+/// What a value begins with; then come the manifest's body, and up to the value's end the payload.
+#[derive(Clone, Copy, SchemaWrite, SchemaRead)]
+struct ValueHead {
+    modified_ms: u64,
+    size: u64,
+    crc: u32,
+    place: Option<InlinePlace>,
+}
+
 impl ObjectValue {
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        control::encode(self)
+        let head = ValueHead {
+            modified_ms: self.modified_ms,
+            size: self.manifest.size,
+            crc: self.manifest.crc,
+            place: self.place,
+        };
+        let mut out = Vec::with_capacity(64 + self.payload.len());
+        let write = wincode::config::serialize_into(&mut out, &head, WriteConfig::new());
+        write
+            .and_then(|()| {
+                let body = &self.manifest.body;
+                wincode::config::serialize_into(&mut out, body, WriteConfig::new())
+            })
+            .expect("writing to memory is not refused: no limit is set on what is written");
+        out.extend_from_slice(&self.payload);
+        out
     }
 
     /// From all of its bytes.
     pub fn decode(bytes: &[u8]) -> Result<ObjectValue, ControlError> {
-        control::decode(bytes)
+        let len = bytes.len();
+        if len > INDEX_VALUE_MAX {
+            let (expected, got) = (INDEX_VALUE_MAX, len);
+            return Err(ControlError::TooLong { expected, got });
+        }
+        let undecodable = |error: wincode::ReadError| ControlError::Undecodable {
+            len,
+            reason: error.to_string(),
+        };
+        let mut rest = bytes;
+        let head =
+            <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
+        let body = <Body as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
+        Ok(ObjectValue {
+            modified_ms: head.modified_ms,
+            manifest: Manifest {
+                size: head.size,
+                crc: head.crc,
+                body,
+            },
+            place: head.place,
+            payload: rest.to_vec(),
+        })
     }
 
     /// Only what a listing tells.
@@ -89,6 +141,44 @@ impl ObjectValue {
             crc: u32::from_le_bytes(*crc),
         })
     }
+
+    /// Only the place, and how many bytes are embedded.
+    pub fn inline(bytes: &[u8]) -> Option<(Option<InlinePlace>, usize)> {
+        let mut rest = bytes;
+        let head = <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut rest).ok()?;
+        // Of the body's variants, the first one has nothing behind its tag.
+        let embedded = match rest.split_first_chunk()? {
+            ([0, 0, 0, 0], payload) => payload.len(),
+            _ => 0,
+        };
+        Some((head.place, embedded))
+    }
+}
+
+/// The bytes of a list of extents: each as what it is more than the one before, seven bits a byte.
+pub fn encode_pins(extents: &BTreeSet<u32>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut before = 0;
+    for extent in extents {
+        put_number(&mut out, u64::from(extent - before));
+        before = *extent;
+    }
+    out
+}
+
+/// The list of extents whose bytes these are, ascending; `None` if they are none.
+pub fn decode_pins(mut bytes: &[u8]) -> Option<Vec<u32>> {
+    let mut out: Vec<u32> = Vec::new();
+    while !bytes.is_empty() {
+        let more = u32::try_from(number(&mut bytes)?).ok()?;
+        let next = match out.last() {
+            Some(_) if more == 0 => return None,
+            Some(last) => last.checked_add(more)?,
+            None => more,
+        };
+        out.push(next);
+    }
+    Some(out)
 }
 
 /// A chunk of a run: where it is, and how much of it is used.
@@ -109,21 +199,44 @@ pub struct Section {
     pub pages: u32,
 }
 
-/// A run, as the root tells of it.
+/// A stretch of keys, in the order of the map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaWrite, SchemaRead)]
+pub struct Window {
+    /// Its first key.
+    pub from: Vec<u8>,
+    /// The first key behind it; empty: it has no end.
+    pub to: Vec<u8>,
+}
+
+/// A run, as the root tells of it. All but the clip is the same for ever, whichever partition's root
+/// names it.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
 pub struct RunRecord {
-    /// Its name.
+    /// Its name,
     pub id: RunId,
+    /// and the partition that wrote it: the pages say both.
+    pub origin: PartitionId,
     /// How often its entries were merged.
     pub level: u8,
     /// Entries in it, tombstones and versions for snapshots included,
     pub entries: u64,
-    /// and how many of them are tombstones.
+    /// how many of them are tombstones,
     pub tombstones: u64,
+    /// and how many are objects.
+    pub objects: u64,
+    /// Bytes of objects that are embedded in their entries.
+    pub embedded: u64,
     /// Its oldest entry,
     pub first: Seq,
     /// and its newest.
     pub last: Seq,
+    /// Its least key,
+    pub lowest: Vec<u8>,
+    /// and its greatest.
+    pub highest: Vec<u8>,
+    /// What is visible of it; what is outside of all windows counts for nothing. Without any, all is
+    /// visible.
+    pub clip: Vec<Window>,
     /// Where it is.
     pub chunks: Vec<Chunk>,
     /// The last grain of the section of leaves and fences, excluded.
@@ -132,6 +245,8 @@ pub struct RunRecord {
     pub top: Section,
     /// Its filter.
     pub filter: Section,
+    /// The extents that its entries' places are in: see [`decode_pins`].
+    pub pins: Section,
 }
 
 /// What the index keeps for its owner, in chunks of its own.
@@ -185,7 +300,7 @@ const _: () = assert!(offset_of!(RawRoot, generation) == 32);
 const _: () = assert!(offset_of!(RawRoot, partition) == 48);
 
 #[derive(SchemaWrite, SchemaRead)]
-struct Body {
+struct RootBody {
     attachment: Option<AttachmentRecord>,
     runs: Vec<RunRecord>,
 }
@@ -248,7 +363,7 @@ pub enum RootError {
 impl Root {
     /// Its bytes.
     pub fn encode(&self) -> Result<Vec<u8>, RootError> {
-        let body = Body {
+        let body = RootBody {
             attachment: self.attachment.clone(),
             runs: self.runs.clone(),
         };
@@ -310,7 +425,7 @@ impl Root {
                 got_partition,
             });
         }
-        let body: Body =
+        let body: RootBody =
             wincode::config::deserialize_exact(&all[ROOT_HEAD_LEN..], RootConfig::new())
                 .map_err(|error| malformed(error.to_string()))?;
         let root = Root {
@@ -326,11 +441,16 @@ impl Root {
     }
 
     fn check(&self) -> Result<(), RootError> {
+        let mut names = BTreeSet::new();
         for run in &self.runs {
-            check_chunks(run.id, &run.chunks, &[run.top, run.filter])?;
+            check_chunks(run.id, &run.chunks, &[run.top, run.filter, run.pins])?;
             let grains = (run.chunks.len() * CHUNK_MAX / GRAIN) as u64;
-            if run.first > run.last || u64::from(run.leaves_end) > grains {
+            let ordered = run.first <= run.last && run.lowest <= run.highest;
+            if !ordered || !check_clip(&run.clip) || u64::from(run.leaves_end) > grains {
                 return Err(malformed(format!("run {} contradicts itself", run.id)));
+            }
+            if !names.insert((run.origin, run.id)) {
+                return Err(malformed(format!("run {} is named twice", run.id)));
             }
         }
         if let Some(attachment) = &self.attachment {
@@ -357,6 +477,17 @@ fn check_chunks(id: RunId, chunks: &[Chunk], sections: &[Section]) -> Result<(),
         return Err(malformed(format!("run {id} reaches beyond its chunks")));
     }
     Ok(())
+}
+
+/// Windows ascend, none is empty, and none touches the next.
+fn check_clip(clip: &[Window]) -> bool {
+    let fits = |key: &[u8]| key.len() <= INDEX_KEY_MAX + 1;
+    let sound = |window: &Window| {
+        let some = window.to.is_empty() || window.from < window.to;
+        some && fits(&window.from) && fits(&window.to)
+    };
+    let apart = |pair: &[Window]| !pair[0].to.is_empty() && pair[0].to < pair[1].from;
+    clip.iter().all(sound) && clip.windows(2).all(apart)
 }
 
 fn malformed(reason: String) -> RootError {

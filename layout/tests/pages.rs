@@ -4,16 +4,18 @@
 use std::fs;
 use std::path::PathBuf;
 
+use ashlar_layout::control::ControlError;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
+use ashlar_layout::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX};
 use ashlar_layout::manifest::{Body, Manifest, Stripe};
 use ashlar_layout::page::{
-    Child, EntryKind, GRAIN, PAGE_MAX, PAGE_TARGET, Page, PageBuilder, PageFault, PageKind,
-    PageName, RunId, Spot, claimed_grains, seal_raw,
+    Child, EntryKind, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, PAGE_MAX, PAGE_TARGET, Page,
+    PageBuilder, PageFault, PageKind, PageName, RunId, Spot, claimed_grains, seal_raw,
 };
 use ashlar_layout::root::{
     AttachmentRecord, Chunk, InlinePlace, ObjectBrief, ObjectValue, Root, RootError, RunRecord,
-    Section, place,
+    Section, Window, decode_pins, encode_pins, place,
 };
 use proptest::prelude::*;
 
@@ -66,11 +68,16 @@ fn value(n: u64) -> ObjectValue {
             crc: n as u32,
             body,
         },
-        place: n.is_multiple_of(2).then_some(InlinePlace {
+        place: n.is_multiple_of(4).then_some(InlinePlace {
             term: Term(5),
             at: 1 << 30,
             len: 4200,
         }),
+        payload: if n % 4 == 2 {
+            vec![n as u8; 5]
+        } else {
+            Vec::new()
+        },
     }
 }
 
@@ -134,6 +141,19 @@ fn fences() -> Vec<Entry> {
         .collect()
 }
 
+fn windows(n: u32) -> Vec<Window> {
+    let window = |from: &[u8], to: &[u8]| Window {
+        from: from.to_vec(),
+        to: to.to_vec(),
+    };
+    let all = [
+        window(b"\x01a", b"\x01b"),
+        window(b"\x02a\0key", b"\x02b\0"),
+        window(b"\x02c", b""),
+    ];
+    all[..n as usize % 4].to_vec()
+}
+
 fn root() -> Root {
     let chunk = |n: u64| Chunk {
         at: n << 20,
@@ -153,11 +173,17 @@ fn root() -> Root {
         runs: (1..4u32)
             .map(|n| RunRecord {
                 id: RunId { life: 6, no: n },
+                origin: PartitionId(7 + n),
                 level: n as u8,
                 entries: 1000 * u64::from(n),
                 tombstones: u64::from(n),
+                objects: 900,
+                embedded: 5000 * u64::from(n),
                 first: Seq(10),
                 last: Seq(20 + u64::from(n)),
+                lowest: b"\x01photos".to_vec(),
+                highest: b"\x02photos\0zoo".to_vec(),
+                clip: windows(n),
                 chunks: (0..u64::from(n)).map(|i| chunk(i + 3)).collect(),
                 leaves_end: 180,
                 top: Section {
@@ -167,6 +193,10 @@ fn root() -> Root {
                 filter: Section {
                     grain: 182,
                     pages: 3,
+                },
+                pins: Section {
+                    grain: 190,
+                    pages: n - 1,
                 },
             })
             .collect(),
@@ -228,7 +258,70 @@ fn values() {
         };
         assert_eq!(ObjectValue::brief(&bytes), Some(brief));
         assert_eq!(ObjectValue::brief(&bytes[..19]), None);
+        let inline = Some((value.place, value.payload.len()));
+        assert_eq!(ObjectValue::inline(&bytes), inline);
+        let whole = bytes.len() - value.payload.len();
+        for cut in 0..whole {
+            assert!(ObjectValue::decode(&bytes[..cut]).is_err(), "{n}: {cut}");
+        }
     }
+}
+
+#[test]
+fn the_largest_values_fit_into_a_page() {
+    let stripe = Stripe {
+        id: StripeId::default(),
+        pg: PgId(1),
+        k: 62,
+        m: 2,
+        data_len: 1,
+        shard_crcs: vec![7; 64],
+    };
+    let embedded = ObjectValue {
+        payload: vec![7; INLINE_MAX as usize],
+        ..value(2)
+    };
+    let mut striped = value(1);
+    striped.manifest.body = Body::Stripes(vec![stripe; MANIFEST_STRIPES_MAX]);
+    for value in [embedded, striped] {
+        let bytes = value.encode();
+        assert!(bytes.len() <= INDEX_VALUE_MAX, "{}", bytes.len());
+        assert_eq!(ObjectValue::decode(&bytes), Ok(value));
+        let image = build(
+            &[(vec![2; INDEX_KEY_MAX], u64::MAX, EntryKind::Object, bytes)],
+            PageKind::Leaf,
+        );
+        assert!(image.len() <= PAGE_MAX);
+    }
+    let longest = vec![0; INDEX_VALUE_MAX];
+    let entry = (vec![2; INDEX_KEY_MAX], u64::MAX, EntryKind::Object, longest);
+    let image = build(std::slice::from_ref(&entry), PageKind::Leaf);
+    let page = Page::decode(&image[..], &NAME, PageKind::Leaf).unwrap();
+    assert_eq!(read(&page), [entry]);
+    let too_long = ObjectValue::decode(&vec![0; INDEX_VALUE_MAX + 1]);
+    assert!(matches!(too_long, Err(ControlError::TooLong { .. })));
+}
+
+#[test]
+fn lists_of_extents() {
+    let list = |extents: &[u32]| encode_pins(&extents.iter().copied().collect());
+    for extents in [
+        &[][..],
+        &[0],
+        &[5],
+        &[0, 1, 2],
+        &[7, 200, 70_000],
+        &[0, u32::MAX],
+    ] {
+        assert_eq!(decode_pins(&list(extents)).as_deref(), Some(extents));
+    }
+    let dense: Vec<u32> = (1000..11_000).collect();
+    assert_eq!(list(&dense).len(), 2 + 9_999, "a byte for each");
+    // Cut in a number, twice the same, and beyond 32 bits.
+    assert_eq!(decode_pins(&[0x80]), None);
+    assert_eq!(decode_pins(&[5, 0]), None);
+    assert_eq!(decode_pins(&[&list(&[u32::MAX])[..], &[1]].concat()), None);
+    assert_eq!(decode_pins(&[0xff, 0xff, 0xff, 0xff, 0x7f]), None);
 }
 
 #[test]
@@ -362,13 +455,22 @@ fn forged_pages_are_refused() {
 #[test]
 fn roots_that_make_no_sense_are_refused() {
     let decode = |root: &Root| Root::decode(&root.encode().unwrap(), DEVICE, PARTITION);
-    let changes: [fn(&mut Root); 6] = [
+    let changes: [fn(&mut Root); 13] = [
         |root| root.runs[0].chunks[0].grains = 0,
         |root| root.runs[0].chunks[0].grains = 257,
         |root| root.runs[0].top.grain = 256,
         |root| root.runs[1].filter.pages = 5000,
         |root| root.runs[0].leaves_end = 257,
         |root| root.runs[0].first = Seq(1 << 40),
+        |root| root.runs[0].pins.pages = 257,
+        |root| root.runs[0].lowest = b"\x03".to_vec(),
+        |root| root.runs[1].clip[0].to = root.runs[1].clip[0].from.clone(),
+        |root| root.runs[1].clip[0].to = root.runs[1].clip[1].from.clone(),
+        |root| root.runs[1].clip[0].to.clear(),
+        |root| root.runs[1].clip[1].to = vec![9; INDEX_KEY_MAX + 2],
+        |root| {
+            (root.runs[1].id, root.runs[1].origin) = (root.runs[0].id, root.runs[0].origin);
+        },
     ];
     for (n, change) in changes.iter().enumerate() {
         let mut root = root();
@@ -456,6 +558,22 @@ proptest! {
         prop_assert_eq!(page.seek_last(&key, seq, &mut spot), last.is_some());
         let last = last.unwrap_or(&entries[0]);
         prop_assert_eq!((&spot.key, spot.seq), (&last.0, last.1));
+    }
+
+    #[test]
+    fn any_list_of_extents(extents in proptest::collection::btree_set(any::<u32>(), 0..200)) {
+        let bytes = encode_pins(&extents);
+        let decoded = decode_pins(&bytes).unwrap();
+        prop_assert!(decoded.iter().eq(&extents));
+    }
+
+    #[test]
+    fn bytes_that_are_a_list_are_its_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..30)) {
+        if let Some(extents) = decode_pins(&bytes) {
+            prop_assert!(extents.is_sorted_by(|a, b| a < b));
+            let again = encode_pins(&extents.iter().copied().collect());
+            prop_assert!(again.len() <= bytes.len());
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 
 use ashlar_layout::ids::{DeviceId, PartitionId, Seq};
 use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta};
-use ashlar_layout::page::{EntryKind, PageFault, RunId};
+use ashlar_layout::page::{CHUNK_MAX, EntryKind, GRAIN, PAGE_MAX, PageFault, RunId};
 use ashlar_layout::root::{Chunk, InlinePlace, ObjectValue, RootError};
 use bytes::Bytes;
 
@@ -28,6 +28,8 @@ pub struct Config {
     /// A number that the device never gave out before: runs are named by it, and no name may ever
     /// be used twice. (The engine's record numbers are such.)
     pub life: u64,
+    /// Bytes of an extent of the device: what journal space is pinned by.
+    pub extent_size: u64,
     /// Bounds.
     pub limits: Limits,
 }
@@ -49,6 +51,8 @@ pub struct Limits {
     pub questions: usize,
     /// Reads of pages under way.
     pub reads: usize,
+    /// Leaves of a run that a walk has read ahead of itself.
+    pub ahead: usize,
     /// Snapshots that are held.
     pub snapshots: usize,
     /// Bits of a run's filter for each of its entries.
@@ -59,6 +63,9 @@ pub struct Limits {
     pub span_bytes: u32,
     /// Chunks that one flush or merge has under way.
     pub chunks: usize,
+    /// Bytes of a chunk at most: from [`ashlar_layout::page::PAGE_MAX`] to
+    /// [`ashlar_layout::page::CHUNK_MAX`]. How many fit into an extent without a rest is the engine's to tell.
+    pub chunk_bytes: usize,
 }
 
 impl Default for Limits {
@@ -71,12 +78,21 @@ impl Default for Limits {
             merges: 3,
             questions: 1024,
             reads: 64,
+            ahead: 7,
             snapshots: 64,
             filter_bits: 10,
             step: 512,
             span_bytes: 128 << 10,
             chunks: 2,
+            chunk_bytes: CHUNK_MAX,
         }
+    }
+}
+
+impl Limits {
+    /// Grains of a chunk at most.
+    pub(crate) fn chunk_grains(&self) -> u32 {
+        (self.chunk_bytes.clamp(PAGE_MAX, CHUNK_MAX) / GRAIN) as u32
     }
 }
 
@@ -88,6 +104,25 @@ impl Snapshot {
     /// The last entry that it sees.
     pub fn seq(self) -> Seq {
         self.0
+    }
+}
+
+/// A stretch of the order of (bucket, key); a bucket's own record counts as (bucket, "").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Range {
+    /// Its first place; none: from the beginning.
+    pub from: Option<(String, String)>,
+    /// The first place behind it; none: to the end.
+    pub to: Option<(String, String)>,
+}
+
+impl Range {
+    /// Whether an object is in it; with an empty key, the bucket's record.
+    pub fn contains(&self, bucket: &str, key: &str) -> bool {
+        let place =
+            |spot: &(String, String)| (bucket, key).cmp(&(spot.0.as_str(), spot.1.as_str()));
+        self.from.as_ref().is_none_or(|from| place(from).is_ge())
+            && self.to.as_ref().is_none_or(|to| place(to).is_lt())
     }
 }
 
@@ -133,8 +168,11 @@ pub struct Object {
     pub modified_ms: u64,
     /// What it is made of.
     pub manifest: ashlar_layout::manifest::Manifest,
-    /// Where its journal entry is on this device, if it is inline.
+    /// Where its journal entry is on this device, if it is inline and not embedded. An object without
+    /// bytes needs neither.
     pub place: Option<InlinePlace>,
+    /// Its bytes, if it is inline and embedded: at most [`ashlar_layout::limits::INLINE_MAX`]; else empty.
+    pub payload: Bytes,
 }
 
 /// An object that was found.
@@ -142,12 +180,14 @@ pub struct Object {
 pub struct Found {
     /// What it is.
     pub meta: ObjectMeta,
-    /// Where its journal entry is on this device, if it is inline.
+    /// Where its journal entry is on this device, if it is inline and not embedded.
     pub place: Option<InlinePlace>,
+    /// Its bytes, if they are embedded.
+    pub payload: Bytes,
 }
 
 /// Which page of a listing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct List {
     /// The bucket.
     pub bucket: String,
@@ -227,6 +267,7 @@ impl Item {
                         modified_ms: value.modified_ms,
                         manifest: value.manifest,
                         place: value.place,
+                        payload: value.payload.into(),
                     },
                 })
             }
@@ -335,7 +376,7 @@ pub enum Action {
     Write {
         /// For the answer.
         token: u64,
-        /// Whole grains, [`ashlar_layout::page::CHUNK_MAX`] bytes at most.
+        /// Whole grains, at most [`Limits::chunk_bytes`].
         bytes: Bytes,
     },
     /// Make durable what was written.
@@ -352,11 +393,14 @@ pub enum Action {
         /// The root.
         bytes: Bytes,
     },
-    /// Nothing needs these chunks any more.
+    /// Nothing of this index needs these chunks any more.
     Free {
         /// Which.
         chunks: Vec<Chunk>,
     },
+    /// A root is durable: [`crate::Index::covered`] and [`crate::Index::pins`] are what it says. It comes
+    /// before any `Free` that the root allows.
+    Rooted,
     /// A question is answered.
     Done {
         /// Of [`Answer::Pending`].
@@ -409,12 +453,27 @@ pub enum IndexError {
         /// The page: its first grain.
         grain: u32,
     },
+    /// The list of extents that a run points into is none.
+    #[error("index run {run}: its list of extents is none")]
+    BadPins {
+        /// The run.
+        run: RunId,
+    },
     /// There is no such snapshot, or not any more.
     #[error("there is no snapshot at entry {}", seq.0)]
     NoSnapshot {
         /// The last entry that it would see.
         seq: Seq,
     },
+    /// Two indexes have two runs in different orders: they are not of one family.
+    #[error("index run {run} stands before another one here, and behind it there")]
+    Crossed {
+        /// One of the runs.
+        run: RunId,
+    },
+    /// The index was cleared: there is nothing to be asked.
+    #[error("the index was cleared")]
+    Cleared,
     /// The root makes no sense.
     #[error(transparent)]
     Root(#[from] RootError),
@@ -455,6 +514,12 @@ pub struct Stats {
     pub run_entries: u64,
     /// Bytes of runs on the device.
     pub run_bytes: u64,
+    /// Bytes of objects that are embedded in runs, older versions included.
+    pub embedded: u64,
+    /// How many objects there are, about, and rather too high: each version in runs and tables is counted,
+    /// also where a newer one or a tombstone stands elsewhere and no merge has brought the two together
+    /// yet; of a run that is visible in part, the part that its fences say.
+    pub objects: u64,
     /// Entries in tables.
     pub table_entries: u64,
     /// Bytes of tables in memory.

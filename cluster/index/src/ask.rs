@@ -63,6 +63,8 @@ pub(crate) struct Asked {
     pub(crate) held: Held,
     /// Pages that it waits for.
     pub(crate) waiting: usize,
+    /// How many leaves it asks for beside the one that it misses next.
+    pub(crate) ahead: usize,
 }
 
 /// What a pass came to.
@@ -303,6 +305,7 @@ fn object(key: &[u8], seen: Seen<'_>) -> Result<Found, IndexError> {
             manifest: value.manifest,
         },
         place: value.place,
+        payload: value.payload.into(),
     })
 }
 

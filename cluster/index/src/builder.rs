@@ -3,23 +3,27 @@
 //! Invariants:
 //! - a page is within one chunk, and a chunk is given out once nothing more goes into it;
 //! - a fence is the shortest key that parts its page from the one before;
+//! - a fence page stands right behind the leaves that it names: what is between two of them is read and
+//!   merged for itself;
 //! - memory is two chunks, the filter and the top fences, however many entries there are.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use ashlar_layout::ids::Seq;
 use ashlar_layout::page::{
     CHUNK_MAX, Child, EntryKind, GRAIN, PageBuilder, PageKind, RunId, grains_of, seal_raw,
 };
-use ashlar_layout::root::{AttachmentRecord, Chunk, RunRecord, Section};
+use ashlar_layout::root::{AttachmentRecord, Chunk, ObjectValue, RunRecord, Section, encode_pins};
 use bytes::Bytes;
 
+use crate::api::Config;
 use crate::filter::{self, Filter};
 use crate::run::{Fence, Home, Run};
 
 /// Grains of a full chunk.
 pub(crate) const CHUNK_GRAINS: u32 = (CHUNK_MAX / GRAIN) as u32;
-/// Bytes of a page of a filter or attachment: whole blocks of the filter.
+/// Bytes of a page of a filter, attachment or pins: whole blocks of the filter.
 const RAW_PAGE: usize = 16 * GRAIN - ashlar_layout::page::PAGE_HEAD_LEN;
 
 /// The address of a chunk that is not written yet.
@@ -33,6 +37,8 @@ pub(crate) struct Chunks {
     home: Home,
     id: RunId,
     buf: Vec<u8>,
+    /// Grains of a chunk at most.
+    max: u32,
     /// Full ones, to be written.
     pub(crate) full: VecDeque<(usize, Bytes)>,
     /// All that were given out; the address is [`UNKNOWN`] until it was reported.
@@ -41,10 +47,11 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
-    fn new(home: Home, id: RunId) -> Self {
+    fn new(home: Home, id: RunId, max: u32) -> Self {
         Self {
             home,
             id,
+            max,
             buf: Vec::new(),
             full: VecDeque::new(),
             chunks: Vec::new(),
@@ -54,7 +61,7 @@ impl Chunks {
 
     /// The grain at which a page of so many grains will stand.
     fn next(&mut self, grains: u16) -> Child {
-        if self.used() + u32::from(grains) > CHUNK_GRAINS {
+        if self.used() + u32::from(grains) > self.max {
             self.cut();
         }
         let grain = self.chunks.len() as u32 * CHUNK_GRAINS + self.used();
@@ -83,7 +90,7 @@ impl Chunks {
         let child = self.next(builder.grains());
         let name = self.home.name(self.id, child.grain);
         if self.buf.capacity() == 0 {
-            self.buf.reserve_exact(CHUNK_MAX);
+            self.buf.reserve_exact(self.max as usize * GRAIN);
         }
         builder.finish(&name, kind, &mut self.buf);
         child
@@ -106,6 +113,12 @@ impl Chunks {
             chunk.at = at;
             self.known += 1;
         }
+    }
+
+    /// How far it is: its name, bytes in hand, chunks to be written, given out and written.
+    pub(crate) fn progress(&self) -> impl std::hash::Hash + use<> {
+        let counts = (self.full.len(), self.chunks.len(), self.known);
+        (self.id, self.buf.len(), counts)
     }
 
     /// Whether all that was given out is written.
@@ -142,16 +155,24 @@ pub(crate) struct Builder {
     last: Vec<u8>,
     entries: u64,
     tombstones: u64,
+    objects: u64,
+    embedded: u64,
     range: Option<(u64, u64)>,
+    lowest: Vec<u8>,
+    extent_size: u64,
+    pins: BTreeSet<u32>,
+    pins_bytes: Bytes,
     leaves_end: u32,
-    sections: (Section, Section),
+    /// Top, filter, pins.
+    sections: [Section; 3],
 }
 
 impl Builder {
     /// For at most so many entries.
-    pub(crate) fn new(home: Home, id: RunId, level: u8, entries: u64, bits: u32) -> Self {
+    pub(crate) fn new(home: Home, id: RunId, level: u8, entries: u64, config: &Config) -> Self {
+        let bits = config.limits.filter_bits;
         Self {
-            chunks: Chunks::new(home, id),
+            chunks: Chunks::new(home, id, config.limits.chunk_grains()),
             level,
             leaf: PageBuilder::default(),
             leaf_fence: (Vec::new(), u64::MAX),
@@ -163,7 +184,13 @@ impl Builder {
             last: Vec::new(),
             entries: 0,
             tombstones: 0,
+            objects: 0,
+            embedded: 0,
             range: None,
+            lowest: Vec::new(),
+            extent_size: config.extent_size.max(1),
+            pins: BTreeSet::new(),
+            pins_bytes: Bytes::new(),
             leaves_end: 0,
             sections: Default::default(),
         }
@@ -176,6 +203,9 @@ impl Builder {
             self.leaf_fence = parting(&self.last, key, seq);
         }
         self.leaf.push(key, seq, kind, value);
+        if self.entries == 0 {
+            self.lowest.extend_from_slice(key);
+        }
         if self.entries == 0 || self.last != key {
             self.filter.add(filter::hash(key));
             self.last.clear();
@@ -183,17 +213,25 @@ impl Builder {
         }
         self.entries += 1;
         self.tombstones += u64::from(kind == EntryKind::Tombstone);
+        if kind == EntryKind::Object {
+            self.objects += 1;
+            if let Some((place, embedded)) = ObjectValue::inline(value) {
+                self.embedded += embedded as u64;
+                let extent = place.map(|place| place.at / self.extent_size);
+                self.pins.extend(extent.map(|extent| extent as u32));
+            }
+        }
         let (first, last) = self.range.unwrap_or((seq, seq));
         self.range = Some((first.min(seq), last.max(seq)));
     }
 
     fn end_leaf(&mut self) {
-        let child = self.chunks.page(&mut self.leaf, PageKind::Leaf);
         let (key, seq) = std::mem::take(&mut self.leaf_fence);
-        let value = child.encode();
-        if !self.fence.fits(&key, value.len()) {
+        if !self.fence.fits(&key, Child::default().encode().len()) {
             self.end_fence();
         }
+        let child = self.chunks.page(&mut self.leaf, PageKind::Leaf);
+        let value = child.encode();
         if self.fence.is_empty() {
             self.fence_fence = (key.clone(), seq);
         }
@@ -228,30 +266,45 @@ impl Builder {
         self.filter.fit(self.entries, self.filter_bits);
         let filter = self.filter.to_bytes();
         let filter = self.chunks.raw_pages(PageKind::Filter, &filter);
+        self.pins_bytes = encode_pins(&self.pins).into();
+        let pins = self.chunks.raw_pages(PageKind::Pins, &self.pins_bytes);
         self.chunks.cut();
-        self.sections = (top, filter);
+        self.sections = [top, filter, pins];
     }
 
     /// The run, once all is written; none if it has no entries.
     pub(crate) fn run(&self) -> Option<Run> {
         let (first, last) = self.range?;
-        let (top, filter) = self.sections;
+        let [top, filter, pins] = self.sections;
         Some(Run {
             record: RunRecord {
                 id: self.chunks.id,
+                origin: self.chunks.home.partition,
                 level: self.level,
                 entries: self.entries,
                 tombstones: self.tombstones,
+                objects: self.objects,
+                embedded: self.embedded,
                 first: Seq(first),
                 last: Seq(last),
+                lowest: self.lowest.clone(),
+                highest: self.last.clone(),
+                clip: Vec::new(),
                 chunks: self.chunks.chunks.clone(),
                 leaves_end: self.leaves_end,
                 top,
                 filter,
+                pins,
             },
-            top: self.top.clone(),
-            filter: Some(self.filter.clone()),
+            top: Arc::new(self.top.clone()),
+            filter: Some(Arc::new(self.filter.clone())),
+            pins: self.pins_bytes.clone(),
         })
+    }
+
+    /// How far it is.
+    pub(crate) fn progress(&self) -> impl std::hash::Hash + use<> {
+        (self.entries, self.chunks.progress())
     }
 
     /// The chunks that are written already, for giving up.
@@ -269,8 +322,8 @@ pub(crate) struct AttachmentBuilder {
 }
 
 impl AttachmentBuilder {
-    pub(crate) fn new(home: Home, id: RunId, bytes: &[u8]) -> Self {
-        let mut chunks = Chunks::new(home, id);
+    pub(crate) fn new(home: Home, id: RunId, bytes: &[u8], config: &Config) -> Self {
+        let mut chunks = Chunks::new(home, id, config.limits.chunk_grains());
         let pages = chunks.raw_pages(PageKind::Attachment, bytes);
         chunks.cut();
         Self {

@@ -13,11 +13,18 @@ use ashlar_layout::ids::PartitionId;
 use ashlar_layout::page::{Page, RunId};
 use bytes::Bytes;
 
+/// A run's name on its device: the partition that wrote it, and its number there. Several partitions may
+/// have the run, and share its pages in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct RunName {
+    pub(crate) origin: PartitionId,
+    pub(crate) id: RunId,
+}
+
 /// A page's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PageKey {
-    pub(crate) partition: PartitionId,
-    pub(crate) run: RunId,
+    pub(crate) run: RunName,
     pub(crate) grain: u32,
 }
 
@@ -149,10 +156,10 @@ impl Cache {
         self.bytes += len;
     }
 
-    /// Forgets the pages of a run.
-    pub(crate) fn drop_run(&mut self, partition: PartitionId, run: RunId) {
+    /// Forgets the pages of a run. A partition that still has it reads them again.
+    pub(crate) fn drop_run(&mut self, run: RunName) {
         for place in 0..self.slots.len() {
-            let of_run = |slot: &Slot| (slot.key.partition, slot.key.run) == (partition, run);
+            let of_run = |slot: &Slot| slot.key.run == run;
             if self.slots[place].as_ref().is_some_and(of_run) {
                 self.remove(place);
             }

@@ -9,13 +9,13 @@
 use std::sync::Arc;
 
 use ashlar_layout::ids::Seq;
-use ashlar_layout::page::RunId;
-use ashlar_layout::root::{AttachmentRecord, Root};
+use ashlar_layout::root::{AttachmentRecord, Root, Window};
 use bytes::Bytes;
 
 use crate::api::{Action, IndexError, WriteFailure};
 use crate::builder::{AttachmentBuilder, Builder};
-use crate::cache::Cache;
+use crate::cache::{Cache, RunName};
+use crate::clear::Doomed;
 use crate::index::{Index, Pending};
 use crate::job::{Candidate, Job, Keep, Phase, Source, pick};
 use crate::run::Run;
@@ -24,10 +24,20 @@ use crate::span::Span;
 /// A root that is on its way, and what it makes true.
 #[derive(Clone, Debug)]
 pub(crate) struct Publishing {
-    job: u64,
-    runs: Vec<Arc<Run>>,
-    covered: Seq,
-    attachment: Option<AttachmentRecord>,
+    pub(crate) job: u64,
+    pub(crate) runs: Vec<Arc<Run>>,
+    pub(crate) covered: Seq,
+    pub(crate) attachment: Option<AttachmentRecord>,
+    /// The sync that it waits for,
+    sync: u64,
+    /// or did wait for: its root is under way.
+    pub(crate) root_under_way: bool,
+    /// The index was cleared meanwhile: it makes nothing true, but its generation is used up.
+    pub(crate) discarded: bool,
+    /// What the index was narrowed to meanwhile.
+    pub(crate) narrowed: Vec<Vec<Window>>,
+    /// How many of the doomed it does not name.
+    frees: usize,
 }
 
 impl Index {
@@ -78,7 +88,12 @@ impl Index {
         let mut job = Job::new(source, Vec::new(), builder, keep);
         if !attachment.is_empty() {
             let id = self.run_id();
-            job.attachment = Some(AttachmentBuilder::new(self.home, id, &attachment));
+            job.attachment = Some(AttachmentBuilder::new(
+                self.home,
+                id,
+                &attachment,
+                &self.config,
+            ));
         }
         self.add(job);
     }
@@ -88,7 +103,7 @@ impl Index {
         while self.jobs.values().filter(merging).count() < self.config.limits.merges
             && !self.no_room
         {
-            let busy = |id: &RunId| {
+            let busy = |id: &RunName| {
                 let merged = self.jobs.values().any(|job| job.inputs.contains(id));
                 merged || self.damaged.contains(id)
             };
@@ -100,7 +115,7 @@ impl Index {
                     entries: run.record.entries,
                     tombstones: run.record.tombstones,
                     last: run.record.last.0,
-                    busy: busy(&run.id()),
+                    busy: busy(&run.name()),
                 })
                 .collect();
             let oldest = self.snapshots.keys().next().copied().unwrap_or(u64::MAX);
@@ -110,19 +125,10 @@ impl Index {
             let bottom = range.end == self.runs.len();
             let inputs: Vec<Arc<Run>> = self.runs[range].to_vec();
             let entries = inputs.iter().map(|run| run.record.entries).sum();
-            let spans = inputs.iter().map(|run| {
-                let record = &run.record;
-                let span = self.config.limits.span_bytes;
-                Span::leaves(
-                    self.home,
-                    record.id,
-                    &record.chunks,
-                    record.leaves_end,
-                    span,
-                )
-            });
-            let spans = spans.collect();
-            let ids = inputs.iter().map(|run| run.id()).collect();
+            let span_bytes = self.config.limits.span_bytes;
+            let span = |run: &Arc<Run>| Span::leaves(self.home.device, run, span_bytes);
+            let spans = inputs.iter().map(span).collect();
+            let ids = inputs.iter().map(|run| run.name()).collect();
             let keep = self.keep(bottom);
             let builder = self.builder(level, entries);
             self.add(Job::new(Source::Runs { spans }, ids, builder, keep));
@@ -137,9 +143,8 @@ impl Index {
     }
 
     fn builder(&mut self, level: u8, entries: u64) -> Builder {
-        let bits = self.config.limits.filter_bits;
         let id = self.run_id();
-        Builder::new(self.home, id, level, entries, bits)
+        Builder::new(self.home, id, level, entries, &self.config)
     }
 
     fn add(&mut self, job: Job) {
@@ -250,8 +255,8 @@ impl Index {
             return;
         };
         let mut runs = self.runs.clone();
-        let at = runs.iter().position(|run| job.inputs.contains(&run.id()));
-        runs.retain(|run| !job.inputs.contains(&run.id()));
+        let at = runs.iter().position(|run| job.inputs.contains(&run.name()));
+        runs.retain(|run| !job.inputs.contains(&run.name()));
         if let Some(run) = job.builder.run() {
             runs.insert(at.unwrap_or(0), Arc::new(run));
         }
@@ -262,24 +267,33 @@ impl Index {
             }
             Source::Runs { .. } => (self.covered, self.attachment.clone()),
         };
+        let job = *id;
+        let token = self.number();
         self.publishing = Some(Publishing {
-            job: *id,
+            job,
             runs,
             covered,
             attachment,
+            sync: token,
+            root_under_way: false,
+            discarded: false,
+            narrowed: Vec::new(),
+            frees: self.doomed.len(),
         });
-        let token = self.number();
         self.pending.insert(token, Pending::Sync);
         out.push(Action::Sync { token });
     }
 
-    pub(crate) fn synced(&mut self, ok: bool, out: &mut Vec<Action>) {
+    pub(crate) fn synced(&mut self, token: u64, ok: bool, out: &mut Vec<Action>) {
         if !ok {
             return self.stop("a sync");
         }
-        let Some(publishing) = &self.publishing else {
+        // That of a root that was given up says nothing of what the next one names.
+        let publishing = self.publishing.as_mut().filter(|it| it.sync == token);
+        let Some(publishing) = publishing else {
             return;
         };
+        publishing.root_under_way = true;
         let generation = self.generation + 1;
         let root = Root {
             device: self.home.device,
@@ -305,7 +319,7 @@ impl Index {
     }
 
     /// The root is durable: what it says is so from now on.
-    pub(crate) fn root_written(&mut self, ok: bool, cache: &mut Cache) {
+    pub(crate) fn root_written(&mut self, ok: bool, cache: &mut Cache, out: &mut Vec<Action>) {
         if !ok {
             return self.stop("the write of a root");
         }
@@ -316,16 +330,25 @@ impl Index {
             return;
         };
         self.generation += 1;
+        self.runnable = true;
+        if publishing.discarded {
+            return;
+        }
         self.covered = publishing.covered;
+        let doomed: Vec<Doomed> = self.doomed.drain(..publishing.frees).collect();
+        for Doomed { name, chunks, .. } in doomed {
+            self.retire(name, chunks, cache);
+        }
         let before = std::mem::replace(&mut self.runs, publishing.runs);
         for run in before {
-            if job.inputs.contains(&run.id()) {
-                self.retire(run.id(), run.record.chunks.clone(), cache);
+            if job.inputs.contains(&run.name()) {
+                self.retire(run.name(), run.record.chunks.clone(), cache);
             }
         }
         let former = std::mem::replace(&mut self.attachment, publishing.attachment);
         if let Some(former) = former.filter(|it| self.attachment.as_ref() != Some(it)) {
-            self.retire(former.id, former.chunks, cache);
+            let name = self.own(former.id);
+            self.retire(name, former.chunks, cache);
         }
         if job.inputs.is_empty() {
             self.frozen.pop_front();
@@ -333,7 +356,11 @@ impl Index {
         } else {
             self.bytes_merged += job.bytes;
         }
-        self.runnable = true;
+        for windows in publishing.narrowed {
+            self.clip_runs(&windows);
+        }
+        // Before anything is freed: that happens when the event has been worked off.
+        out.push(Action::Rooted);
     }
 
     fn stop(&mut self, what: &'static str) {

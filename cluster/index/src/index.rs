@@ -14,19 +14,18 @@ use std::sync::Arc;
 
 use ashlar_layout::ids::Seq;
 use ashlar_layout::limits::LIST_PAGE_MAX;
-use ashlar_layout::page::{EntryKind, RunId};
-use ashlar_layout::root::{AttachmentRecord, Chunk, ObjectValue};
+use ashlar_layout::page::RunId;
+use ashlar_layout::root::{AttachmentRecord, Chunk};
 use bytes::Bytes;
 
-use crate::api::{
-    Action, Answer, Change, Config, Event, Full, IndexError, Output, Question, Snapshot, Stats,
-};
+use crate::api::{Action, Answer, Config, Event, IndexError, Output, Question, Snapshot, Stats};
 use crate::ask::{Asked, Passed, Work};
-use crate::cache::{Cache, PageKey};
+use crate::cache::{Cache, PageKey, RunName};
+use crate::clear::Doomed;
 use crate::flow::Publishing;
 use crate::job::Job;
 use crate::key;
-use crate::memtable::{Memtable, Version};
+use crate::memtable::Memtable;
 use crate::run::{Home, Pages, Run, Wanted, decode};
 use crate::walk::{Held, Sources};
 
@@ -41,16 +40,16 @@ pub(crate) struct Frozen {
 
 /// A page that is being read.
 #[derive(Clone, Debug)]
-struct PageRead {
+pub(crate) struct PageRead {
     wanted: Wanted,
-    waiters: Vec<u64>,
+    pub(crate) waiters: Vec<u64>,
 }
 
 /// What a token stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Pending {
     Page(PageKey),
-    Span { job: u64, run: RunId },
+    Span { job: u64, run: RunName },
     Write { job: u64, file: usize, chunk: usize },
     Sync,
     Root,
@@ -61,46 +60,48 @@ pub(crate) enum Pending {
 pub struct Index {
     pub(crate) config: Config,
     pub(crate) home: Home,
-    applied: Seq,
+    pub(crate) applied: Seq,
     pub(crate) covered: Seq,
     pub(crate) generation: u64,
     pub(crate) attachment: Option<AttachmentRecord>,
-    active: Memtable,
+    pub(crate) active: Memtable,
     /// Oldest first.
     pub(crate) frozen: VecDeque<Frozen>,
     /// Newest first.
     pub(crate) runs: Vec<Arc<Run>>,
-    pub(crate) retired: Vec<(RunId, Vec<Chunk>)>,
-    pub(crate) damaged: BTreeSet<RunId>,
-    asked: BTreeMap<u64, Asked>,
-    reads: BTreeMap<PageKey, PageRead>,
+    pub(crate) retired: Vec<(RunName, Vec<Chunk>)>,
+    /// What the durable root names, and the next one does not.
+    pub(crate) doomed: Vec<Doomed>,
+    pub(crate) damaged: BTreeSet<RunName>,
+    pub(crate) asked: BTreeMap<u64, Asked>,
+    pub(crate) reads: BTreeMap<PageKey, PageRead>,
     /// Pages whose read waits for others to end.
-    queue: VecDeque<PageKey>,
-    reading: usize,
+    pub(crate) queue: VecDeque<PageKey>,
+    pub(crate) reading: usize,
     /// Questions that go on at the next turn.
-    tired: VecDeque<u64>,
+    pub(crate) tired: VecDeque<u64>,
     /// How often each state is in use.
     pub(crate) snapshots: BTreeMap<u64, u32>,
-    given: BTreeMap<u64, u32>,
+    pub(crate) given: BTreeMap<u64, u32>,
     pub(crate) jobs: BTreeMap<u64, Job>,
     pub(crate) publishing: Option<Publishing>,
     pub(crate) pending: BTreeMap<u64, Pending>,
-    next: u64,
+    pub(crate) next: u64,
     next_run: u32,
     /// A job may be able to go on.
     pub(crate) runnable: bool,
     /// The device has no room.
     pub(crate) no_room: bool,
     pub(crate) stopped: Option<IndexError>,
-    bytes_in: u64,
+    pub(crate) bytes_in: u64,
     pub(crate) bytes_flushed: u64,
     pub(crate) bytes_merged: u64,
     pages_read: u64,
 }
 
 impl Index {
-    /// An index without runs; [`crate::Opening`] makes all others.
-    pub(crate) fn empty(config: Config, next: u64) -> Self {
+    /// The index of a partition that has no root on this device yet, with nothing in it.
+    pub fn new(config: Config) -> Self {
         let home = Home {
             device: config.device,
             partition: config.partition,
@@ -116,6 +117,7 @@ impl Index {
             frozen: VecDeque::new(),
             runs: Vec::new(),
             retired: Vec::new(),
+            doomed: Vec::new(),
             damaged: BTreeSet::new(),
             asked: BTreeMap::new(),
             reads: BTreeMap::new(),
@@ -127,7 +129,7 @@ impl Index {
             jobs: BTreeMap::new(),
             publishing: None,
             pending: BTreeMap::new(),
-            next,
+            next: 0,
             next_run: 0,
             runnable: false,
             no_room: false,
@@ -139,8 +141,14 @@ impl Index {
         }
     }
 
-    /// Everything up to this entry is in it.
-    pub(crate) fn begin_at(&mut self, covered: Seq) {
+    /// A new partition's log begins behind this entry: the first one that is applied is the next. Nothing is
+    /// durable by that: [`Index::covered`] stays where it is until a root says so.
+    pub fn begin_at(&mut self, base: Seq) {
+        self.applied = self.applied.max(base);
+    }
+
+    /// Everything up to this entry is in the runs.
+    pub(crate) fn found_at(&mut self, covered: Seq) {
         self.covered = covered;
         self.applied = covered;
     }
@@ -150,10 +158,18 @@ impl Index {
         self.applied
     }
 
-    /// All entries up to this one are durable in runs: the journal may forget them (but for the inline
-    /// objects that the index points to there).
+    /// All entries up to this one are durable in runs: the journal may forget them, but for what stands in
+    /// [`Index::pins`].
     pub fn covered(&self) -> Seq {
         self.covered
+    }
+
+    /// The extents in which journal entries stand that the durable root points to, ascending: none of them may be
+    /// freed, however far the journal is trimmed. They change with [`Action::Rooted`].
+    pub fn pins(&self) -> Vec<u32> {
+        let mut pins: BTreeSet<u32> = self.runs.iter().flat_map(|run| run.pins()).collect();
+        pins.extend(self.doomed.iter().flat_map(|doomed| &doomed.pins));
+        pins.into_iter().collect()
     }
 
     /// Why it takes no more part: a write failed.
@@ -166,8 +182,13 @@ impl Index {
         let runs = self.runs.iter().flat_map(|run| &run.record.chunks);
         let attachment = self.attachment.iter().flat_map(|it| &it.chunks);
         let retired = self.retired.iter().flat_map(|(_, chunks)| chunks);
+        let retired = retired.chain(self.doomed.iter().flat_map(|it| &it.chunks));
         let mut live: Vec<Chunk> = runs.chain(attachment).chain(retired).copied().collect();
-        live.extend(self.jobs.values().flat_map(Job::leavings));
+        // What a job wrote whose root was given up goes with what that root names.
+        let discarded = self.publishing.as_ref().filter(|it| it.discarded);
+        let discarded = discarded.map(|it| it.job);
+        let jobs = self.jobs.iter().filter(|(id, _)| Some(**id) != discarded);
+        live.extend(jobs.flat_map(|(_, job)| job.leavings()));
         live
     }
 
@@ -182,6 +203,9 @@ impl Index {
             levels: levels.len(),
             run_entries: self.runs.iter().map(|run| run.record.entries).sum(),
             run_bytes: self.runs.iter().map(|run| run.bytes()).sum(),
+            embedded: self.runs.iter().map(|run| run.record.embedded).sum(),
+            objects: self.runs.iter().map(|run| run.objects()).sum::<u64>()
+                + tables.iter().map(|table| table.objects()).sum::<u64>(),
             table_entries: tables.iter().map(|table| table.entries()).sum(),
             table_bytes: tables.iter().map(|table| table.bytes()).sum(),
             run_memory: self.runs.iter().map(|run| run.memory()).sum(),
@@ -191,100 +215,6 @@ impl Index {
             pages_read: self.pages_read,
             questions: self.asked.len(),
         }
-    }
-
-    /// Applies entry `seq` of the journal: entries come in order, and those that are in it already
-    /// change nothing.
-    pub fn apply(&mut self, seq: Seq, change: Change) -> Result<(), Full> {
-        if seq <= self.applied {
-            return Ok(());
-        }
-        self.put(seq, change)?;
-        self.applied = seq;
-        Ok(())
-    }
-
-    /// Takes an entry of another replica's snapshot, with its version, into an index that has nothing
-    /// yet: each key once, in any order. Until [`Index::ingested`] it covers nothing, and a root of
-    /// it is opened as if there were none.
-    pub fn ingest(&mut self, version: Seq, change: Change) -> Result<(), Full> {
-        self.put(version, change)
-    }
-
-    /// All of a snapshot was ingested: the index is at this entry.
-    pub fn ingested(&mut self, seq: Seq) {
-        self.applied = self.applied.max(seq);
-    }
-
-    fn put(&mut self, seq: Seq, change: Change) -> Result<(), Full> {
-        if self.active.bytes() >= 2 * self.config.limits.table_bytes {
-            let frozen = self.frozen.iter().map(|f| f.table.bytes());
-            let waiting = self.active.bytes() + frozen.sum::<usize>();
-            return Err(Full { waiting });
-        }
-        let (key, kind, value) = match change {
-            Change::Nothing => return Ok(()),
-            Change::PutBucket { bucket, created_ms } => {
-                let value = created_ms.to_le_bytes().to_vec();
-                (key::bucket(&bucket), EntryKind::Bucket, value)
-            }
-            Change::DropBucket { bucket } => {
-                (key::bucket(&bucket), EntryKind::Tombstone, Vec::new())
-            }
-            Change::Put {
-                bucket,
-                key,
-                object,
-            } => {
-                let value = ObjectValue {
-                    modified_ms: object.modified_ms,
-                    manifest: object.manifest,
-                    place: object.place,
-                };
-                (
-                    key::object(&bucket, &key),
-                    EntryKind::Object,
-                    value.encode(),
-                )
-            }
-            Change::Delete { bucket, key } => {
-                (key::object(&bucket, &key), EntryKind::Tombstone, Vec::new())
-            }
-        };
-        self.bytes_in += (key.len() + value.len()) as u64;
-        let value = value.into_boxed_slice();
-        let seq = seq.0;
-        let snapshots = &self.snapshots;
-        let seen = |from: u64, to: u64| snapshots.range(from..to).next().is_some();
-        self.active.insert(&key, Version { seq, kind, value }, seen);
-        Ok(())
-    }
-
-    /// Whether so much is in memory that it should be written out: then call [`Index::freeze`].
-    pub fn wants_freeze(&self) -> bool {
-        self.active.bytes() >= self.config.limits.table_bytes && self.may_freeze()
-    }
-
-    fn may_freeze(&self) -> bool {
-        self.frozen.len() < self.config.limits.tables
-    }
-
-    /// Begins to write out everything that was applied, together with what the owner will want to have
-    /// back when it opens this state; false if too much is being written out already.
-    pub fn freeze(&mut self, attachment: Bytes, out: &mut Vec<Action>) -> bool {
-        if !self.may_freeze() {
-            return false;
-        }
-        let newest = self.frozen.back().map_or(self.covered, |f| f.covered);
-        if self.applied > newest || self.active.entries() > 0 {
-            self.frozen.push_back(Frozen {
-                table: Arc::new(std::mem::take(&mut self.active)),
-                covered: self.applied,
-                attachment,
-            });
-            self.keep_jobs(out);
-        }
-        true
     }
 
     /// Keeps the present state readable; none if too many are kept.
@@ -354,6 +284,7 @@ impl Index {
             seq,
             held: Held::new(),
             waiting: 0,
+            ahead: 0,
         };
         let (passed, missing) = self.pass(&mut asked, cache);
         match passed {
@@ -382,17 +313,25 @@ impl Index {
         };
         let mut held = Held::new();
         let mut pages = Pages {
-            home: self.home,
             cache,
             held: &asked.held,
             missing: Vec::new(),
             error: None,
+            ahead: asked.ahead,
+            in_course: false,
         };
         let mut budget = self.config.limits.step.max(1);
         let passed = asked
             .work
             .pass(&sources, &mut pages, &mut held, &mut budget);
         let missing = pages.missing;
+        // Each time that a walk waits in its course it asks for twice as much.
+        let more = (2 * asked.ahead + 1).min(self.config.limits.ahead);
+        asked.ahead = match (pages.in_course, missing.is_empty()) {
+            (true, _) => more,
+            (false, true) => asked.ahead,
+            (false, false) => 0,
+        };
         held.sort_by_key(|(key, _)| *key);
         held.dedup_by_key(|(key, _)| *key);
         asked.held = held;
@@ -481,12 +420,12 @@ impl Index {
             }
             Event::Synced { token, ok } => {
                 if self.pending.remove(&token) == Some(Pending::Sync) {
-                    self.synced(ok, out);
+                    self.synced(token, ok, out);
                 }
             }
             Event::RootWritten { token, ok } => {
                 if self.pending.remove(&token) == Some(Pending::Root) {
-                    self.root_written(ok, cache);
+                    self.root_written(ok, cache, out);
                 }
             }
         }
@@ -510,9 +449,9 @@ impl Index {
         let Some(PageRead { wanted, waiters }) = self.reads.remove(&key) else {
             return;
         };
-        match decode(self.home, key.run, &wanted, bytes) {
+        match decode(self.home.device, &wanted, bytes) {
             Ok(page) => {
-                if self.runs.iter().any(|run| run.id() == key.run) {
+                if self.has(key.run) {
                     cache.insert(key, page.clone());
                 }
                 for id in waiters {
@@ -527,7 +466,7 @@ impl Index {
                 }
             }
             // A run that was replaced meanwhile says nothing any more: the others do.
-            Err(_) if self.retired.iter().any(|(run, _)| *run == key.run) => {
+            Err(_) if !self.has(key.run) => {
                 for id in waiters {
                     if let Some(asked) = self.asked.get_mut(&id) {
                         asked.waiting -= 1;
@@ -547,9 +486,13 @@ impl Index {
         self.issue(out);
     }
 
+    fn has(&self, run: RunName) -> bool {
+        self.runs.iter().any(|it| it.name() == run)
+    }
+
     /// A run is damaged: it is said once, and the run is not merged any more.
-    pub(crate) fn damage(&mut self, run: RunId, error: &IndexError, out: &mut Vec<Action>) {
-        if self.damaged.insert(run) {
+    pub(crate) fn damage(&mut self, run: RunName, error: &IndexError, out: &mut Vec<Action>) {
+        if self.has(run) && self.damaged.insert(run) {
             out.push(Action::Damaged(error.clone()));
         }
     }
@@ -584,11 +527,11 @@ impl Index {
     }
 
     /// Frees what was replaced and is not being read any more.
-    fn free_retired(&mut self, out: &mut Vec<Action>) {
+    pub(crate) fn free_retired(&mut self, out: &mut Vec<Action>) {
         if self.retired.is_empty() {
             return;
         }
-        let mut in_use: BTreeSet<RunId> = self.reads.keys().map(|key| key.run).collect();
+        let mut in_use: BTreeSet<RunName> = self.reads.keys().map(|key| key.run).collect();
         in_use.extend(self.pending.values().filter_map(|pending| match pending {
             Pending::Span { run, .. } => Some(*run),
             _ => None,
@@ -616,9 +559,17 @@ impl Index {
         }
     }
 
+    /// The name of a run or attachment of its own.
+    pub(crate) fn own(&self, id: RunId) -> RunName {
+        RunName {
+            origin: self.home.partition,
+            id,
+        }
+    }
+
     /// What was replaced: it is freed once nothing reads it.
-    pub(crate) fn retire(&mut self, run: RunId, chunks: Vec<Chunk>, cache: &mut Cache) {
-        cache.drop_run(self.home.partition, run);
+    pub(crate) fn retire(&mut self, run: RunName, chunks: Vec<Chunk>, cache: &mut Cache) {
+        cache.drop_run(run);
         self.damaged.remove(&run);
         self.retired.push((run, chunks));
     }

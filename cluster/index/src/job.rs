@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - of each key the newest version is kept, and of the older ones those that a snapshot saw when the
-//!   job began. Snapshots made later see at least the newest;
+//!   job began. Snapshots made later see at least the newest. Of one version the value of the newest input
+//!   is kept, and that one only;
 //! - a tombstone goes only where nothing older of its key can be left: in a job that reaches down to
 //!   the oldest run, and behind the last version that it keeps;
 //! - a job's memory is bounded: a few spans of each input and a few chunks of output.
@@ -11,12 +12,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ashlar_layout::ids::Seq;
-use ashlar_layout::page::{EntryKind, RunId};
+use ashlar_layout::page::EntryKind;
 use ashlar_layout::root::Chunk;
 use bytes::Bytes;
 
 use crate::api::IndexError;
 use crate::builder::{AttachmentBuilder, Builder, Chunks};
+use crate::cache::RunName;
 use crate::memtable::Memtable;
 use crate::span::{Front, Span};
 
@@ -34,7 +36,7 @@ pub(crate) enum Source {
 }
 
 /// How far a job is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
     /// It reads and writes.
     Running,
@@ -51,7 +53,7 @@ pub(crate) enum Phase {
 pub(crate) struct Job {
     pub(crate) source: Source,
     /// The runs that it replaces.
-    pub(crate) inputs: Vec<RunId>,
+    pub(crate) inputs: Vec<RunName>,
     pub(crate) builder: Builder,
     pub(crate) attachment: Option<AttachmentBuilder>,
     pub(crate) phase: Phase,
@@ -65,7 +67,7 @@ pub(crate) struct Job {
 }
 
 /// Which versions are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Keep {
     /// The snapshots, oldest first.
     pub(crate) snapshots: Vec<u64>,
@@ -103,6 +105,8 @@ impl Group {
         self.versions.push((seq, kind, from..self.values.len()));
     }
 
+    /// Versions stand newest first, and of one version the newest value first: no snapshot lies between it and
+    /// the others, so that they go.
     fn emit(&mut self, keep: &Keep, builder: &mut Builder) {
         let mut next = None;
         self.versions.retain(|(seq, _, _)| {
@@ -121,7 +125,7 @@ impl Group {
 }
 
 impl Job {
-    pub(crate) fn new(source: Source, inputs: Vec<RunId>, builder: Builder, keep: Keep) -> Self {
+    pub(crate) fn new(source: Source, inputs: Vec<RunName>, builder: Builder, keep: Keep) -> Self {
         Self {
             source,
             inputs,
@@ -167,6 +171,11 @@ impl Job {
                 false
             }
         }
+    }
+
+    /// What decides what it keeps, and how many versions it has in its hands of which key.
+    pub(crate) fn kept(&self) -> (&Keep, &[u8], usize) {
+        (&self.keep, &self.group.key, self.group.versions.len())
     }
 
     /// What it writes: the run, and what the owner gave along.

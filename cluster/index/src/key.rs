@@ -7,6 +7,16 @@
 const BUCKETS: u8 = 1;
 const OBJECTS: u8 = 2;
 
+/// Where the buckets begin.
+pub(crate) fn buckets() -> Vec<u8> {
+    vec![BUCKETS]
+}
+
+/// Where the objects begin.
+pub(crate) fn objects() -> Vec<u8> {
+    vec![OBJECTS]
+}
+
 /// A bucket's own entry.
 pub(crate) fn bucket(name: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + name.len());
@@ -40,6 +50,20 @@ pub(crate) fn object_name(key: &[u8]) -> Option<(&str, &str)> {
     let bucket = std::str::from_utf8(&rest[..zero]).ok()?;
     let key = std::str::from_utf8(&rest[zero + 1..]).ok()?;
     Some((bucket, key))
+}
+
+/// A place in the order of objects that is at or right before a key, which may be cut short anywhere.
+pub(crate) fn border(key: &[u8]) -> Option<(String, String)> {
+    let (kind, rest) = key.split_first()?;
+    (*kind == OBJECTS).then_some(())?;
+    let text = |bytes: &[u8]| {
+        let whole = bytes.utf8_chunks().next();
+        whole.map_or_else(String::new, |chunk| chunk.valid().to_owned())
+    };
+    match rest.iter().position(|byte| *byte == 0) {
+        Some(zero) => Some((text(&rest[..zero]), text(&rest[zero + 1..]))),
+        None => Some((text(rest), String::new())),
+    }
 }
 
 /// Makes a key the least one that is greater.

@@ -51,6 +51,15 @@ impl Listing {
         (listing, something.then_some(from))
     }
 
+    /// What it is of, and how much is in it.
+    pub(crate) fn progress(&self) -> (&List, usize, usize) {
+        (
+            &self.params,
+            self.page.objects.len(),
+            self.page.prefixes.len(),
+        )
+    }
+
     /// Takes a key that the walk shows.
     pub(crate) fn visit(&mut self, key: &[u8], seen: Seen<'_>) -> Result<Step, IndexError> {
         if !key.starts_with(&self.prefix) || seen.kind != EntryKind::Object {

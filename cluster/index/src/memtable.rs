@@ -2,12 +2,16 @@
 //!
 //! Invariants:
 //! - of a key the newest version is always kept, and of the older ones those that a snapshot sees;
+//! - of one version the value that came last is kept, and what is older than the newest changes nothing;
 //! - the bytes counted are at least those that the contents take.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use ashlar_layout::page::EntryKind;
+use ashlar_layout::root::Window;
+
+use crate::clip;
 
 /// What a key and its version cost beside their bytes: node, boxes, slack.
 const OVERHEAD: usize = 128;
@@ -33,6 +37,8 @@ pub(crate) struct Memtable {
     cells: BTreeMap<Box<[u8]>, Cell>,
     bytes: usize,
     entries: u64,
+    objects: u64,
+    last: u64,
 }
 
 impl Cell {
@@ -45,19 +51,26 @@ impl Cell {
 }
 
 impl Memtable {
-    /// Adds a version that is newer than all there are of the key. `seen` tells whether a snapshot
-    /// sees a version in this range of numbers, its end excluded.
+    /// Adds a version that is newer than all there are of the key, or puts another value to the newest.
+    /// `seen` tells whether a snapshot sees a version in this range of numbers, its end excluded.
     pub(crate) fn insert(&mut self, key: &[u8], version: Version, seen: impl Fn(u64, u64) -> bool) {
         let value = version.value.len();
         let Some(cell) = self.cells.get_mut(key) else {
             self.bytes += key.len() + value + OVERHEAD;
             self.entries += 1;
+            self.objects += u64::from(version.kind == EntryKind::Object);
+            self.last = self.last.max(version.seq);
             let older = Vec::new();
             let newest = version;
             self.cells.insert(key.into(), Cell { newest, older });
             return;
         };
         let seq = version.seq;
+        if seq < cell.newest.seq {
+            return;
+        }
+        self.last = self.last.max(seq);
+        self.objects += u64::from(version.kind == EntryKind::Object);
         let before = std::mem::replace(&mut cell.newest, version);
         self.bytes += value;
         if seen(before.seq, seq) {
@@ -65,8 +78,24 @@ impl Memtable {
             self.entries += 1;
             cell.older.insert(0, before);
         } else {
+            self.objects -= u64::from(before.kind == EntryKind::Object);
             self.bytes = self.bytes.saturating_sub(before.value.len());
         }
+    }
+
+    /// The newest version that there is of a key.
+    pub(crate) fn newest(&self, key: &[u8]) -> Option<u64> {
+        Some(self.cells.get(key)?.newest.seq)
+    }
+
+    /// No entry is newer than this.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// How many entries are objects.
+    pub(crate) fn objects(&self) -> u64 {
+        self.objects
     }
 
     /// What a snapshot sees of a key here.
@@ -97,6 +126,37 @@ impl Memtable {
             let versions = std::iter::once(&cell.newest).chain(&cell.older);
             (&**key, versions)
         })
+    }
+
+    /// Of each key that a window shows the newest version.
+    pub(crate) fn newest_within<'a>(
+        &'a self,
+        windows: &'a [Window],
+    ) -> impl Iterator<Item = (&'a [u8], &'a Version)> + use<'a> {
+        let ends = |window: &Window, key: &[u8]| !window.to.is_empty() && *key >= *window.to;
+        windows.iter().flat_map(move |window| {
+            let from = self.range(&window.from, u64::MAX);
+            from.take_while(move |(key, _)| !ends(window, key))
+        })
+    }
+
+    /// All versions of the keys that a window shows.
+    pub(crate) fn within(&self, windows: &[Window]) -> Self {
+        let mut out = Self {
+            last: self.last,
+            ..Self::default()
+        };
+        let seen = self.cells.iter();
+        for (key, cell) in seen.filter(|(key, _)| clip::sees(windows, key)) {
+            out.bytes += key.len();
+            for version in std::iter::once(&cell.newest).chain(&cell.older) {
+                out.bytes += version.value.len() + OVERHEAD;
+                out.entries += 1;
+                out.objects += u64::from(version.kind == EntryKind::Object);
+            }
+            out.cells.insert(key.clone(), cell.clone());
+        }
+        out
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - the entries themselves are not read: the time grows with the filters, a byte and a quarter for each;
-//! - a damaged filter costs reads and nothing else; damaged fences or a damaged attachment end it with an
-//!   error, for nothing could be said of any key;
+//! - a damaged filter costs reads and nothing else; damaged fences, pins or a damaged attachment end it with an
+//!   error, for nothing could be said of any key, or of the extents that are needed;
 //! - what the root does not name is not looked at: its space is free.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use ashlar_layout::ids::Seq;
 use ashlar_layout::page::{PageKind, Spot};
-use ashlar_layout::root::{Chunk, Root, RunRecord};
+use ashlar_layout::root::{Chunk, Root, decode_pins};
 use bytes::{Bytes, BytesMut};
 
 use crate::api::{Action, Config, Event, IndexError};
+use crate::cache::RunName;
 use crate::filter::Filter;
 use crate::index::Index;
-use crate::run::{Fence, Home, Run};
+use crate::run::{Fence, Run, name_of};
 use crate::span::Span;
 
 /// An index that was opened.
@@ -25,7 +26,7 @@ use crate::span::Span;
 pub struct Opened {
     /// The index: everything up to [`Index::covered`] is in it.
     pub index: Index,
-    /// What its owner had given along.
+    /// What its owner had given along when it froze what the newest root says, whether that covers anything or not.
     pub attachment: Bytes,
     /// The chunks that are in use: all others of the partition are free.
     pub live: Vec<Chunk>,
@@ -37,6 +38,7 @@ pub struct Opened {
 enum Part {
     Top(usize),
     Filter(usize),
+    Pins(usize),
     Attachment,
 }
 
@@ -51,13 +53,14 @@ struct Loading {
 /// An index that is being opened.
 #[derive(Debug)]
 pub struct Opening {
-    config: Config,
-    root: Option<Root>,
+    pub(crate) config: Config,
+    pub(crate) root: Option<Root>,
     waiting: VecDeque<Loading>,
     under_way: BTreeMap<u64, Loading>,
-    next: u64,
+    pub(crate) next: u64,
     tops: BTreeMap<usize, Vec<Fence>>,
     filters: BTreeMap<usize, Filter>,
+    pub(crate) pins: BTreeMap<usize, Bytes>,
     attachment: Bytes,
     findings: Vec<IndexError>,
 }
@@ -68,19 +71,15 @@ impl Opening {
         let root = root
             .map(|bytes| Root::decode(bytes, config.device, config.partition))
             .transpose()?;
-        // A learner's that did not come to its end covers nothing, and is nothing.
+        // A learner's that did not come to its end covers nothing: only what the owner gave along counts.
         let root = root.map(|root| match root.covered {
             Seq(0) => Root {
                 runs: Vec::new(),
-                attachment: None,
                 ..root
             },
             _ => root,
         });
-        let home = Home {
-            device: config.device,
-            partition: config.partition,
-        };
+        let device = config.device;
         let mut waiting = VecDeque::new();
         let mut load = |part, span| {
             waiting.push_back(Loading {
@@ -91,19 +90,18 @@ impl Opening {
             });
         };
         for (at, run) in root.iter().flat_map(|root| root.runs.iter().enumerate()) {
-            let RunRecord {
-                id,
-                chunks,
-                top,
-                filter,
-                ..
-            } = run;
-            let span = |section, kind| Span::section(home, *id, chunks, section, kind);
-            load(Part::Top(at), span(*top, PageKind::Top));
-            load(Part::Filter(at), span(*filter, PageKind::Filter));
+            let name = name_of(run);
+            let span = |section, kind| Span::section(device, name, &run.chunks, section, kind);
+            load(Part::Top(at), span(run.top, PageKind::Top));
+            load(Part::Filter(at), span(run.filter, PageKind::Filter));
+            load(Part::Pins(at), span(run.pins, PageKind::Pins));
         }
         if let Some(it) = root.as_ref().and_then(|root| root.attachment.as_ref()) {
-            let span = Span::section(home, it.id, &it.chunks, it.pages, PageKind::Attachment);
+            let name = RunName {
+                origin: config.partition,
+                id: it.id,
+            };
+            let span = Span::section(device, name, &it.chunks, it.pages, PageKind::Attachment);
             load(Part::Attachment, span);
         }
         Ok(Self {
@@ -114,6 +112,7 @@ impl Opening {
             next: 0,
             tops: BTreeMap::new(),
             filters: BTreeMap::new(),
+            pins: BTreeMap::new(),
             attachment: Bytes::new(),
             findings: Vec::new(),
         })
@@ -177,6 +176,15 @@ impl Opening {
                     self.filters.insert(run, filter);
                 }
             }
+            Part::Pins(at) => {
+                let bytes = loading.bytes.freeze();
+                if decode_pins(&bytes).is_none() {
+                    let run = self.root.as_ref().and_then(|root| root.runs.get(at));
+                    let run = run.map_or_else(Default::default, |run| run.id);
+                    return Err(IndexError::BadPins { run });
+                }
+                self.pins.insert(at, bytes);
+            }
             Part::Attachment => {
                 let named = self.root.as_ref().and_then(|r| r.attachment.as_ref());
                 let (run, expected) = named.map_or_else(Default::default, |it| (it.id, it.len));
@@ -191,18 +199,20 @@ impl Opening {
     }
 
     fn opened(&mut self) -> Opened {
-        let mut index = Index::empty(self.config.clone(), self.next);
+        let mut index = Index::new(self.config.clone());
+        index.next = self.next;
         let mut live = Vec::new();
         if let Some(root) = self.root.take() {
             live = root.chunks().copied().collect();
-            index.begin_at(root.covered);
+            index.found_at(root.covered);
             index.generation = root.generation;
             index.attachment = root.attachment;
             let runs = root.runs.into_iter().enumerate().map(|(at, record)| {
                 Arc::new(Run {
                     record,
-                    top: self.tops.remove(&at).unwrap_or_default(),
-                    filter: self.filters.remove(&at),
+                    top: Arc::new(self.tops.remove(&at).unwrap_or_default()),
+                    filter: self.filters.remove(&at).map(Arc::new),
+                    pins: self.pins.remove(&at).unwrap_or_default(),
                 })
             });
             index.runs = runs.collect();

@@ -1,11 +1,13 @@
 //! Reading tables and runs as one map, at a snapshot.
 //!
 //! Invariants:
-//! - of each key the newest version that the snapshot sees is shown, and none if that is a tombstone;
+//! - of each key the newest version that the snapshot sees is shown, and none if that is a tombstone. As
+//!   a rule the first table or run that has the key has that version; a payload that was put back is an old
+//!   version in a new table. Of one version the newer table or run tells the value;
 //! - a walk that must wait has noted from where it goes on: what was shown is not shown again, and what
 //!   was not is not left out, though tables and runs be others when it goes on;
 //! - a walk that goes on without having come any further keeps all pages that it had, so that a small
-//!   cache delays it but never stops it.
+//!   cache delays it but never stops it; and what it asked for ahead of itself it keeps until it is there.
 
 use std::iter::Peekable;
 use std::sync::Arc;
@@ -78,34 +80,45 @@ impl Sources<'_> {
         found: &mut Held,
         read: impl FnOnce(Seen<'_>) -> R,
     ) -> Got<R> {
-        let table = self.tables.iter().find_map(|t| t.get(key, self.seq));
-        if let Some(version) = table {
-            return shown(version.into(), read);
+        let mut best: Option<&Version> = None;
+        let newer = |best: Option<u64>, last: u64| best.is_none_or(|best| best < last);
+        for table in &self.tables {
+            let seq = best.map(|best| best.seq);
+            if newer(seq, table.last())
+                && let Some(version) = table.get(key, self.seq)
+                && newer(seq, version.seq)
+            {
+                best = Some(version);
+            }
         }
+        let mut seq = best.map(|best| best.seq);
+        let mut in_run: Option<Cursor> = None;
         let hash = filter::hash(key);
         for run in self.runs {
-            if run.record.first.0 > self.seq || !run.may_have(hash) {
+            let (first, last) = (run.record.first.0, run.record.last.0);
+            if !newer(seq, last) || first > self.seq || !run.may_have(key, hash) {
                 continue;
             }
             let mut cursor = Cursor::new(run);
             cursor.seek_exact(key, self.seq, pages);
             match cursor.state {
                 State::Missing => {
-                    found.extend(cursor.pages(pages.home));
+                    found.extend(cursor.pages());
+                    found.extend(in_run.iter().flat_map(Cursor::pages));
                     return Got::Missing;
                 }
-                State::At if cursor.spot.key == key => {
-                    let seen = Seen {
-                        seq: cursor.spot.seq,
-                        kind: cursor.spot.kind,
-                        value: cursor.value(),
-                    };
-                    return shown(seen, read);
+                State::At if cursor.spot.key == key && newer(seq, cursor.spot.seq) => {
+                    seq = Some(cursor.spot.seq);
+                    in_run = Some(cursor);
                 }
-                State::At | State::End => found.extend(cursor.pages(pages.home)),
+                State::At | State::End => found.extend(cursor.pages()),
             }
         }
-        Got::Absent
+        match (&in_run, best) {
+            (Some(cursor), _) => shown(cursor.seen(), read),
+            (None, Some(version)) => shown(version.into(), read),
+            (None, None) => Got::Absent,
+        }
     }
 }
 
@@ -114,6 +127,16 @@ fn shown<R>(seen: Seen<'_>, read: impl FnOnce(Seen<'_>) -> R) -> Got<R> {
         return Got::Absent;
     }
     Got::Found(read(seen))
+}
+
+impl Cursor {
+    fn seen(&self) -> Seen<'_> {
+        Seen {
+            seq: self.spot.seq,
+            kind: self.spot.kind,
+            value: self.value(),
+        }
+    }
 }
 
 impl<'a> From<&'a Version> for Seen<'a> {
@@ -147,31 +170,36 @@ pub(crate) fn walk(
     if let Some(error) = pages.error.take() {
         return Err(error);
     }
-    if walked == Ok(Walked::Missing) {
-        let now = merged.cursors.iter().flat_map(|c| c.pages(pages.home));
-        keep(held, pages.held, now.collect(), *from == began);
+    if matches!(walked, Ok(Walked::Missing | Walked::Tired)) {
+        let now = merged.cursors.iter().flat_map(Cursor::pages).collect();
+        let ahead = |page: &PageKey| merged.cursors.iter().any(|c| c.is_before(page));
+        let stuck = *from == began;
+        keep(held, pages.held, now, |page| stuck || ahead(page));
     }
     walked
 }
 
-/// What to hold on to: what the cursors have, and without any progress what was held before.
-fn keep(held: &mut Held, before: &[(PageKey, Shared)], now: Held, stuck: bool) {
+/// What to hold on to: what the cursors have, and some of what was held before.
+fn keep(
+    held: &mut Held,
+    before: &[(PageKey, Shared)],
+    now: Held,
+    still: impl Fn(&PageKey) -> bool,
+) {
     *held = now;
-    if stuck {
-        for (key, page) in before {
-            if !held.iter().any(|(have, _)| have == key) {
-                held.push((*key, page.clone()));
-            }
+    for (key, page) in before {
+        if still(key) && !held.iter().any(|(have, _)| have == key) {
+            held.push((*key, page.clone()));
         }
     }
 }
 
-type Range<'a> = Peekable<Box<dyn Iterator<Item = (&'a [u8], &'a Version)> + 'a>>;
+type Rest<'a> = Peekable<Box<dyn Iterator<Item = (&'a [u8], &'a Version)> + 'a>>;
 
 struct Merged<'a> {
     seq: u64,
     cursors: Vec<Cursor>,
-    tables: Vec<(&'a Memtable, Option<Range<'a>>)>,
+    tables: Vec<(&'a Memtable, Option<Rest<'a>>)>,
 }
 
 impl<'a> Merged<'a> {
@@ -262,6 +290,7 @@ impl<'a> Merged<'a> {
         !self.missing()
     }
 
+    /// Tables and cursors stand newest first: of one version the first one tells.
     fn newest(&mut self, key: &[u8]) -> Option<Seen<'_>> {
         let mut newest: Option<Seen<'_>> = None;
         let newer = |newest: &Option<Seen<'_>>, seq| newest.is_none_or(|n| n.seq < seq);
@@ -276,11 +305,7 @@ impl<'a> Merged<'a> {
         for cursor in &self.cursors {
             let spot = &cursor.spot;
             if cursor.state == State::At && newer(&newest, spot.seq) && spot.key == key {
-                newest = Some(Seen {
-                    seq: spot.seq,
-                    kind: spot.kind,
-                    value: cursor.value(),
-                });
+                newest = Some(cursor.seen());
             }
         }
         newest

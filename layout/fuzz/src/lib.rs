@@ -24,7 +24,7 @@ use ashlar_layout::journal;
 use ashlar_layout::manifest::{Manifest, Stripe};
 use ashlar_layout::page::{GRAIN, Page, PageBuilder, PageName, RunId, Spot, claimed_grains};
 use ashlar_layout::record::{RecordHeader, cover, header_len, piece_count};
-use ashlar_layout::root::{ObjectValue, Root};
+use ashlar_layout::root::{ObjectValue, Root, decode_pins, encode_pins};
 use ashlar_layout::stamp::{HEAD_LEN, Place};
 use ashlar_layout::superblock::{CheckpointRef, Superblock};
 
@@ -318,7 +318,10 @@ pub fn page(data: &[u8]) {
     let Ok(page) = Page::decode_any(&bytes[..], &name) else {
         return;
     };
-    let _ = page.raw();
+    if let Some(extents) = decode_pins(page.raw()) {
+        let again = encode_pins(&extents.iter().copied().collect());
+        assert_eq!(decode_pins(&again), Some(extents));
+    }
     let mut spot = Spot::default();
     let mut builder = PageBuilder::default();
     let mut more = page.first(&mut spot);
@@ -329,7 +332,10 @@ pub fn page(data: &[u8]) {
         assert!(page.seek_last(&spot.key, spot.seq, &mut found));
         assert_eq!(page.value(&found), page.value(&spot));
         let _ = ObjectValue::brief(page.value(&spot));
-        let _ = ObjectValue::decode(page.value(&spot));
+        let _ = ObjectValue::inline(page.value(&spot));
+        if let Ok(value) = ObjectValue::decode(page.value(&spot)) {
+            assert_eq!(ObjectValue::decode(&value.encode()), Ok(value));
+        }
         builder.push(&spot.key, spot.seq, spot.kind, page.value(&spot));
         more = page.next(&mut spot);
     }

@@ -1,10 +1,10 @@
 //! Rot: what cannot be read is told, by run and page, and never taken for an absence.
 
-use ashlar_cluster_index::{IndexError, Limits, List, Output, Question};
+use ashlar_cluster_index::{Answer, Event, IndexError, Limits, List, Output, Question};
 use ashlar_layout::page::GRAIN;
 use ashlar_layout::root::{Chunk, Root};
 
-use crate::rig::{Rig, config, put, small};
+use crate::rig::{ME, Rig, config, put, small};
 
 const KEYS: u64 = 400;
 
@@ -29,7 +29,7 @@ fn filled(seed: u64) -> Rig {
 
 fn root(rig: &Rig) -> Root {
     let config = config(1, small());
-    let (_, bytes) = rig.device.root.clone().unwrap();
+    let (_, bytes) = rig.device.roots[&ME].clone();
     Root::decode(&bytes, config.device, config.partition).unwrap()
 }
 
@@ -74,6 +74,134 @@ fn a_rotten_page_is_named_and_nothing_is_absent() {
     }
 }
 
+/// A read of a page of the first run, which is under way.
+fn read_under_way(rig: &mut Rig) -> (u64, u64) {
+    let names = vec![("bucket".to_owned(), "key-0007".to_owned())];
+    let Answer::Pending(question) = rig.ask(Question::Objects(names), None) else {
+        panic!("nothing is cached");
+    };
+    let reading = rig.device.reading(ME);
+    assert_eq!(reading.len(), 1);
+    (question, reading[0].0)
+}
+
+fn rot_all(rig: &mut Rig, chunk: &Chunk) {
+    let bytes = usize::from(chunk.grains) * GRAIN;
+    let all = (0..bytes).step_by(64);
+    all.for_each(|byte| rig.device.rot(chunk, byte));
+}
+
+fn flushed(rig: &mut Rig, seqs: std::ops::Range<u64>) {
+    for seq in seqs {
+        rig.apply(seq, put("bucket", &format!("key-{:04}", seq % 60), seq));
+    }
+    assert!(rig.freeze());
+}
+
+#[test]
+fn what_was_merged_away_may_rot() {
+    let limits = Limits {
+        table_bytes: 1 << 20,
+        fanout: 2,
+        ..small()
+    };
+    let mut rig = Rig::new(6, limits, 0);
+    flushed(&mut rig, 1..61);
+    rig.settle();
+    let (question, read) = read_under_way(&mut rig);
+    // The run is merged into another one while the page is on its way; then it rots.
+    let chunk = root(&rig).runs[0].chunks[0];
+    flushed(&mut rig, 61..91);
+    while rig.index.stats().bytes_merged == 0 {
+        match rig.device.complete_but(read) {
+            Some((_, event)) => rig.event(event),
+            None => rig.event(Event::Turn),
+        }
+    }
+    assert!(
+        root(&rig)
+            .runs
+            .iter()
+            .all(|run| !run.chunks.contains(&chunk))
+    );
+    rot_all(&mut rig, &chunk);
+    rig.settle();
+    let Some(Ok(Output::Objects(found))) = rig.done.remove(&question) else {
+        panic!("it was answered by what the run became");
+    };
+    let version = found[0].as_ref().unwrap().meta.version.0;
+    assert_eq!(version, 7, "as it was when the question was asked");
+    assert!(rig.damaged.is_empty());
+    rig.device.check_use(ME, &rig.index.live());
+    assert_eq!(rig.device.used(), root(&rig).chunks().count());
+}
+
+#[test]
+fn what_was_cleared_away_may_rot() {
+    let limits = Limits {
+        table_bytes: 1 << 20,
+        fanout: 2,
+        ..small()
+    };
+    let mut rig = Rig::new(7, limits, 0);
+    flushed(&mut rig, 1..61);
+    rig.settle();
+    let chunk = root(&rig).runs[0].chunks[0];
+    let (question, _) = read_under_way(&mut rig);
+    // And a merge reads it.
+    flushed(&mut rig, 61..91);
+    while rig.device.reading(ME).len() < 2 {
+        let reads: Vec<u64> = rig
+            .device
+            .reading(ME)
+            .iter()
+            .map(|(token, _)| *token)
+            .collect();
+        match rig.device.complete_but(reads[0]) {
+            Some((_, event)) => rig.event(event),
+            None => rig.event(Event::Turn),
+        }
+    }
+    let mut out = Vec::new();
+    rig.index.clear(&mut out);
+    rig.give(out);
+    rot_all(&mut rig, &chunk);
+    rig.settle();
+    assert_eq!(rig.done.remove(&question), Some(Err(IndexError::Cleared)));
+    assert!(rig.damaged.is_empty(), "{:?}", rig.damaged);
+    flushed(&mut rig, 1..61);
+    rig.settle();
+    assert_eq!(rig.device.used(), root(&rig).chunks().count());
+}
+
+#[test]
+fn what_is_cleared_is_freed_though_pages_of_it_were_waited_for() {
+    let limits = Limits {
+        table_bytes: 1 << 20,
+        ..small()
+    };
+    let mut rig = Rig::new(8, limits, 0);
+    let key = |n: u64| format!("key-{n:05}");
+    (1..2000).for_each(|seq| rig.apply(seq, put("bucket", &key(seq), seq)));
+    rig.freeze();
+    rig.settle();
+    for n in 1..50 {
+        let names = vec![("bucket".to_owned(), key(n * 40))];
+        let answer = rig.ask(Question::Objects(names), None);
+        assert!(matches!(answer, Answer::Pending(_)));
+    }
+    // All want the fence page; and then each its leaf, more than may be read at once.
+    rig.step();
+    assert_eq!(rig.device.reading(ME).len(), small().reads);
+    let mut out = Vec::new();
+    rig.index.clear(&mut out);
+    rig.give(out);
+    assert_eq!(rig.done.len(), 49);
+    flushed(&mut rig, 1..61);
+    rig.settle();
+    assert_eq!(rig.device.used(), root(&rig).chunks().count());
+}
+
 #[test]
 fn a_damaged_filter_costs_reads_only() {
     let mut rig = filled(2);
@@ -99,10 +227,10 @@ fn damaged_fences_or_a_damaged_root_open_nothing() {
     );
 
     let mut rig = filled(4);
-    let (generation, bytes) = rig.device.root.clone().unwrap();
+    let (generation, bytes) = rig.device.roots[&ME].clone();
     let mut bytes = bytes.to_vec();
     bytes[70] ^= 1;
-    rig.device.root = Some((generation, bytes.into()));
+    rig.device.roots.insert(ME, (generation, bytes.into()));
     assert!(matches!(rig.crash(), Err(IndexError::Root(_))));
 }
 
@@ -131,6 +259,6 @@ fn a_merge_that_meets_rot_changes_nothing() {
         rig.damaged[0],
         IndexError::Corrupt { grain: 0, .. }
     ));
-    rig.device.check_use(&rig.index.live());
+    rig.device.check_use(ME, &rig.index.live());
     assert!(used(&rig) >= runs);
 }

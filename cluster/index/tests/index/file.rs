@@ -51,7 +51,7 @@ impl Disk {
                 let ok = self.file.sync_data().is_ok();
                 Event::RootWritten { token, ok }
             }
-            Action::Free { .. } => return None,
+            Action::Free { .. } | Action::Rooted => return None,
             Action::Done { .. } | Action::Damaged(_) => panic!("{action:?}"),
         })
     }

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use ashlar_cluster_index::{Answer, Change, List, Output, Question, Snapshot};
+use ashlar_cluster_index::{Answer, Change, Index, Item, List, Output, Question, Snapshot};
+use ashlar_layout::ids::Seq;
 
 use crate::device::Dice;
-use crate::rig::{Rig, attachment, put, small};
-use crate::work::Model;
+use crate::rig::{ME, Rig, attachment, looked_at, object, put, restored, small};
+use crate::work::{Model, as_before_amending};
 
 const PARTS: [&str; 9] = [
     "a",
@@ -22,7 +23,7 @@ const PARTS: [&str; 9] = [
 ];
 const BUCKETS: [&str; 3] = ["abc", "abc.d", "bucket"];
 
-fn key(dice: &mut Dice) -> String {
+pub fn key(dice: &mut Dice) -> String {
     let parts = 1 + dice.below(4);
     let mut key: String = (0..parts)
         .map(|_| PARTS[dice.below(PARTS.len() as u64) as usize])
@@ -33,11 +34,11 @@ fn key(dice: &mut Dice) -> String {
     key
 }
 
-fn bucket(dice: &mut Dice) -> String {
+pub fn bucket(dice: &mut Dice) -> String {
     BUCKETS[dice.below(3) as usize].to_owned()
 }
 
-fn change(dice: &mut Dice, seq: u64) -> Change {
+pub fn change(dice: &mut Dice, seq: u64) -> Change {
     let (bucket, key) = (bucket(dice), key(dice));
     match dice.below(20) {
         0 => Change::Nothing,
@@ -51,7 +52,7 @@ fn change(dice: &mut Dice, seq: u64) -> Change {
     }
 }
 
-fn question(dice: &mut Dice) -> Question {
+pub fn question(dice: &mut Dice) -> Question {
     match dice.below(8) {
         0 => Question::Bucket(bucket(dice)),
         1 => Question::Empty(bucket(dice)),
@@ -110,24 +111,68 @@ fn all_items(rig: &mut Rig, at: Option<Snapshot>, max_bytes: usize) -> Vec<(Vec<
     }
 }
 
+/// A question that waits: what it is, of which state, and how many payloads had been put anew.
+type Waiting = BTreeMap<u64, (Question, u64, usize)>;
+
+fn check(rig: &mut Rig, model: &Model, asked: &mut Waiting) {
+    for (id, result) in std::mem::take(&mut rig.done) {
+        let (question, at, amended) = asked.remove(&id).expect("asked once, answered once");
+        let (mut says, mut expected) = (result.unwrap(), model.says(&question, at));
+        if amended != model.amended.len() {
+            says = as_before_amending(says);
+            expected = as_before_amending(expected);
+        }
+        assert_eq!(says, expected, "{question:?} at {at}");
+    }
+}
+
+/// The payload of some object is put anew.
+pub fn amend(dice: &mut Dice, index: &mut Index, model: &mut Model) {
+    let placed = model.placed();
+    let Some((name, seq)) = placed.get(dice.below(placed.len() as u64) as usize) else {
+        return;
+    };
+    let (bucket, key) = name.clone();
+    let object = restored(*seq);
+    let put = Change::Put {
+        bucket,
+        key,
+        object,
+    };
+    if index.amend(Seq(*seq), put).is_ok() {
+        model.amended.insert((*seq, name.clone()), false);
+    }
+}
+
+/// What a crash left of the payloads that were put anew: those that are durable for certain, and any others.
+pub fn settle_amended(model: &mut Model, items: &[Item]) {
+    for ((seq, name), sure) in std::mem::take(&mut model.amended) {
+        if model.newest(&name) != Some(seq) {
+            continue;
+        }
+        let item = items.iter().find(|item| match item.change() {
+            Ok(Change::Put { bucket, key, .. }) => (bucket, key) == name,
+            _ => false,
+        });
+        let Ok(Change::Put { object: now, .. }) = item.unwrap().change() else {
+            panic!("{item:?}");
+        };
+        assert_eq!(item.unwrap().version.0, seq);
+        if now == restored(seq) {
+            model.amended.insert((seq, name), true);
+        } else {
+            assert!(!sure, "{name:?} was durable");
+            assert_eq!(now, object(seq));
+        }
+    }
+}
+
 fn history(seed: u64, entries: u64, cache: usize, crashes: bool) {
     let mut dice = Dice::new(seed + 77);
     let mut rig = Rig::new(seed, small(), cache);
     let mut model = Model::default();
     let mut snapshots: Vec<Snapshot> = Vec::new();
-    let mut asked: BTreeMap<u64, (Question, u64)> = BTreeMap::new();
-    let mut answers = 0;
-    let mut check = |rig: &mut Rig, model: &Model, asked: &mut BTreeMap<u64, (Question, u64)>| {
-        for (id, result) in std::mem::take(&mut rig.done) {
-            let (question, at) = asked.remove(&id).expect("asked once, answered once");
-            assert_eq!(
-                result.unwrap(),
-                model.says(&question, at),
-                "{question:?} at {at}"
-            );
-            answers += 1;
-        }
-    };
+    let mut asked = Waiting::new();
     while model.last() < entries {
         match dice.below(10) {
             0..=4 => {
@@ -149,7 +194,10 @@ fn history(seed: u64, entries: u64, cache: usize, crashes: bool) {
                             "{question:?} at {seq}"
                         );
                     }
-                    Answer::Pending(id) => assert!(asked.insert(id, (question, seq)).is_none()),
+                    Answer::Pending(id) => {
+                        let waiting = (question, seq, model.amended.len());
+                        assert!(asked.insert(id, waiting).is_none());
+                    }
                     Answer::Busy => assert!(asked.len() >= 60),
                 }
             }
@@ -160,6 +208,7 @@ fn history(seed: u64, entries: u64, cache: usize, crashes: bool) {
                 let which = dice.below(snapshots.len() as u64) as usize;
                 rig.index.release(snapshots.swap_remove(which));
             }
+            8 if dice.once_in(4) => amend(&mut dice, &mut rig.index, &mut model),
             9 if crashes && dice.once_in(150) => {
                 snapshots.clear();
                 asked.clear();
@@ -178,9 +227,17 @@ fn history(seed: u64, entries: u64, cache: usize, crashes: bool) {
                         attachment(covered.0)
                     }
                 );
-                let tail = model.log[covered.0 as usize..].to_vec();
-                for (seq, change) in (covered.0 + 1..).zip(tail) {
+                for (seq, change) in model.tail(covered.0) {
                     rig.apply(seq, change);
+                }
+                let items = looked_at(ME, &rig.index, &rig.device).unwrap();
+                settle_amended(&mut model, &items);
+            }
+            9 if dice.once_in(200) => {
+                rig.settle();
+                if rig.freeze() {
+                    rig.settle();
+                    model.amended.values_mut().for_each(|sure| *sure = true);
                 }
             }
             _ => {
@@ -202,12 +259,18 @@ fn history(seed: u64, entries: u64, cache: usize, crashes: bool) {
     rig.settle();
     check(&mut rig, &model, &mut asked);
     assert!(asked.is_empty(), "unanswered: {asked:?}");
-    rig.device.check_use(&rig.index.live());
+    rig.device.check_use(ME, &rig.index.live());
     assert!(rig.damaged.is_empty());
     assert!(
         stats.bytes_merged > 0 || entries < 1000 || crashes,
         "{stats:?}"
     );
+    // All of it once more, with the values.
+    for names in model.names().chunks(500) {
+        let names = Question::Objects(names.to_vec());
+        let says = rig.answer(names.clone(), None).unwrap();
+        assert_eq!(says, model.says(&names, model.last()));
+    }
 }
 
 #[test]

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use ashlar_cluster_index::{
-    Action, Answer, Cache, Change, Config, Event, Index, IndexError, Limits, Object, Opening,
+    Action, Answer, Cache, Change, Config, Event, Index, IndexError, Item, Limits, Object, Opening,
     Output, Question, Snapshot,
 };
-use ashlar_layout::ids::{DeviceId, PartitionId, Seq};
-use ashlar_layout::manifest::{Body, Manifest};
+use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
+use ashlar_layout::manifest::{Body, Manifest, Stripe};
+use ashlar_layout::page::PAGE_MAX;
+use ashlar_layout::root::InlinePlace;
 use bytes::Bytes;
 
-use crate::device::Device;
+use crate::device::{Device, Who};
 
 /// Small bounds, so that a short history has many flushes, merges and waits.
 pub fn small() -> Limits {
@@ -22,22 +24,32 @@ pub fn small() -> Limits {
         merges: 2,
         questions: 64,
         reads: 6,
+        ahead: 3,
         snapshots: 8,
         filter_bits: 10,
         step: 40,
         span_bytes: 12 << 10,
         chunks: 2,
+        chunk_bytes: PAGE_MAX,
     }
 }
 
+pub const DEVICE: DeviceId = DeviceId(*b"device-of-index!");
+/// The partition that has the device for itself.
+pub const ME: Who = 7;
+
 pub fn config(life: u64, limits: Limits) -> Config {
     Config {
-        device: DeviceId(*b"device-of-index!"),
-        partition: PartitionId(7),
+        device: DEVICE,
+        partition: PartitionId(ME),
         life,
+        extent_size: EXTENT,
         limits,
     }
 }
+
+/// Bytes of an extent.
+pub const EXTENT: u64 = 1 << 20;
 
 pub struct Rig {
     pub index: Index,
@@ -46,6 +58,8 @@ pub struct Rig {
     pub done: BTreeMap<u64, Result<Output, IndexError>>,
     pub damaged: Vec<IndexError>,
     pub life: u64,
+    /// What it covered and pinned when it last told that a root is durable.
+    pub told: Told,
     limits: Limits,
     cache_bytes: usize,
 }
@@ -53,6 +67,7 @@ pub struct Rig {
 impl Rig {
     pub fn new(seed: u64, limits: Limits, cache_bytes: usize) -> Self {
         let mut device = Device::new(seed);
+        device.chunk_max = limits.chunk_bytes;
         let (index, _) = open(&mut device, config(1, limits.clone())).unwrap();
         Self {
             index,
@@ -61,6 +76,7 @@ impl Rig {
             done: BTreeMap::new(),
             damaged: Vec::new(),
             life: 1,
+            told: (0, Vec::new()),
             limits,
             cache_bytes,
         }
@@ -70,14 +86,19 @@ impl Rig {
     pub fn give(&mut self, out: Vec<Action>) {
         let mut out = out;
         while !out.is_empty() {
+            // Of a root the owner knows before anything is freed by it.
+            let freed = out.iter().position(|it| matches!(it, Action::Free { .. }));
+            let rooted = out.iter().position(|it| *it == Action::Rooted);
+            assert!(rooted.is_none() || freed.is_none() || rooted < freed);
             for action in std::mem::take(&mut out) {
                 match action {
                     Action::Done { question, result } => {
                         assert!(self.done.insert(question, result).is_none());
                     }
                     Action::Damaged(error) => self.damaged.push(error),
+                    Action::Rooted => self.told = (self.index.covered().0, self.index.pins()),
                     other => {
-                        if let Some(event) = self.device.submit(other) {
+                        if let Some(event) = self.device.submit(ME, other) {
                             self.index.on_event(event, &mut self.cache, &mut out);
                         }
                     }
@@ -100,7 +121,7 @@ impl Rig {
             return true;
         }
         match self.device.complete() {
-            Some(event) => {
+            Some((_, event)) => {
                 self.event(event);
                 true
             }
@@ -155,9 +176,14 @@ impl Rig {
         question: Question,
         at: Option<Snapshot>,
     ) -> Result<Output, IndexError> {
-        match self.ask(question, at) {
+        let mut answer = self.ask(question.clone(), at);
+        while answer == Answer::Busy {
+            assert!(self.step(), "busy, and nothing happens");
+            answer = self.ask(question.clone(), at);
+        }
+        match answer {
             Answer::Ready(result) => result,
-            Answer::Busy => panic!("busy"),
+            Answer::Busy => unreachable!("asked until it was not"),
             Answer::Pending(id) => {
                 let mut steps = 0;
                 while !self.done.contains_key(&id) {
@@ -179,7 +205,81 @@ impl Rig {
         let config = config(self.life, self.limits.clone());
         let (index, attachment) = open(&mut self.device, config)?;
         self.index = index;
+        let told = self.told.clone();
+        let placed = placed(&looked_at(ME, &self.index, &self.device).unwrap_or_default());
+        check_pins(&placed, &told);
+        self.told = (self.index.covered().0, self.index.pins());
+        check_pins(&placed, &self.told);
         Ok(attachment)
+    }
+}
+
+/// All entries of an index as they stand, without anything coming of it: of a copy, whose reads are answered at once.
+pub fn looked_at(who: Who, index: &Index, device: &Device) -> Result<Vec<Item>, IndexError> {
+    let (mut index, mut cache, mut out) = (index.clone(), Cache::new(0), Vec::new());
+    for (token, bytes) in device.reading(who) {
+        let read = Event::Read { token, bytes };
+        index.on_event(read, &mut cache, &mut out);
+    }
+    let (after, max_bytes) = (Vec::new(), usize::MAX);
+    let question = Question::Items { after, max_bytes };
+    let mut asked = None;
+    let mut answer = match index.ask(question, None, &mut cache, &mut out) {
+        Answer::Ready(result) => Some(result),
+        Answer::Pending(id) => {
+            asked = Some(id);
+            None
+        }
+        Answer::Busy => panic!("busy"),
+    };
+    while answer.is_none() {
+        let actions = std::mem::take(&mut out);
+        if actions.is_empty() {
+            index.on_event(Event::Turn, &mut cache, &mut out);
+        }
+        for action in actions {
+            match action {
+                Action::Read { token, at, len } => {
+                    let bytes = device.read(at, len);
+                    let read = Event::Read { token, bytes };
+                    index.on_event(read, &mut cache, &mut out);
+                }
+                Action::Done { question, result } if Some(question) == asked => {
+                    answer = Some(result);
+                }
+                _ => {}
+            }
+        }
+    }
+    match answer {
+        Some(Ok(Output::Items { items, .. })) => Ok(items),
+        Some(Err(error)) => Err(error),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Version and place of each of these objects that is in the journal.
+pub fn placed(items: &[Item]) -> Vec<(u64, u64)> {
+    let place = |item: &Item| match item.change() {
+        Ok(Change::Put { object, .. }) => Some((item.version.0, object.place?.at)),
+        _ => None,
+    };
+    items.iter().filter_map(place).collect()
+}
+
+/// What an owner was told: how far it is covered, and which extents are pinned.
+pub type Told = (u64, Vec<u32>);
+
+/// The owner was told that so much is covered, and which extents are pinned: all others it may have freed, but for
+/// those with entries behind. So an index that is opened afterwards needs no others.
+pub fn check_pins(placed: &[(u64, u64)], (covered, pins): &Told) {
+    for (version, at) in placed {
+        let extent = (at / EXTENT) as u32;
+        let kept = version > covered || pins.binary_search(&extent).is_ok();
+        assert!(
+            kept,
+            "version {version} in extent {extent} is needed, and was free"
+        );
     }
 }
 
@@ -193,33 +293,78 @@ pub fn attachment(seq: u64) -> Bytes {
 }
 
 pub fn open(device: &mut Device, config: Config) -> Result<(Index, Bytes), IndexError> {
-    let root = device.root.clone().map(|(_, bytes)| bytes);
+    let who = config.partition.0;
+    let root = device.roots.get(&who).map(|(_, bytes)| bytes.clone());
     let mut opening = Opening::new(config, root.as_deref())?;
     let mut out = Vec::new();
     let mut opened = opening.start(&mut out);
     loop {
         for action in out.drain(..) {
-            assert!(device.submit(action).is_none());
+            assert!(device.submit(who, action).is_none());
         }
         if let Some(opened) = opened {
             let opened = opened?;
-            device.keep_only(&opened.live);
+            device.keep_only(who, &opened.live);
             return Ok((opened.index, opened.attachment));
         }
-        let event = device.complete().expect("it waits for something");
+        let (_, event) = device.complete().expect("it waits for something");
         opened = opening.on_event(event, &mut out);
     }
 }
 
+/// What an entry makes: embedded, in the journal, in stripes, or of no bytes at all.
 pub fn object(seq: u64) -> Object {
+    let (mut place, mut payload, mut body) = (None, Bytes::new(), Body::Inline);
+    let size = match seq % 5 {
+        0 | 1 => {
+            let len = 1 + seq * 37 % 300;
+            payload = vec![seq as u8; len as usize].into();
+            len
+        }
+        2 | 3 => {
+            place = Some(InlinePlace {
+                term: Term(seq / 100),
+                at: (seq * 7919 % 400) * (EXTENT / 4) + 4096,
+                len: seq as u32 % 1000,
+            });
+            700 + seq % 300
+        }
+        _ if seq.is_multiple_of(2) => 0,
+        _ => {
+            body = Body::Stripes(vec![stripe(seq)]);
+            seq * 5
+        }
+    };
     Object {
         modified_ms: seq * 3,
         manifest: Manifest {
-            size: seq * 5,
+            size,
             crc: seq as u32,
-            body: Body::Inline,
+            body,
         },
+        place,
+        payload,
+    }
+}
+
+/// The same, when its bytes were lost here and have been fetched from another replica.
+pub fn restored(seq: u64) -> Object {
+    let object = object(seq);
+    Object {
         place: None,
+        payload: vec![seq as u8; object.manifest.size as usize].into(),
+        ..object
+    }
+}
+
+fn stripe(attempt: u64) -> Stripe {
+    Stripe {
+        id: StripeId { writer: 5, attempt },
+        pg: PgId(1),
+        k: 4,
+        m: 2,
+        data_len: 4096,
+        shard_crcs: vec![attempt as u32; 6],
     }
 }
 

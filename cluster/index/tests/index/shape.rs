@@ -1,15 +1,16 @@
 //! What it costs: pages for a listing, memory for a key, bytes written for a byte; and what is bounded.
 
-use ashlar_cluster_index::{Answer, Change, Limits, List, Object, Output, Question};
+use ashlar_cluster_index::{Answer, Change, Found, Limits, List, Object, Output, Question, Range};
 use ashlar_layout::ids::{PgId, StripeId};
 use ashlar_layout::manifest::{Body, Manifest, Stripe};
 
-use crate::rig::{Rig, put, small};
+use crate::rig::{ME, Rig, put, small};
 
 fn limits() -> Limits {
     Limits {
         table_bytes: 256 << 10,
         fanout: 4,
+        chunk_bytes: 600 << 10,
         step: 512,
         span_bytes: 128 << 10,
         reads: 64,
@@ -195,6 +196,7 @@ fn entries_larger_than_a_page_and_long_keys_that_share_almost_all() {
                 modified_ms: n,
                 manifest,
                 place: None,
+                payload: Default::default(),
             },
         };
         rig.apply(seq, put);
@@ -226,4 +228,282 @@ fn entries_larger_than_a_page_and_long_keys_that_share_almost_all() {
     let absent = vec![("bucket".to_owned(), key(1200))];
     let absent = rig.answer(Question::Objects(absent), None);
     assert_eq!(absent, Ok(Output::Objects(vec![None])));
+}
+
+/// The share of the keys that a border leaves below it.
+fn below(keys: &[String], border: &(String, String)) -> f64 {
+    let below = keys
+        .iter()
+        .filter(|key| ("bucket", key.as_str()) < (&border.0, &border.1));
+    below.count() as f64 / keys.len() as f64
+}
+
+#[test]
+fn the_middle_is_about_in_the_middle() {
+    let limits = Limits {
+        table_bytes: 4 << 20,
+        ..limits()
+    };
+    let mut rig = Rig::new(8, limits.clone(), 1 << 20);
+    let keys: Vec<String> = (0..30_000).map(|at| format!("key-{at:06}")).collect();
+    for n in 0..30_000u64 {
+        let key = &keys[n as usize * 7919 % 30_000];
+        rig.apply(n + 1, sized(key, n + 1, 2000));
+    }
+    rig.settle();
+    let border = rig.index.middle().expect("large enough");
+    let share = below(&keys, &border);
+    assert!(
+        (0.4..0.6).contains(&share),
+        "{share} of the keys are below {border:?}"
+    );
+    // Of a part of it.
+    let (from, to) = (Some(("bucket".to_owned(), keys[3_000].clone())), None);
+    let config = crate::rig::config(99, limits);
+    let fork = rig.index.fork(config, &Range { from, to }, &[]);
+    let objects = fork.stats().objects as f64;
+    assert!(
+        (25_000.0..29_500.0).contains(&objects),
+        "{objects} of 27000"
+    );
+    let border = fork.middle().expect("large enough");
+    let share = below(&keys[3_000..], &border);
+    assert!(
+        (0.4..0.6).contains(&share),
+        "{share} of the keys are below {border:?}"
+    );
+    rig.freeze();
+    rig.settle();
+    rig.crash().unwrap();
+    let border = rig
+        .index
+        .middle()
+        .expect("what it takes is read when it is opened");
+    let share = below(&keys, &border);
+    assert!(
+        (0.4..0.6).contains(&share),
+        "{share} of the keys are below {border:?}"
+    );
+}
+
+#[test]
+fn what_is_small_or_one_key_has_no_middle() {
+    assert_eq!(filled(2, 100).index.middle(), None);
+    // Versions of one key alone, for snapshots: many pages, and nothing to divide.
+    let limits = Limits {
+        table_bytes: 64 << 20,
+        snapshots: 10_000,
+        ..limits()
+    };
+    let mut rig = Rig::new(4, limits.clone(), 1 << 20);
+    for seq in 1..=6000u64 {
+        rig.apply(seq, sized("key", seq, 3000));
+        rig.index.snapshot().unwrap();
+    }
+    rig.freeze();
+    rig.settle();
+    assert_eq!(rig.index.stats().run_entries, 6000);
+    assert_eq!(rig.index.middle(), None);
+    // Buckets alone.
+    let mut rig = Rig::new(5, limits, 1 << 20);
+    for seq in 1..=80_000u64 {
+        let bucket = format!("{:040}-bucket-{seq}", seq * 7919 % 80_000);
+        rig.apply(
+            seq,
+            Change::PutBucket {
+                bucket,
+                created_ms: 1,
+            },
+        );
+    }
+    rig.freeze();
+    rig.settle();
+    assert_eq!(rig.index.middle(), None);
+    assert_eq!(rig.index.stats().objects, 0);
+}
+
+fn sized(key: &str, seq: u64, len: u64) -> Change {
+    Change::Put {
+        bucket: "bucket".to_owned(),
+        key: key.to_owned(),
+        object: Object {
+            modified_ms: seq,
+            manifest: Manifest {
+                size: len,
+                crc: 1,
+                body: Body::Inline,
+            },
+            place: None,
+            payload: vec![seq as u8; len as usize].into(),
+        },
+    }
+}
+
+#[test]
+fn of_a_run_that_is_visible_in_part_only_that_part_is_merged() {
+    let limits = Limits {
+        table_bytes: 128 << 20,
+        fanout: 2,
+        ..limits()
+    };
+    let mut rig = Rig::new(6, limits, 1 << 20);
+    let keys = 30_000u64;
+    let key = |at: u64| format!("key-{at:06}");
+    let (bucket, created_ms) = ("bucket".to_owned(), 1);
+    rig.apply(1, Change::PutBucket { bucket, created_ms });
+    for n in 0..keys {
+        rig.apply(n + 2, sized(&key(n * 7919 % keys), n + 2, 2000));
+    }
+    rig.freeze();
+    rig.settle();
+    let whole = rig.index.stats();
+    assert_eq!(whole.runs, 1);
+    // An eighth of it stays, which begins where a fence page's leaves do, and the bucket before all of them; and it
+    // is merged with a little more.
+    let border = rig.index.middle().expect("large enough");
+    let first = (0..keys).find(|at| key(*at) >= border.1).unwrap();
+    let range = Range {
+        from: Some(border),
+        to: Some(("bucket".to_owned(), key(first + 3750))),
+    };
+    rig.index.narrow(&range, &["bucket".to_owned()]);
+    let share = rig.index.stats().objects as f64 / keys as f64;
+    assert!((0.1..0.25).contains(&share), "{share}");
+    let read = rig.device.bytes_read;
+    rig.apply(keys + 2, sized(&key(first + 1000), keys + 2, 100));
+    rig.freeze();
+    rig.settle();
+    let stats = rig.index.stats();
+    let entries = (stats.run_entries, stats.objects);
+    assert_eq!((stats.runs, entries), (1, (3751, 3750)));
+    let share = (rig.device.bytes_read - read) as f64 / whole.run_bytes as f64;
+    assert!(share < 0.25, "{share} of the run was read");
+    rig.device.check_use(ME, &rig.index.live());
+    let at = [-1, 0, 1000, 3749, 3750].map(|off| first.strict_add_signed(off));
+    let names = at.map(|at| ("bucket".to_owned(), key(at)));
+    let Ok(Output::Objects(found)) = rig.answer(Question::Objects(names.to_vec()), None) else {
+        panic!("no answer");
+    };
+    let size = |it: &Option<Found>| it.as_ref().map(|it| it.meta.manifest.size);
+    let sizes: Vec<Option<u64>> = found.iter().map(size).collect();
+    assert_eq!(sizes, [None, Some(2000), Some(100), Some(2000), None]);
+}
+
+#[test]
+fn payloads_cost_a_listing_their_pages() {
+    let mut pages = Vec::new();
+    // Without a cache as well: what a walk has read ahead it keeps until it comes to it.
+    for (len, cache) in [(0, 16 << 20), (512, 16 << 20), (512, 0)] {
+        let mut rig = Rig::new(7, limits(), cache);
+        let bucket = "bucket".to_owned();
+        rig.apply(
+            1,
+            Change::PutBucket {
+                bucket,
+                created_ms: 1,
+            },
+        );
+        for n in 0..3000u64 {
+            rig.apply(
+                n + 2,
+                sized(&format!("key-{:06}", n * 7919 % 3000), n + 2, len),
+            );
+        }
+        rig.settle();
+        rig.freeze();
+        rig.settle();
+        let runs = rig.index.stats().runs as u64;
+        let (items, read) = list(&mut rig, "", "", 1000);
+        assert_eq!(items, 1000);
+        // What the entries take in pages of 8 KiB, and for each run two ends and two fence pages.
+        let entries = 1000 * (60 + len);
+        let most = entries / 8000 + (6 + limits().ahead as u64) * runs;
+        assert!(read <= most, "{read} pages, {runs} runs");
+        pages.push(read);
+    }
+    assert!(pages[1] > pages[0], "{pages:?}");
+}
+
+/// How often a question waits for the device until it is answered, when all reads that are asked for are done at once.
+fn rounds(rig: &mut Rig, question: Question) -> (usize, u64) {
+    rig.cache.clear();
+    let before = rig.index.stats().pages_read;
+    let Answer::Pending(id) = rig.ask(question, None) else {
+        panic!("nothing is cached");
+    };
+    let mut rounds = 0;
+    while !rig.done.contains_key(&id) {
+        rounds += usize::from(!rig.device.idle());
+        let reads = rig.device.under_way().max(1);
+        (0..reads).for_each(|_| assert!(rig.step()));
+    }
+    (rounds, rig.index.stats().pages_read - before)
+}
+
+/// A bucket with folders of a hundred keys each, fourteen on a leaf, all in one run.
+fn folders(keys: u64, cache: usize) -> Rig {
+    let limits = Limits {
+        table_bytes: 64 << 20,
+        ahead: 15,
+        step: 5000,
+        ..limits()
+    };
+    let mut rig = Rig::new(7, limits, cache);
+    let (bucket, created_ms) = ("bucket".to_owned(), 1);
+    rig.apply(1, Change::PutBucket { bucket, created_ms });
+    for n in 0..keys {
+        let key = format!("folder-{:03}/key-{n:06}", n / 100);
+        rig.apply(n + 2, sized(&key, n + 2, 512));
+    }
+    rig.freeze();
+    rig.settle();
+    rig
+}
+
+#[test]
+fn a_walk_reads_ahead_and_a_short_one_does_not() {
+    let list = |max, delimiter: &str| {
+        Question::List(List {
+            bucket: "bucket".to_owned(),
+            delimiter: delimiter.to_owned(),
+            max,
+            ..List::default()
+        })
+    };
+    for cache in [0, 16 << 20] {
+        let mut rig = folders(3000, cache);
+        let (often, pages) = rounds(&mut rig, list(1000, ""));
+        assert!(often < 15 && pages < 110, "{often} rounds, {pages} pages");
+        let (often, pages) = rounds(&mut rig, list(10, ""));
+        assert!(often <= 4 && pages <= 6, "{often} rounds, {pages} pages");
+        // What is stepped over is not read.
+        let (_, pages) = rounds(&mut rig, list(1000, "/"));
+        assert!(pages <= 70, "{pages} pages for 30 folders");
+    }
+}
+
+#[test]
+fn what_is_not_visible_is_not_read() {
+    let mut rig = folders(1000, 0);
+    let mut leaves = |from: u64, to: u64| {
+        let key = |at: u64| format!("folder-{:03}/key-{at:06}", at / 100);
+        let range = Range {
+            from: Some(("bucket".to_owned(), key(from))),
+            to: Some(("bucket".to_owned(), key(to))),
+        };
+        rig.index.narrow(&range, &["bucket".to_owned()]);
+        let (items, pages) = list(&mut rig, "", "", 1000);
+        assert_eq!(items as u64, to - from);
+        pages
+    };
+    // Fourteen are on a leaf; and there are the fence page, and the leaf that the bucket is on.
+    assert_eq!(leaves(0, 1000), 1 + 1000_u64.div_ceil(14));
+    assert_eq!(leaves(345, 366), 2 + 3);
+    assert_eq!(leaves(345, 365), 2 + 3);
+    assert_eq!(
+        leaves(345, 364),
+        2 + 2,
+        "the next leaf begins with what is not visible"
+    );
+    assert_eq!(leaves(350, 364), 2 + 1, "so did the one before");
 }

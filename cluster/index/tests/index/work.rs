@@ -2,25 +2,66 @@
 
 use std::collections::BTreeMap;
 
-use ashlar_cluster_index::{Change, Found, List, Output, Question};
+use ashlar_cluster_index::{Change, Found, Item, List, Output, Question, Range};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::message::{BucketMeta, ListEntry, ListPage, ObjectMeta};
 
-use crate::rig::object;
+use crate::rig::{object, restored};
 
 type Versions<T> = Vec<(u64, Option<T>)>;
+pub type Name = (String, String);
 
-/// The journal, and what each entry made of the map.
+/// Names, and what there is of them: versions, and objects.
+pub type Contents = BTreeMap<Name, (u64, Option<Found>)>;
+
+/// The same of what an index tells.
+pub fn contents(items: &[Item]) -> Contents {
+    let entry = |item: &Item| match item.change().unwrap() {
+        Change::PutBucket { bucket, .. } => ((bucket, String::new()), (item.version.0, None)),
+        Change::Put {
+            bucket,
+            key,
+            object,
+        } => {
+            let found = Found {
+                meta: ObjectMeta {
+                    version: item.version,
+                    modified_ms: object.modified_ms,
+                    manifest: object.manifest,
+                },
+                place: object.place,
+                payload: object.payload,
+            };
+            ((bucket, key), (item.version.0, Some(found)))
+        }
+        other => panic!("{other:?}"),
+    };
+    let all: Contents = items.iter().map(entry).collect();
+    assert_eq!(all.len(), items.len(), "each once");
+    all
+}
+
+/// The journal behind an entry, and what each entry made of the map.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
+    /// The log begins behind this one.
+    pub base: u64,
     pub log: Vec<Change>,
     buckets: BTreeMap<String, Versions<u64>>,
-    objects: BTreeMap<(String, String), Versions<()>>,
+    objects: BTreeMap<Name, Versions<()>>,
+    /// Versions whose payload was put anew, and whether that is durable for certain.
+    pub amended: BTreeMap<(u64, Name), bool>,
 }
 
 impl Model {
     pub fn last(&self) -> u64 {
-        self.log.len() as u64
+        self.base + self.log.len() as u64
+    }
+
+    /// What comes behind an entry.
+    pub fn tail(&self, from: u64) -> Vec<(u64, Change)> {
+        let tail = self.log[(from - self.base) as usize..].to_vec();
+        (from + 1..).zip(tail).collect()
     }
 
     pub fn apply(&mut self, change: Change) {
@@ -46,6 +87,86 @@ impl Model {
         }
     }
 
+    /// Objects whose bytes are in the journal: name and newest version.
+    pub fn placed(&self) -> Vec<(Name, u64)> {
+        let newest = self.objects.iter().filter_map(|(name, versions)| {
+            let (seq, there) = versions.last()?;
+            let placed = there.is_some() && object(*seq).place.is_some();
+            let amended = self.amended.contains_key(&(*seq, name.clone()));
+            (placed && !amended).then(|| (name.clone(), *seq))
+        });
+        newest.collect()
+    }
+
+    /// The newest version of an object.
+    pub fn newest(&self, name: &Name) -> Option<u64> {
+        Some(seen(self.objects.get(name)?, u64::MAX)?.0)
+    }
+
+    /// What a fork of it has: the newest of all that is in a range, and of the buckets that are carried.
+    pub fn fork(&self, range: &Range, carry: &[String]) -> Model {
+        let mut fork = self.clone();
+        fork.base = self.last();
+        fork.log.clear();
+        fork.narrow(range, carry);
+        fork
+    }
+
+    /// Leaves of it only this.
+    pub fn narrow(&mut self, range: &Range, carry: &[String]) {
+        self.buckets
+            .retain(|name, _| range.contains(name, "") || carry.contains(name));
+        self.objects
+            .retain(|(bucket, key), _| range.contains(bucket, key));
+        self.amended
+            .retain(|(_, (bucket, key)), _| range.contains(bucket, key));
+    }
+
+    fn is_amended(&self, seq: u64, name: &Name) -> bool {
+        self.amended.contains_key(&(seq, name.clone()))
+    }
+
+    /// All that there is: buckets, as (name, ""), with their versions, and objects.
+    pub fn contents(&self) -> Contents {
+        let mut all = Contents::new();
+        for (name, versions) in &self.buckets {
+            if let Some((seq, _)) = seen(versions, u64::MAX) {
+                all.insert((name.clone(), String::new()), (seq, None));
+            }
+        }
+        for (name, versions) in &self.objects {
+            if let Some((seq, ())) = seen(versions, u64::MAX) {
+                let found = found(seq, self.is_amended(seq, name));
+                all.insert(name.clone(), (seq, Some(found)));
+            }
+        }
+        all
+    }
+
+    /// What two neighbours have together, the right one without the bucket that it carries.
+    pub fn union(left: &Model, right: &Model, border: &Name, base: u64) -> Model {
+        let below = Range {
+            from: None,
+            to: Some(border.clone()),
+        };
+        let above = Range {
+            from: Some(border.clone()),
+            to: None,
+        };
+        let mut union = left.fork(&below, &[]);
+        let right = right.fork(&above, &[]);
+        union.base = base;
+        union.buckets.extend(right.buckets);
+        union.objects.extend(right.objects);
+        union.amended.extend(right.amended);
+        union
+    }
+
+    /// Names that there are or were.
+    pub fn names(&self) -> Vec<Name> {
+        self.objects.keys().cloned().collect()
+    }
+
     fn keys(&self, bucket: &str, at: u64) -> Vec<(&str, u64)> {
         let all = self.objects.iter().filter(|((b, _), _)| b == bucket);
         all.filter_map(|((_, key), versions)| Some((key.as_str(), seen(versions, at)?.0)))
@@ -59,7 +180,7 @@ impl Model {
                     .iter()
                     .map(|name| {
                         let (seq, ()) = seen(self.objects.get(name)?, at)?;
-                        Some(found(seq))
+                        Some(found(seq, self.is_amended(seq, name)))
                     })
                     .collect(),
             ),
@@ -145,8 +266,8 @@ fn seen<T: Copy>(versions: &Versions<T>, at: u64) -> Option<(u64, T)> {
     value.map(|value| (*seq, value))
 }
 
-fn found(seq: u64) -> Found {
-    let object = object(seq);
+pub fn found(seq: u64, amended: bool) -> Found {
+    let object = if amended { restored(seq) } else { object(seq) };
     Found {
         meta: ObjectMeta {
             version: Seq(seq),
@@ -154,5 +275,22 @@ fn found(seq: u64) -> Found {
             manifest: object.manifest,
         },
         place: object.place,
+        payload: object.payload,
     }
+}
+
+/// What is said while payloads are put anew may be of before or after.
+pub fn as_before_amending(output: Output) -> Output {
+    let Output::Objects(objects) = output else {
+        return output;
+    };
+    let before = |it: Found| {
+        let seq = it.meta.version.0;
+        if object(seq).place.is_some() && it == found(seq, true) {
+            found(seq, false)
+        } else {
+            it
+        }
+    };
+    Output::Objects(objects.into_iter().map(|it| it.map(before)).collect())
 }
