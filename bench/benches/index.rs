@@ -207,11 +207,7 @@ fn object(n: u64, embedded: usize) -> Object {
     if embedded > 0 {
         return Object {
             modified_ms: 1_700_000_000_000 + n,
-            manifest: Manifest {
-                size: embedded as u64,
-                crc: n as u32,
-                body: Body::Inline,
-            },
+            manifest: Manifest::plain(embedded as u64, n as u32, Body::Inline),
             place: None,
             payload: vec![n as u8; embedded].into(),
         };
@@ -231,11 +227,7 @@ fn object(n: u64, embedded: usize) -> Object {
     };
     Object {
         modified_ms: 1_700_000_000_000 + n,
-        manifest: Manifest {
-            size: 100_000,
-            crc: n as u32,
-            body: Body::Stripes(vec![stripe]),
-        },
+        manifest: Manifest::plain(100_000, n as u32, Body::Stripes(vec![stripe])),
         place: None,
         payload: Bytes::new(),
     }

@@ -18,6 +18,7 @@ use crate::crc::crc32_around;
 use crate::ids::{ClientId, RequestNo, Seq, Term};
 use crate::limits::{FRAME_CONTROL_MAX, INLINE_MAX, JOURNAL_BATCH_MAX};
 use crate::manifest::Op;
+use crate::manifest_v1::OpV1;
 use crate::version::ENTRY_VERSION;
 
 /// Bytes of an entry's header.
@@ -146,6 +147,8 @@ pub enum EntryError {
 pub struct Entry<'a> {
     /// Its header.
     pub header: EntryHeader,
+    /// The version of its format: it says how the operation is encoded.
+    pub version: u16,
     /// The operation's bytes.
     pub op_bytes: &'a [u8],
     /// The inline payload.
@@ -218,7 +221,11 @@ impl<'a> Entry<'a> {
 
     /// The operation.
     pub fn op(&self) -> Result<Op, EntryError> {
-        control::decode(self.op_bytes).map_err(|error| EntryError::BadOp {
+        let op = match self.version {
+            ..2 => control::decode::<OpV1>(self.op_bytes).map(Op::from),
+            _ => control::decode(self.op_bytes),
+        };
+        op.map_err(|error| EntryError::BadOp {
             seq: self.header.seq,
             error,
         })
@@ -303,6 +310,7 @@ fn decode_at(all: &[u8], at: usize) -> Result<Entry<'_>, EntryError> {
     };
     Ok(Entry {
         header,
+        version: raw.version.get(),
         op_bytes,
         inline,
         bytes: entry,

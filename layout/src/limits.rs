@@ -40,6 +40,8 @@ pub const KEY_MAX: usize = 1024;
 pub const BUCKET_MIN: usize = 3;
 /// Longest bucket name, in bytes.
 pub const BUCKET_MAX: usize = 63;
+/// Largest attributes of a manifest, in bytes: what S3 wants remembered of an object.
+pub const ATTRIBUTES_MAX: usize = 8 * 1024;
 /// Stripes named in a manifest's root; more make it a tree.
 pub const MANIFEST_STRIPES_MAX: usize = 256;
 /// Largest control part of a frame, in bytes.
@@ -59,3 +61,8 @@ const _: () = assert!(DEVICE_SIZE_MIN >= SUPERBLOCK_STRIDE_MIN * SUPERBLOCK_COPI
 const _: () = assert!(2 * SUPERBLOCK_QUORUM >= SUPERBLOCK_COPIES);
 const _: () = assert!(PIECE_SIZE.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(SHARD_SIZE_MAX as u64 * 2 < EXTENT_SIZE);
+const _: () = assert!(
+    MANIFEST_STRIPES_MAX * (64 + 4 * SHARDS_MAX) + ATTRIBUTES_MAX + 4 * KEY_MAX
+        < FRAME_CONTROL_MAX as usize,
+    "the largest manifest fits a control part"
+);

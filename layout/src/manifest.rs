@@ -1,12 +1,15 @@
 //! What an object is made of: the manifest, its stripes, and the changes that the journal records.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::ids::{DeviceNo, PgId, Seq, StripeId};
-use crate::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX, SHARD_ALIGN, SHARD_SIZE_MAX, SHARDS_MAX};
+use crate::limits::{
+    ATTRIBUTES_MAX, INLINE_MAX, MANIFEST_STRIPES_MAX, SHARD_ALIGN, SHARD_SIZE_MAX, SHARDS_MAX,
+};
 
 /// One stripe of an object, as its manifest names it. The placement group says on which devices
 /// its shards are: shard `i` is on the group's `i`-th device.
@@ -105,6 +108,12 @@ pub enum ManifestError {
         /// The parts' bytes.
         got: u64,
     },
+    /// More is to be remembered of the object than a manifest takes.
+    #[error("attributes of {got} bytes; at most {ATTRIBUTES_MAX} are allowed")]
+    Attributes {
+        /// Their bytes.
+        got: usize,
+    },
     /// Too long to be inline.
     #[error("an inline object of {got} bytes; at most {INLINE_MAX} are allowed")]
     InlineLength {
@@ -185,6 +194,53 @@ impl Body {
     }
 }
 
+/// What S3 calls an object's ETag: the MD5 of its bytes, or of the MD5s of the parts that it was
+/// uploaded in. The store keeps it and does not look at it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    SchemaWrite,
+    SchemaRead,
+    Serialize,
+    Deserialize,
+)]
+pub struct Etag {
+    /// The digest; all zeros if nobody made one.
+    pub md5: [u8; 16],
+    /// How many parts; 0 if it was not uploaded in parts.
+    pub parts: u16,
+}
+
+impl Etag {
+    /// Of an object that came from a client which makes none.
+    pub const NONE: Etag = Etag {
+        md5: [0; 16],
+        parts: 0,
+    };
+
+    /// Whether nobody made one. No MD5 that anyone could find is all zeros.
+    pub fn is_none(&self) -> bool {
+        *self == Etag::NONE
+    }
+}
+
+impl fmt::Display for Etag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in self.md5 {
+            write!(f, "{byte:02x}")?;
+        }
+        match self.parts {
+            0 => Ok(()),
+            parts => write!(f, "-{parts}"),
+        }
+    }
+}
+
 /// An object, whole.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct Manifest {
@@ -192,14 +248,34 @@ pub struct Manifest {
     pub size: u64,
     /// CRC-32 of the whole object.
     pub crc: u32,
+    /// Its ETag.
+    pub etag: Etag,
     /// Where the bytes are.
     pub body: Body,
+    /// What else is to be remembered of it, at most [`ATTRIBUTES_MAX`] bytes: the store does not look
+    /// into them. A manifest that was displaced comes without.
+    pub attributes: Vec<u8>,
 }
 
 impl Manifest {
+    /// An object of which nothing else is known.
+    pub fn plain(size: u64, crc: u32, body: Body) -> Manifest {
+        Manifest {
+            size,
+            crc,
+            etag: Etag::NONE,
+            body,
+            attributes: Vec::new(),
+        }
+    }
+
     /// Checks what was received: the numbers fit each other and the limits. What a tree's stripes
     /// list cannot be seen from here.
     pub fn check(&self) -> Result<(), ManifestError> {
+        if self.attributes.len() > ATTRIBUTES_MAX {
+            let got = self.attributes.len();
+            return Err(ManifestError::Attributes { got });
+        }
         match &self.body {
             Body::Inline if self.size > u64::from(INLINE_MAX) => {
                 Err(ManifestError::InlineLength { got: self.size })
@@ -293,7 +369,7 @@ mod tests {
     }
 
     fn manifest(size: u64, body: Body) -> Manifest {
-        Manifest { size, crc: 0, body }
+        Manifest::plain(size, 0, body)
     }
 
     #[test]
@@ -338,6 +414,28 @@ mod tests {
         assert_eq!(error, Err(ManifestError::StripeLength { got: 0 }));
         let many = manifest(1 << 40, Body::Tree(vec![stripe(4, 2, 1); 257])).check();
         assert_eq!(many, Err(ManifestError::StripeCount { got: 257 }));
+    }
+
+    #[test]
+    fn attributes_are_bounded() {
+        let mut manifest = manifest(0, Body::Inline);
+        manifest.attributes = vec![7; ATTRIBUTES_MAX];
+        manifest.check().unwrap();
+        manifest.attributes.push(7);
+        let got = ATTRIBUTES_MAX + 1;
+        assert_eq!(manifest.check(), Err(ManifestError::Attributes { got }));
+    }
+
+    #[test]
+    fn etags_as_s3_writes_them() {
+        let mut etag = Etag::NONE;
+        assert!(etag.is_none());
+        etag.md5[0] = 0xa5;
+        etag.md5[15] = 0x0f;
+        assert_eq!(etag.to_string(), "a500000000000000000000000000000f");
+        etag.parts = 12;
+        assert_eq!(etag.to_string(), "a500000000000000000000000000000f-12");
+        assert!(!etag.is_none());
     }
 
     #[test]

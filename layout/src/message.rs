@@ -10,7 +10,7 @@ use crate::ids::{
     ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, RequestNo, Seq, ShardId,
     Term,
 };
-use crate::manifest::{Manifest, Op, Precondition};
+use crate::manifest::{Etag, Manifest, Op, Precondition};
 
 /// What a client asks of a core. The frame's payload is named where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
@@ -158,7 +158,7 @@ pub enum Reply {
     Committed {
         /// The entry's number: the object's version.
         seq: Seq,
-        /// What it displaced, for the caller to free: none on a retry.
+        /// What it displaced, for the caller to free, without its attributes: none on a retry.
         displaced: Option<Manifest>,
     },
     /// To `Lookup`; the inline object, if asked for, is the payload.
@@ -252,6 +252,8 @@ pub struct ListEntry {
     pub size: u64,
     /// CRC-32 of the object.
     pub crc: u32,
+    /// Its ETag.
+    pub etag: Etag,
     /// Its version.
     pub version: Seq,
     /// When it was made, in milliseconds since 1970.
@@ -431,6 +433,10 @@ pub enum ChainBody {
         last_term: Term,
         /// Ranges (first, last) below `last` that it cannot read.
         holes: Vec<(Seq, Seq)>,
+        /// The last entry that its log has forgotten: committed, and part of its index,
+        base: Seq,
+        /// and that entry's term.
+        base_term: Term,
     },
     /// To whoever said something in an older reign, or asked for a promise that cannot be given (yet).
     Refused {
@@ -438,6 +444,10 @@ pub enum ChainBody {
         promised: Term,
         /// How long its lease for that reign's head still runs, in microseconds; 0: not at all.
         lease_us: u64,
+        /// The newest composition of the chain in its log,
+        config: u64,
+        /// and the members of that.
+        members: Vec<DeviceNo>,
     },
     /// Ask for entries `first..=last`, durable or not.
     Fetch {
@@ -481,4 +491,65 @@ pub enum ChainBody {
         /// and its term.
         last_term: Term,
     },
+    /// To the head: the sender's index is damaged, or it lacks an entry that others have forgotten.
+    Teach,
+    /// From the head, to a replica that lacks what the head's log has forgotten: a part of a snapshot.
+    Lesson {
+        /// The entry at which the snapshot was taken.
+        at: Seq,
+        /// Tells this lesson from others of the reign.
+        lesson: u64,
+        /// Which part, from 0; the same part may come again.
+        part: u64,
+        /// What the payload is.
+        content: LessonContent,
+        /// Whether it is the last part.
+        end: bool,
+        /// As in `Append`.
+        stamp: u64,
+    },
+    /// To the head: so many parts are taken in; with the last one, all is durable.
+    Learned {
+        /// Of which lesson.
+        lesson: u64,
+        /// How many parts.
+        parts: u64,
+        /// As in `Ack`.
+        stamp: u64,
+    },
+    /// The sender cannot read the payload of an inline object: give it.
+    Recall {
+        /// The object's bucket,
+        bucket: String,
+        /// its key,
+        key: String,
+        /// and the version that is meant.
+        version: Seq,
+    },
+    /// To `Recall`. Payload: the object, if `found`.
+    Recalled {
+        /// The object's bucket,
+        bucket: String,
+        /// its key,
+        key: String,
+        /// and the version that was meant.
+        version: Seq,
+        /// Whether the sender can give it. If not, it may have another version, or none (yet).
+        found: bool,
+    },
+    /// From a head that has given its reign up of its own accord: whoever promised to wait for it need not.
+    Over,
+}
+
+/// What the payload of a [`ChainBody::Lesson`] is.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead, Serialize, Deserialize,
+)]
+pub enum LessonContent {
+    /// The next bytes of a [`crate::replica_state::ReplicaState`], which comes before all items.
+    State,
+    /// [`crate::replica_state::Items`].
+    Items,
+    /// Nothing: the head shows that it is there while it collects the next part, which has this number.
+    Nothing,
 }

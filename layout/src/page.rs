@@ -120,6 +120,11 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
+    /// The kind of this number, if an entry of an index may be of it.
+    pub fn from_number(number: u8) -> Option<EntryKind> {
+        (number < 3).then(|| EntryKind::from_bits(u64::from(number)))
+    }
+
     fn from_bits(bits: u64) -> EntryKind {
         match bits & 3 {
             0 => EntryKind::Tombstone,

@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::control::{ControlError, ReadConfig, WriteConfig};
 use crate::crc::crc32_around;
 use crate::ids::{DeviceId, PartitionId, Seq, Term};
-use crate::manifest::{Body, Manifest};
+use crate::manifest::{Body, Etag, Manifest};
 use crate::page::{
     CHUNK_MAX, Child, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, RunId, number, put_number,
 };
@@ -71,14 +71,17 @@ pub struct ObjectBrief {
     pub size: u64,
     /// CRC-32 of the object.
     pub crc: u32,
+    /// Its ETag.
+    pub etag: Etag,
 }
 
-/// What a value begins with; then come the manifest's body, and up to the value's end the payload.
+/// What a value begins with; then come the manifest's body and attributes, and up to its end the payload.
 #[derive(Clone, Copy, SchemaWrite, SchemaRead)]
 struct ValueHead {
     modified_ms: u64,
     size: u64,
     crc: u32,
+    etag: Etag,
     place: Option<InlinePlace>,
 }
 
@@ -89,6 +92,7 @@ impl ObjectValue {
             modified_ms: self.modified_ms,
             size: self.manifest.size,
             crc: self.manifest.crc,
+            etag: self.manifest.etag,
             place: self.place,
         };
         let mut out = Vec::with_capacity(64 + self.payload.len());
@@ -97,6 +101,10 @@ impl ObjectValue {
             .and_then(|()| {
                 let body = &self.manifest.body;
                 wincode::config::serialize_into(&mut out, body, WriteConfig::new())
+            })
+            .and_then(|()| {
+                let attributes = &self.manifest.attributes;
+                wincode::config::serialize_into(&mut out, attributes, WriteConfig::new())
             })
             .expect("writing to memory is not refused: no limit is set on what is written");
         out.extend_from_slice(&self.payload);
@@ -118,12 +126,16 @@ impl ObjectValue {
         let head =
             <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
         let body = <Body as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
+        let attributes =
+            <Vec<u8> as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
         Ok(ObjectValue {
             modified_ms: head.modified_ms,
             manifest: Manifest {
                 size: head.size,
                 crc: head.crc,
+                etag: head.etag,
                 body,
+                attributes,
             },
             place: head.place,
             payload: rest.to_vec(),
@@ -134,11 +146,17 @@ impl ObjectValue {
     pub fn brief(bytes: &[u8]) -> Option<ObjectBrief> {
         let (modified_ms, rest) = bytes.split_first_chunk()?;
         let (size, rest) = rest.split_first_chunk()?;
-        let crc = rest.first_chunk()?;
+        let (crc, rest) = rest.split_first_chunk()?;
+        let (md5, rest) = rest.split_first_chunk()?;
+        let parts = rest.first_chunk()?;
         Some(ObjectBrief {
             modified_ms: u64::from_le_bytes(*modified_ms),
             size: u64::from_le_bytes(*size),
             crc: u32::from_le_bytes(*crc),
+            etag: Etag {
+                md5: *md5,
+                parts: u16::from_le_bytes(*parts),
+            },
         })
     }
 
@@ -146,9 +164,13 @@ impl ObjectValue {
     pub fn inline(bytes: &[u8]) -> Option<(Option<InlinePlace>, usize)> {
         let mut rest = bytes;
         let head = <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut rest).ok()?;
-        // Of the body's variants, the first one has nothing behind its tag.
+        // Of the body's variants, the first one has nothing behind its tag. Then come the attributes.
         let embedded = match rest.split_first_chunk()? {
-            ([0, 0, 0, 0], payload) => payload.len(),
+            ([0, 0, 0, 0], rest) => {
+                let (attributes, rest) = rest.split_first_chunk()?;
+                let attributes = usize::try_from(u64::from_le_bytes(*attributes)).ok()?;
+                rest.len().checked_sub(attributes)?
+            }
             _ => 0,
         };
         Some((head.place, embedded))
@@ -226,6 +248,8 @@ pub struct RunRecord {
     pub objects: u64,
     /// Bytes of objects that are embedded in their entries.
     pub embedded: u64,
+    /// Bytes of journal entries that its entries point to.
+    pub placed: u64,
     /// Its oldest entry,
     pub first: Seq,
     /// and its newest.

@@ -8,7 +8,7 @@ use ashlar_layout::control::ControlError;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
 use ashlar_layout::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX};
-use ashlar_layout::manifest::{Body, Manifest, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Stripe};
 use ashlar_layout::page::{
     Child, EntryKind, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, PAGE_MAX, PAGE_TARGET, Page,
     PageBuilder, PageFault, PageKind, PageName, RunId, Spot, claimed_grains, seal_raw,
@@ -64,9 +64,12 @@ fn value(n: u64) -> ObjectValue {
     ObjectValue {
         modified_ms: 1_700_000_000_000 + n,
         manifest: Manifest {
-            size: 4096,
-            crc: n as u32,
-            body,
+            etag: Etag {
+                md5: [n as u8; 16],
+                parts: n as u16 % 3,
+            },
+            attributes: vec![n as u8; n as usize % 5],
+            ..Manifest::plain(4096, n as u32, body)
         },
         place: n.is_multiple_of(4).then_some(InlinePlace {
             term: Term(5),
@@ -179,6 +182,7 @@ fn root() -> Root {
                 tombstones: u64::from(n),
                 objects: 900,
                 embedded: 5000 * u64::from(n),
+                placed: 70_000 * u64::from(n),
                 first: Seq(10),
                 last: Seq(20 + u64::from(n)),
                 lowest: b"\x01photos".to_vec(),
@@ -255,9 +259,10 @@ fn values() {
             modified_ms: value.modified_ms,
             size: value.manifest.size,
             crc: value.manifest.crc,
+            etag: value.manifest.etag,
         };
         assert_eq!(ObjectValue::brief(&bytes), Some(brief));
-        assert_eq!(ObjectValue::brief(&bytes[..19]), None);
+        assert_eq!(ObjectValue::brief(&bytes[..37]), None);
         let inline = Some((value.place, value.payload.len()));
         assert_eq!(ObjectValue::inline(&bytes), inline);
         let whole = bytes.len() - value.payload.len();

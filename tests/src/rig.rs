@@ -34,6 +34,10 @@ pub struct Options {
     pub class: &'static str,
     /// Loop devices instead of files.
     pub loops: bool,
+    /// Bytes of a table of an index, if not as many as usual: a small one is written out all the time.
+    pub index_table: Option<&'static str>,
+    /// Bytes of the journal that are kept for nodes that were away, if not as many as usual.
+    pub journal_keep: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -43,6 +47,8 @@ impl Default for Options {
             size: "256M",
             class: "4+2",
             loops: false,
+            index_table: None,
+            journal_keep: None,
         }
     }
 }
@@ -80,6 +86,8 @@ impl Rig {
             size,
             class,
             loops,
+            index_table,
+            journal_keep,
         } = self.options;
         let nodes = nodes.to_string();
         let mut args = vec![
@@ -87,6 +95,12 @@ impl Rig {
         ];
         if loops {
             args.push("--loop");
+        }
+        for (flag, value) in [
+            ("--index-table", index_table),
+            ("--journal-keep", journal_keep),
+        ] {
+            args.extend(value.into_iter().flat_map(|value| [flag, value]));
         }
         self.rig(&args);
     }
@@ -248,6 +262,24 @@ impl Rig {
             let client = self.client(ClientOptions::default());
             let status = client.node_status(NodeId(node)).await;
             status.unwrap_or_else(|e| panic!("node {node} tells no status: {e}"))
+        })
+    }
+
+    /// The log of a node, of all its processes so far.
+    pub fn log(&self, node: u32) -> String {
+        let path = self.config(node).with_file_name("node.log");
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    /// How a node's replica of the first partition is doing, if it answers.
+    pub fn replica(&self, node: u32) -> Option<ReplicaStatus> {
+        let partition = self.map().partitions.first()?.id;
+        let runtime = runtime();
+        runtime.block_on(async {
+            let client = self.client(ClientOptions::default());
+            let cores = client.node_status(NodeId(node)).await.ok()?;
+            let mut replicas = cores.into_iter().flat_map(|core| core.replicas);
+            replicas.find(|replica| replica.partition == partition)
         })
     }
 

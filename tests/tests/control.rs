@@ -182,6 +182,16 @@ impl Joined {
         }
     }
 
+    /// Waits until it serves.
+    fn serves(self) -> Joined {
+        let log = self.folder.join("node.log");
+        eventually("the node serves", PATIENCE, || {
+            let told = std::fs::read_to_string(&log).unwrap_or_default();
+            told.contains("serves").then_some(())
+        });
+        self
+    }
+
     /// Waits until it has ended; what it said.
     fn end(mut self) -> (bool, String) {
         let ended = eventually("the node ends", PATIENCE, || {
@@ -342,7 +352,7 @@ fn a_seventh_node_joins_and_serves() {
         "7",
         text(&image),
     ]);
-    let seventh = Joined::start(&folder);
+    let seventh = Joined::start(&folder).serves();
     all_heard(&rig, 7);
 
     // It stores shards of new objects.

@@ -53,6 +53,9 @@ pub struct Limits {
     pub reads: usize,
     /// Leaves of a run that a walk has read ahead of itself.
     pub ahead: usize,
+    /// Bytes of journal entries that newer runs point to before they are merged with the oldest one for
+    /// their sake, if that one does not point to more: what is superseded keeps no more journal space than that.
+    pub waste_bytes: u64,
     /// Snapshots that are held.
     pub snapshots: usize,
     /// Bits of a run's filter for each of its entries.
@@ -79,6 +82,7 @@ impl Default for Limits {
             questions: 1024,
             reads: 64,
             ahead: 7,
+            waste_bytes: 64 << 20,
             snapshots: 64,
             filter_bits: 10,
             step: 512,
@@ -516,6 +520,8 @@ pub struct Stats {
     pub run_bytes: u64,
     /// Bytes of objects that are embedded in runs, older versions included.
     pub embedded: u64,
+    /// Bytes of journal entries that runs point to, those of older versions included.
+    pub placed: u64,
     /// How many objects there are, about, and rather too high: each version in runs and tables is counted,
     /// also where a newer one or a tombstone stands elsewhere and no merge has brought the two together
     /// yet; of a run that is visible in part, the part that its fences say.

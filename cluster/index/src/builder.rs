@@ -157,6 +157,7 @@ pub(crate) struct Builder {
     tombstones: u64,
     objects: u64,
     embedded: u64,
+    placed: u64,
     range: Option<(u64, u64)>,
     lowest: Vec<u8>,
     extent_size: u64,
@@ -186,6 +187,7 @@ impl Builder {
             tombstones: 0,
             objects: 0,
             embedded: 0,
+            placed: 0,
             range: None,
             lowest: Vec::new(),
             extent_size: config.extent_size.max(1),
@@ -217,6 +219,7 @@ impl Builder {
             self.objects += 1;
             if let Some((place, embedded)) = ObjectValue::inline(value) {
                 self.embedded += embedded as u64;
+                self.placed += place.map_or(0, |place| u64::from(place.len));
                 let extent = place.map(|place| place.at / self.extent_size);
                 self.pins.extend(extent.map(|extent| extent as u32));
             }
@@ -285,6 +288,7 @@ impl Builder {
                 tombstones: self.tombstones,
                 objects: self.objects,
                 embedded: self.embedded,
+                placed: self.placed,
                 first: Seq(first),
                 last: Seq(last),
                 lowest: self.lowest.clone(),

@@ -90,6 +90,13 @@ impl Index {
         self.frozen.len() < self.config.limits.tables
     }
 
+    /// Journal space is wanted back: its runs are merged into one soon, so that nothing that is superseded points
+    /// there any more. Only what was frozen before counts.
+    pub fn press(&mut self) {
+        self.pressed = self.runs.len() + self.frozen.len() > 1;
+        self.runnable = true;
+    }
+
     /// Begins to write out everything that was applied, together with what the owner will want to have
     /// back when it opens this state; false if too much is being written out already.
     pub fn freeze(&mut self, attachment: Bytes, out: &mut Vec<Action>) -> bool {

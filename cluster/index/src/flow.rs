@@ -13,6 +13,7 @@ use ashlar_layout::root::{AttachmentRecord, Root, Window};
 use bytes::Bytes;
 
 use crate::api::{Action, IndexError, WriteFailure};
+use crate::beside::Standing;
 use crate::builder::{AttachmentBuilder, Builder};
 use crate::cache::{Cache, RunName};
 use crate::clear::Doomed;
@@ -28,6 +29,8 @@ pub(crate) struct Publishing {
     pub(crate) runs: Vec<Arc<Run>>,
     pub(crate) covered: Seq,
     pub(crate) attachment: Option<AttachmentRecord>,
+    /// A root will say so.
+    pub(crate) rooted: bool,
     /// The sync that it waits for,
     sync: u64,
     /// or did wait for: its root is under way.
@@ -53,7 +56,7 @@ impl Index {
 
     /// Begins what is due, and gives out what the jobs want read and written.
     pub(crate) fn keep_jobs(&mut self, out: &mut Vec<Action>) {
-        if self.stopped.is_some() {
+        if self.stopped.is_some() || self.standing == Standing::Over {
             return;
         }
         self.begin_flush();
@@ -114,14 +117,22 @@ impl Index {
                     level: run.record.level,
                     entries: run.record.entries,
                     tombstones: run.record.tombstones,
+                    placed: run.record.placed,
                     last: run.record.last.0,
                     busy: busy(&run.name()),
                 })
                 .collect();
             let oldest = self.snapshots.keys().next().copied().unwrap_or(u64::MAX);
-            let Some((range, level)) = pick(&candidates, self.config.limits.fanout, oldest) else {
+            let limits = &self.config.limits;
+            // What was frozen before it was wanted is to be merged as well.
+            let pressed = self.pressed && self.frozen.is_empty();
+            let waste = Some(limits.waste_bytes).filter(|_| !pressed);
+            let Some((range, level)) = pick(&candidates, limits.fanout, waste, oldest) else {
+                self.pressed &= self.runs.len() > 1 || !self.frozen.is_empty();
                 return;
             };
+            // Once is enough: what can be had was to be had from the runs that there are.
+            self.pressed &= range.len() < self.runs.len();
             let bottom = range.end == self.runs.len();
             let inputs: Vec<Arc<Run>> = self.runs[range].to_vec();
             let entries = inputs.iter().map(|run| run.record.entries).sum();
@@ -255,9 +266,20 @@ impl Index {
             return;
         };
         let mut runs = self.runs.clone();
-        let at = runs.iter().position(|run| job.inputs.contains(&run.name()));
-        runs.retain(|run| !job.inputs.contains(&run.name()));
-        if let Some(run) = job.builder.run() {
+        let merged = |run: &Arc<Run>| job.inputs.contains(&run.name());
+        let at = runs.iter().position(merged);
+        let inputs = runs.iter().filter(|run| merged(run));
+        let (level, smallest) = inputs.fold((0, u64::MAX), |(level, smallest), run| {
+            let record = &run.record;
+            (level.max(record.level), smallest.min(record.entries))
+        });
+        runs.retain(|run| !merged(run));
+        if let Some(mut run) = job.builder.run() {
+            if at.is_some() && run.record.entries < smallest.saturating_mul(2) {
+                // They were much the same keys: the run is none of the next level, where what is outdated in it
+                // would wait, and keep extents, until there are as many of its kind as had to come for it.
+                run.record.level = run.record.level.min(level);
+            }
             runs.insert(at.unwrap_or(0), Arc::new(run));
         }
         let (covered, attachment) = match &job.source {
@@ -267,6 +289,7 @@ impl Index {
             }
             Source::Runs { .. } => (self.covered, self.attachment.clone()),
         };
+        let rooted = self.standing.publishes(covered);
         let job = *id;
         let token = self.number();
         self.publishing = Some(Publishing {
@@ -274,6 +297,7 @@ impl Index {
             runs,
             covered,
             attachment,
+            rooted,
             sync: token,
             root_under_way: false,
             discarded: false,
@@ -284,7 +308,13 @@ impl Index {
         out.push(Action::Sync { token });
     }
 
-    pub(crate) fn synced(&mut self, token: u64, ok: bool, out: &mut Vec<Action>) {
+    pub(crate) fn synced(
+        &mut self,
+        token: u64,
+        ok: bool,
+        cache: &mut Cache,
+        out: &mut Vec<Action>,
+    ) {
         if !ok {
             return self.stop("a sync");
         }
@@ -293,6 +323,9 @@ impl Index {
         let Some(publishing) = publishing else {
             return;
         };
+        if !publishing.rooted {
+            return self.publish_to_itself(cache);
+        }
         publishing.root_under_way = true;
         let generation = self.generation + 1;
         let root = Root {
@@ -323,13 +356,21 @@ impl Index {
         if !ok {
             return self.stop("the write of a root");
         }
+        self.generation += 1;
+        self.standing = self.standing.after_root();
+        self.publish_to_itself(cache);
+        // Before anything is freed: that happens when the event has been worked off.
+        out.push(Action::Rooted);
+    }
+
+    /// What was to be published is so for the index itself.
+    fn publish_to_itself(&mut self, cache: &mut Cache) {
         let Some(publishing) = self.publishing.take() else {
             return;
         };
         let Some(job) = self.jobs.remove(&publishing.job) else {
             return;
         };
-        self.generation += 1;
         self.runnable = true;
         if publishing.discarded {
             return;
@@ -359,8 +400,6 @@ impl Index {
         for windows in publishing.narrowed {
             self.clip_runs(&windows);
         }
-        // Before anything is freed: that happens when the event has been worked off.
-        out.push(Action::Rooted);
     }
 
     fn stop(&mut self, what: &'static str) {

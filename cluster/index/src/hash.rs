@@ -22,6 +22,7 @@ impl Hash for Index {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.applied, self.covered, self.generation).hash(state);
         (self.runnable, self.no_room, self.stopped.is_some()).hash(state);
+        (self.standing, self.pressed).hash(state);
         // A value that was put anew is no entry of the log: the sizes tell of it.
         self.active.hash(state);
         self.frozen.hash(state);

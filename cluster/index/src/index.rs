@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use crate::api::{Action, Answer, Config, Event, IndexError, Output, Question, Snapshot, Stats};
 use crate::ask::{Asked, Passed, Work};
+use crate::beside::Standing;
 use crate::cache::{Cache, PageKey, RunName};
 use crate::clear::Doomed;
 use crate::flow::Publishing;
@@ -87,11 +88,15 @@ pub struct Index {
     pub(crate) publishing: Option<Publishing>,
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) next: u64,
-    next_run: u32,
+    pub(crate) next_run: u32,
     /// A job may be able to go on.
     pub(crate) runnable: bool,
     /// The device has no room.
     pub(crate) no_room: bool,
+    /// Journal space is wanted back: whatever is superseded is to be merged away.
+    pub(crate) pressed: bool,
+    /// Whether its runs are published by roots.
+    pub(crate) standing: Standing,
     pub(crate) stopped: Option<IndexError>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_flushed: u64,
@@ -133,6 +138,8 @@ impl Index {
             next_run: 0,
             runnable: false,
             no_room: false,
+            pressed: false,
+            standing: Standing::Rooted,
             stopped: None,
             bytes_in: 0,
             bytes_flushed: 0,
@@ -204,6 +211,7 @@ impl Index {
             run_entries: self.runs.iter().map(|run| run.record.entries).sum(),
             run_bytes: self.runs.iter().map(|run| run.bytes()).sum(),
             embedded: self.runs.iter().map(|run| run.record.embedded).sum(),
+            placed: self.runs.iter().map(|run| run.record.placed).sum(),
             objects: self.runs.iter().map(|run| run.objects()).sum::<u64>()
                 + tables.iter().map(|table| table.objects()).sum::<u64>(),
             table_entries: tables.iter().map(|table| table.entries()).sum(),
@@ -420,7 +428,7 @@ impl Index {
             }
             Event::Synced { token, ok } => {
                 if self.pending.remove(&token) == Some(Pending::Sync) {
-                    self.synced(token, ok, out);
+                    self.synced(token, ok, cache, out);
                 }
             }
             Event::RootWritten { token, ok } => {

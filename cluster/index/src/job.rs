@@ -328,6 +328,8 @@ pub(crate) struct Candidate {
     pub(crate) level: u8,
     pub(crate) entries: u64,
     pub(crate) tombstones: u64,
+    /// Bytes of the journal that it points to.
+    pub(crate) placed: u64,
     pub(crate) last: u64,
     /// It is being merged already, or is damaged.
     pub(crate) busy: bool,
@@ -337,8 +339,21 @@ pub(crate) struct Candidate {
 pub(crate) fn pick(
     runs: &[Candidate],
     fanout: usize,
+    waste_bytes: Option<u64>,
     oldest_snapshot: u64,
 ) -> Option<(Range<usize>, u8)> {
+    // Everything, if much of the journal may be kept for nothing: whatever newer runs say may be of keys that
+    // the oldest one has. Each byte of that one is merged again only when as much has come.
+    let level = runs.iter().map(|run| run.level).max()?;
+    let idle = runs.iter().all(|run| !run.busy);
+    if let Some((bottom, newer)) = runs.split_last() {
+        let newer: u64 = newer.iter().map(|run| run.placed).sum();
+        let much = waste_bytes.is_none_or(|waste| newer > bottom.placed.max(waste));
+        if much && runs.len() > 1 {
+            // What is being merged ends first, and nothing else begins.
+            return idle.then_some((0..runs.len(), level));
+        }
+    }
     // A level that is full, the lowest first.
     let mut from = 0;
     while from < runs.len() {
@@ -356,7 +371,5 @@ pub(crate) fn pick(
     let gone = runs.iter().filter(|run| run.last <= oldest_snapshot);
     let tombstones: u64 = gone.map(|run| run.tombstones).sum();
     let waste = tombstones > 0 && tombstones.saturating_mul(4) >= entries;
-    let idle = runs.iter().all(|run| !run.busy);
-    let level = runs.iter().map(|run| run.level).max()?;
     (waste && idle).then_some((0..runs.len(), level))
 }

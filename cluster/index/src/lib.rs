@@ -24,6 +24,7 @@
 
 mod api;
 mod ask;
+mod beside;
 mod builder;
 mod cache;
 mod change;

@@ -92,6 +92,7 @@ impl Listing {
             key: name.to_owned(),
             size: brief.size,
             crc: brief.crc,
+            etag: brief.etag,
             version: Seq(seen.seq),
             modified_ms: brief.modified_ms,
         });

@@ -311,6 +311,7 @@ mod tests {
         };
         Run {
             record: RunRecord {
+                placed: 0,
                 id: RunId { life: 1, no: 1 },
                 origin: PartitionId(1),
                 level: 0,

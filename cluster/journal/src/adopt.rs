@@ -42,6 +42,8 @@ pub(crate) enum Step {
     Again,
     /// Something must change first.
     Waits,
+    /// The best replica has forgotten what would have to be taken over.
+    Beyond,
     /// There is nothing left to take over.
     Done,
 }
@@ -109,8 +111,22 @@ impl Replica {
                 adoption.guess = self.log.held_at_or_before(Seq(from.0.saturating_sub(1)));
             }
             let guess = adoption.guess;
-            if guess.0 == 0 {
-                adoption.copied = Some(Seq(0));
+            let sealed = self.starting.sealed.get(&best);
+            let (base, base_term) = sealed.map(|sealed| sealed.base).unwrap_or_default();
+            if guess <= self.log.base() {
+                // Committed, hence in the best log as well.
+                if base > self.log.base() {
+                    return Step::Beyond;
+                }
+                adoption.copied = Some(self.log.base());
+                return self.copy(now, out);
+            }
+            if guess <= base {
+                // Only here can it be seen whether they agree.
+                if self.log.term(base) != Some(base_term) {
+                    return Step::Beyond;
+                }
+                adoption.copied = Some(base);
                 return self.copy(now, out);
             }
             self.ask(now, best, Question::Agree, guess, guess, out);
@@ -246,10 +262,10 @@ impl Replica {
             sealed.passed_over = true;
         }
         starting.adoption = None;
-        if hole <= self.log.last() && self.log.slot(hole).is_none() {
+        if hole > self.log.base() && hole <= self.log.last() && self.log.slot(hole).is_none() {
             // Its own log has the hole, and cannot tell what was behind it.
             starting.cut = true;
-            self.truncate(hole);
+            self.log.truncate(hole);
             // What was known to be committed is in the log that comes instead.
             self.committed = self.committed.min(self.log.last());
         }

@@ -6,6 +6,10 @@
 //!   a crash, what is missing of them is a tail. (A later one that survives an earlier one looks
 //!   like damage, and is treated as such.) Completions may come in any order.
 //! - Each `Persist`, `ReadLog` gets exactly one completion, unless the process ends.
+//! - [`Action::Index`] is carried out as `ashlar_cluster_index::Event` and `Action` say, each completion
+//!   given back with the lane that its action had. A [`Event::Turn`] comes soon, as long as
+//!   [`crate::Replica::wants_turn`].
+//! - What [`Action::Trim`] leaves may be read again at any later start; what it gives up need not.
 //! - Messages to one peer arrive in order or not at all; what was under way on a connection is gone
 //!   once `PeerDown` was reported, and never arrives after the next `PeerUp`. Nothing that a process
 //!   sent is delivered to, or on behalf of, its successor after a restart.
@@ -14,9 +18,11 @@
 
 use std::time::Duration;
 
-use ashlar_layout::ids::{ClientId, DeviceNo, PartitionId, RequestNo, Seq, Term};
+use ashlar_cluster_index as index;
+use ashlar_layout::ids::{ClientId, DeviceId, DeviceNo, PartitionId, RequestNo, Seq, Term};
+use ashlar_layout::limits::EXTENT_SIZE;
 use ashlar_layout::manifest::{Op, Precondition};
-use ashlar_layout::message::{ChainMessage, Reply, WireError};
+use ashlar_layout::message::{BucketMeta, ChainMessage, ListPage, ObjectMeta, Reply, WireError};
 use bytes::Bytes;
 
 /// What a replica is told when it is made.
@@ -26,6 +32,8 @@ pub struct Config {
     pub partition: PartitionId,
     /// Its own device.
     pub me: DeviceNo,
+    /// The index's own: where it is, its names, its bounds.
+    pub index: index::Config,
     /// The first members of the chain: configuration 1, the same for every replica of the partition
     /// for ever. Later configurations stand in the log. The first one named takes the first reign.
     pub founders: Vec<DeviceNo>,
@@ -44,6 +52,13 @@ impl Config {
         Self {
             partition,
             me,
+            index: index::Config {
+                device: DeviceId::default(),
+                partition,
+                life: 0,
+                extent_size: EXTENT_SIZE,
+                limits: index::Limits::default(),
+            },
             founders,
             limits: Limits::default(),
             seed: u64::from(me.0),
@@ -77,9 +92,24 @@ pub struct Limits {
     pub requests: usize,
     /// Refusals that a head remembers, so that a retry under way is refused as well.
     pub refusals: usize,
-    /// Entries at the end of the log that replay does not put into the index yet: they may still
-    /// be superseded.
-    pub replay_held: u64,
+    /// Payloads of inline objects up to so many bytes are put into the index; longer ones stay where
+    /// their journal entries are.
+    pub embed: usize,
+    /// Bytes of entries that are applied and not written out yet, beyond which the index is written out
+    /// even if its table is small: what a start has to read again.
+    pub tail_bytes: u64,
+    /// The same while the device is full, and room can only come from what is deleted.
+    pub pressed_bytes: u64,
+    /// Bytes of entries kept behind what the index covers, for replicas that were away for a while.
+    pub keep_bytes: u64,
+    /// The same while a replica learns a snapshot, and wants the entries behind it afterwards.
+    pub keep_bytes_max: u64,
+    /// Replicas that are taught a snapshot at once.
+    pub lessons: usize,
+    /// Payloads that are asked of other replicas at once, and payloads that are looked up for them.
+    pub recalls: usize,
+    /// Questions of readers that wait for pages of the index.
+    pub asks: usize,
     /// Entries under repair (lost on the device, fetched from a peer) at once.
     pub repairs: usize,
     /// How long a starting head waits for replicas that it can do without.
@@ -104,6 +134,9 @@ pub struct Limits {
     pub lease: Duration,
     /// How much later each next one in the chain suspects a silent head.
     pub stagger: Duration,
+    /// How long the others may hold durably what a head's own device has not written, before it lets another
+    /// one reign.
+    pub hang: Duration,
     /// How long founders other than the first one wait until they take the first reign.
     pub first_reign: Duration,
     /// How many entries a spare may be behind what is committed when it becomes a member.
@@ -123,7 +156,14 @@ impl Default for Limits {
             clients: 4096,
             requests: 512,
             refusals: 1024,
-            replay_held: 8192,
+            embed: 512,
+            tail_bytes: 64 << 20,
+            pressed_bytes: 256 << 10,
+            keep_bytes: 32 << 20,
+            keep_bytes_max: 1 << 30,
+            lessons: 2,
+            recalls: 256,
+            asks: 1024,
             repairs: 256,
             grace: Duration::from_millis(40),
             resend: Duration::from_millis(200),
@@ -135,6 +175,7 @@ impl Default for Limits {
             heartbeat: Duration::from_millis(10),
             lease: Duration::from_millis(80),
             stagger: Duration::from_millis(20),
+            hang: Duration::from_millis(500),
             first_reign: Duration::from_secs(1),
             learned_lag: 64,
         }
@@ -180,6 +221,8 @@ pub enum Event {
         token: u64,
         /// Device byte address of the first entry.
         at: u64,
+        /// The record's number on the device: each is higher than those of all earlier records.
+        position: u64,
     },
     /// Entries could not be made durable: the replica stops. The driver makes another, from the
     /// device's log, when the device is well again. A head that serves, and whose device merely has
@@ -213,12 +256,35 @@ pub enum Event {
         /// The members.
         members: Vec<DeviceNo>,
     },
-    /// The entry cannot be read on this device: it is fetched from a peer and written again.
-    /// Answered by [`Action::Restored`].
-    InlineLost {
-        /// Which.
-        seq: Seq,
+    /// A reader asks. Answered by [`Action::Answer`]: at the head in office, within its lease.
+    Ask {
+        /// The driver's name for the answer.
+        reply_to: u64,
+        /// What.
+        ask: Ask,
     },
+    /// The payload of an object cannot be read on this device: it is asked of the other replicas, and put
+    /// into the index. Answered by [`Action::Restored`].
+    InlineLost {
+        /// The object's bucket,
+        bucket: String,
+        /// its key,
+        key: String,
+        /// and its version.
+        version: Seq,
+    },
+    /// What the index wanted done has happened.
+    Index {
+        /// Of [`Action::Index`].
+        lane: u32,
+        /// What.
+        event: index::Event,
+    },
+    /// There is time for the index to go on.
+    Turn,
+    /// Its process is about to end: a head lets what it has begun be committed, takes nothing more, and hands
+    /// over; from then on it wants no reign.
+    Leave,
     /// The device is (nearly) full, or has room again: while it is full, proposals that add to it
     /// are refused with `DeviceFull`; deletes go on.
     Full {
@@ -274,19 +340,97 @@ pub enum Action {
     /// it again, from its device's log, when another replica speaks to it: one that had begun to take
     /// it in again cannot go on without it. (It may be said more than once.)
     Retired,
-    /// To `InlineLost`: the entry is readable again (look up its place again), or is not.
+    /// To `InlineLost`: the payload is there again (look the object up again), or is not.
     Restored {
-        /// Which.
-        seq: Seq,
+        /// The object's bucket,
+        bucket: String,
+        /// its key,
+        key: String,
+        /// and the version that was meant.
+        version: Seq,
         /// Why not.
         result: Result<(), WireError>,
+    },
+    /// To `Ask`.
+    Answer {
+        /// Of [`Event::Ask`].
+        reply_to: u64,
+        /// The answer, or why there is none.
+        result: Result<Answer, WireError>,
+    },
+    /// The index wants this done.
+    Index {
+        /// For the completions. Those of a lane that is over are taken all the same.
+        lane: u32,
+        /// What: never `Done` or `Rooted`. `Damaged` is to be told to a person, and counted, and no more.
+        action: index::Action,
+    },
+    /// Journal records of the partition whose last entry is at most `through`, and whose number on the device
+    /// is at most `position`, are not needed any more, but for the extents in `pins`: inline objects
+    /// are read from there. Said at the start and whenever it changes; the last one counts.
+    Trim {
+        /// The last entry that is not needed.
+        through: Seq,
+        /// The last record to which that applies.
+        position: u64,
+        /// Extents, in order.
+        pins: Vec<u32>,
+    },
+}
+
+/// What a reader wants to know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ask {
+    /// An object.
+    Lookup {
+        /// Its bucket,
+        bucket: String,
+        /// and its key.
+        key: String,
+    },
+    /// A page of a listing.
+    List(ListParams),
+    /// Buckets after a name, at most so many.
+    Buckets {
+        /// Only names after this.
+        after: String,
+        /// At most so many.
+        max: u32,
+    },
+}
+
+/// What a reader is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An object, where its payload is if it is inline, and what a cache needs to have it confirmed by
+    /// witnesses.
+    Found {
+        /// What is known of it.
+        meta: ObjectMeta,
+        /// Its payload, if the index has it,
+        payload: Bytes,
+        /// or where its entry is, if the payload is there.
+        place: Option<InlineRef>,
+        /// The last entry that was applied then,
+        as_of: Seq,
+        /// and the chain's composition.
+        config: u64,
+    },
+    /// A page.
+    Page(ListPage),
+    /// Buckets, and whether there are more.
+    Buckets {
+        /// Name and creation time.
+        buckets: Vec<BucketMeta>,
+        /// Whether there are more after the last one.
+        more: bool,
     },
 }
 
 /// Where an inline object's entry is on this replica's device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InlineRef {
-    /// The entry's number: to be checked against what is read, and for `InlineLost`.
+    /// The entry's number: to be checked against what is read.
     pub seq: Seq,
     /// The entry's term: to be checked as well.
     pub term: Term,
@@ -297,7 +441,7 @@ pub struct InlineRef {
 }
 
 /// Which page of a listing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListParams {
     /// The bucket.
     pub bucket: String,

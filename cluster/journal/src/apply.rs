@@ -7,73 +7,34 @@
 //! - what a read gives is used only if it is the entry that the log says: number, term, checksum.
 //!   If it is not, the entry is fetched from a peer; it is never passed over.
 
+use ashlar_cluster_index::{Change, Object};
 use ashlar_layout::ids::{DeviceNo, Seq};
-use ashlar_layout::manifest::{Body, Op};
+use ashlar_layout::journal::Entry;
+use ashlar_layout::manifest::{Body, Manifest, Op};
 use ashlar_layout::message::{ChainBody, ErrorCode, Reply};
+use ashlar_layout::root::InlinePlace;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, InlineRef};
-use crate::dedup::Dedup;
+use crate::api::Action;
 use crate::entry::{self, Decoded, Piece};
-use crate::index::{Index, Object};
 use crate::mutants::mutant;
-use crate::pending::Refusal;
+use crate::pending::{Displaced, Proposal, Refusal};
+use crate::recall;
 use crate::replica::{Purpose, Read, Replica, Role};
 
 impl Replica {
-    /// Removes entry `from` and everything behind it.
-    pub(crate) fn truncate(&mut self, from: Seq) {
-        self.log.truncate(from);
-        if self.log.last() < self.applied {
-            self.reset_index();
-        }
-    }
-
-    /// During replay: puts into the index what is unlikely to be superseded any more, before
-    /// `more` bytes push it out of memory.
-    pub(crate) fn apply_held(&mut self, more: usize) {
-        let held = self.config.limits.replay_held;
-        loop {
-            let next = Seq(self.applied.0 + 1);
-            let many = self.log.last().0.saturating_sub(self.applied.0) > held;
-            if !many && !self.log.crowded(more) {
-                return;
-            }
-            let Some(decoded) = self.log.recent(next).and_then(|b| entry::decode(b).ok()) else {
-                return;
-            };
-            self.apply_one(next, decoded);
-        }
-    }
-
-    /// Forgets what was applied: it will be read from the log again.
-    pub(crate) fn reset_index(&mut self) {
-        self.applied = Seq(0);
-        self.index = Index::default();
-        self.dedup = Dedup::new(self.config.limits.clients, self.config.limits.requests);
-    }
-
-    /// Applies what is committed, and tells those who wait for it.
+    /// Applies what is committed and durable here, and tells those who wait for it. What is not durable here
+    /// yet is not applied: the index would name a place where nothing may be.
     pub(crate) fn apply(&mut self, now: Instant, out: &mut Vec<Action>) {
-        while self.applied < self.committed && self.stopped.is_none() {
+        while self.may_apply() {
             let next = Seq(self.applied.0 + 1);
             if let Some(proposal) = self.head.pending.pop(next) {
-                let displaced = self.apply_one(next, proposal.decoded);
-                for (nth, reply_to) in proposal.waiters.into_iter().enumerate() {
-                    let displaced = displaced.clone().filter(|_| nth == 0);
-                    let reply = Reply::Committed {
-                        seq: next,
-                        displaced,
-                    };
-                    out.push(Action::Reply { reply_to, reply });
-                }
+                self.apply_proposal(proposal, out);
                 continue;
             }
             match self.log.recent(next).map(entry::decode) {
-                Some(Ok(decoded)) => {
-                    self.apply_one(next, decoded);
-                }
+                Some(Ok(decoded)) => self.apply_one(next, decoded),
                 Some(Err(error)) => return self.not_understood(&error.to_string(), out),
                 None => return self.read_to_apply(next, out),
             }
@@ -95,16 +56,38 @@ impl Replica {
         }
     }
 
-    fn apply_one(
-        &mut self,
-        seq: Seq,
-        decoded: Decoded,
-    ) -> Option<ashlar_layout::manifest::Manifest> {
+    /// Whether there is something to apply, and the index takes it.
+    fn may_apply(&self) -> bool {
+        let ready = self.committed.min(self.log.durable());
+        self.applied < ready && self.stopped.is_none() && self.index.has_room()
+    }
+
+    fn apply_proposal(&mut self, proposal: Proposal, out: &mut Vec<Action>) {
+        let Proposal {
+            seq,
+            decoded,
+            waiters,
+            displaced,
+            ..
+        } = proposal;
+        let displaced = match displaced {
+            Displaced::Known(displaced) => displaced,
+            Displaced::Asked(question) => {
+                self.owe(question, seq, decoded.op.clone(), waiters);
+                return self.apply_one(seq, decoded);
+            }
+        };
+        self.apply_one(seq, decoded);
+        committed(seq, displaced, waiters, out);
+    }
+
+    fn apply_one(&mut self, seq: Seq, decoded: Decoded) {
         let Decoded {
             client,
             request,
             time_ms,
             op,
+            inline,
         } = decoded;
         if mutant!(self, WitnessAfterReply) {
             self.witness.raise(&entry::Piece {
@@ -119,7 +102,49 @@ impl Replica {
             self.dedup.done(client, request, seq);
         }
         self.applied = seq;
-        self.index.apply(seq, time_ms, op)
+        self.unwritten += self.log.slot(seq).map_or(0, |slot| u64::from(slot.len));
+        let change = self.change(seq, time_ms, op, inline);
+        let taken = self.index.apply(seq, change);
+        debug_assert!(taken.is_ok(), "it had room: {taken:?}");
+    }
+
+    /// What an entry does to the index.
+    fn change(&self, seq: Seq, time_ms: u64, op: Op, inline: Bytes) -> Change {
+        match op {
+            Op::TermStart | Op::Chain { .. } => Change::Nothing,
+            Op::CreateBucket { bucket } => Change::PutBucket {
+                bucket,
+                created_ms: time_ms,
+            },
+            Op::DeleteBucket { bucket } => Change::DropBucket { bucket },
+            Op::Delete { bucket, key } => Change::Delete { bucket, key },
+            Op::Put {
+                bucket,
+                key,
+                manifest,
+            } => {
+                let embeds = manifest.size <= self.config.limits.embed as u64;
+                let is_inline = manifest.body == Body::Inline;
+                let payload = Some(inline).filter(|_| is_inline && embeds);
+                let slot = self.log.slot(seq).filter(|_| is_inline && !embeds);
+                let place = slot.map(|slot| InlinePlace {
+                    term: slot.term,
+                    at: slot.at,
+                    len: slot.len,
+                });
+                let object = Object {
+                    modified_ms: time_ms,
+                    manifest,
+                    place,
+                    payload: payload.unwrap_or_default(),
+                };
+                Change::Put {
+                    bucket,
+                    key,
+                    object,
+                }
+            }
+        }
     }
 
     /// The entry is whole, but this program cannot read it: going on would make another state of
@@ -153,6 +178,7 @@ impl Replica {
                 purpose,
                 first: run.first,
                 last: run.last,
+                term: None,
             },
         );
         out.push(Action::ReadLog {
@@ -161,6 +187,31 @@ impl Replica {
             len: run.len,
         });
         Some(token)
+    }
+
+    /// Reads the entry of an inline object from where the index says that it is.
+    pub(crate) fn read_place(
+        &mut self,
+        purpose: Purpose,
+        version: Seq,
+        place: InlinePlace,
+        out: &mut Vec<Action>,
+    ) {
+        let token = self.token();
+        self.reads.insert(
+            token,
+            Read {
+                purpose,
+                first: version,
+                last: version,
+                term: Some(place.term),
+            },
+        );
+        out.push(Action::ReadLog {
+            token,
+            at: place.at,
+            len: place.len,
+        });
     }
 
     pub(crate) fn on_log_read(
@@ -174,19 +225,17 @@ impl Replica {
             return;
         };
         let pieces = self.verified_pieces(&read, bytes);
-        let lost = pieces.is_empty() && self.log.slot(read.first).is_some();
+        let lost = pieces.is_empty() && self.log.slot(read.first).is_some() && read.term.is_none();
         match read.purpose {
             Purpose::Apply => {
                 self.applying = None;
                 for piece in pieces {
-                    // Truncated or reset while it was read.
-                    if piece.seq.0 != self.applied.0 + 1 || piece.seq > self.committed {
+                    // Truncated while it was read, or more than the index takes now.
+                    if piece.seq.0 != self.applied.0 + 1 || !self.may_apply() {
                         continue;
                     }
                     match entry::decode(&piece.bytes) {
-                        Ok(decoded) => {
-                            self.apply_read(piece.seq, decoded, out);
-                        }
+                        Ok(decoded) => self.apply_read(piece.seq, decoded, out),
                         Err(error) => return self.not_understood(&error.to_string(), out),
                     }
                 }
@@ -203,28 +252,26 @@ impl Replica {
                     self.send_entries(peer, read.first, &pieces, out);
                 }
             }
+            Purpose::Lesson { peer, lesson, item } => {
+                let inline = pieces.first().and_then(inline_of);
+                self.lesson_read(now, peer, (lesson, item), inline, out);
+            }
+            Purpose::Recall { peer, bucket, key } => {
+                let decoded = pieces.first().and_then(|it| entry::decode(&it.bytes).ok());
+                let inline = decoded.and_then(|it| recall::inline_for(it, &bucket, &key));
+                self.recalled(peer, (bucket, key), read.first, inline, out);
+            }
         }
         if lost {
-            self.repair(now, read.first, false, out);
+            self.repair(now, read.first, out);
         }
     }
 
     /// As `apply`, for an entry that was read back: at a head nobody waits for those.
     pub(crate) fn apply_read(&mut self, seq: Seq, decoded: Decoded, out: &mut Vec<Action>) {
         match self.head.pending.pop(seq) {
-            Some(proposal) => {
-                let displaced = self.apply_one(seq, decoded);
-                for (nth, reply_to) in proposal.waiters.into_iter().enumerate() {
-                    let displaced = displaced.clone().filter(|_| nth == 0);
-                    out.push(Action::Reply {
-                        reply_to,
-                        reply: Reply::Committed { seq, displaced },
-                    });
-                }
-            }
-            None => {
-                self.apply_one(seq, decoded);
-            }
+            Some(proposal) => self.apply_proposal(proposal, out),
+            None => self.apply_one(seq, decoded),
         }
     }
 
@@ -236,7 +283,8 @@ impl Replica {
             .iter()
             .zip(read.first.0..=read.last.0)
             .take_while(|(piece, seq)| {
-                piece.seq.0 == *seq && self.log.term(piece.seq) == Some(piece.term)
+                let term = read.term.or_else(|| self.log.term(piece.seq));
+                piece.seq.0 == *seq && term == Some(piece.term)
             })
             .count();
         pieces.truncate(good);
@@ -288,18 +336,23 @@ impl Replica {
             out,
         );
     }
+}
 
-    /// Where an object's inline payload is.
-    pub(crate) fn inline_ref(&self, object: &Object) -> Option<InlineRef> {
-        if object.manifest.body != Body::Inline {
-            return None;
-        }
-        let slot = self.log.slot(object.version)?;
-        Some(InlineRef {
-            seq: object.version,
-            term: slot.term,
-            at: slot.at,
-            len: slot.len,
-        })
+fn inline_of(piece: &Piece) -> Option<Bytes> {
+    let entry = Entry::decode(&piece.bytes).ok()?;
+    Some(entry::inline(&entry, &piece.bytes))
+}
+
+/// Tells all that wait for an entry that it is committed.
+pub(crate) fn committed(
+    seq: Seq,
+    displaced: Option<Manifest>,
+    waiters: Vec<u64>,
+    out: &mut Vec<Action>,
+) {
+    for (nth, reply_to) in waiters.into_iter().enumerate() {
+        let displaced = displaced.clone().filter(|_| nth == 0);
+        let reply = Reply::Committed { seq, displaced };
+        out.push(Action::Reply { reply_to, reply });
     }
 }

@@ -22,6 +22,7 @@
 use std::collections::BTreeMap;
 
 use ashlar_layout::ids::{ClientId, RequestNo, Seq};
+use ashlar_layout::replica_state::ClientState;
 
 /// What is known of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,39 @@ impl Dedup {
             by_last: BTreeMap::new(),
             forgotten: Seq(0),
         }
+    }
+
+    /// What it knows, to be kept.
+    pub(crate) fn save(&self) -> (Seq, Vec<ClientState>) {
+        let clients = self.clients.iter().map(|(client, held)| ClientState {
+            client: *client,
+            last: held.last,
+            floor: held.floor,
+            forgotten: held.forgotten,
+            done: held
+                .done
+                .iter()
+                .map(|(request, seq)| (*request, *seq))
+                .collect(),
+        });
+        (self.forgotten, clients.collect())
+    }
+
+    /// With the same bounds, what [`Dedup::save`] gave.
+    pub(crate) fn load(&self, forgotten: Seq, clients: Vec<ClientState>) -> Self {
+        let mut loaded = Self::new(self.clients_max, self.requests_max);
+        loaded.forgotten = forgotten;
+        for state in clients {
+            loaded.by_last.insert(state.last, state.client);
+            let held = Client {
+                last: state.last,
+                floor: state.floor,
+                forgotten: state.forgotten,
+                done: state.done.into_iter().collect(),
+            };
+            loaded.clients.insert(state.client, held);
+        }
+        loaded
     }
 
     /// What is known of this request.
@@ -156,6 +190,9 @@ mod tests {
             Known::Done(Seq(4))
         );
         assert_eq!(dedup.by_last.len(), dedup.clients.len());
+        let (forgotten, clients) = dedup.save();
+        let loaded = Dedup::new(2, 3).load(forgotten, clients);
+        assert_eq!(loaded, dedup);
     }
 
     #[test]

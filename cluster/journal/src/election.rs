@@ -17,6 +17,7 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
+use crate::chain::Chain;
 use crate::replica::{Replica, Role};
 
 /// What a member said of itself.
@@ -55,8 +56,13 @@ impl Replica {
         if self.role != Role::Replaying {
             return;
         }
+        if self.blank {
+            self.promise.doubtful = true;
+            self.log.replay_damaged(None, self.promise.durable);
+        }
         self.log.replay_ends(self.promise.durable);
         self.role = Role::Follower;
+        self.trim(out);
         self.term = self.promise.durable.max(self.log.last_term());
         self.seen = self.term;
         let me = self.config.me;
@@ -79,6 +85,18 @@ impl Replica {
         };
     }
 
+    /// The head gave its reign up: nothing that it said binds any more.
+    pub(crate) fn on_over(&mut self, now: Instant) {
+        self.promise.lease_until = None;
+        self.stop_asking();
+        self.election.not_before = now;
+    }
+
+    /// Long enough for everybody else to have tried.
+    pub(crate) fn wait_long_before_suspicion(&mut self, now: Instant) {
+        self.election.not_before = now + self.config.limits.lease * 4;
+    }
+
     /// The head was heard.
     pub(crate) fn head_heard(&mut self, now: Instant) {
         self.promise.lease_until = Some(self.leased(now));
@@ -97,6 +115,11 @@ impl Replica {
         let limits = &self.config.limits;
         let member = self.log.chain().contains(self.config.me);
         if self.role != Role::Follower
+            || self.leaves
+            || self
+                .learning
+                .as_ref()
+                .is_some_and(|learning| learning.takes_over())
             || self.promise.writing.is_some()
             || !(member || self.promise.doubtful)
         {
@@ -160,16 +183,29 @@ impl Replica {
         }
     }
 
-    /// Members; and if it does not know what it promised, those that are to be members as well.
+    /// Members; and if it does not know what it promised, those of the newest composition that it was told of,
+    /// and those that are to be members as well.
     fn others_to_ask(&self) -> Vec<DeviceNo> {
-        let mut others = self.members_but_me();
-        if self.promise.doubtful {
-            let me = self.config.me;
-            let new = |peer: &&DeviceNo| **peer != me && !others.contains(peer);
-            let wanted: Vec<DeviceNo> = self.desired.iter().filter(new).copied().collect();
-            others.extend(wanted);
+        if !self.promise.doubtful {
+            return self.members_but_me();
+        }
+        let me = self.config.me;
+        let chain = self.promise.told.as_ref().unwrap_or(self.log.chain());
+        let mut others = Vec::new();
+        for peer in chain.members.iter().chain(&self.desired) {
+            if *peer != me && !others.contains(peer) {
+                others.push(*peer);
+            }
         }
         others
+    }
+
+    /// While it is in doubt: another composition, by which it has to ask.
+    pub(crate) fn told_of(&mut self, chain: Chain) {
+        let told = self.promise.told.as_ref().unwrap_or(self.log.chain());
+        if self.promise.doubtful && chain.config > told.config {
+            self.promise.told = Some(chain);
+        }
     }
 
     /// Not enough answers, or not the ones that are needed.
@@ -213,11 +249,14 @@ impl Replica {
     fn weigh(&mut self, now: Instant, out: &mut Vec<Action>) {
         let answers = &self.election.answers;
         let others = self.others_to_ask();
-        let all = others.iter().all(|other| answers.contains_key(other));
+        // What the map wants is no part of a replica's own state: one that has none has to be told.
+        let knows = !self.blank || !self.promise.doubtful || !self.desired.is_empty();
+        let all = knows && others.iter().all(|other| answers.contains_key(other));
         if self.promise.doubtful {
             if all {
                 let told = answers.values().map(|answer| answer.promised).max();
                 self.promise.doubtful = false;
+                self.promise.told = None;
                 self.election = Election {
                     not_before: now + Duration::from_micros(1),
                     ..Election::default()

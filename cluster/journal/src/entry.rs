@@ -56,21 +56,19 @@ pub(crate) struct Decoded {
     pub(crate) request: RequestNo,
     pub(crate) time_ms: u64,
     pub(crate) op: Op,
+    /// The inline payload, of the entry's own bytes.
+    pub(crate) inline: Bytes,
 }
 
 /// The bytes of a proposal's entry.
-pub(crate) fn encode(
-    seq: Seq,
-    term: Term,
-    decoded: &Decoded,
-    inline: &[u8],
-) -> Result<Bytes, EntryError> {
+pub(crate) fn encode(seq: Seq, term: Term, decoded: &Decoded) -> Result<Bytes, EntryError> {
     let mut out = Vec::new();
     let Decoded {
         client,
         request,
         time_ms,
         op,
+        inline,
     } = decoded;
     encode_entry(&mut out, seq, term, *client, *request, *time_ms, op, inline)?;
     Ok(Bytes::from(out))
@@ -84,6 +82,7 @@ pub(crate) fn term_start(prev_term: Term) -> Decoded {
         request: RequestNo(prev_term.0),
         time_ms: 0,
         op: Op::TermStart,
+        inline: Bytes::new(),
     }
 }
 
@@ -97,12 +96,13 @@ pub(crate) fn recompose(chain: &Chain) -> Decoded {
             config: chain.config,
             members: chain.members.clone(),
         },
+        inline: Bytes::new(),
     }
 }
 
 /// A promise, as it stands on the device: an entry of number 0, which is no part of the log.
 pub(crate) fn promise(term: Term) -> Result<Bytes, EntryError> {
-    encode(Seq(0), term, &term_start(Term(0)), &[])
+    encode(Seq(0), term, &term_start(Term(0)))
 }
 
 /// The entry that `bytes` are, no more and no less, decoded.
@@ -113,7 +113,14 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<Decoded, EntryError> {
         request: entry.header.request,
         time_ms: entry.header.time_ms,
         op: entry.op()?,
+        inline: inline(&entry, bytes),
     })
+}
+
+/// The inline payload of an entry that `bytes` begin with.
+pub(crate) fn inline(entry: &Entry<'_>, bytes: &Bytes) -> Bytes {
+    let from = entry.inline_offset();
+    bytes.slice(from..from + entry.inline.len())
 }
 
 /// Cuts a run of whole entries into pieces. What was cut before an error is kept in `out`.

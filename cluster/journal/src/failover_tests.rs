@@ -5,7 +5,7 @@ use ashlar_layout::manifest::Precondition;
 use ashlar_layout::message::{ErrorCode, Reply};
 use bytes::Bytes;
 
-use crate::api::Event;
+use crate::api::{Ask, Event};
 use crate::replica_tests::{QUIET, Script, put};
 use crate::sim::{MICRO, MILLI, Plan, SCRIPTED};
 
@@ -61,13 +61,14 @@ fn gap_of_a_killed_head(seed: u64) -> u64 {
     let gap = script.world.now - since;
     assert!(gap < 100 * MILLI, "{gap} ns without a head");
     assert_eq!(script.world.reigning(), Some(1), "the next in the chain");
-    assert_eq!(script.look("k").unwrap().0.version, seq);
+    assert_eq!(script.look("k").unwrap().meta.version, seq);
     script.done(put("k", b"y"), Precondition::Version(seq), b"y");
     // It comes back, and follows.
     script.world.start(0);
     script.run(500);
     assert_eq!(script.world.reigning(), Some(1));
-    assert_eq!(script.world.replica(0).index, script.world.head().index);
+    let head = script.world.reigning().unwrap();
+    assert_eq!(script.world.contents(0), script.world.contents(head));
     gap
 }
 
@@ -81,9 +82,11 @@ fn a_stopped_head_serves_nothing_when_it_goes_on() {
     // Not even before it hears of the other.
     let old = script.world.replica(0);
     assert!(old.in_office(), "it does not know yet");
-    let error = old
-        .lookup(script.world.clock(0), "bucket", "k")
-        .unwrap_err();
+    let ask = Ask::Lookup {
+        bucket: "bucket".to_owned(),
+        key: "k".to_owned(),
+    };
+    let error = script.world.peek(0, ask).unwrap_err();
     assert_eq!(error.code, ErrorCode::NotServing);
     script.world.resume(0);
     script.run(200);
@@ -148,7 +151,8 @@ fn a_spare_learns_and_takes_the_place_of_a_dead_member() {
         (chain.config, chain.members.clone()),
         (3, devices([1, 2, 4]))
     );
-    assert_eq!(script.world.replica(3).index, script.world.head().index);
+    let head = script.world.reigning().unwrap();
+    assert_eq!(script.world.contents(3), script.world.contents(head));
     // The head is to go: the others choose another.
     script.world.start(2);
     script.world.want(devices([2, 3, 4]));
@@ -252,5 +256,46 @@ fn what_only_a_missing_replica_may_hold_is_waited_for() {
     );
     script.world.start(1);
     script.run(1000);
-    assert_eq!(script.look("k").unwrap().0.version, seq);
+    assert_eq!(script.look("k").unwrap().meta.version, seq);
+}
+
+#[test]
+fn a_head_that_is_about_to_end_hands_over_at_once() {
+    let mut script = Script::new();
+    script.done(put("k", b"x"), Precondition::None, b"x");
+    let asked = script.ask(put("k", b"y"), Precondition::None, b"y");
+    let since = script.world.now;
+    script.world.tell(0, Event::Leave);
+    assert!(script.world.replica(0).in_office(), "a change is under way");
+    while script.world.reigning().is_none_or(|head| head == 0) {
+        let end = script.world.now + 100 * MICRO;
+        script.world.run_until(end);
+        let waited = script.world.now - since;
+        assert!(waited < 20 * MILLI, "a lease was waited for: {waited} ns");
+    }
+    assert!(matches!(script.answer(asked), Reply::Committed { .. }));
+    assert!(!script.world.replica(0).in_office());
+    script.done(put("k", b"z"), Precondition::None, b"z");
+    // It wants no reign, though nobody else is left.
+    script.world.crash(1);
+    script.world.crash(2);
+    script.run(1000);
+    assert_eq!(script.world.replica(0).status().role, "follower");
+}
+
+#[test]
+fn a_head_whose_device_hangs_lets_another_reign() {
+    let mut script = Script::new();
+    script.done(put("k", b"x"), Precondition::None, b"x");
+    let now = script.world.now;
+    script.world.nodes[0].device.busy_until = now + 5000 * MILLI;
+    script.ask(put("k", b"y"), Precondition::None, b"y");
+    script.run(1000);
+    let head = script.world.reigning();
+    assert!(
+        head.is_some_and(|head| head != 0),
+        "{:#?}",
+        script.world.states()
+    );
+    script.done(put("k", b"z"), Precondition::None, b"z");
 }

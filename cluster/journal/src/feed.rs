@@ -17,6 +17,7 @@ use crate::api::Action;
 use crate::entry::{self, Piece};
 use crate::progress::Progress;
 use crate::replica::{Link, Purpose, Replica, Role};
+use crate::start::Sealed;
 
 /// How far a follower may be behind what is committed when another is to be fed through it.
 const RECHAIN_LAG: u64 = 64;
@@ -69,7 +70,10 @@ impl Replica {
             let Some(progress) = self.progress(peer) else {
                 return;
             };
-            if !progress.sealed || progress.chained || progress.reading.is_some() {
+            // One that keeps up is taught beside that.
+            let behind = progress.next <= self.log.base();
+            let taught = behind && self.head.teaching.contains_key(&peer);
+            if !progress.sealed || progress.chained || progress.reading.is_some() || taught {
                 return;
             }
             let next = progress.next;
@@ -85,13 +89,25 @@ impl Replica {
                     return;
                 }
             }
+            let lost = self.repairs.contains_key(&next) && next <= self.index.covered();
+            if next <= self.log.base() || lost {
+                self.teach(now, peer, out);
+                if let Some(progress) = self.progress_mut(peer) {
+                    // If that cannot be done now, it is tried again when the peer has waited long enough.
+                    progress.waiting_since.get_or_insert(now);
+                }
+                return;
+            }
             let parts = self.log.recent_run(next, last, limits.batch_bytes);
             if parts.is_empty() && next <= last {
+                let mut token = None;
                 if !self.repairs.contains_key(&next) {
-                    let token = self.read_log(Purpose::Feed(peer), next, last, out);
-                    if let Some(progress) = self.progress_mut(peer) {
-                        progress.reading = token;
-                    }
+                    token = self.read_log(Purpose::Feed(peer), next, last, out);
+                }
+                if let Some(progress) = self.progress_mut(peer) {
+                    progress.reading = token;
+                    // Nothing may come of it, or of the repair: then it is tried again, or the peer is taught.
+                    progress.waiting_since.get_or_insert(now);
                 }
                 return;
             }
@@ -190,7 +206,7 @@ impl Replica {
         } else {
             progress.matched
         };
-        let acked: usize = (from.0 + 1..=durable.0)
+        let acked: usize = (from.max(self.log.base()).0 + 1..=durable.0)
             .filter_map(|seq| self.log.slot(Seq(seq)))
             .map(|slot| slot.len as usize)
             .sum();
@@ -258,17 +274,15 @@ impl Replica {
         &mut self,
         now: Instant,
         peer: DeviceNo,
-        last: Seq,
-        last_term: Term,
-        holes: Vec<(Seq, Seq)>,
+        sealed: Sealed,
         out: &mut Vec<Action>,
     ) {
         match self.role {
-            Role::Starting => self.on_sealed_starting(now, peer, last, last_term, holes, out),
+            Role::Starting => self.on_sealed_starting(now, peer, sealed, out),
             Role::Head => {
                 let again = self.progress(peer).is_some_and(|progress| progress.sealed);
                 if self.is_up(peer) && !again {
-                    self.enlist(now, peer, last, last_term, out);
+                    self.enlist(now, peer, (sealed.last, sealed.last_term), out);
                 }
             }
             _ => {}
@@ -280,14 +294,22 @@ impl Replica {
         &mut self,
         now: Instant,
         peer: DeviceNo,
-        last: Seq,
-        last_term: Term,
+        (last, last_term): (Seq, Term),
         out: &mut Vec<Action>,
     ) {
         let next = Seq(self.log.at_most(last, last_term).0 + 1);
         let limits = self.config.limits.clone();
         if let Some(progress) = self.progress_mut(peer) {
             progress.sealed(next, now, &limits);
+        }
+        if let Some(teaching) = self.head.teaching.get_mut(&peer) {
+            teaching.down_since = None;
+            if teaching.at <= last {
+                // It has the lesson, or does not need it any more.
+                self.stop_teaching(peer);
+            } else {
+                self.teach_on(now, peer, out);
+            }
         }
         self.feed(now, peer, out);
     }
@@ -339,6 +361,9 @@ impl Replica {
         }
         if let Some(progress) = self.progress_mut(peer) {
             progress.disconnected();
+        }
+        if let Some(teaching) = self.head.teaching.get_mut(&peer) {
+            teaching.down_since.get_or_insert(now);
         }
         self.unchain_behind(now, peer, out);
     }

@@ -117,9 +117,10 @@ impl Replica {
             // Not what a head sends. It will be sent again.
             return;
         }
+        let base = self.log.base();
         let fresh = pieces
             .iter()
-            .any(|piece| self.log.term(piece.seq) != Some(piece.term));
+            .any(|piece| piece.seq > base && self.log.term(piece.seq) != Some(piece.term));
         let end = Seq(prev.0 + u64::from(count));
         let successor = self.log.chain().successor(self.term.head(), self.config.me);
         // What is committed already is on its way to a replica that is behind: to this one alone.
@@ -135,14 +136,16 @@ impl Replica {
         }
         let crowded = fresh
             && self.log.writing_bytes() + payload.len() > self.config.limits.unpersisted_bytes;
-        let joins = self.log.term(prev) == Some(prev_term) || mutant!(self, RejoinWithoutResync);
+        // What is forgotten was committed, and every later head has it.
+        let joins = prev < base || self.log.term(prev) == Some(prev_term);
+        let joins = joins || mutant!(self, RejoinWithoutResync);
         if crowded || !joins {
             let below = Seq(if crowded {
                 prev.0
             } else {
                 prev.0.saturating_sub(1)
             });
-            let last = self.log.at_most(below, prev_term);
+            let last = self.log.at_most(below.max(base), prev_term);
             let last_term = self.log.term(last).unwrap_or_default();
             return self.send(
                 self.term.head(),
@@ -168,7 +171,7 @@ impl Replica {
         for at in 0..pieces.len() {
             let piece = &pieces[at];
             let held = self.log.term(piece.seq);
-            if held == Some(piece.term) {
+            if held == Some(piece.term) || piece.seq <= self.log.base() {
                 self.write(&pieces[from..at], out);
                 from = at + 1;
                 continue;
@@ -195,7 +198,7 @@ impl Replica {
                 }
                 self.write(&pieces[from..at], out);
                 from = at;
-                self.truncate(piece.seq);
+                self.log.truncate(piece.seq);
             }
             written += 1;
         }

@@ -2,12 +2,13 @@
 //!
 //! Invariants:
 //! - a proposal's entry is encoded once, sent before it is given to the device, and answered when
-//!   it is committed and applied;
+//!   it is committed and applied, and what it displaced is known;
 //! - committed = durable here and on enough others to make n − f, contiguously, and the entry that
 //!   is counted is of this reign; what was inherited is committed by implication only;
 //! - once an entry found no room on the device here, nothing is put behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::manifest::{Op, Precondition};
@@ -19,10 +20,13 @@ use crate::api::Action;
 use crate::check;
 use crate::dedup::Known;
 use crate::entry::{self, Decoded, Mark, Piece};
+use crate::gate::{Gates, Proposed};
+use crate::indexing::Found;
 use crate::mutants::mutant;
 use crate::pending::{Judgement, Pending, Refusal};
 use crate::progress::Progress;
 use crate::replica::{Replica, Role};
+use crate::teach::Teaching;
 
 /// The head's own state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,18 +37,43 @@ pub(crate) struct Head {
     /// This reign's first entry.
     pub(crate) term_start: Seq,
     pub(crate) pending: Pending,
+    pub(crate) gates: Gates,
+    /// Committed changes of which it is being asked what they displaced.
+    pub(crate) owed: BTreeMap<u64, Owed>,
+    /// Who asked to be taught in this reign: none of them should reign instead.
+    pub(crate) asked: BTreeSet<DeviceNo>,
+    /// Whom it teaches.
+    pub(crate) teaching: BTreeMap<DeviceNo, Teaching>,
     /// Since when it is in office.
     pub(crate) since: Instant,
     /// The other members, spares that learn, and who is leaving.
     pub(crate) progress: BTreeMap<DeviceNo, Progress>,
     /// Who is left out, and was not told yet that this is committed.
     pub(crate) leaving: BTreeSet<DeviceNo>,
+    /// Since when enough others hold what its own device has not written yet.
+    pub(crate) behind_since: Option<Instant>,
     /// When the followers will be told what is committed, even if nothing else is sent.
     pub(crate) announce_at: Option<Instant>,
 }
 
+/// A committed change whose answer waits for what it displaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    pub(crate) seq: Seq,
+    pub(crate) op: Op,
+    pub(crate) waiters: Vec<u64>,
+}
+
+impl Hash for Owed {
+    /// Its number names the entry, and that determines the change.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.seq.hash(state);
+        self.waiters.hash(state);
+    }
+}
+
 /// How a change was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) reply_to: u64,
     pub(crate) term: Term,
@@ -53,22 +82,15 @@ pub(crate) struct Asked {
 }
 
 impl Replica {
-    pub(crate) fn propose(
-        &mut self,
-        now: Instant,
-        asked: Asked,
-        decoded: Decoded,
-        inline: &[u8],
-        out: &mut Vec<Action>,
-    ) {
-        let reply_to = asked.reply_to;
-        let answer = match self.admit(now, asked, &decoded, inline) {
-            Ok(None) => match self.order(now, reply_to, decoded, inline, out) {
+    pub(crate) fn propose(&mut self, now: Instant, proposed: Proposed, out: &mut Vec<Action>) {
+        let reply_to = proposed.asked.reply_to;
+        let answer = match self.admit(&proposed) {
+            Ok(Admission::Goes) => match self.consider(now, proposed, out) {
                 Ok(()) => return,
                 Err(refusal) => Reply::Error(refusal.into()),
             },
-            Ok(Some(Admission::Waits)) => return,
-            Ok(Some(Admission::Done(seq))) => Reply::Committed {
+            Ok(Admission::Waits) => return,
+            Ok(Admission::Done(seq)) => Reply::Committed {
                 seq,
                 displaced: None,
             },
@@ -80,37 +102,32 @@ impl Replica {
         });
     }
 
-    /// Whether the proposal may go into the log: `None` if so.
-    fn admit(
-        &mut self,
-        now: Instant,
-        asked: Asked,
-        decoded: &Decoded,
-        inline: &[u8],
-    ) -> Result<Option<Admission>, Refusal> {
+    /// Whether the proposal may go into the log, as far as that does not depend on what is there.
+    fn admit(&mut self, proposed: &Proposed) -> Result<Admission, Refusal> {
         let Asked {
             reply_to,
             term,
             retry,
             precondition,
-        } = asked;
+        } = proposed.asked;
         self.check_reign(term)?;
         let Decoded {
             client,
             request,
             op,
+            inline,
             ..
-        } = decoded;
+        } = &proposed.decoded;
         let known = self.dedup.known(*client, *request, retry);
         if let Known::Done(seq) = known {
-            return Ok(Some(Admission::Done(seq)));
+            return Ok(Admission::Done(seq));
         }
         match self.head.pending.join(*client, *request, reply_to) {
-            Some(true) => return Ok(Some(Admission::Waits)),
+            Some(true) => return Ok(Admission::Waits),
             Some(false) => return Err(self.busy("retries of this request")),
             None => {}
         }
-        let refused = self.head.pending.refused(*client, *request).cloned();
+        let refused = self.head.pending.refused(*client, *request).is_some();
         let forgotten = match known {
             Known::TooOld { floor } => Some(format!(
                 "it was overtaken by later ones (up to {floor} nothing is remembered)"
@@ -121,7 +138,7 @@ impl Replica {
             Known::New | Known::Done(_) => None,
         };
         // What was refused here was not done, whatever else is forgotten.
-        if let Some(why) = forgotten.filter(|_| refused.is_none()) {
+        if let Some(why) = forgotten.filter(|_| !refused) {
             let detail = format!(
                 "whether request {request} of client {client:x?} was done is not known any more: {why}"
             );
@@ -135,22 +152,12 @@ impl Replica {
             );
             return Err(Refusal::new(ErrorCode::DeviceFull, detail));
         }
-        check::op(op, precondition, inline)?;
-        let limits = &self.config.limits;
-        let members = self.members_but_me();
-        let sealed = |peer: &&DeviceNo| self.progress(**peer).is_some_and(|p| p.sealed);
-        let reachable = members.iter().filter(sealed).count();
-        let needed = self.others_needed();
-        if reachable < needed {
-            let detail = format!(
-                "partition {}: a change needs {needed} other replicas, {reachable} of {} can be \
-                 reached; away: {}",
-                self.config.partition,
-                members.len(),
-                self.away(),
-            );
+        if self.leaves {
+            let detail = format!("partition {}: its head hands over", self.config.partition);
             return Err(Refusal::new(ErrorCode::NotServing, detail));
         }
+        check::op(op, precondition, inline)?;
+        self.check_reachable()?;
         if self.full && matches!(op, Op::Put { .. } | Op::CreateBucket { .. }) {
             let detail = format!(
                 "partition {}: the device of its head is full; deletes and reads go on",
@@ -158,20 +165,75 @@ impl Replica {
             );
             return Err(Refusal::new(ErrorCode::DeviceFull, detail));
         }
-        let over = self.head.pending.bytes() + inline.len() > limits.pending_bytes;
-        if self.head.pending.len() >= limits.pending || over {
+        let Head { pending, gates, .. } = &self.head;
+        let limits = &self.config.limits;
+        let waiting = pending.len() + gates.len() + self.head.owed.len();
+        let bytes = pending.bytes() + gates.bytes() + inline.len();
+        if waiting >= limits.pending || bytes > limits.pending_bytes {
             return Err(self.busy("changes"));
         }
+        Ok(Admission::Goes)
+    }
+
+    /// Whether enough others can be reached for a change to be committed.
+    fn check_reachable(&self) -> Result<(), Refusal> {
+        let members = self.members_but_me();
+        let sealed = |peer: &&DeviceNo| self.progress(**peer).is_some_and(|p| p.sealed);
+        let reachable = members.iter().filter(sealed).count();
+        let needed = self.others_needed();
+        if reachable >= needed {
+            return Ok(());
+        }
+        let detail = format!(
+            "partition {}: a change needs {needed} other replicas, {reachable} of {} can be \
+             reached; away: {}",
+            self.config.partition,
+            members.len(),
+            self.away(),
+        );
+        Err(Refusal::new(ErrorCode::NotServing, detail))
+    }
+
+    /// Finds out what it depends on: then it gets its place in the log, is refused, or waits.
+    fn consider(
+        &mut self,
+        now: Instant,
+        mut proposed: Proposed,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        let Decoded {
+            client,
+            request,
+            op,
+            ..
+        } = &proposed.decoded;
+        let refused = self.head.pending.refused(*client, *request).cloned();
         let judged = match refused {
             // It may rest on what is pending still, as it did the first time.
             Some(refusal) => Err(Judgement {
                 refusal,
                 pending: true,
             }),
-            None => self.head.pending.judge(&self.index, precondition, op),
+            None => {
+                let behind = self.head.gates.in_front(op).map(str::to_owned);
+                if let Some(key) = behind {
+                    self.head.gates.wait(&key, proposed, None);
+                    return Ok(());
+                }
+                let precondition = proposed.asked.precondition;
+                match self.find_out(op, precondition, &mut proposed.facts, out)? {
+                    Found::All => {}
+                    Found::Later { key, question } => {
+                        self.head.gates.wait(&key, proposed, question);
+                        return Ok(());
+                    }
+                }
+                let (pending, facts) = (&self.head.pending, &proposed.facts);
+                pending.judge(facts, precondition, op)
+            }
         };
         let Err(Judgement { refusal, pending }) = judged else {
-            return Ok(None);
+            return self.order(now, proposed, out);
         };
         // A refusal tells of the state, as a read does.
         self.check_lease(now)?;
@@ -182,11 +244,12 @@ impl Replica {
         if !pending {
             return Err(refusal);
         }
+        let reply_to = proposed.asked.reply_to;
         self.head.pending.defer(self.log.last(), reply_to, refusal);
-        Ok(Some(Admission::Waits))
+        Ok(())
     }
 
-    fn busy(&self, what: &str) -> Refusal {
+    pub(crate) fn busy(&self, what: &str) -> Refusal {
         let detail = format!(
             "partition {}: too many {what} are waiting to be committed; come back later",
             self.config.partition
@@ -198,18 +261,24 @@ impl Replica {
     fn order(
         &mut self,
         now: Instant,
-        reply_to: u64,
-        decoded: Decoded,
-        inline: &[u8],
+        proposed: Proposed,
         out: &mut Vec<Action>,
     ) -> Result<(), Refusal> {
+        let Proposed {
+            asked,
+            mut decoded,
+            facts,
+        } = proposed;
         let seq = Seq(self.log.last().0 + 1);
-        let bytes = entry::encode(seq, self.term, &decoded, inline)
+        let bytes = entry::encode(seq, self.term, &decoded)
             .map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))?;
         let mark = Mark::of(&decoded.op);
-        self.head
-            .pending
-            .push(&self.index, seq, decoded, bytes.len(), reply_to);
+        if decoded.inline.len() > self.config.limits.embed {
+            // Only the device will have it.
+            decoded.inline = Bytes::new();
+        }
+        let pending = &mut self.head.pending;
+        pending.push(facts, seq, decoded, bytes.len(), asked.reply_to);
         self.append(
             now,
             Piece {
@@ -242,7 +311,13 @@ impl Replica {
             .map(|progress| progress.matched)
             .collect();
         matched.sort_unstable_by(|a, b| b.cmp(a));
-        let mut enough = self.log.durable();
+        let durable = self.log.durable();
+        let quorum = self.log.chain().quorum();
+        let behind = matched
+            .get(quorum - 1)
+            .is_some_and(|theirs| *theirs > durable);
+        self.head.behind_since = self.head.behind_since.or(Some(now)).filter(|_| behind);
+        let mut enough = durable;
         if others > 0 {
             enough = enough.min(matched.get(others - 1).copied().unwrap_or_default());
         }
@@ -261,10 +336,14 @@ impl Replica {
         self.head.announce_at = Some(now + self.config.limits.heartbeat);
         let chain_seq = self.log.chain_seq();
         for peer in self.watched() {
+            let taught = self.encourage(now, peer, out);
             let Some(progress) = self.progress(peer).filter(|p| p.sealed && p.known) else {
                 continue;
             };
             let prev = progress.matched;
+            if taught && prev < self.log.base() {
+                continue;
+            }
             if prev >= chain_seq && self.committed >= chain_seq && !self.log.chain().contains(peer)
             {
                 // This message tells it.
@@ -299,7 +378,12 @@ impl Replica {
                     .min();
             }
         }
-        soonest.into_iter().chain(self.fence_deadline()).min()
+        let hang = limits.hang;
+        let hung = self.head.behind_since.map(|since| since + hang);
+        let fence = self.fence_deadline();
+        let lessons = self.lessons_deadline();
+        let all = soonest.into_iter().chain(fence).chain(hung);
+        all.chain(lessons).min()
     }
 
     /// Everybody that it feeds.
@@ -317,10 +401,20 @@ impl Replica {
         if self.head.announce_at.is_some_and(|at| at <= now) {
             self.announce(now, out);
         }
+        let hang = self.config.limits.hang;
+        if self
+            .head
+            .behind_since
+            .is_some_and(|since| since + hang <= now)
+        {
+            return self.yield_to_others(now, "its device does not write what others have", out);
+        }
         self.on_deadline_fence(now, out);
+        self.make_way(now, out);
         if self.role != Role::Head {
             return;
         }
+        self.on_deadline_lessons(now, out);
         let limits = self.config.limits.clone();
         for peer in self.watched_up() {
             let Some(progress) = self.progress(peer) else {
@@ -340,9 +434,11 @@ impl Replica {
     }
 }
 
-/// What becomes of a proposal that does not go into the log.
+/// What becomes of a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
+    /// It goes on.
+    Goes,
     /// It was done before, by this entry.
     Done(Seq),
     /// It is answered when something pending is committed.

@@ -2,7 +2,8 @@
 //!
 //! A partition's replicas stand in a chain. The head orders changes; each replica forwards what it
 //! receives before it writes it; what n − f replicas hold durably, the head among them, is
-//! committed and applied in order to an index of buckets and objects.
+//! committed and applied in order to an index of buckets and objects, which `ashlar_cluster_index` keeps on the
+//! device. What the index has made durable the log forgets.
 //!
 //! **Architecture invariant:** no I/O, no clock, no randomness. A [`Replica`] is driven by
 //! [`Event`]s and answers with [`Action`]s; the same type runs in a node, in the simulator and
@@ -21,11 +22,13 @@ mod entry;
 mod failover_tests;
 mod feed;
 mod follower;
+mod gate;
 mod head;
-mod index;
+mod indexing;
+mod learn;
 mod lease;
-mod list;
 mod log;
+mod log_replay;
 mod membership;
 mod mutants;
 #[cfg(test)]
@@ -35,10 +38,14 @@ mod progress;
 mod promise;
 mod reads;
 mod rebase;
+mod recall;
 mod repair;
+mod replay;
 mod replica;
 #[cfg(test)]
 mod replica_tests;
+#[cfg(test)]
+mod review_tests;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -48,13 +55,16 @@ mod sim_device;
 #[cfg(test)]
 mod sim_faults;
 #[cfg(test)]
+mod sim_index;
+#[cfg(test)]
 mod sim_reads;
 #[cfg(test)]
 mod sim_tests;
 mod start;
+mod teach;
 mod witness;
 
-pub use api::{Action, Config, Event, InlineRef, Limits, ListParams};
+pub use api::{Action, Answer, Ask, Config, Event, InlineRef, Limits, ListParams};
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 pub use replica::Replica;

@@ -2,30 +2,23 @@
 //! the most recent entries' bytes.
 //!
 //! Invariants:
-//! - slots are numbered from 1 without gaps; the last one is never a hole; terms never fall, holes
-//!   left aside;
+//! - entries up to `base` are committed, applied, durable in the index and forgotten here; of the last
+//!   of them the term is kept, so that what follows can be seen to join on. Whoever has them agrees;
+//! - slots are numbered from `base + 1` without gaps; the last one is never a hole; terms never fall,
+//!   holes left aside;
 //! - a hole is an entry that was here and cannot be read: it is *not* known to be absent. Only a
 //!   peer's copy fills it, and only a decision that it was never committed removes it;
 //! - `durable` is the end of the contiguous durable prefix, and falls only when entries are removed;
 //! - an entry that is not durable yet is in memory. Of the others at most `memory_bytes` are, the
 //!   newest.
-//!
-//! Replay follows the device's append order, which is the order in which the replica wrote: an entry
-//! removes what is at or above it of other terms, lower or (when a later head took that back) higher
-//! ones; one that is held already just moves; one for a hole fills it. A `TermStart` that damage has
-//! swallowed would leave stale entries of lower terms in front of its term's entries; since each
-//! `TermStart` names the term before it, that is noticed, and what may be stale becomes holes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ashlar_layout::ids::{DeviceNo, Seq, Term};
+use ashlar_layout::ids::{Seq, Term};
 use bytes::Bytes;
 
 use crate::chain::Chain;
 use crate::entry::{Mark, Piece};
-
-/// Entries that may be missing between two that replay finds; more than that is no journal.
-const GAP_MAX: u64 = 1 << 24;
 
 /// How an entry is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +40,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    const HOLE: Slot = Slot {
+    pub(crate) const HOLE: Slot = Slot {
         term: Term(0),
         at: 0,
         len: 0,
@@ -68,80 +61,129 @@ pub(crate) struct Run {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Log {
     memory_bytes: usize,
-    slots: Vec<Slot>,
-    durable: Seq,
-    holes: BTreeSet<Seq>,
+    pub(crate) base: Seq,
+    base_term: Term,
+    pub(crate) slots: VecDeque<Slot>,
+    /// Bytes of all entries that it has.
+    pub(crate) bytes: u64,
+    pub(crate) durable: Seq,
+    pub(crate) holes: BTreeSet<Seq>,
     /// Each `TermStart`, with the term of the entry before it.
-    starts: BTreeMap<Seq, Term>,
-    /// The chain's composition before any entry changed it,
-    founders: Chain,
-    /// and each entry that does.
-    chains: BTreeMap<Seq, Chain>,
+    pub(crate) starts: BTreeMap<Seq, Term>,
+    /// The chain's composition at the base, and the entry that made it so (0: the founders'),
+    base_chain: (Seq, Chain),
+    /// and each later entry that changes it.
+    pub(crate) chains: BTreeMap<Seq, Chain>,
     recent: BTreeMap<Seq, Bytes>,
-    recent_bytes: usize,
+    pub(crate) recent_bytes: usize,
     writing_bytes: usize,
     /// A damaged record came after everything that is held: of which term the last entry was then.
-    tail_damaged: Option<Term>,
+    pub(crate) tail_damaged: Option<Term>,
+    /// The entry of a later reign that ends this doubt, once it is durable.
+    pub(crate) healed_by: Option<Seq>,
     /// The first entry that damaged records may have held.
-    damaged_from: Option<Seq>,
+    pub(crate) damaged_from: Option<Seq>,
     /// The last entry that records may have held that were reported before anything was replayed:
     /// whether they stood there, or were only reported there, is not known.
-    unplaced_to: Seq,
+    pub(crate) unplaced_to: Seq,
 }
 
 impl Log {
-    pub(crate) fn new(memory_bytes: usize, founders: &[DeviceNo]) -> Self {
+    /// A log whose entries up to `base`, which is of this term, are somewhere else. `chain`: the
+    /// composition there, and the entry that made it so.
+    pub(crate) fn new(
+        memory_bytes: usize,
+        (base, base_term): (Seq, Term),
+        chain: (Seq, Chain),
+    ) -> Self {
         Self {
-            founders: Chain {
-                config: 1,
-                members: founders.to_vec(),
-            },
+            base,
+            base_term,
+            base_chain: chain,
             chains: BTreeMap::new(),
             memory_bytes,
-            slots: Vec::new(),
-            durable: Seq(0),
+            slots: VecDeque::new(),
+            bytes: 0,
+            durable: base,
             holes: BTreeSet::new(),
             starts: BTreeMap::new(),
             recent: BTreeMap::new(),
             recent_bytes: 0,
             writing_bytes: 0,
             tail_damaged: None,
+            healed_by: None,
             damaged_from: None,
             unplaced_to: Seq(0),
         }
     }
 
+    /// The last entry that is forgotten; 0 if none is.
+    pub(crate) fn base(&self) -> Seq {
+        self.base
+    }
+
+    /// Its term.
+    pub(crate) fn base_term(&self) -> Term {
+        self.base_term
+    }
+
+    /// Bytes of the entries that it has.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The last entry; 0 if there is none.
     pub(crate) fn last(&self) -> Seq {
-        Seq(self.slots.len() as u64)
+        Seq(self.base.0 + self.slots.len() as u64)
     }
 
     /// The last entry's term.
     pub(crate) fn last_term(&self) -> Term {
-        self.slots.last().map_or(Term(0), |slot| slot.term)
+        self.slots.back().map_or(self.base_term, |slot| slot.term)
     }
 
     /// The chain's composition by the newest entry that says so, committed or not.
     pub(crate) fn chain(&self) -> &Chain {
-        self.chains
-            .last_key_value()
-            .map_or(&self.founders, |(_, chain)| chain)
+        let newest = self.chains.last_key_value();
+        newest.map_or(&self.base_chain.1, |(_, chain)| chain)
     }
 
     /// The chain's composition by what is known to be committed up to this entry.
     pub(crate) fn chain_at(&self, committed: Seq) -> &Chain {
         let newest = self.chains.range(..=committed).next_back();
-        newest.map_or(&self.founders, |(_, chain)| chain)
+        newest.map_or(&self.base_chain.1, |(_, chain)| chain)
     }
 
-    /// Which entry that is; 0: none.
+    /// Which entry the newest one is; 0: none.
     pub(crate) fn chain_seq(&self) -> Seq {
-        self.chains.last_key_value().map_or(Seq(0), |(seq, _)| *seq)
+        let newest = self.chains.last_key_value();
+        newest.map_or(self.base_chain.0, |(seq, _)| *seq)
+    }
+
+    /// The composition at an entry that is not before the base, and the entry that made it so.
+    pub(crate) fn chain_of(&self, at: Seq) -> (Seq, Chain) {
+        let newest = self.chains.range(..=at).next_back();
+        newest.map_or_else(
+            || self.base_chain.clone(),
+            |(seq, chain)| (*seq, chain.clone()),
+        )
     }
 
     /// All that was committed when damage may have taken some of it is held again.
     pub(crate) fn tail_is_whole(&mut self) {
         self.tail_damaged = None;
+        self.healed_by = None;
+    }
+
+    /// What damage took behind the end may have been of reigns up to this one; None: it took nothing.
+    pub(crate) fn doubt_of_tail(&self) -> Option<Term> {
+        self.tail_damaged
+    }
+
+    /// The same, as it was kept.
+    pub(crate) fn doubt_tail(&mut self, doubt: Option<Term>) {
+        self.tail_damaged = self.tail_damaged.max(doubt);
+        self.healed_by = self.healed_by.filter(|_| doubt.is_none());
     }
 
     /// Whether nothing can be missing of what was durable here once.
@@ -164,10 +206,10 @@ impl Log {
         self.raw(seq).filter(|slot| slot.held != Held::Hole)
     }
 
-    /// The term of entry `seq`: 0 for entry 0, `None` for a hole or beyond the end.
+    /// The term of entry `seq`: `None` for a hole, beyond the end, or before the base.
     pub(crate) fn term(&self, seq: Seq) -> Option<Term> {
-        if seq.0 == 0 {
-            Some(Term(0))
+        if seq == self.base {
+            Some(self.base_term)
         } else {
             self.slot(seq).map(|slot| slot.term)
         }
@@ -211,19 +253,20 @@ impl Log {
         Some((first, Seq(behind)))
     }
 
-    /// The last entry at or before `seq` that is held; 0 if there is none.
+    /// The last entry at or before `seq` that is held, or the base; `seq` itself if that is before it.
     pub(crate) fn held_at_or_before(&self, seq: Seq) -> Seq {
         let mut seq = seq.min(self.last());
-        while seq.0 > 0 && self.slot(seq).is_none() {
+        while seq > self.base && self.slot(seq).is_none() {
             seq.0 -= 1;
         }
         seq
     }
 
-    /// The last entry at or before `seq` that is held and whose term is at most `term`; 0 if none.
+    /// The last entry at or before `seq` that is held and whose term is at most `term`, or the base;
+    /// `seq` itself if that is before it.
     pub(crate) fn at_most(&self, seq: Seq, term: Term) -> Seq {
         let mut seq = self.held_at_or_before(seq);
-        while self.term(seq).is_some_and(|t| t > term) {
+        while seq > self.base && self.term(seq).is_some_and(|t| t > term) {
             seq = self.held_at_or_before(Seq(seq.0 - 1));
         }
         seq
@@ -236,10 +279,10 @@ impl Log {
             .iter()
             .rposition(|slot| slot.held == Held::Durable);
         let Some(last) = last else {
-            return (Seq(0), Term(0), Vec::new());
+            return (self.base, self.base_term, Vec::new());
         };
         let term = self.slots[last].term;
-        let last = Seq(last as u64 + 1);
+        let last = Seq(self.base.0 + last as u64 + 1);
         let mut holes = self.holes(max);
         holes.retain(|(first, _)| *first < last);
         (last, term, holes)
@@ -247,7 +290,7 @@ impl Log {
 
     /// Whether an entry with this name may be put at its place: appended, filled into a hole.
     fn fits(&self, piece: &Piece) -> bool {
-        piece.seq.0 > 0 && (piece.seq > self.last() || self.slot(piece.seq).is_none())
+        piece.seq > self.base && (piece.seq > self.last() || self.slot(piece.seq).is_none())
     }
 
     /// Takes a new entry, that goes to the device now: behind the last one (what is skipped becomes
@@ -281,18 +324,22 @@ impl Log {
         }
     }
 
-    /// Removes entry `from` and everything behind it.
+    /// Removes entry `from`, which is not forgotten, and everything behind it.
     pub(crate) fn truncate(&mut self, from: Seq) {
-        let mut last = from.0.saturating_sub(1).min(self.slots.len() as u64);
+        debug_assert!(from > self.base, "entry {from} is forgotten");
+        let mut left = from.0.saturating_sub(self.base.0 + 1);
+        left = left.min(self.slots.len() as u64);
         // What the log ends with is never a hole.
-        while last > 0 && self.slots[last as usize - 1].held == Held::Hole {
-            last -= 1;
+        while left > 0 && self.slots[left as usize - 1].held == Held::Hole {
+            left -= 1;
         }
-        for slot in self.slots.drain(last as usize..) {
+        for slot in self.slots.drain(left as usize..) {
+            self.bytes -= u64::from(slot.len);
             if slot.held == Held::Writing {
                 self.writing_bytes -= slot.len as usize;
             }
         }
+        let last = self.base.0 + left;
         self.holes.split_off(&Seq(last + 1));
         self.starts.split_off(&Seq(last + 1));
         self.chains.split_off(&Seq(last + 1));
@@ -300,7 +347,50 @@ impl Log {
             self.recent_bytes -= bytes.len();
         }
         self.durable = self.durable.min(Seq(last));
+        self.healed_by = self.healed_by.filter(|seq| seq.0 <= last);
         self.advance();
+    }
+
+    /// Forgets all entries up to `to`, which is of this term and committed: held here and durable, or
+    /// known from a snapshot that is. What is behind it stays.
+    pub(crate) fn forget_to(&mut self, to: Seq, term: Term, chain: (Seq, Chain)) {
+        if to <= self.base {
+            return;
+        }
+        let gone = ((to.0 - self.base.0) as usize).min(self.slots.len());
+        for slot in self.slots.drain(..gone) {
+            self.bytes -= u64::from(slot.len);
+            if slot.held == Held::Writing {
+                self.writing_bytes -= slot.len as usize;
+            }
+        }
+        self.base = to;
+        self.base_term = term;
+        self.base_chain = chain;
+        let behind = Seq(to.0 + 1);
+        self.holes = self.holes.split_off(&behind);
+        self.starts = self.starts.split_off(&behind);
+        self.chains = self.chains.split_off(&behind);
+        let kept = self.recent.split_off(&behind);
+        for bytes in std::mem::replace(&mut self.recent, kept).into_values() {
+            self.recent_bytes -= bytes.len();
+        }
+        self.durable = self.durable.max(to);
+        self.advance();
+    }
+
+    /// The entry up to which may be forgotten, at most `most`, if at least so many bytes are to be kept.
+    pub(crate) fn dispensable(&self, most: Seq, keep: u64) -> Seq {
+        let mut left = self.bytes;
+        let mut to = self.base;
+        for slot in &self.slots {
+            left -= u64::from(slot.len);
+            if to >= most || left < keep {
+                break;
+            }
+            to.0 += 1;
+        }
+        to
     }
 
     /// Keeps an entry's bytes in memory (again).
@@ -357,33 +447,35 @@ impl Log {
         parts
     }
 
-    /// Whether so many bytes more would push something out of memory.
-    pub(crate) fn crowded(&self, more: usize) -> bool {
-        self.recent_bytes + more > self.memory_bytes
+    pub(crate) fn raw(&self, seq: Seq) -> Option<&Slot> {
+        self.slots.get(self.place(seq)?)
     }
 
-    fn raw(&self, seq: Seq) -> Option<&Slot> {
-        self.slots.get(usize::try_from(seq.0.checked_sub(1)?).ok()?)
+    pub(crate) fn raw_mut(&mut self, seq: Seq) -> Option<&mut Slot> {
+        let place = self.place(seq)?;
+        self.slots.get_mut(place)
     }
 
-    fn raw_mut(&mut self, seq: Seq) -> Option<&mut Slot> {
-        self.slots
-            .get_mut(usize::try_from(seq.0.checked_sub(1)?).ok()?)
+    fn place(&self, seq: Seq) -> Option<usize> {
+        usize::try_from(seq.0.checked_sub(self.base.0 + 1)?).ok()
     }
 
     /// Puts an entry at its place, behind the end or into a hole.
-    fn put(&mut self, piece: &Piece, slot: Slot) {
+    pub(crate) fn put(&mut self, piece: &Piece, slot: Slot) {
         while self.last().0 + 1 < piece.seq.0 {
-            self.slots.push(Slot::HOLE);
+            self.slots.push_back(Slot::HOLE);
             self.holes.insert(self.last());
         }
         if self.last() < piece.seq {
             if piece.term > self.tail_damaged.unwrap_or(Term(u64::MAX)) {
-                self.tail_damaged = None;
+                self.healed_by.get_or_insert(piece.seq);
             }
-            self.slots.push(slot);
+            self.slots.push_back(slot);
+            self.bytes += u64::from(slot.len);
         } else if let Some(old) = self.raw_mut(piece.seq) {
-            *old = slot;
+            let before = std::mem::replace(old, slot);
+            self.bytes += u64::from(slot.len);
+            self.bytes -= u64::from(before.len);
             self.holes.remove(&piece.seq);
         }
         if let Some(prev_term) = piece.prev_term {
@@ -407,6 +499,10 @@ impl Log {
         {
             self.durable.0 += 1;
         }
+        let healed = |seq: Seq| self.raw(seq).is_none_or(|slot| slot.held == Held::Durable);
+        if self.healed_by.is_some_and(healed) {
+            self.tail_is_whole();
+        }
     }
 
     /// Drops the oldest durable entries from memory, over the bound.
@@ -423,256 +519,9 @@ impl Log {
         }
     }
 
-    fn forget(&mut self, seq: Seq) {
+    pub(crate) fn forget(&mut self, seq: Seq) {
         if let Some(bytes) = self.recent.remove(&seq) {
             self.recent_bytes -= bytes.len();
         }
-    }
-}
-
-/// Replay: what the device gives, in append order.
-impl Log {
-    /// A record that cannot be read stands here; `hint`: the first and last entry that it held, if
-    /// known.
-    pub(crate) fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>, promised: Term) {
-        let (first, last) = hint.unwrap_or((Seq(1), Seq(u64::MAX)));
-        if self.slots.is_empty() {
-            self.unplaced_to = self.unplaced_to.max(last);
-        }
-        self.tail_damaged
-            .get_or_insert(self.last_term().max(promised));
-        self.damaged_from = Some(self.damaged_from.map_or(first, |from| from.min(first)));
-    }
-
-    /// What damage took behind the end may have been of reigns up to this one.
-    pub(crate) fn lost_up_to(&mut self, promised: Term) {
-        self.tail_damaged = self.tail_damaged.map(|term| term.max(promised));
-    }
-
-    /// Replay is over.
-    pub(crate) fn replay_ends(&mut self, promised: Term) {
-        if self.unplaced_to > self.last() {
-            self.tail_damaged
-                .get_or_insert(self.last_term().max(promised));
-        }
-    }
-
-    /// An entry. Gives the lowest entry that was removed or is doubted now, if any was.
-    pub(crate) fn replay(&mut self, piece: &Piece, at: u64) -> Option<Seq> {
-        let Piece { seq, term, .. } = *piece;
-        if seq.0 == 0 {
-            return None;
-        }
-        let new = Slot {
-            term,
-            at,
-            len: piece.bytes.len() as u32,
-            held: Held::Durable,
-        };
-        let mut lowest = None;
-        let mut between = false;
-        if seq <= self.last() {
-            match self.slot(seq).map(|slot| slot.term) {
-                Some(held) if held == term => {
-                    if let Some(slot) = self.raw_mut(seq) {
-                        slot.at = at;
-                    }
-                    return None;
-                }
-                Some(_) => {}
-                None => between = self.may_fill(seq, term),
-            }
-            if !between {
-                self.truncate(seq);
-                lowest = Some(seq);
-            }
-        } else if seq.0 - self.last().0 > GAP_MAX {
-            return None;
-        } else if seq.0 > self.last().0 + 1 {
-            // The damage is in front of this entry, not behind the end.
-            self.tail_damaged = None;
-        }
-        self.put(piece, new);
-        if !between {
-            let expected = piece.prev_term.unwrap_or(term);
-            let doubted = self.doubt(Seq(seq.0 - 1), expected);
-            lowest = doubted.into_iter().chain(lowest).min();
-        }
-        lowest
-    }
-
-    /// Whether an entry of this term belongs into the hole: its neighbours, where they are held, do
-    /// not say otherwise.
-    fn may_fill(&self, seq: Seq, term: Term) -> bool {
-        let below = self.term(self.held_at_or_before(Seq(seq.0 - 1)));
-        let mut behind = Seq(seq.0 + 1);
-        while behind <= self.last() && self.slot(behind).is_none() {
-            behind.0 += 1;
-        }
-        let above = self.term_before(behind);
-        let next = behind.0 == seq.0 + 1;
-        let fits = above.is_some_and(|above| if next { above == term } else { above >= term });
-        fits && below.is_none_or(|below| below <= term)
-    }
-
-    /// Makes an entry a hole.
-    fn dig(&mut self, seq: Seq) {
-        if let Some(slot) = self.raw_mut(seq) {
-            *slot = Slot::HOLE;
-            self.holes.insert(seq);
-            self.starts.remove(&seq);
-            self.chains.remove(&seq);
-            self.forget(seq);
-            self.durable = self.durable.min(Seq(seq.0 - 1));
-        }
-    }
-
-    /// The entry at `seq` should be of term `expected`. If it is of another (or unreadable, with one
-    /// of another in front), entries of that other term may have been superseded by some that
-    /// damage took: they become holes.
-    fn doubt(&mut self, seq: Seq, expected: Term) -> Option<Seq> {
-        let below = self.held_at_or_before(seq);
-        if self.term(below) == Some(expected) || below.0 == 0 {
-            return None;
-        }
-        let floor = self.damaged_from.unwrap_or(Seq(1));
-        let mut lowest = None;
-        let mut doubted = below;
-        while doubted.0 > 0 && doubted >= floor && self.term(doubted) != Some(expected) {
-            self.dig(doubted);
-            lowest = Some(doubted);
-            doubted.0 -= 1;
-        }
-        lowest
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn piece(seq: u64, term: u64, prev_term: Option<u64>) -> Piece {
-        let prev_term = prev_term.map(Term);
-        Piece {
-            seq: Seq(seq),
-            term: Term(term),
-            prev_term,
-            mark: Mark::Nothing,
-            bytes: Bytes::from_static(&[7; 100]),
-        }
-    }
-
-    /// Entries `(seq, term)`, an entry whose term differs from the one replayed before it being a
-    /// `TermStart` behind `prev_term`.
-    fn replayed(entries: &[(u64, u64, Option<u64>)]) -> Log {
-        let mut log = Log::new(1 << 20, &[DeviceNo(1)]);
-        for (nth, (seq, term, prev_term)) in entries.iter().enumerate() {
-            log.replay(&piece(*seq, *term, *prev_term), nth as u64 * 100);
-        }
-        log
-    }
-
-    fn terms(log: &Log) -> Vec<Option<u64>> {
-        (1..=log.last().0)
-            .map(|seq| log.term(Seq(seq)).map(|term| term.0))
-            .collect()
-    }
-
-    #[test]
-    fn a_higher_term_removes_what_it_supersedes() {
-        let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None), (2, 2, Some(1))]);
-        assert_eq!(terms(&log), [Some(1), Some(2)]);
-        assert_eq!(log.durable(), Seq(2));
-        // A later head took back what an earlier one had begun.
-        let log = replayed(&[
-            (1, 1, Some(0)),
-            (2, 2, Some(1)),
-            (2, 1, None),
-            (3, 3, Some(1)),
-        ]);
-        assert_eq!(terms(&log), [Some(1), Some(1), Some(3)]);
-        assert!(log.is_whole());
-        // The first of what it gave instead is lost: the other reign's entries are no part of it.
-        let log = replayed(&[(1, 1, Some(0)), (2, 2, Some(1)), (3, 2, None), (3, 1, None)]);
-        assert_eq!(terms(&log), [Some(1), None, Some(1)]);
-    }
-
-    #[test]
-    fn a_copy_moves_an_entry() {
-        let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (1, 1, Some(0))]);
-        assert_eq!(terms(&log), [Some(1), Some(1)]);
-        assert_eq!(log.slot(Seq(1)).map(|slot| slot.at), Some(200));
-    }
-
-    #[test]
-    fn a_gap_is_a_hole_until_it_is_filled() {
-        let mut log = replayed(&[(1, 1, Some(0)), (4, 1, None)]);
-        assert_eq!(terms(&log), [Some(1), None, None, Some(1)]);
-        assert_eq!(log.holes(8), [(Seq(2), Seq(3))]);
-        assert_eq!(
-            (log.first_hole(), log.durable()),
-            (Some((Seq(2), Seq(4))), Seq(1))
-        );
-        log.replay(&piece(3, 1, None), 900);
-        log.replay(&piece(2, 1, None), 1000);
-        assert_eq!((log.first_hole(), log.durable()), (None, Seq(4)));
-    }
-
-    #[test]
-    fn what_a_lost_start_of_a_term_may_have_superseded_is_doubted() {
-        // Term 2 began at 3 and went on to 4; its record of 3 and 4 is lost, 5 is there.
-        let log = replayed(&[
-            (1, 1, Some(0)),
-            (2, 1, None),
-            (3, 1, None),
-            (4, 1, None),
-            (5, 2, None),
-        ]);
-        assert_eq!(terms(&log), [None, None, None, None, Some(2)]);
-        // All of term 2 is lost; term 3 says that it was there.
-        let log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None), (3, 3, Some(2))]);
-        assert_eq!(terms(&log), [None, None, Some(3)]);
-        assert_eq!(log.durable(), Seq(0));
-        // A hint says what was lost: what is before it cannot have been superseded.
-        let mut log = replayed(&[(1, 1, Some(0)), (2, 1, None), (3, 1, None)]);
-        log.replay_damaged(Some((Seq(2), Seq(3))), Term(0));
-        log.replay(&piece(4, 2, None), 900);
-        assert_eq!(terms(&log), [Some(1), None, None, Some(2)]);
-    }
-
-    #[test]
-    fn damage_behind_everything_is_remembered_until_a_new_term() {
-        let mut log = replayed(&[(1, 1, Some(0)), (2, 1, None)]);
-        log.replay_damaged(None, Term(0));
-        log.replay(&piece(3, 1, None), 900);
-        assert!(
-            log.tail_damaged(),
-            "the entry may have been there before, with others"
-        );
-        log.replay(&piece(4, 2, Some(1)), 1000);
-        assert!(!log.tail_damaged());
-    }
-
-    #[test]
-    fn memory_is_bounded_but_for_what_is_on_its_way() {
-        let mut log = Log::new(250, &[DeviceNo(1)]);
-        for seq in 1..=5 {
-            log.write(&piece(seq, 1, None));
-        }
-        assert_eq!((log.recent_bytes, log.writing_bytes()), (500, 500));
-        for seq in 1..=5 {
-            log.written(Seq(seq), Term(1), seq * 100);
-        }
-        assert_eq!((log.recent_bytes, log.writing_bytes()), (200, 0));
-        assert!(log.recent(Seq(3)).is_none() && log.recent(Seq(4)).is_some());
-        let run = log
-            .run(Seq(1), Seq(5), 300)
-            .map(|run| (run.last, run.at, run.len));
-        assert_eq!(run, Some((Seq(3), 100, 300)));
-        log.truncate(Seq(3));
-        assert_eq!(
-            (log.last(), log.durable(), log.recent_bytes),
-            (Seq(2), Seq(2), 0)
-        );
     }
 }

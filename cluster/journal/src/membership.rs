@@ -68,6 +68,11 @@ impl Replica {
         watched.extend(self.desired.iter().filter(|peer| **peer != self.config.me));
         watched.extend(&self.head.leaving);
         self.head.progress.retain(|peer, _| watched.contains(peer));
+        let taught = self.head.teaching.keys().copied();
+        let gone: Vec<DeviceNo> = taught.filter(|peer| !watched.contains(peer)).collect();
+        for peer in gone {
+            self.stop_teaching(peer);
+        }
         for peer in watched {
             if self.head.progress.contains_key(&peer) {
                 continue;
@@ -111,7 +116,7 @@ impl Replica {
 
     fn put_chain(&mut self, now: Instant, chain: Chain, out: &mut Vec<Action>) {
         let seq = Seq(self.log.last().0 + 1);
-        let bytes = match entry::encode(seq, self.term, &entry::recompose(&chain), &[]) {
+        let bytes = match entry::encode(seq, self.term, &entry::recompose(&chain)) {
             Ok(bytes) => bytes,
             Err(error) => {
                 let detail = format!("replica {} stopped: {error}", self.config.me);
@@ -155,8 +160,7 @@ impl Replica {
             return;
         }
         if self.role == Role::Head {
-            self.announce(now, out);
-            self.step_down(now, "the head left the chain", out);
+            self.hand_over(now, "the head left the chain", out);
         }
         out.push(Action::Retired);
     }

@@ -6,9 +6,8 @@ use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Event};
-use crate::replica::Replica;
-use crate::replica_tests::{QUIET, Script, config, delete, put};
+use crate::api::{Action, Ask, Event};
+use crate::replica_tests::{QUIET, Script, bare, config, delete, persisted, put};
 use crate::sim::{Plan, limits};
 
 fn code(reply: &Reply) -> Option<ErrorCode> {
@@ -88,8 +87,8 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
         inline: Bytes::new(),
         wall_ms: 5,
     };
-    head.on_event(now, event(1, put("k", b"")), &mut out);
-    head.on_event(now, event(2, delete("old")), &mut out);
+    head.hear(now, event(1, put("k", b"")), &mut out);
+    head.hear(now, event(2, delete("old")), &mut out);
     let tokens: Vec<u64> = out
         .drain(..)
         .filter_map(|action| match action {
@@ -98,7 +97,7 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
         })
         .collect();
     let (token, full) = (tokens[0], true);
-    head.on_event(now, Event::PersistFailed { token, full }, &mut out);
+    head.hear(now, Event::PersistFailed { token, full }, &mut out);
     let codes: Vec<_> = out
         .drain(..)
         .filter_map(|action| match action {
@@ -109,7 +108,7 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
     assert_eq!(codes, [ErrorCode::PartitionUnavailable; 2], "not known");
     // The one behind it is durable here, and both are on the others.
     let token = tokens[1];
-    head.on_event(now, Event::Persisted { token, at: 1 << 20 }, &mut out);
+    head.hear(now, persisted(token, 1 << 20), &mut out);
     for from in [DeviceNo(2), DeviceNo(3)] {
         let message = ChainMessage {
             partition: PartitionId(7),
@@ -122,16 +121,28 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
             },
         };
         let payload = Bytes::new();
-        head.on_event(now, Event::Message { message, payload }, &mut out);
+        head.hear(now, Event::Message { message, payload }, &mut out);
     }
     assert_eq!(head.committed, committed);
     assert!(head.serving(now));
-    assert!(head.lookup(now, "bucket", "old").is_ok());
-    let error = head.lookup(now, "bucket", "k").unwrap_err();
+    let mut look = |key: &str| {
+        let ask = Ask::Lookup {
+            bucket: "bucket".to_owned(),
+            key: key.to_owned(),
+        };
+        let mut out = Vec::new();
+        head.hear(now, Event::Ask { reply_to: 9, ask }, &mut out);
+        match out.pop() {
+            Some(Action::Answer { result, .. }) => result,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(look("old").is_ok());
+    let error = look("k").unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);
     for (reply_to, op) in [(3, put("k", b"")), (4, delete("old"))] {
         out.clear();
-        head.on_event(now, event(reply_to, op), &mut out);
+        head.hear(now, event(reply_to, op), &mut out);
         let [Action::Reply { reply, .. }] = &out[..] else {
             panic!("{out:?}")
         };
@@ -141,10 +152,10 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
 
 #[test]
 fn a_follower_that_sealed_again_does_not_say_that_it_holds_nothing() {
-    let mut follower = Replica::new(config(2));
+    let mut follower = bare(config(2));
     let now = Instant(1);
     let mut out = Vec::new();
-    follower.on_event(now, Event::Start {}, &mut out);
+    follower.hear(now, Event::Start {}, &mut out);
     let say = |round, body, payload| Event::Message {
         message: ChainMessage {
             partition: PartitionId(7),
@@ -160,8 +171,9 @@ fn a_follower_that_sealed_again_does_not_say_that_it_holds_nothing() {
         request: RequestNo(1),
         time_ms: 1,
         op: Op::TermStart,
+        inline: Bytes::new(),
     };
-    let entry = crate::entry::encode(Seq(1), Term::new(1, DeviceNo(1)), &decoded, b"").unwrap();
+    let entry = crate::entry::encode(Seq(1), Term::new(1, DeviceNo(1)), &decoded).unwrap();
     let append = ChainBody::Append {
         prev: Seq(0),
         prev_term: Term(0),
@@ -176,20 +188,17 @@ fn a_follower_that_sealed_again_does_not_say_that_it_holds_nothing() {
             _ => None,
         });
         out.clear();
-        Event::Persisted {
-            token: token.unwrap(),
-            at: 4096,
-        }
+        persisted(token.unwrap(), 4096)
     };
-    follower.on_event(now, say(1, ChainBody::Seal, none()), &mut out);
+    follower.hear(now, say(1, ChainBody::Seal, none()), &mut out);
     let promised = persist(&mut out);
-    follower.on_event(now, promised, &mut out);
-    follower.on_event(now, say(1, append, entry), &mut out);
+    follower.hear(now, promised, &mut out);
+    follower.hear(now, say(1, append, entry), &mut out);
     let written = persist(&mut out);
-    follower.on_event(now, say(2, ChainBody::Seal, none()), &mut out);
+    follower.hear(now, say(2, ChainBody::Seal, none()), &mut out);
     let promised = persist(&mut out);
-    follower.on_event(now, promised, &mut out);
+    follower.hear(now, promised, &mut out);
     out.clear();
-    follower.on_event(now, written, &mut out);
+    follower.hear(now, written, &mut out);
     assert_eq!(out, [], "nothing of it is verified in this reign yet");
 }

@@ -2,7 +2,10 @@
 //!
 //! Invariants:
 //! - entries are in the order of the log and end at its last entry;
-//! - a precondition is judged by the *virtual* state: the index, with every pending entry applied;
+//! - a precondition is judged by the *virtual* state: the index, with every pending entry applied. What
+//!   the index says of a key that nothing is pending for is among the [`Facts`] that come along;
+//! - what an entry displaces is settled when it gets its place in the log, or else asked of the index as
+//!   it was then, with no entry of that key pending;
 //! - a refusal that rests on a pending entry is itself held back until that entry is committed:
 //!   otherwise it would tell of a change that a crash may still undo;
 //! - a request that is pending is not proposed twice: its retries wait for the same entry;
@@ -15,11 +18,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use ashlar_layout::ids::{ClientId, RequestNo, Seq};
-use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::manifest::{Manifest, Op, Precondition};
 use ashlar_layout::message::{ErrorCode, WireError};
 
 use crate::entry::Decoded;
-use crate::index::Index;
 
 /// How many may wait for one entry: its proposer, and retries of that.
 const WAITERS_MAX: usize = 64;
@@ -64,8 +66,39 @@ pub(crate) struct Proposal {
     pub(crate) bytes: usize,
     /// Who waits: the first one proposed it, the others are its retries.
     pub(crate) waiters: Vec<u64>,
-    /// By how many objects it changes its bucket.
-    delta: i64,
+    pub(crate) displaced: Displaced,
+}
+
+/// What the change of an entry displaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Displaced {
+    /// This.
+    Known(Option<Manifest>),
+    /// What the index will answer to this question.
+    Asked(u64),
+}
+
+/// What the index says, as far as it matters for a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Whether there is such a bucket.
+    pub(crate) bucket: Option<bool>,
+    /// Whether nothing is in it.
+    pub(crate) empty: Option<bool>,
+    /// The object.
+    pub(crate) object: Option<Option<(Seq, Manifest)>>,
+    /// The question whose answer will be the object: nothing depends on it but what is displaced.
+    pub(crate) asked: Option<u64>,
+}
+
+/// What may be freed when `new` takes the place of `old`: never a stripe that `new` names as well. (If a change
+/// were ever done twice, the object's own shards would be freed otherwise.)
+pub(crate) fn displaced(old: Option<Manifest>, op: &Op) -> Option<Manifest> {
+    let mut old = old?;
+    if let Op::Put { manifest, .. } = op {
+        old.body = old.body.without(&manifest.body)?;
+    }
+    Some(old)
 }
 
 impl Hash for Proposal {
@@ -81,7 +114,21 @@ impl Hash for Proposal {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct PendingKey {
     entries: u32,
-    version: Option<Seq>,
+    object: Option<Held>,
+}
+
+/// An object that is pending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    version: Seq,
+    manifest: Manifest,
+}
+
+impl Hash for Held {
+    /// The version names the entry, and that determines the rest.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.version.hash(state);
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -89,7 +136,6 @@ struct PendingBucket {
     entries: u32,
     bucket_entries: u32,
     exists: bool,
-    delta: i64,
     keys: BTreeMap<Box<str>, PendingKey>,
 }
 
@@ -164,10 +210,29 @@ impl Pending {
         Some(room)
     }
 
-    /// Whether the change may be made, as things will stand.
+    /// Whether that there is such a bucket, or not, is pending.
+    pub(crate) fn knows_bucket(&self, bucket: &str) -> bool {
+        self.buckets
+            .get(bucket)
+            .is_some_and(|overlay| overlay.bucket_entries > 0)
+    }
+
+    /// Whether a change of this object is pending.
+    pub(crate) fn knows_object(&self, bucket: &str, key: &str) -> bool {
+        let overlay = self.buckets.get(bucket);
+        overlay.is_some_and(|overlay| overlay.keys.contains_key(key))
+    }
+
+    /// Whether a change of any object in this bucket is pending.
+    pub(crate) fn knows_any_object(&self, bucket: &str) -> bool {
+        let overlay = self.buckets.get(bucket);
+        overlay.is_some_and(|overlay| !overlay.keys.is_empty())
+    }
+
+    /// Whether the change may be made, as things will stand. What is not pending must be among the facts.
     pub(crate) fn judge(
         &self,
-        index: &Index,
+        facts: &Facts,
         precondition: Precondition,
         op: &Op,
     ) -> Result<(), Judgement> {
@@ -179,8 +244,11 @@ impl Pending {
                 pending,
             })
         };
-        let exists = self.has_bucket(index, bucket);
-        let bucket_pending = overlay.is_some_and(|overlay| overlay.bucket_entries > 0);
+        let bucket_pending = self.knows_bucket(bucket);
+        let exists = match overlay {
+            Some(overlay) if bucket_pending => overlay.exists,
+            _ => facts.bucket.unwrap_or(false),
+        };
         match op {
             Op::TermStart | Op::Chain { .. } => {
                 let detail = "that change is the head's own".to_owned();
@@ -196,19 +264,19 @@ impl Pending {
                 refuse(ErrorCode::NoSuchBucket, detail, bucket_pending)
             }
             Op::DeleteBucket { .. } => {
-                let held = index.bucket(bucket).map_or(0, |objects| {
-                    i64::try_from(objects.len()).unwrap_or(i64::MAX)
-                });
-                let delta = overlay.map_or(0, |overlay| overlay.delta);
-                let held = held.saturating_add(delta);
-                if held == 0 {
+                // A bucket that was made just now is empty: nothing is pending in it.
+                let empty = bucket_pending || facts.empty.unwrap_or(false);
+                if empty && !self.knows_any_object(bucket) {
                     return Ok(());
                 }
-                let detail = format!("bucket {bucket:?} still holds {held} object(s)");
+                let detail = format!("bucket {bucket:?} still holds objects");
                 refuse(ErrorCode::BucketNotEmpty, detail, overlay.is_some())
             }
             Op::Put { .. } | Op::Delete { .. } => {
-                let version = self.version(index, bucket, key);
+                let version = match overlay.and_then(|overlay| overlay.keys.get(key)) {
+                    Some(held) => held.object.as_ref().map(|held| held.version),
+                    None => facts.object.iter().flatten().map(|(seq, _)| *seq).next(),
+                };
                 let holds = match precondition {
                     Precondition::None => true,
                     Precondition::Absent => version.is_none(),
@@ -225,8 +293,7 @@ impl Pending {
                 };
                 let there = version.map_or("none".to_owned(), |v| format!("version {v}"));
                 let detail = format!("{bucket:?}/{key:?}: {wanted} is asked for, there is {there}");
-                let pending =
-                    bucket_pending || overlay.is_some_and(|overlay| overlay.keys.contains_key(key));
+                let pending = bucket_pending || self.knows_object(bucket, key);
                 refuse(ErrorCode::PreconditionFailed, detail, pending)
             }
         }
@@ -235,29 +302,43 @@ impl Pending {
     /// Entry `seq` is in the log.
     pub(crate) fn push(
         &mut self,
-        index: &Index,
+        facts: Facts,
         seq: Seq,
         decoded: Decoded,
         bytes: usize,
         reply_to: u64,
     ) {
         let (bucket, key) = target(&decoded.op);
-        let was = self.version(index, bucket, key).is_some();
         let overlay = self.buckets.entry(bucket.into()).or_default();
         overlay.entries += 1;
-        let mut delta = 0;
+        let mut before = Displaced::Known(None);
         match &decoded.op {
             Op::CreateBucket { .. } | Op::DeleteBucket { .. } => {
                 overlay.bucket_entries += 1;
                 overlay.exists = matches!(decoded.op, Op::CreateBucket { .. });
             }
             Op::Put { .. } | Op::Delete { .. } => {
-                let is = matches!(decoded.op, Op::Put { .. });
+                let object = match &decoded.op {
+                    Op::Put { manifest, .. } => Some(Held {
+                        version: seq,
+                        manifest: manifest.clone(),
+                    }),
+                    _ => None,
+                };
+                let old = match overlay.keys.get(key) {
+                    Some(held) => Some(held.object.as_ref().map(|held| held.manifest.clone())),
+                    None => facts
+                        .object
+                        .map(|object| object.map(|(_, manifest)| manifest)),
+                };
+                before = match (old, facts.asked) {
+                    (Some(old), _) => Displaced::Known(displaced(old, &decoded.op)),
+                    (None, Some(question)) => Displaced::Asked(question),
+                    (None, None) => Displaced::Known(None),
+                };
                 let held = overlay.keys.entry(key.into()).or_default();
                 held.entries += 1;
-                held.version = is.then_some(seq);
-                delta = i64::from(is) - i64::from(was);
-                overlay.delta += delta;
+                held.object = object;
             }
             Op::TermStart | Op::Chain { .. } => {}
         }
@@ -268,8 +349,26 @@ impl Pending {
             decoded,
             bytes,
             waiters: vec![reply_to],
-            delta,
+            displaced: before,
         });
+    }
+
+    /// What was asked is answered, if the entry is still pending.
+    pub(crate) fn settle(
+        &mut self,
+        question: u64,
+        old: Option<Manifest>,
+    ) -> Option<Option<Manifest>> {
+        let asked = Displaced::Asked(question);
+        let Some(entry) = self
+            .entries
+            .iter_mut()
+            .find(|entry| entry.displaced == asked)
+        else {
+            return Some(old);
+        };
+        entry.displaced = Displaced::Known(displaced(old, &entry.decoded.op));
+        None
     }
 
     /// Answers only when everything up to `until` is committed.
@@ -293,7 +392,6 @@ impl Pending {
         let (bucket, key) = target(&proposal.decoded.op);
         if let Some(overlay) = self.buckets.get_mut(bucket) {
             overlay.entries -= 1;
-            overlay.delta -= proposal.delta;
             match proposal.decoded.op {
                 Op::CreateBucket { .. } | Op::DeleteBucket { .. } => overlay.bucket_entries -= 1,
                 _ => {
@@ -332,28 +430,10 @@ impl Pending {
             .chain(deferred.into_iter().map(|deferred| deferred.reply_to))
             .collect()
     }
-
-    fn has_bucket(&self, index: &Index, bucket: &str) -> bool {
-        match self.buckets.get(bucket) {
-            Some(overlay) if overlay.bucket_entries > 0 => overlay.exists,
-            _ => index.has_bucket(bucket),
-        }
-    }
-
-    fn version(&self, index: &Index, bucket: &str, key: &str) -> Option<Seq> {
-        match self
-            .buckets
-            .get(bucket)
-            .and_then(|overlay| overlay.keys.get(key))
-        {
-            Some(held) => held.version,
-            None => index.object(bucket, key).map(|object| object.version),
-        }
-    }
 }
 
 /// The bucket and key of a change; empty where it has none.
-fn target(op: &Op) -> (&str, &str) {
+pub(crate) fn target(op: &Op) -> (&str, &str) {
     match op {
         Op::TermStart | Op::Chain { .. } => ("", ""),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, ""),

@@ -9,7 +9,8 @@
 //!   restart, since it may have heard its head just before. The head that it is promised to may have
 //!   a new promise at once: it knows that its older reign is over;
 //! - a replica whose device may have lost a promise promises nothing, and wants no reign, until every
-//!   other member has told what it promised: whoever got the lost promise had made it to itself first.
+//!   other member has told what it promised: whoever got the lost promise had made it to itself first. Who is
+//!   a member it is told as well: all members of a composition together know of the next one.
 
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
+use crate::chain::Chain;
 use crate::entry;
 use crate::follower::{Follower, HOLES_MAX};
+use crate::head::Head;
 use crate::mutants::mutant;
 use crate::pending::Refusal;
 use crate::replica::{Replica, Role, Write};
@@ -34,6 +37,8 @@ pub(crate) struct Promise {
     pub(crate) writing: Option<Term>,
     /// The device may have lost a promise.
     pub(crate) doubtful: bool,
+    /// The newest composition of which it was told in that doubt: its own log may be older.
+    pub(crate) told: Option<Chain>,
     /// Until when nobody else is promised anything.
     pub(crate) lease_until: Option<Instant>,
 }
@@ -62,6 +67,7 @@ impl Replica {
         self.term = term;
         self.seen = self.seen.max(term);
         self.follower = Follower::default();
+        self.stop_learning(out);
         self.stop_asking();
         self.promise.lease_until = (term.head() != self.config.me).then_some(self.leased(now));
         self.write_promise(out);
@@ -166,6 +172,8 @@ impl Replica {
             last,
             last_term,
             holes,
+            base: self.log.base(),
+            base_term: self.log.base_term(),
         };
         self.send(self.term.head(), body, Bytes::new(), out);
     }
@@ -198,6 +206,8 @@ impl Replica {
         let body = ChainBody::Refused {
             promised: self.term,
             lease_us: self.lease_left_us(now).max(micros(trying)),
+            config: self.log.chain().config,
+            members: self.log.chain().members.clone(),
         };
         self.send(to, body, Bytes::new(), out);
     }
@@ -206,11 +216,12 @@ impl Replica {
         &mut self,
         now: Instant,
         from: DeviceNo,
-        promised: Term,
-        lease_us: u64,
+        (promised, lease_us): (Term, u64),
+        chain: Chain,
         out: &mut Vec<Action>,
     ) {
         self.seen = self.seen.max(promised);
+        self.told_of(chain);
         self.on_answer(now, from, promised, lease_us, out);
         if !matches!(self.role, Role::Head | Role::Starting) {
             return;
@@ -226,6 +237,47 @@ impl Replica {
         }
     }
 
+    /// Others are in a better place to reign: it gives up, and lets them try first.
+    pub(crate) fn yield_to_others(&mut self, now: Instant, why: &str, out: &mut Vec<Action>) {
+        self.step_down(now, why, out);
+        self.wait_long_before_suspicion(now);
+    }
+
+    /// A head whose process is about to end hands over, once nothing waits for it.
+    pub(crate) fn leave(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let alone = self.members_but_me().is_empty();
+        if !self.leaves || alone || self.stopped.is_some() {
+            return;
+        }
+        let Head {
+            pending,
+            gates,
+            owed,
+            ..
+        } = &self.head;
+        match self.role {
+            Role::Starting => self.step_down(now, "its process is about to end", out),
+            Role::Head if pending.len() + gates.len() + owed.len() == 0 => {
+                self.hand_over(now, "its process is about to end", out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends its reign so that another can begin at once.
+    pub(crate) fn hand_over(&mut self, now: Instant, why: &str, out: &mut Vec<Action>) {
+        self.announce(now, out);
+        let watched: Vec<DeviceNo> = self.head.progress.keys().copied().collect();
+        self.yield_to_others(now, why, out);
+        if self.stopped.is_some() {
+            return;
+        }
+        // Only now: it serves no more.
+        for peer in watched {
+            self.send(peer, ChainBody::Over, Bytes::new(), out);
+        }
+    }
+
     /// Its reign is over, or its wish for one.
     pub(crate) fn step_down(&mut self, now: Instant, why: &str, out: &mut Vec<Action>) {
         if !matches!(self.role, Role::Head | Role::Starting) {
@@ -238,6 +290,7 @@ impl Replica {
             );
             return self.stop(Refusal::new(ErrorCode::PartitionUnavailable, detail), out);
         }
+        self.stop_all_teaching();
         self.abandon_pending(why, out);
         self.role = Role::Follower;
         self.head = crate::head::Head::default();

@@ -1,20 +1,32 @@
 //! What a replica can be asked: reads at the head, and how it stands.
 //!
 //! Invariants:
-//! - reads are answered by a head in office, within its lease, from what is committed and applied;
+//! - reads are answered by a head in office, within its lease, from what is committed and applied. That is
+//!   so when the question comes; the answer may come later, and still tells of that moment;
 //! - a witness says nothing rather than something that may be too low.
 
+use ashlar_cluster_index::{self as index, IndexError, List, Output, Question};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
-use ashlar_layout::message::{
-    BucketMeta, ChainView, ErrorCode, ListPage, ObjectMeta, ReplicaStatus, WireError,
-};
+use ashlar_layout::message::{ChainView, ErrorCode, ReplicaStatus, WireError};
+use ashlar_layout::root::InlinePlace;
 use ashlar_layout::time::Instant;
 
-use crate::api::{InlineRef, ListParams};
-use crate::list;
+use crate::api::{Action, Answer, Ask, InlineRef};
+use crate::indexing::Why;
 use crate::mutants::mutant;
 use crate::pending::Refusal;
 use crate::replica::{Replica, Role};
+
+/// Somebody who reads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Reader {
+    pub(crate) reply_to: u64,
+    ask: Ask,
+    as_of: Seq,
+    config: u64,
+    /// There is no such object: the question is whether there is the bucket.
+    absent: bool,
+}
 
 impl Replica {
     /// Whether it answers proposals and reads now: it is the head, in office, and within its lease.
@@ -36,44 +48,120 @@ impl Replica {
         }
     }
 
-    /// An object, and where its entry is if its payload is inline; and what a cache needs to have it
-    /// confirmed by witnesses: the last entry that was applied then, and the chain's composition.
-    pub fn lookup(
-        &self,
-        now: Instant,
-        bucket: &str,
-        key: &str,
-    ) -> Result<(ObjectMeta, Option<InlineRef>, Seq, u64), WireError> {
-        self.check_serving(now)?;
-        let Some(objects) = self.index.bucket(bucket) else {
-            return Err(no_bucket(bucket));
+    pub(crate) fn on_ask(&mut self, now: Instant, reply_to: u64, ask: Ask, out: &mut Vec<Action>) {
+        let readers = self.questions.values();
+        let readers = readers.filter(|why| matches!(why, Why::Reader(_))).count();
+        let refused = if readers >= self.config.limits.asks {
+            Err(self.busy("reads"))
+        } else {
+            self.check_serving(now)
         };
-        let Some(object) = objects.get(key) else {
-            let detail = format!("there is no object {key:?} in bucket {bucket:?}");
-            return Err(Refusal::new(ErrorCode::NotFound, detail).into());
-        };
+        if let Err(refusal) = refused {
+            let result = Err(refusal.into());
+            return out.push(Action::Answer { reply_to, result });
+        }
         // A composition that is not committed may be taken back, and its number given to another one.
         let config = self.log.chain_at(self.committed).config;
-        Ok((object.meta(), self.inline_ref(object), self.applied, config))
+        let reader = Reader {
+            reply_to,
+            ask,
+            as_of: self.applied,
+            config,
+            absent: false,
+        };
+        self.read(reader, out);
     }
 
-    /// A page of a listing.
-    pub fn list(&self, now: Instant, params: &ListParams) -> Result<ListPage, WireError> {
-        self.check_serving(now)?;
-        let objects = self.index.bucket(&params.bucket);
-        let objects = objects.ok_or_else(|| no_bucket(&params.bucket))?;
-        Ok(list::page(objects, params))
+    fn read(&mut self, reader: Reader, out: &mut Vec<Action>) {
+        let question = match &reader.ask {
+            Ask::Lookup { bucket, .. } if reader.absent => Question::Bucket(bucket.clone()),
+            Ask::Lookup { bucket, key } => Question::Objects(vec![(bucket.clone(), key.clone())]),
+            Ask::List(params) => Question::List(List {
+                bucket: params.bucket.clone(),
+                prefix: params.prefix.clone(),
+                delimiter: params.delimiter.clone(),
+                after: params.after.clone(),
+                max: params.max,
+            }),
+            Ask::Buckets { after, max } => Question::Buckets {
+                after: after.clone(),
+                max: *max,
+            },
+        };
+        match self.ask_index(question, out) {
+            index::Answer::Ready(result) => self.read_answered(reader, result, out),
+            index::Answer::Pending(question) => {
+                self.questions.insert(question, Why::Reader(reader));
+            }
+            index::Answer::Busy => {
+                let result = Err(self.busy("questions to the index").into());
+                let reply_to = reader.reply_to;
+                out.push(Action::Answer { reply_to, result });
+            }
+        }
     }
 
-    /// At most `max` buckets after this name, and whether there are more.
-    pub fn list_buckets(
-        &self,
-        now: Instant,
-        after: &str,
-        max: u32,
-    ) -> Result<(Vec<BucketMeta>, bool), WireError> {
-        self.check_serving(now)?;
-        Ok(self.index.buckets(after, max))
+    /// The index has answered a reader.
+    pub(crate) fn read_answered(
+        &mut self,
+        mut reader: Reader,
+        result: Result<Output, IndexError>,
+        out: &mut Vec<Action>,
+    ) {
+        let result = match (result, &reader.ask) {
+            (Err(error), _) => Err(self.unreadable(&error).into()),
+            (Ok(Output::Objects(found)), Ask::Lookup { .. }) => {
+                match found.into_iter().next().flatten() {
+                    Some(found) => Ok(self.found(found, &reader)),
+                    None => {
+                        // Because there is no bucket, perhaps.
+                        reader.absent = true;
+                        return self.read(reader, out);
+                    }
+                }
+            }
+            (Ok(Output::Bucket(None)), Ask::Lookup { bucket, .. }) => Err(no_bucket(bucket)),
+            (Ok(Output::Bucket(Some(_))), Ask::Lookup { bucket, key }) => {
+                let detail = format!("there is no object {key:?} in bucket {bucket:?}");
+                Err(Refusal::new(ErrorCode::NotFound, detail).into())
+            }
+            (Ok(Output::List(None)), Ask::List(params)) => Err(no_bucket(&params.bucket)),
+            (Ok(Output::List(Some(page))), _) => Ok(Answer::Page(page)),
+            (Ok(Output::Buckets { buckets, more }), _) => Ok(Answer::Buckets { buckets, more }),
+            (Ok(other), _) => {
+                let detail = format!("the index gave no answer to the question: {other:?}");
+                Err(Refusal::new(ErrorCode::Internal, detail).into())
+            }
+        };
+        let reply_to = reader.reply_to;
+        out.push(Action::Answer { reply_to, result });
+    }
+
+    fn found(&self, found: index::Found, reader: &Reader) -> Answer {
+        let index::Found {
+            meta,
+            place,
+            payload,
+        } = found;
+        // An entry that the log still has may have moved since.
+        let slot = self.log.slot(meta.version).map(|slot| InlinePlace {
+            term: slot.term,
+            at: slot.at,
+            len: slot.len,
+        });
+        let place = place.map(|place| slot.unwrap_or(place));
+        Answer::Found {
+            place: place.map(|place| InlineRef {
+                seq: meta.version,
+                term: place.term,
+                at: place.at,
+                len: place.len,
+            }),
+            meta,
+            payload,
+            as_of: reader.as_of,
+            config: reader.config,
+        }
     }
 
     /// The highest entry that it received for any key of this slot, and the composition that it
@@ -128,7 +216,7 @@ impl Replica {
             term: self.term,
             last: self.log.last(),
             committed: self.committed,
-            objects: self.index.objects(),
+            objects: self.index.stats().objects,
         }
     }
 
@@ -154,6 +242,7 @@ impl Replica {
                 self.away(),
             ),
             Role::Follower if self.retired => "no member of the chain any more".to_owned(),
+            Role::Follower if self.learning.is_some() => "learning a snapshot".to_owned(),
             Role::Follower if self.follower.sealed => "following".to_owned(),
             Role::Follower if self.promise.doubtful => format!(
                 "waiting for all other members, since its device may have lost what it promised; \

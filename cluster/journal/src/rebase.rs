@@ -27,6 +27,7 @@ impl Replica {
         self.election.rebase(by);
         self.starting.rebase(by);
         self.head.since = earlier(self.head.since, by);
+        self.head.behind_since = self.head.behind_since.map(|at| earlier(at, by));
         // A deadline that has passed stays one.
         self.head.announce_at = self.head.announce_at.map(|at| earlier(at, by));
         for progress in self.head.progress.values_mut() {
@@ -38,5 +39,16 @@ impl Replica {
         for repair in self.repairs.values_mut() {
             repair.rebase(by);
         }
+        for recall in self.recalls.values_mut() {
+            recall.rebase(by);
+        }
+        for teaching in self.head.teaching.values_mut() {
+            teaching.tried_at = earlier(teaching.tried_at, by);
+            teaching.down_since = teaching.down_since.map(|at| earlier(at, by));
+        }
+        if let Some(learning) = &mut self.learning {
+            learning.rebase(by);
+        }
+        self.teach_at = earlier(self.teach_at, by);
     }
 }

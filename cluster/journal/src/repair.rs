@@ -4,29 +4,24 @@
 //! - what comes from a peer is taken only if it is the entry: number, term, checksum;
 //! - its number does not change: it is written at another place, and replay takes that for the
 //!   same entry, moved;
-//! - an entry is asked of one peer at a time; when all were asked in vain, those who wait are told,
-//!   and if the replica itself needs it, it is asked for again, and again.
+//! - an entry is asked of one peer at a time; when all were asked in vain, it is asked for again, and again,
+//!   until it comes, or what it made comes with a snapshot.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ashlar_layout::ids::{DeviceNo, Seq};
-use ashlar_layout::message::{ChainBody, ErrorCode};
+use ashlar_layout::message::ChainBody;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
 use crate::entry::{self, Mark, Piece};
-use crate::pending::Refusal;
 use crate::replica::{Replica, Role};
 
 /// An entry under repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Repair {
-    /// The driver waits for it.
-    pub(crate) asked: bool,
-    /// The replica cannot go on without it.
-    needed: bool,
     /// Whoever is asked now,
     peer: Option<DeviceNo>,
     /// since when,
@@ -44,37 +39,14 @@ impl Repair {
 }
 
 impl Replica {
-    pub(crate) fn on_inline_lost(&mut self, now: Instant, seq: Seq, out: &mut Vec<Action>) {
-        let busy = self.repairs.len() >= self.config.limits.repairs;
-        let refused = if self.log.slot(seq).is_none() {
-            Some(Refusal::new(
-                ErrorCode::NotFound,
-                format!("there is no entry {seq}"),
-            ))
-        } else if busy && !self.repairs.contains_key(&seq) {
-            let detail = format!("{} entries are being repaired already", self.repairs.len());
-            Some(Refusal::new(ErrorCode::Busy, detail))
-        } else {
-            None
-        };
-        match refused {
-            Some(refusal) => out.push(Action::Restored {
-                seq,
-                result: Err(refusal.into()),
-            }),
-            None => self.repair(now, seq, true, out),
-        }
-    }
-
-    /// Gets entry `seq` again: for the driver, or for the replica itself.
-    pub(crate) fn repair(&mut self, now: Instant, seq: Seq, asked: bool, out: &mut Vec<Action>) {
-        let new = !self.repairs.contains_key(&seq);
-        let repair = self.repairs.entry(seq).or_default();
-        repair.asked |= asked;
-        repair.needed |= !asked;
-        if !new {
+    /// Gets entry `seq` again.
+    pub(crate) fn repair(&mut self, now: Instant, seq: Seq, out: &mut Vec<Action>) {
+        let many = self.repairs.len() >= self.config.limits.repairs;
+        if many || self.repairs.contains_key(&seq) {
+            // What needs it will come again.
             return;
         }
+        self.repairs.insert(seq, Repair::default());
         match self.log.recent(seq).cloned() {
             Some(bytes) => self.rewrite(seq, bytes, out),
             None => self.ask_next(now, seq, out),
@@ -122,20 +94,10 @@ impl Replica {
                 out,
             );
         }
-        if std::mem::take(&mut repair.asked) {
-            let detail = format!(
-                "entry {seq} cannot be read on this device, and no replica that can be reached \
-                 gave it"
-            );
-            let error = Refusal::new(ErrorCode::Corrupt, detail).into();
-            out.push(Action::Restored {
-                seq,
-                result: Err(error),
-            });
-        }
         repair.tried.clear();
-        if !repair.needed {
-            self.repairs.remove(&seq);
+        if seq > self.applied && !self.members_but_me().iter().any(|peer| !self.is_up(*peer)) {
+            // All others may have forgotten it: then a snapshot has what it made.
+            self.unsound = true;
         }
     }
 
@@ -176,12 +138,7 @@ impl Replica {
 
     /// Another copy of the entry is durable.
     pub(crate) fn repaired(&mut self, now: Instant, seq: Seq, out: &mut Vec<Action>) {
-        if self.repairs.remove(&seq).is_some_and(|repair| repair.asked) {
-            out.push(Action::Restored {
-                seq,
-                result: Ok(()),
-            });
-        }
+        self.repairs.remove(&seq);
         if self.role == Role::Head {
             self.feed_all(now, out);
         }

@@ -3,30 +3,36 @@
 //! Invariants:
 //! - nothing is answered from a state that is not committed: reads and proposals are served only
 //!   by a head whose own `TermStart` is committed and applied, reads only within its lease;
-//! - `applied <= committed` whenever the replica serves. Before that (replay) the index may be
-//!   ahead of what is known to be committed, and is rebuilt if that part is removed;
+//! - log base <= covered by the index <= applied <= committed, and applied <= durable here: what is in the
+//!   index was committed, and its inline payloads are on the device;
 //! - once stopped, a replica does nothing any more but refuse; the driver makes another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
 
+use ashlar_cluster_index::{Cache, Index};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::{Action, Config, Event};
+use crate::chain::Chain;
 use crate::dedup::Dedup;
 use crate::election::Election;
 use crate::entry::{self, Piece};
 use crate::follower::Follower;
+use crate::gate::Proposed;
 use crate::head::{Asked, Head};
-use crate::index::Index;
+use crate::indexing::{Frozen, Why};
+use crate::learn::Learning;
 use crate::log::Log;
 use crate::mutants::mutant;
-use crate::pending::Refusal;
+use crate::pending::{Facts, Refusal};
 use crate::promise::Promise;
+use crate::recall::Recall;
 use crate::repair::Repair;
-use crate::start::Starting;
+use crate::start::{Sealed, Starting};
 use crate::witness::Witness;
 
 /// What a replica is at.
@@ -68,14 +74,37 @@ pub(crate) enum Purpose {
     Feed(DeviceNo),
     /// To answer a peer's `Fetch`.
     Serve(DeviceNo),
+    /// For the payload of an item of a lesson to this replica.
+    Lesson {
+        peer: DeviceNo,
+        lesson: u64,
+        item: usize,
+    },
+    /// To answer a peer's `Recall`.
+    Recall {
+        peer: DeviceNo,
+        bucket: String,
+        key: String,
+    },
 }
 
-/// A read of the log.
+/// A read of the log, or of an inline object's entry that the log has forgotten.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Read {
     pub(crate) purpose: Purpose,
     pub(crate) first: Seq,
     pub(crate) last: Seq,
+    /// The term of that one entry, where the log may not know it.
+    pub(crate) term: Option<Term>,
+}
+
+/// The pages of the index in memory: whoever drives the replica lends them for each event.
+#[derive(Clone, Debug)]
+pub(crate) struct Shelf(pub(crate) Cache);
+
+impl Hash for Shelf {
+    /// What is in memory makes no difference to what is so.
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 /// One replica of a partition. See the crate for how it is driven.
@@ -84,6 +113,8 @@ pub struct Replica {
     pub(crate) config: Config,
     pub(crate) role: Role,
     pub(crate) stopped: Option<Refusal>,
+    /// It lost its index: its log is not replayed, and what it promised is in doubt.
+    pub(crate) blank: bool,
     /// The newest reign that it promised itself to: its own, for a head.
     pub(crate) term: Term,
     /// The newest reign that it heard of.
@@ -92,11 +123,36 @@ pub struct Replica {
     pub(crate) election: Election,
     /// The members that the cluster map wants; none: it was not told.
     pub(crate) desired: Vec<DeviceNo>,
+    /// Its process is about to end.
+    pub(crate) leaves: bool,
     /// The driver was told that it may go.
     pub(crate) retired: bool,
     pub(crate) witness: Witness,
     pub(crate) log: Log,
     pub(crate) index: Index,
+    /// By which name the driver knows this index: another one comes with each snapshot that is learned.
+    pub(crate) lane: u32,
+    pub(crate) lanes: u32,
+    pub(crate) shelf: Shelf,
+    /// What the index is asked, and for what.
+    pub(crate) questions: BTreeMap<u64, Why>,
+    /// Tables that are being written out, oldest first.
+    pub(crate) frozen: VecDeque<Frozen>,
+    /// Records up to this one are in what the index covers, or behind it in the log.
+    pub(crate) rooted: u64,
+    /// The newest record of this partition that is durable.
+    pub(crate) position: u64,
+    /// Bytes of entries applied since the index began to be written out last.
+    pub(crate) unwritten: u64,
+    /// Its index is damaged, or an entry is lost that others have forgotten: it has to learn anew.
+    pub(crate) unsound: bool,
+    /// When it asks to be taught (again).
+    pub(crate) teach_at: Instant,
+    pub(crate) learning: Option<Box<Learning>>,
+    /// The lesson that it took last, and of which reign that was.
+    pub(crate) learned: Option<(Term, u64)>,
+    /// Payloads that are asked of peers.
+    pub(crate) recalls: BTreeMap<(String, String), Recall>,
     pub(crate) dedup: Dedup,
     pub(crate) applied: Seq,
     pub(crate) committed: Seq,
@@ -105,6 +161,8 @@ pub struct Replica {
     pub(crate) follower: Follower,
     pub(crate) starting: Starting,
     pub(crate) full: bool,
+    /// Space of the journal is wanted back.
+    pub(crate) pressed: bool,
     pub(crate) tokens: u64,
     pub(crate) writes: BTreeMap<u64, Write>,
     pub(crate) reads: BTreeMap<u64, Read>,
@@ -114,87 +172,28 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// An empty one, to be filled by replay and started.
-    pub fn new(config: Config) -> Self {
-        Self {
-            role: Role::Replaying,
-            stopped: None,
-            term: Term(0),
-            seen: Term(0),
-            promise: Promise::default(),
-            election: Election::default(),
-            desired: Vec::new(),
-            retired: false,
-            witness: Witness::default(),
-            log: Log::new(config.limits.memory_bytes, &config.founders),
-            index: Index::default(),
-            dedup: Dedup::new(config.limits.clients, config.limits.requests),
-            applied: Seq(0),
-            committed: Seq(0),
-            links: BTreeMap::new(),
-            head: Head::default(),
-            follower: Follower::default(),
-            starting: Starting::default(),
-            full: false,
-            tokens: 0,
-            writes: BTreeMap::new(),
-            reads: BTreeMap::new(),
-            applying: None,
-            serves: BTreeMap::new(),
-            repairs: BTreeMap::new(),
-            config,
-        }
+    /// Handles an event, with the pages of indexes that are in memory. The actions are appended to `out`, to be
+    /// carried out in their order.
+    pub fn on_event(
+        &mut self,
+        now: Instant,
+        event: Event,
+        cache: &mut Cache,
+        out: &mut Vec<Action>,
+    ) {
+        std::mem::swap(&mut self.shelf.0, cache);
+        self.handle(now, event, out);
+        std::mem::swap(&mut self.shelf.0, cache);
     }
 
-    /// What a journal record of this partition holds: whole entries, the first of which is at
-    /// device byte address `at`. Records come in the order in which they were appended to the
-    /// device, before `Start`. Bytes that do not verify count as a damaged record.
-    pub fn replay(&mut self, entries: &Bytes, at: u64) {
-        let mut pieces = Vec::new();
-        let damaged = entry::split(entries, &mut pieces).is_err();
-        let mut at = at;
-        for piece in &pieces {
-            let len = piece.bytes.len();
-            if piece.seq.0 == 0 {
-                self.replay_promise(piece.term);
-                at += len as u64;
-                continue;
-            }
-            self.witness.raise(piece);
-            self.apply_held(len);
-            if let Some(lowest) = self.log.replay(piece, at)
-                && lowest <= self.applied
-            {
-                self.reset_index();
-            }
-            at += len as u64;
-        }
-        if damaged {
-            self.promise.doubtful |= pieces.is_empty();
-            let first = pieces.last().map(|piece| Seq(piece.seq.0 + 1));
-            self.log.replay_damaged(
-                first.map(|first| (first, Seq(u64::MAX))),
-                self.promise.durable,
-            );
-        }
+    /// Whether it could go on if it were given a [`Event::Turn`].
+    pub fn wants_turn(&self) -> bool {
+        let learning = self.learning.as_ref();
+        self.stopped.is_none()
+            && (self.index.wants_turn() || learning.is_some_and(|learning| learning.wants_turn()))
     }
 
-    /// A journal record that cannot be read stands here, in append order. `hint`: the first and
-    /// last entry that it held, if its header still tells (`None` if it may have held anything).
-    ///
-    /// Its place matters: damage with entries behind it has made holes, which peers fill; damage
-    /// behind everything else may have taken the last entries, and until a new reign has begun this
-    /// replica alone does not vouch for the end of its log. Damage that is reported before anything
-    /// was replayed is taken for the latter, unless its hint says that it lies within the log.
-    pub fn replay_damaged(&mut self, hint: Option<(Seq, Seq)>) {
-        self.promise.doubtful |= hint.is_none_or(|(first, _)| first.0 == 0);
-        if hint.is_none_or(|(_, last)| last.0 > 0) {
-            self.log.replay_damaged(hint, self.promise.durable);
-        }
-    }
-
-    /// Handles an event. The actions are appended to `out`, to be carried out in their order.
-    pub fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+    fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
         if self.stopped.is_some() {
             return self.on_event_stopped(event, out);
         }
@@ -216,6 +215,7 @@ impl Replica {
                     request,
                     time_ms: wall_ms,
                     op,
+                    inline,
                 };
                 let asked = Asked {
                     reply_to,
@@ -223,25 +223,52 @@ impl Replica {
                     retry,
                     precondition,
                 };
-                self.propose(now, asked, decoded, &inline, out);
+                let facts = Facts::default();
+                let proposed = Proposed {
+                    asked,
+                    decoded,
+                    facts,
+                };
+                self.propose(now, proposed, out);
             }
+            Event::Ask { reply_to, ask } => self.on_ask(now, reply_to, ask, out),
             Event::Message { message, payload } => self.on_message(now, message, payload, out),
-            Event::Persisted { token, at } => self.on_persisted(now, token, at, out),
+            Event::Persisted {
+                token,
+                at,
+                position,
+            } => self.on_persisted(now, token, (at, position), out),
             Event::PersistFailed { token, full } => self.on_persist_failed(token, full, out),
             Event::LogRead { token, bytes } => self.on_log_read(now, token, bytes, out),
             Event::PeerUp { peer } => self.on_link(now, peer, Link::Up, out),
             Event::PeerDown { peer } => self.on_link(now, peer, Link::Down, out),
             Event::Desired { members } => self.on_desired(now, members, out),
-            Event::InlineLost { seq } => self.on_inline_lost(now, seq, out),
-            Event::Full { full } => self.full = full,
+            Event::InlineLost {
+                bucket,
+                key,
+                version,
+            } => self.on_inline_lost(now, (bucket, key), version, out),
+            Event::Index { lane, event } => self.on_index(now, lane, event, out),
+            Event::Turn => self.on_turn(now, out),
+            Event::Leave => self.leaves = true,
+            Event::Full { full } => {
+                if self.full && !full {
+                    self.index_has_room(now, out);
+                }
+                self.pressed |= full && !self.full;
+                self.full = full;
+            }
             Event::Deadline => self.on_deadline(now, out),
         }
         // Only now: handlers may change what is known to be committed in several places.
         self.apply(now, out);
         self.recompose(now, out);
-        // Another composition may count differently.
+        self.write_out(now, out);
+        // Another composition may count differently, and the index may have room again.
         self.apply(now, out);
+        self.open_gates(now, out);
         self.retire(now, out);
+        self.leave(now, out);
     }
 
     /// When to call with [`Event::Deadline`] at the latest; `None`: nothing is awaited.
@@ -255,18 +282,28 @@ impl Replica {
             Role::Starting => self.starting_deadline(),
             Role::Head => self.head_deadline(),
         };
-        role.into_iter().chain(self.repair_deadline()).min()
+        let all = role.into_iter().chain(self.repair_deadline());
+        let all = all.chain(self.recall_deadline());
+        all.chain(self.teach_deadline()).min()
     }
 
     /// Nothing is done any more.
     pub(crate) fn stop(&mut self, why: Refusal, out: &mut Vec<Action>) {
         self.abandon_pending(&why.detail, out);
-        for (seq, repair) in std::mem::take(&mut self.repairs) {
-            if repair.asked {
-                out.push(Action::Restored {
-                    seq,
-                    result: Err(why.clone().into()),
-                });
+        self.repairs.clear();
+        for ((bucket, key), recall) in std::mem::take(&mut self.recalls) {
+            out.push(Action::Restored {
+                bucket,
+                key,
+                version: recall.version,
+                result: Err(why.clone().into()),
+            });
+        }
+        for asked in std::mem::take(&mut self.questions).into_values() {
+            if let Why::Reader(reader) = asked {
+                let result = Err(why.clone().into());
+                let reply_to = reader.reply_to;
+                out.push(Action::Answer { reply_to, result });
             }
         }
         self.stopped = Some(why);
@@ -274,6 +311,21 @@ impl Replica {
 
     /// Whoever waits for a commit is told that it is not known whether there will be one.
     pub(crate) fn abandon_pending(&mut self, why: &str, out: &mut Vec<Action>) {
+        for reply_to in self.head.gates.abandon() {
+            let detail = format!(
+                "partition {}: {why}; the change was not made by this attempt",
+                self.config.partition
+            );
+            let error = Refusal::new(ErrorCode::NotServing, detail).into();
+            out.push(Action::Reply {
+                reply_to,
+                reply: Reply::Error(error),
+            });
+        }
+        self.pay_without(out);
+        // Its answers were for this reign: in a later one others may wait at the same gates.
+        self.questions
+            .retain(|_, why| !matches!(why, Why::Gate { .. } | Why::Displaced));
         for reply_to in self.head.pending.abandon() {
             let detail = format!(
                 "partition {}: {why}; whether the change was made is not known: send the request again",
@@ -302,8 +354,18 @@ impl Replica {
                     reply: Reply::Error(error()),
                 });
             }
-            Event::InlineLost { seq } => out.push(Action::Restored {
-                seq,
+            Event::Ask { reply_to, .. } => out.push(Action::Answer {
+                reply_to,
+                result: Err(error()),
+            }),
+            Event::InlineLost {
+                bucket,
+                key,
+                version,
+            } => out.push(Action::Restored {
+                bucket,
+                key,
+                version,
                 result: Err(error()),
             }),
             _ => {}
@@ -330,11 +392,32 @@ impl Replica {
             return;
         }
         match body {
-            ChainBody::Refused { promised, lease_us } => {
-                return self.on_refused(now, from, promised, lease_us, out);
+            ChainBody::Refused {
+                promised,
+                lease_us,
+                config,
+                members,
+            } => {
+                let chain = Chain { config, members };
+                return self.on_refused(now, from, (promised, lease_us), chain, out);
             }
             ChainBody::Fetch { last: Seq(0), .. } => return self.on_question(now, from, out),
             ChainBody::Seal => return self.on_seal(now, from, term, out),
+            // What was committed is so in every reign.
+            ChainBody::Recall {
+                bucket,
+                key,
+                version,
+            } => return self.on_recall(from, (bucket, key), version, out),
+            ChainBody::Recalled {
+                bucket,
+                key,
+                version,
+                found,
+            } => {
+                let payload = found.then_some(payload);
+                return self.on_recalled(now, from, (bucket, key), version, payload, out);
+            }
             _ => {}
         }
         self.seen = self.seen.max(term);
@@ -370,8 +453,21 @@ impl Replica {
                 last,
                 last_term,
                 holes,
+                base,
+                base_term,
             } => {
-                self.on_sealed(now, from, last, last_term, holes, out);
+                let sealed = Sealed::new((last, last_term), holes, (base, base_term));
+                self.on_sealed(now, from, sealed, out);
+            }
+            ChainBody::Over if follows && from == term.head() => self.on_over(now),
+            ChainBody::Teach if self.role == Role::Head => self.on_teach(now, from, out),
+            ChainBody::Lesson { .. } if follows => self.on_lesson(now, from, body, payload, out),
+            ChainBody::Learned {
+                lesson,
+                parts,
+                stamp,
+            } => {
+                self.on_learned(now, from, (lesson, parts), stamp, out);
             }
             ChainBody::Ack { durable, stamp } => self.on_ack(now, from, (durable, stamp), out),
             ChainBody::Mismatch { last, last_term } => {
@@ -381,10 +477,17 @@ impl Replica {
         }
     }
 
-    fn on_persisted(&mut self, now: Instant, token: u64, at: u64, out: &mut Vec<Action>) {
+    fn on_persisted(
+        &mut self,
+        now: Instant,
+        token: u64,
+        (at, position): (u64, u64),
+        out: &mut Vec<Action>,
+    ) {
         let Some(write) = self.writes.remove(&token) else {
             return;
         };
+        self.position = self.position.max(position);
         if write.first == Seq(0) {
             return self.promised(now, out);
         }
@@ -432,6 +535,7 @@ impl Replica {
         if link == Link::Down {
             self.serves.retain(|(to, _), _| *to != peer);
             self.repair_peer_down(now, peer, out);
+            self.recall_peer_down(now, peer, out);
         }
         match self.role {
             Role::Starting => self.on_link_starting(now, peer, link, out),
@@ -448,6 +552,8 @@ impl Replica {
             Role::Head => self.on_deadline_head(now, out),
         }
         self.on_deadline_repair(now, out);
+        self.on_deadline_recall(now, out);
+        self.on_deadline_teach(now, out);
     }
 
     /// Puts new entries, contiguous and in order, into the log and on their way to the device.

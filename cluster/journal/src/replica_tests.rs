@@ -2,15 +2,18 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use ashlar_cluster_index::{Cache, Index};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{ClientId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::journal::Entry;
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
-use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, ObjectMeta, Reply, WireError};
+use ashlar_layout::message::{
+    BucketMeta, ChainBody, ChainMessage, ErrorCode, ObjectMeta, Reply, WireError,
+};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Config, Event, InlineRef, ListParams};
+use crate::api::{Action, Answer, Ask, Config, Event, InlineRef, ListParams};
 use crate::replica::Replica;
 use crate::sim::{MICRO, MILLI, Plan, SCRIPTED, World, limits};
 
@@ -25,6 +28,7 @@ pub(crate) const QUIET: Plan = Plan {
     cuts: false,
     spares: 0,
     drift: false,
+    forgets: false,
     #[cfg(feature = "mutants")]
     mutant: None,
 };
@@ -44,11 +48,7 @@ fn create(bucket: &str) -> Op {
 }
 
 pub(crate) fn put(key: &str, inline: &[u8]) -> Op {
-    let manifest = Manifest {
-        size: inline.len() as u64,
-        crc: crc32(inline),
-        body: Body::Inline,
-    };
+    let manifest = Manifest::plain(inline.len() as u64, crc32(inline), Body::Inline);
     Op::Put {
         bucket: "bucket".to_owned(),
         key: key.to_owned(),
@@ -63,12 +63,45 @@ pub(crate) fn delete(key: &str) -> Op {
     }
 }
 
+/// A replica without a past.
+pub(crate) fn bare(config: Config) -> Replica {
+    let index = Index::new(config.index.clone());
+    Replica::new(config, index, &[]).unwrap()
+}
+
+pub(crate) fn persisted(token: u64, at: u64) -> Event {
+    let position = at;
+    Event::Persisted {
+        token,
+        at,
+        position,
+    }
+}
+
+impl Replica {
+    /// An event that needs no pages.
+    pub(crate) fn hear(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        self.on_event(now, event, &mut Cache::new(0), out);
+        out.retain(|action| !matches!(action, Action::Trim { .. }));
+    }
+}
+
 pub(crate) fn config(me: u32) -> Config {
     Config::new(
         PartitionId(7),
         DeviceNo(me),
         [1, 2, 3].map(DeviceNo).to_vec(),
     )
+}
+
+/// An object that was looked up.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    pub(crate) meta: ObjectMeta,
+    pub(crate) payload: Bytes,
+    pub(crate) place: Option<InlineRef>,
+    pub(crate) as_of: Seq,
+    pub(crate) config: u64,
 }
 
 pub(crate) struct Script {
@@ -169,13 +202,36 @@ impl Script {
     }
 
     /// At whoever reigns, or else at the first replica.
-    pub(crate) fn look(
-        &self,
-        key: &str,
-    ) -> Result<(ObjectMeta, Option<InlineRef>, Seq, u64), WireError> {
+    pub(crate) fn look(&self, key: &str) -> Result<Looked, WireError> {
         let node = self.world.reigning().unwrap_or(0);
-        let replica = self.world.replica(node);
-        replica.lookup(self.world.clock(node), "bucket", key)
+        let ask = Ask::Lookup {
+            bucket: "bucket".to_owned(),
+            key: key.to_owned(),
+        };
+        match self.world.peek(node, ask)? {
+            Answer::Found {
+                meta,
+                payload,
+                place,
+                as_of,
+                config,
+            } => Ok(Looked {
+                meta,
+                payload,
+                place,
+                as_of,
+                config,
+            }),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn buckets(&self, after: &str, max: u32) -> (Vec<BucketMeta>, bool) {
+        let after = after.to_owned();
+        match self.world.peek(0, Ask::Buckets { after, max }) {
+            Ok(Answer::Buckets { buckets, more }) => (buckets, more),
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(crate) fn run(&mut self, millis: u64) {
@@ -282,26 +338,15 @@ fn buckets() {
     assert_eq!(script.refused(drop, none, b""), ErrorCode::NoSuchBucket);
     script.done(create("aaa"), none, b"");
     script.done(create("bbb"), none, b"");
-    let (page, more) = script
-        .world
-        .head()
-        .list_buckets(script.world.clock(0), "", 1)
-        .unwrap();
+    let (page, more) = script.buckets("", 1);
     assert_eq!(
         (page[0].name.as_str(), page[0].created_ms, more),
         ("aaa", 1234, true)
     );
-    let (page, more) = script
-        .world
-        .head()
-        .list_buckets(script.world.clock(0), "aaa", 9)
-        .unwrap();
+    let (page, more) = script.buckets("aaa", 9);
     assert_eq!((page[0].name.as_str(), more), ("bbb", false));
-    let error = script
-        .world
-        .head()
-        .list(script.world.clock(0), &ListParams::default())
-        .unwrap_err();
+    let error = script.world.peek(0, Ask::List(ListParams::default()));
+    let error = error.unwrap_err();
     assert_eq!(error.code, ErrorCode::NoSuchBucket);
 }
 
@@ -325,7 +370,7 @@ fn a_retry_is_answered_and_not_done_again() {
     script.run(300);
     let fourth = script.ask_as(900, put("k", b"x"), Precondition::Absent, b"x");
     assert_eq!(script.answer(fourth), done);
-    assert_eq!(script.look("k").unwrap().0.version, seq);
+    assert_eq!(script.look("k").unwrap().meta.version, seq);
 }
 
 #[test]
@@ -348,16 +393,24 @@ fn payloads_are_checked_and_found_on_the_device() {
         script.refused(delete("k"), none, b"payload"),
         ErrorCode::BadRequest
     );
+    // A short one is in the index, a long one where its entry is.
     script.done(put("k", b"right"), none, b"right");
-    let (meta, inline, as_of, config) = script.look("k").unwrap();
-    assert_eq!((as_of, config), (meta.version, 1));
-    let inline = inline.unwrap();
-    let bytes = script.world.nodes[0]
-        .device
-        .read(inline.at, inline.len)
-        .unwrap();
-    assert_eq!(Entry::decode(&bytes).unwrap().inline, b"right");
-    assert_eq!((meta.modified_ms, inline.seq), (1234, meta.version));
+    let found = script.look("k").unwrap();
+    assert_eq!((found.as_of, found.config), (found.meta.version, 1));
+    assert_eq!((&found.payload[..], found.place), (&b"right"[..], None));
+    let long = [9; 100];
+    script.done(put("k", &long), none, &long);
+    let Looked {
+        meta,
+        payload,
+        place,
+        ..
+    } = script.look("k").unwrap();
+    assert!(payload.is_empty());
+    let place = place.unwrap();
+    let bytes = script.world.nodes[0].device.read(place.at, place.len);
+    assert_eq!(Entry::decode(&bytes.unwrap()).unwrap().inline, long);
+    assert_eq!((meta.modified_ms, place.seq), (1234, meta.version));
     let error = script.look("none").unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);
 }
@@ -403,7 +456,8 @@ fn a_stopped_successor_is_bypassed_and_catches_up() {
     let end = script.world.now + 3000 * MILLI;
     script.world.run_until(end);
     let follower = script.world.nodes[1].replica.as_ref().unwrap();
-    assert_eq!(follower.index, script.world.head().index);
+    assert_eq!(follower.applied, script.world.head().applied);
+    assert_eq!(script.world.contents(1), script.world.contents(0));
     assert!(
         script.world.stats["log reads"] > reads,
         "what left memory is read from the log"
@@ -416,12 +470,12 @@ fn damage_without_a_place_is_taken_for_the_end() {
     let tail_damaged = |hint: &dyn Fn(Seq) -> Option<(Seq, Seq)>| {
         let node = &script.world.nodes[0];
         let last = node.replica.as_ref().unwrap().log.last();
-        let mut replica = Replica::new(config(1));
+        let mut replica = bare(config(1));
         replica.replay_damaged(hint(last));
         for record in &node.device.records {
-            replica.replay(&record.bytes, record.at);
+            replica.replay(&record.bytes, record.at, record.position);
         }
-        replica.on_event(Instant(0), Event::Start {}, &mut Vec::new());
+        replica.hear(Instant(0), Event::Start {}, &mut Vec::new());
         assert_eq!(replica.log.last(), last);
         replica.log.tail_damaged()
     };
@@ -433,9 +487,9 @@ fn damage_without_a_place_is_taken_for_the_end() {
 #[test]
 fn a_follower_acknowledges_only_what_is_shown_to_agree() {
     let script = Script::new();
-    let mut follower = Replica::new(config(2));
+    let mut follower = bare(config(2));
     for record in &script.world.nodes[1].device.records {
-        follower.replay(&record.bytes, record.at);
+        follower.replay(&record.bytes, record.at, record.position);
     }
     let held = follower.log.last();
     let first_term = follower.log.term(Seq(1)).unwrap();
@@ -447,7 +501,7 @@ fn a_follower_acknowledges_only_what_is_shown_to_agree() {
         committed: Seq(99),
         stamp: 5,
     };
-    follower.on_event(now, Event::Start {}, &mut Vec::new());
+    follower.hear(now, Event::Start {}, &mut Vec::new());
     let mut tell = |round, body| {
         let message = ChainMessage {
             partition: PartitionId(7),
@@ -458,10 +512,10 @@ fn a_follower_acknowledges_only_what_is_shown_to_agree() {
         };
         let mut out = Vec::new();
         let payload = Bytes::new();
-        follower.on_event(now, Event::Message { message, payload }, &mut out);
+        follower.hear(now, Event::Message { message, payload }, &mut out);
         if let [Action::Persist { token, .. }] = out[..] {
             out.clear();
-            follower.on_event(now, Event::Persisted { token, at: 4096 }, &mut out);
+            follower.hear(now, persisted(token, 4096), &mut out);
         }
         match &out[..] {
             [Action::Send { message, .. }] => Some((message.term.round(), message.body.clone())),
@@ -541,7 +595,7 @@ fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
         inline: Bytes::from_static(b"x"),
         wall_ms: 5,
     };
-    head.on_event(now, event(77), &mut out);
+    head.hear(now, event(77), &mut out);
     let place = |wanted: fn(&Action) -> bool| out.iter().position(wanted).unwrap();
     let sent = place(|action| matches!(action, Action::Send { .. }));
     let written = place(|action| matches!(action, Action::Persist { .. }));
@@ -550,7 +604,7 @@ fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
         unreachable!()
     };
     out.clear();
-    head.on_event(now, Event::PersistFailed { token, full: false }, &mut out);
+    head.hear(now, Event::PersistFailed { token, full: false }, &mut out);
     let Some(Action::Reply {
         reply_to: 77,
         reply: Reply::Error(error),
@@ -562,7 +616,7 @@ fn a_failed_write_stops_the_replica_and_says_that_the_outcome_is_open() {
     assert!(error.detail.contains("not known"), "{}", error.detail);
     assert!(!head.serving(now));
     out.clear();
-    head.on_event(now, event(78), &mut out);
+    head.hear(now, event(78), &mut out);
     assert!(matches!(
         &out[..],
         [Action::Reply {

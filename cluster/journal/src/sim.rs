@@ -9,18 +9,23 @@
 //! - messages that a driver drops, single ones, while the connection stays;
 //! - clocks that begin anywhere and run by up to a tenth too fast or too slow;
 //! - other members that are wanted in the chain, at any time, again and again;
-//! - records of *one* replica's device that cannot be read any more, found at once or at replay.
+//! - records of *one* replica's device that cannot be read any more, found at once or at replay, and damaged
+//!   pages of its index. (What that device cannot open at all is replaced by an empty one, whose replica
+//!   counts for nothing until it has learned.)
+//!
+//! The journal's records are really freed when a replica says so, and the index is written out all the time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use ashlar_layout::crc::crc32;
+use ashlar_cluster_index::{Action as IndexAction, Cache};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
-use ashlar_layout::message::{ChainBody, Reply};
+use ashlar_layout::message::{ChainBody, Reply, WireError};
 use ashlar_layout::time::Instant;
+use bytes::Bytes;
 
-use crate::api::{Action, Event, Limits};
+use crate::api::{Action, Answer, Event, Limits};
 use crate::entry;
 use crate::replica::Replica;
 use crate::sim_clients::Clients;
@@ -41,6 +46,9 @@ pub(crate) struct Node {
     pub(crate) paused: bool,
     pub(crate) inbox: VecDeque<Event>,
     pub(crate) timer: Option<u64>,
+    pub(crate) cache: Cache,
+    /// A turn is on its way.
+    pub(crate) turning: bool,
     /// Its clock: where it began, and how fast it runs, in thousandths.
     clock: (u64, u64),
 }
@@ -88,12 +96,28 @@ pub(crate) enum Happening {
     Restart {
         node: u8,
     },
+    /// A process that was about to end does.
+    End {
+        node: u8,
+    },
     Resume {
         node: u8,
     },
     Client {
         client: usize,
         attempt: u64,
+    },
+    /// An index's wish is fulfilled.
+    Index {
+        node: u8,
+        process: u64,
+        lane: u32,
+        action: Box<IndexAction>,
+    },
+    /// There is time for the indexes.
+    Turn {
+        node: u8,
+        process: u64,
     },
     /// A cached read asks its next witness.
     Witness {
@@ -125,11 +149,15 @@ pub(crate) struct Plan {
     /// Replicas that are no members at first; members come and go if there are any.
     pub(crate) spares: u8,
     pub(crate) drift: bool,
+    /// Logs forget all that they may, so that whoever was away learns a snapshot.
+    pub(crate) forgets: bool,
     #[cfg(feature = "mutants")]
     pub(crate) mutant: Option<crate::mutants::Mutant>,
 }
 
 pub(crate) struct World {
+    /// Whose roots are held back (review).
+    pub(crate) hold_roots: Option<u8>,
     pub(crate) now: u64,
     pub(crate) rng: Rng,
     pub(crate) plan: Plan,
@@ -148,12 +176,14 @@ pub(crate) struct World {
     pub(crate) stats: BTreeMap<&'static str, u64>,
     /// Answers to questions numbered from [`SCRIPTED`].
     pub(crate) answers: BTreeMap<u64, Reply>,
+    /// Answers to readers.
+    pub(crate) told: BTreeMap<u64, Result<Answer, WireError>>,
     /// Terms of everything that any replica took for committed.
     pub(crate) committed: Vec<Term>,
     /// When the newest of it was.
     pub(crate) committed_at: u64,
-    /// Checksums of everything that was ever written.
-    written: BTreeMap<(Term, Seq), u32>,
+    /// Everything that was ever written.
+    written: BTreeMap<(Term, Seq), Bytes>,
 }
 
 pub(crate) fn limits() -> Limits {
@@ -167,11 +197,30 @@ pub(crate) fn limits() -> Limits {
         batch_bytes: 400,
         clients: 64,
         requests: 64,
-        replay_held: 4,
+        embed: 60,
+        tail_bytes: 6000,
+        pressed_bytes: 1000,
+        keep_bytes: 20_000,
+        keep_bytes_max: 100_000,
+        recalls: 3,
+        asks: 3,
         repairs: 3,
         grace: Duration::from_millis(100),
         resend: Duration::from_millis(20),
         ..Limits::default()
+    }
+}
+
+pub(crate) fn index_limits() -> ashlar_cluster_index::Limits {
+    ashlar_cluster_index::Limits {
+        table_bytes: 900,
+        waste_bytes: 1500,
+        fanout: 3,
+        questions: 6,
+        reads: 2,
+        snapshots: 3,
+        step: 8,
+        ..ashlar_cluster_index::Limits::default()
     }
 }
 
@@ -195,6 +244,8 @@ impl World {
                 paused: false,
                 inbox: VecDeque::new(),
                 timer: None,
+                cache: Cache::new(1 << 16),
+                turning: false,
                 clock: match plan.drift {
                     true => (1 + rng.below(1 << 40), 900 + rng.below(200)),
                     false => (0, 1000),
@@ -203,6 +254,7 @@ impl World {
             .collect();
         let clients = Clients::new(&mut rng);
         let mut world = Self {
+            hold_roots: None,
             now: 0,
             rng,
             plan,
@@ -220,6 +272,7 @@ impl World {
             faults: true,
             stats: BTreeMap::new(),
             answers: BTreeMap::new(),
+            told: BTreeMap::new(),
             committed: Vec::new(),
             committed_at: 0,
             written: BTreeMap::new(),
@@ -276,6 +329,10 @@ impl World {
         self.order += 1;
         self.queue.push(Reverse((self.now + delay, self.order)));
         self.happenings.insert(self.order, what);
+    }
+
+    pub(crate) fn under_way(&self) -> impl Iterator<Item = &Happening> {
+        self.happenings.values()
     }
 
     pub(crate) fn client_later(&mut self, delay: u64, client: usize, attempt: u64) {
@@ -335,9 +392,14 @@ impl World {
                     return;
                 }
                 if let Some((token, record)) = held.device.inflight.pop_front() {
-                    let at = record.at;
+                    let Record { at, position, .. } = record;
                     held.device.records.push(record);
-                    self.tell(node, Event::Persisted { token, at });
+                    let event = Event::Persisted {
+                        token,
+                        at,
+                        position,
+                    };
+                    self.tell(node, event);
                 }
             }
             Happening::Timer { node, process } => {
@@ -384,9 +446,27 @@ impl World {
                     self.start(node);
                 }
             }
+            Happening::End { node } if self.faults => self.end(node),
+            Happening::End { node } => {
+                self.crash(node);
+                self.start(node);
+            }
             Happening::Resume { node } => self.resume(node),
             Happening::Client { client, attempt } => self.client_goes_on(client, attempt),
             Happening::Witness { read } => self.ask_witness(read),
+            Happening::Index {
+                node,
+                process,
+                lane,
+                action,
+            } => self.index_done(node, process, lane, *action),
+            Happening::Turn { node, process } => {
+                let held = &mut self.nodes[usize::from(node)];
+                if held.process == process {
+                    held.turning = false;
+                    self.tell(node, Event::Turn);
+                }
+            }
             Happening::Mend { from, to } => {
                 self.cut.remove(&(from, to));
             }
@@ -407,6 +487,7 @@ impl World {
         let Some(replica) = &mut held.replica else {
             return;
         };
+        let cache = &mut held.cache;
         let mut out = Vec::new();
         let log = std::env::var("ASHLAR_LOG").is_ok();
         let what = if log {
@@ -414,7 +495,9 @@ impl World {
         } else {
             String::new()
         };
-        replica.on_event(now, event, &mut out);
+        let lane = replica.lane;
+        replica.on_event(now, event, cache, &mut out);
+        let learned = replica.lane != lane;
         if log {
             let at = (self.now / MICRO, node + 1);
             eprintln!("{at:?} {what:.260}");
@@ -425,11 +508,22 @@ impl World {
                 );
             }
         }
+        if learned {
+            self.count("learned");
+        }
         self.check(node);
         for action in out {
             self.carry_out(node, action);
         }
         self.arm(node);
+        let held = &mut self.nodes[usize::from(node)];
+        let wants = held.replica.as_ref().is_some_and(Replica::wants_turn);
+        if wants && !held.turning && !held.paused {
+            held.turning = true;
+            let process = held.process;
+            let delay = MICRO + self.rng.below(50 * MICRO);
+            self.at(delay, Happening::Turn { node, process });
+        }
     }
 
     pub(crate) fn arm(&mut self, node: u8) {
@@ -447,19 +541,25 @@ impl World {
     }
 
     /// One value for each place in each reign, whoever writes it.
-    fn check_written(&mut self, entries: &bytes::Bytes) {
+    fn check_written(&mut self, entries: &Bytes) {
         let mut pieces = Vec::new();
         entry::split(entries, &mut pieces).expect("what is written is whole");
         for piece in pieces.iter().filter(|piece| piece.seq.0 > 0) {
-            let crc = crc32(&piece.bytes);
-            let before = self.written.insert((piece.term, piece.seq), crc);
+            let name = (piece.term, piece.seq);
+            let before = self.written.insert(name, piece.bytes.clone());
             assert!(
-                before.is_none_or(|before| before == crc),
+                before.is_none_or(|before| before == piece.bytes),
                 "two entries {} of reign {}",
                 piece.seq,
                 piece.term
             );
         }
+    }
+
+    /// An entry that is committed.
+    pub(crate) fn bytes_of(&self, seq: u64) -> &Bytes {
+        let term = self.committed[seq as usize - 1];
+        &self.written[&(term, Seq(seq))]
     }
 
     fn carry_out(&mut self, node: u8, action: Action) {
@@ -482,13 +582,15 @@ impl World {
                     512 + self.rng.below(4096)
                 };
                 let device = &mut self.nodes[usize::from(node)].device;
-                let at = device.end + gap;
-                device.end = at + entries.len() as u64;
+                let at = device.place(gap, entries.len() as u64);
+                device.positions += 1;
                 let hint = Some((first, last));
                 let record = Record {
                     at,
                     bytes: entries,
                     hint,
+                    last,
+                    position: device.positions,
                     rotten: false,
                 };
                 device.inflight.push_back((token, record));
@@ -570,7 +672,26 @@ impl World {
                 );
             }
             Action::Retired => self.count("retired"),
-            Action::Restored { seq, result } => self.restored(node, seq, result),
+            Action::Restored {
+                bucket,
+                key,
+                version,
+                result,
+            } => self.restored(node, (bucket, key), version, result),
+            Action::Answer { reply_to, result } => {
+                let before = self.told.insert(reply_to, result);
+                assert_eq!(before, None, "answered twice");
+            }
+            Action::Index { lane, action } => self.index_wants(node, lane, action),
+            Action::Trim {
+                through,
+                position,
+                pins,
+            } => {
+                self.count("trims");
+                let device = &mut self.nodes[usize::from(node)].device;
+                device.trim(through, position, pins);
+            }
         }
     }
 }

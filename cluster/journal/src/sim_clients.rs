@@ -77,7 +77,7 @@ pub(crate) struct Clients {
     seen: Vec<Seen>,
     acked_max: u64,
     read_max: u64,
-    lost: Vec<(u8, Seq)>,
+    lost: Vec<(u8, (String, String), Seq)>,
 }
 
 impl Clients {
@@ -110,14 +110,15 @@ impl Clients {
     }
 
     pub(crate) fn crashed(&mut self, node: u8) {
-        self.lost.retain(|(at, _)| *at != node);
+        self.lost.retain(|(at, ..)| *at != node);
     }
 
     /// Whether that is new.
-    pub(crate) fn lose(&mut self, node: u8, seq: Seq) -> bool {
-        let new = !self.lost.contains(&(node, seq));
+    pub(crate) fn lose(&mut self, node: u8, name: (String, String), version: Seq) -> bool {
+        let lost = (node, name, version);
+        let new = !self.lost.contains(&lost);
         if new {
-            self.lost.push((node, seq));
+            self.lost.push(lost);
         }
         new
     }
@@ -192,11 +193,7 @@ fn random_op(rng: &mut Rng, newest: u64) -> (Op, Precondition, Bytes) {
                 data_len: 100,
                 shard_crcs: vec![1, 2, 3],
             };
-            let manifest = Manifest {
-                size: 100,
-                crc: 9,
-                body: Body::Stripes(vec![stripe]),
-            };
+            let manifest = Manifest::plain(100, 9, Body::Stripes(vec![stripe]));
             (
                 Op::Put {
                     bucket: bucket(rng),
@@ -209,11 +206,7 @@ fn random_op(rng: &mut Rng, newest: u64) -> (Op, Precondition, Bytes) {
         }
         _ => {
             let inline = vec![rng.next() as u8; rng.below(150) as usize];
-            let manifest = Manifest {
-                size: inline.len() as u64,
-                crc: crc32(&inline),
-                body: Body::Inline,
-            };
+            let manifest = Manifest::plain(inline.len() as u64, crc32(&inline), Body::Inline);
             let op = Op::Put {
                 bucket: bucket(rng),
                 key: key(rng),
@@ -351,6 +344,7 @@ impl World {
                     ErrorCode::PartitionUnavailable
                     | ErrorCode::NotServing
                     | ErrorCode::NotHead
+                    | ErrorCode::Corrupt
                     | ErrorCode::Busy,
                 ..
             }) => {
@@ -378,8 +372,15 @@ impl World {
         self.client_later(delay, client, 0);
     }
 
-    pub(crate) fn restored(&mut self, node: u8, seq: Seq, result: Result<(), WireError>) {
-        self.clients.lost.retain(|lost| *lost != (node, seq));
+    pub(crate) fn restored(
+        &mut self,
+        node: u8,
+        name: (String, String),
+        version: Seq,
+        result: Result<(), WireError>,
+    ) {
+        let ended = (node, name, version);
+        self.clients.lost.retain(|lost| *lost != ended);
         self.count(if result.is_ok() {
             "restored"
         } else {
@@ -404,11 +405,11 @@ impl World {
         let mut at = BTreeMap::new();
         let mut changes = BTreeMap::new();
         self.compare(&model, 0);
-        for seq in 1..=head.log.last().0 {
-            let slot = *head.log.slot(Seq(seq)).expect("no holes in a head's log");
-            let bytes = self.bytes_of(seq);
-            let entry = Entry::decode(&bytes).unwrap();
-            assert_eq!((entry.header.seq.0, entry.header.term), (seq, slot.term));
+        let last = head.log.last().0;
+        assert_eq!(last, self.committed(), "all is committed");
+        for seq in 1..=last {
+            let entry = Entry::decode(self.bytes_of(seq)).unwrap();
+            assert_eq!(entry.header.seq.0, seq);
             let op = entry.op().unwrap();
             let slot = match &op {
                 Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
@@ -447,27 +448,7 @@ impl World {
             assert_eq!(at.get(&name), None, "refused, but done: {refused:?}");
         }
         self.judge_cached(&changes);
-        assert_eq!(
-            self.refusals_explained(head.log.last().0),
-            self.clients.refused.len()
-        );
-    }
-
-    /// An entry of the head's log; from another replica if it is rotten there.
-    fn bytes_of(&self, seq: u64) -> Bytes {
-        let head = self.head();
-        let term = head.log.term(Seq(seq)).expect("no holes in a head's log");
-        let read = |node: &crate::sim::Node| {
-            let replica = node.replica.as_ref()?;
-            let slot = *replica
-                .log
-                .slot(Seq(seq))
-                .filter(|slot| slot.term == term)?;
-            let recent = replica.log.recent(Seq(seq)).cloned();
-            recent.or_else(|| node.device.read(slot.at, slot.len))
-        };
-        let mut all = self.nodes.iter();
-        all.find_map(read).expect("some replica holds every entry")
+        assert_eq!(self.refusals_explained(last), self.clients.refused.len());
     }
 
     fn compare(&self, model: &Model, seq: u64) {
@@ -488,8 +469,8 @@ impl World {
         let mut model = Model::default();
         for seq in 0..=last {
             if seq > 0 {
-                let bytes = self.bytes_of(seq);
-                model.apply(seq, Entry::decode(&bytes).unwrap().op().unwrap());
+                let entry = Entry::decode(self.bytes_of(seq)).unwrap();
+                model.apply(seq, entry.op().unwrap());
             }
             left.retain(|refused| {
                 let Current {

@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use ashlar_layout::ids::Seq;
 use bytes::Bytes;
 
+use crate::sim_index::IndexDevice;
+
 /// SplitMix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(pub(crate) u64);
@@ -35,6 +37,10 @@ pub(crate) struct Record {
     pub(crate) at: u64,
     pub(crate) bytes: Bytes,
     pub(crate) hint: Option<(Seq, Seq)>,
+    /// The last entry in it; 0: a promise.
+    pub(crate) last: Seq,
+    /// Its number on the device.
+    pub(crate) position: u64,
     /// Cannot be read (any more).
     pub(crate) rotten: bool,
 }
@@ -46,9 +52,35 @@ pub(crate) struct Device {
     pub(crate) inflight: VecDeque<(u64, Record)>,
     pub(crate) end: u64,
     pub(crate) busy_until: u64,
+    pub(crate) index: IndexDevice,
+    pub(crate) positions: u64,
+    /// What of the journal is not needed, as far as the present process said.
+    pub(crate) trimmed: Option<(Seq, u64, Vec<u32>)>,
 }
 
+/// Bytes of an extent of the journal.
+pub(crate) const EXTENT: u64 = 8192;
+
 impl Device {
+    /// A place for a record of so many bytes, within one extent.
+    pub(crate) fn place(&mut self, gap: u64, len: u64) -> u64 {
+        let mut at = self.end + gap;
+        if at / EXTENT != (at + len.max(1) - 1) / EXTENT {
+            at = at.next_multiple_of(EXTENT);
+        }
+        self.end = at + len;
+        at
+    }
+
+    /// Frees what is not needed: what is durable, as far as extents go that no run points into.
+    pub(crate) fn trim(&mut self, through: Seq, position: u64, pins: Vec<u32>) {
+        let pinned = |at: u64| pins.binary_search(&((at / EXTENT) as u32)).is_ok();
+        self.records.retain(|record| {
+            record.last > through || record.position > position || pinned(record.at)
+        });
+        self.trimmed = Some((through, position, pins));
+    }
+
     /// Bytes of one or more records that stand without a gap; `None` if not all can be read.
     pub(crate) fn read(&self, at: u64, len: u32) -> Option<Bytes> {
         let nth = self

@@ -1,16 +1,23 @@
 //! What goes wrong in the simulated world, and what must hold all the same after every step.
 
+use ashlar_cluster_index::{Cache, Index};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
 
 use crate::api::{Config, Event};
 use crate::replica::Replica;
-use crate::sim::{Happening, MILLI, World, device, limits, pair};
+use crate::sim::{Happening, MILLI, World, device, index_limits, limits, pair};
+use crate::sim_device::EXTENT;
 
 impl World {
     pub(crate) fn start(&mut self, node: u8) {
         let replicas = self.nodes.len() as u8;
         let mut config = Config::new(PartitionId(7), device(node), self.founders.clone());
         config.limits = limits();
+        if self.plan.forgets {
+            config.limits.keep_bytes = 400;
+        }
+        config.index.extent_size = EXTENT;
+        config.index.limits = index_limits();
         config.seed = self.rng.next();
         #[cfg(feature = "mutants")]
         {
@@ -25,14 +32,37 @@ impl World {
         held.paused = false;
         held.inbox.clear();
         held.timer = None;
+        held.turning = false;
+        held.cache = Cache::new(1 << 16);
         held.device.busy_until = now;
-        let mut replica = Replica::new(config);
+        held.device.trimmed = None;
+        config.index.life = held.process;
+        let opened = held.device.index.open(&config.index);
+        let lost = opened.is_none();
+        if lost {
+            held.device.index.clear();
+        }
+        let mut replica = match opened {
+            Some((index, kept)) => {
+                Replica::new(config, index, &kept).expect("what was kept is whole")
+            }
+            None => {
+                let index = Index::new(config.index.clone());
+                Replica::blank(config, index)
+            }
+        };
         for record in &held.device.records {
             if record.rotten {
                 replica.replay_damaged(record.hint);
-            } else {
-                replica.replay(&record.bytes, record.at);
+            } else if !replica.is_past(record.last, record.position) {
+                replica.replay(&record.bytes, record.at, record.position);
             }
+        }
+        if lost {
+            self.stats
+                .entry("blank")
+                .and_modify(|n| *n += 1)
+                .or_insert(1);
         }
         held.replica = Some(replica);
         for peer in (0..replicas).filter(|peer| *peer != node) {
@@ -65,6 +95,7 @@ impl World {
         held.paused = false;
         held.inbox.clear();
         let inflight = std::mem::take(&mut held.device.inflight);
+        held.device.index.crash(&mut self.rng);
         let survive = survive % (inflight.len() as u64 + 1);
         for (nth, (_, mut record)) in inflight.into_iter().enumerate() {
             if nth as u64 == survive && tear {
@@ -80,6 +111,13 @@ impl World {
         }
         self.clients.crashed(node);
         self.count("crashes");
+    }
+
+    /// Its process ends, and another begins some time later.
+    pub(crate) fn end(&mut self, node: u8) {
+        self.crash(node);
+        let delay = self.rng.below(200 * MILLI);
+        self.at(delay, Happening::Restart { node });
     }
 
     fn disconnect(&mut self, a: u8, b: u8) {
@@ -131,6 +169,10 @@ impl World {
                 records[at].hint = None;
             }
         }
+        if self.rng.one_in(3) {
+            let device = &mut self.nodes[usize::from(victim)].device;
+            device.index.rot(&mut self.rng);
+        }
         self.count("rot");
     }
 
@@ -155,10 +197,18 @@ impl World {
             node = head;
         }
         match self.rng.below(17) {
-            0..=2 if self.plan.crashes => {
-                self.crash(node);
-                let delay = self.rng.below(200 * MILLI);
-                self.at(delay, Happening::Restart { node });
+            0..=2 if self.plan.crashes && self.rng.one_in(3) => {
+                // It may hand over before it ends, or may not get that far.
+                self.count("leaves");
+                self.tell_later(0, node, Event::Leave);
+                let delay = self.rng.below(20 * MILLI);
+                self.at(delay, Happening::End { node });
+            }
+            0..=2 if self.plan.crashes => self.end(node),
+            16 => {
+                let device = &mut self.nodes[usize::from(node)].device;
+                device.busy_until = device.busy_until.max(self.now) + self.rng.below(800 * MILLI);
+                self.count("hangs");
             }
             3 if self.plan.crashes && self.rng.one_in(3) => {
                 self.count("all crashed");
@@ -290,10 +340,18 @@ impl World {
             "replica {node} stopped: {:?}",
             replica.status()
         );
+        let (base, covered) = (replica.log.base(), replica.index.covered());
         assert!(
-            replica.committed <= replica.log.last(),
-            "committed beyond the end"
+            base <= covered && covered <= replica.applied,
+            "forgotten too early"
         );
+        if replica.in_office() {
+            assert!(replica.applied <= replica.committed, "applied too early");
+            assert!(
+                replica.applied <= replica.log.durable(),
+                "applied, not durable"
+            );
+        }
         if replica.in_office() {
             assert!(
                 replica.committed <= replica.log.durable(),
@@ -303,9 +361,11 @@ impl World {
             assert!(replica.committed >= start, "in office before its own entry");
         }
         if replica.serving(now) {
-            assert_eq!(
-                replica.applied, replica.committed,
-                "a serving head has applied everything"
+            assert!(
+                replica.applied == replica.committed
+                    || !replica.index.has_room()
+                    || replica.log.recent(Seq(replica.applied.0 + 1)).is_none(),
+                "a serving head applies what it can"
             );
         }
         let memory = replica.log.writing_bytes();

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::journal::Entry;
+use ashlar_layout::manifest::Body;
+use ashlar_layout::message::ErrorCode;
 use ashlar_layout::slot::slot_of;
 
-use crate::api::{Event, ListParams};
+use crate::api::{Answer, Ask, Event, ListParams};
 use crate::sim::{Happening, MICRO, MILLI, World, node_of};
 use crate::sim_clients::{Contents, Seen};
 
@@ -25,6 +27,13 @@ pub(crate) struct Cached {
     pub(crate) confirmed: bool,
 }
 
+type All = (
+    Vec<String>,
+    Contents,
+    Vec<(String, String, Seq, u64)>,
+    Vec<(String, String, Seq)>,
+);
+
 impl World {
     /// Reads at whoever serves.
     pub(crate) fn look(&mut self) {
@@ -38,10 +47,11 @@ impl World {
             if replica.serving(now) {
                 serving.push(node);
             } else {
-                assert!(
-                    replica.lookup(now, "first", "a").is_err(),
-                    "answered while not serving"
-                );
+                let ask = Ask::Lookup {
+                    bucket: "first".to_owned(),
+                    key: "a".to_owned(),
+                };
+                assert!(self.peek(node, ask).is_err(), "answered while not serving");
             }
         }
         assert!(serving.len() <= 1, "several serve: {serving:?}");
@@ -51,57 +61,33 @@ impl World {
     }
 
     fn look_at(&mut self, node: u8) {
-        let now = self.clock(node);
-        let replica = self.replica(node);
-        let committed = replica.committed.0;
+        // What it has applied is what it tells; nobody was told of more.
+        let committed = self.replica(node).applied.0;
         assert!(
             committed >= self.clients.seen_max(),
             "a read at replica {node} would miss what was acknowledged or read before: {committed}"
         );
-        let (buckets, _) = replica.list_buckets(now, "", 100).unwrap();
-        let buckets: Vec<String> = buckets.into_iter().map(|bucket| bucket.name).collect();
-        let mut contents = Contents::new();
-        let mut unreadable = Vec::new();
-        let mut found = Vec::new();
-        for bucket in &buckets {
-            let params = ListParams {
-                bucket: bucket.clone(),
-                max: 100,
-                ..ListParams::default()
-            };
-            for object in replica.list(now, &params).unwrap().objects {
-                let (meta, inline, as_of, config) =
-                    replica.lookup(now, bucket, &object.key).unwrap();
-                assert_eq!(meta.version, object.version);
-                found.push((bucket.clone(), object.key.clone(), as_of, config));
-                if let Some(inline) = inline {
-                    let device = &self.nodes[usize::from(node)].device;
-                    let bytes = device.read(inline.at, inline.len);
-                    let good = bytes.as_ref().is_some_and(|bytes| {
-                        let entry = Entry::decode(bytes).expect("what is not rotten is whole");
-                        assert_eq!(
-                            (entry.header.seq, entry.header.term),
-                            (inline.seq, inline.term)
-                        );
-                        assert_eq!(crc32(entry.inline), meta.manifest.crc);
-                        true
-                    });
-                    if !good {
-                        unreadable.push(inline.seq);
-                    }
-                }
-                contents.insert((bucket.clone(), object.key), meta.version.0);
-            }
-        }
-        let chain = replica.log.chain().clone();
+        let Some((buckets, contents, found, lost)) = self.read_all(node) else {
+            return self.count("unreadable pages");
+        };
+        let mut found = found;
+        let chain = self.replica(node).log.chain().clone();
         self.clients.saw(Seen {
             committed,
             contents,
             buckets,
         });
-        for seq in unreadable {
-            if self.clients.lose(node, seq) {
-                self.tell_later(0, node, Event::InlineLost { seq });
+        for (bucket, key, version) in lost {
+            if self
+                .clients
+                .lose(node, (bucket.clone(), key.clone()), version)
+            {
+                let event = Event::InlineLost {
+                    bucket,
+                    key,
+                    version,
+                };
+                self.tell_later(0, node, event);
             }
         }
         if !found.is_empty() && self.rng.one_in(2) {
@@ -126,6 +112,81 @@ impl World {
             let delay = self.rng.below(most * MILLI);
             self.at(delay, Happening::Witness { read });
         }
+    }
+
+    /// Buckets, contents, what a cache would keep of them, and payloads that cannot be read. None if a page
+    /// of the index cannot be read.
+    fn read_all(&self, node: u8) -> Option<All> {
+        let rotten = self.plan.victim == Some(node);
+        let peek = |ask| match self.peek(node, ask) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                // What it had under way made it hand over, or showed a damaged page.
+                let over = self.replica(node).leaves || rotten;
+                let over = over && error.code == ErrorCode::NotHead;
+                let damaged = rotten && error.code == ErrorCode::Corrupt;
+                assert!(over || damaged, "{error:?}");
+                None
+            }
+        };
+        let (after, max) = (String::new(), 100);
+        let Answer::Buckets { buckets, .. } = peek(Ask::Buckets { after, max })? else {
+            panic!("no buckets")
+        };
+        let buckets: Vec<String> = buckets.into_iter().map(|bucket| bucket.name).collect();
+        let (mut contents, mut found, mut lost) = (Contents::new(), Vec::new(), Vec::new());
+        for bucket in &buckets {
+            let params = ListParams {
+                bucket: bucket.clone(),
+                max: 100,
+                ..ListParams::default()
+            };
+            let Answer::Page(page) = peek(Ask::List(params))? else {
+                panic!("no page")
+            };
+            for object in page.objects {
+                let (bucket, key) = (bucket.clone(), object.key);
+                let ask = Ask::Lookup {
+                    bucket: bucket.clone(),
+                    key: key.clone(),
+                };
+                let Answer::Found {
+                    meta,
+                    payload,
+                    place,
+                    as_of,
+                    config,
+                } = peek(ask)?
+                else {
+                    panic!("not found")
+                };
+                assert_eq!(meta.version, object.version);
+                contents.insert((bucket.clone(), key.clone()), meta.version.0);
+                let inline = meta.manifest.body == Body::Inline;
+                if let Some(place) = place {
+                    let device = &self.nodes[usize::from(node)].device;
+                    let bytes = device.read(place.at, place.len);
+                    let good = bytes.as_ref().is_some_and(|bytes| {
+                        let entry = Entry::decode(bytes).expect("what is not rotten is whole");
+                        let named = (entry.header.seq, entry.header.term);
+                        assert_eq!(named, (place.seq, place.term));
+                        assert_eq!(crc32(entry.inline), meta.manifest.crc);
+                        true
+                    });
+                    assert!(
+                        good || rotten,
+                        "a payload was freed: {bucket}/{key} {place:?}"
+                    );
+                    if !good {
+                        lost.push((bucket.clone(), key.clone(), meta.version));
+                    }
+                } else if inline {
+                    assert_eq!(crc32(&payload), meta.manifest.crc);
+                }
+                found.push((bucket, key, as_of, config));
+            }
+        }
+        Some((buckets, contents, found, lost))
     }
 
     /// A read begins, or goes on with the next witness.

@@ -40,8 +40,27 @@ pub(crate) struct Sealed {
     pub(crate) holes: Vec<(Seq, Seq)>,
     /// Nothing can be missing behind its end.
     pub(crate) whole_end: bool,
+    /// What its log has forgotten, and of which term the last of that is.
+    pub(crate) base: (Seq, Term),
     /// Its log has a hole that nobody could fill: others are better.
     pub(crate) passed_over: bool,
+}
+
+impl Sealed {
+    pub(crate) fn new(
+        (last, last_term): (Seq, Term),
+        holes: Vec<(Seq, Seq)>,
+        base: (Seq, Term),
+    ) -> Self {
+        Self {
+            last,
+            last_term,
+            whole_end: holes.iter().all(|(_, to)| *to <= last),
+            holes,
+            base,
+            passed_over: false,
+        }
+    }
 }
 
 /// The state of a head that is not in office yet.
@@ -156,22 +175,12 @@ impl Replica {
         &mut self,
         now: Instant,
         peer: DeviceNo,
-        last: Seq,
-        last_term: Term,
-        holes: Vec<(Seq, Seq)>,
+        sealed: Sealed,
         out: &mut Vec<Action>,
     ) {
         if !self.is_up(peer) || self.starting.sealed.contains_key(&peer) {
             return;
         }
-        let whole_end = holes.iter().all(|(_, to)| *to <= last);
-        let sealed = Sealed {
-            last,
-            last_term,
-            holes,
-            whole_end,
-            passed_over: false,
-        };
         self.starting.sealed.insert(peer, sealed);
         if let Some(adoption) = &mut self.starting.adoption {
             adoption.tried.remove(&peer);
@@ -202,10 +211,12 @@ impl Replica {
                 match self.copy(now, out) {
                     Step::Again => continue,
                     Step::Waits => return,
+                    Step::Beyond => return self.yield_beyond(now, out),
                     Step::Done => {}
                 }
             }
             match self.log.first_hole() {
+                Some((hole, _)) if self.is_forgotten(hole) => return self.yield_beyond(now, out),
                 Some((hole, behind)) => {
                     let terms = self.log.term(behind).zip(self.log.term_before(behind));
                     let Some(terms) = terms else { return };
@@ -220,6 +231,17 @@ impl Replica {
                 None => self.take_office(now, out),
             }
         }
+    }
+
+    /// Whether another has forgotten this entry: its log and index have all that was committed up to there.
+    fn is_forgotten(&self, seq: Seq) -> bool {
+        let mut sealed = self.starting.sealed.values();
+        sealed.any(|sealed| sealed.base.0 >= seq)
+    }
+
+    /// What it lacks is in no log any more. Whoever has forgotten it has what it made, and can teach it.
+    fn yield_beyond(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.yield_to_others(now, "it lacks entries that others have forgotten", out);
     }
 
     /// Chooses the best log, if enough of them are known.
@@ -276,7 +298,7 @@ impl Replica {
     fn take_office(&mut self, now: Instant, out: &mut Vec<Action>) {
         let prev_term = self.log.last_term();
         let seq = Seq(self.log.last().0 + 1);
-        let bytes = match entry::encode(seq, self.term, &entry::term_start(prev_term), &[]) {
+        let bytes = match entry::encode(seq, self.term, &entry::term_start(prev_term)) {
             Ok(bytes) => bytes,
             Err(error) => {
                 let detail = format!("replica {} stopped: {error}", self.config.me);
@@ -309,7 +331,7 @@ impl Replica {
         }
         for peer in self.members_but_me() {
             match sealed.get(&peer).filter(|_| self.is_up(peer)) {
-                Some(sealed) => self.enlist(now, peer, sealed.last, sealed.last_term, out),
+                Some(sealed) => self.enlist(now, peer, (sealed.last, sealed.last_term), out),
                 None if self.is_up(peer) => self.seal_again(now, peer, out),
                 None => {}
             }

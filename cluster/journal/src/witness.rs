@@ -4,7 +4,8 @@
 //! - a slot is raised before the entry is acknowledged, indeed before it is given to the device, and
 //!   by replay too; it is never lowered. So for every entry that this replica ever acknowledged, or
 //!   that its device gave back, the slot of its key is at least there;
-//! - it may be higher than that: entries that were removed from the log since, or other keys.
+//! - it may be higher than that: entries that were removed from the log since, other keys, or, after a
+//!   restart, the last entry that the index covers: for what is in there, nothing else is known.
 //!
 //! Why a replica that has replayed a whole log may speak at once: what is committed was acknowledged
 //! by n − f members, so it is durable on each of those. One that restarts finds it by replay, unless
@@ -27,6 +28,19 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
+    /// Of entries up to this one it is not known which keys they change.
+    pub(crate) fn behind(covered: Seq) -> Self {
+        Self {
+            highest: BTreeMap::new(),
+            any: covered,
+        }
+    }
+
+    /// Entries up to this one came without being told one by one.
+    pub(crate) fn learned(&mut self, at: Seq) {
+        self.any = self.any.max(at);
+    }
+
     pub(crate) fn raise(&mut self, piece: &Piece) {
         match piece.mark {
             Mark::Slot(slot) => {

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ashlar_cluster_model::{Maker, Outcome, Scale, Search, check, models};
+use ashlar_cluster_model::{Maker, Outcome, Scale, Search, check, models, walked};
 use clap::Parser;
 
 /// Check the replicated journal's models.
@@ -33,9 +33,12 @@ struct Cli {
     /// States of a model, at most, those that are come upon again included.
     #[arg(long, default_value_t = 1_000_000_000)]
     most: usize,
-    /// Everything up to so many steps, instead of what each model says; 0: to the end.
+    /// Breadth first: more memory, but what is found is found by the shortest way.
     #[arg(long)]
-    depth: Option<usize>,
+    shortest: bool,
+    /// Another bound than the model's own, as in `--set ticks=2`; `--set pauses=none` counts no pauses.
+    #[arg(long, value_name = "BOUND=NUMBER")]
+    set: Vec<String>,
     /// Where random walks begin.
     #[arg(long, default_value_t = 7)]
     seed: u64,
@@ -83,52 +86,58 @@ fn main() -> ExitCode {
     }
 }
 
-/// Goes through a model to its depth, then walks through it. The states that it has.
+/// Goes through a model, then walks through larger bounds of it. The states that it has.
 fn model(cli: &Cli, scale: Scale, (name, make): &Maker) -> Result<usize, String> {
     let begun = Instant::now();
     let mut plan = make(scale);
-    plan.depth = cli.depth.unwrap_or(plan.depth);
-    let outcome = check(plan, cli.threads, Search::Whole, cli.most)?;
+    for bound in &cli.set {
+        plan.set(bound)?;
+    }
+    let walks = plan.walks;
+    let search = if cli.shortest {
+        Search::Shortest
+    } else {
+        Search::Whole
+    };
+    let outcome = check(plan, cli.threads, search, cli.most)?;
     let Outcome {
         unique,
         generated,
         depth,
+        seen,
+        missing,
         ..
-    } = outcome;
+    } = &outcome;
     println!(
-        "{name}: {unique} unique states, depth {depth}, {:.1} s ({generated} steps)",
+        "{name}: {unique} unique states, depth {depth}, {:.1} s ({generated} steps), {seen:?}",
         begun.elapsed().as_secs_f64()
     );
     report(&outcome)?;
     if !outcome.whole {
         return Err(format!(
-            "not all of it was gone through: more than {} steps",
+            "NOT ALL of it was gone through: more than {} steps",
             cli.most
         ));
     }
-    let mut missing = outcome.missing;
-    let plan = make(scale);
-    let walks = plan.walks;
-    if walks > 0 {
-        let begun = Instant::now();
-        let outcome = check(plan, cli.threads, Search::Walks(cli.seed), walks)?;
-        println!(
-            "{name}: walks of {} steps in all, the longest {}, {:.1} s",
-            outcome.generated,
-            outcome.depth,
-            begun.elapsed().as_secs_f64()
-        );
-        report(&outcome)?;
-        missing.retain(|what| outcome.missing.contains(what));
-    }
-    if missing.is_empty() {
-        Ok(unique)
-    } else {
-        Err(format!(
+    if !missing.is_empty() {
+        return Err(format!(
             "never happened, though it should: {missing:?}; it begins with {}",
             outcome.begins
-        ))
+        ));
     }
+    if walks > 0 {
+        let begun = Instant::now();
+        let outcome = check(walked(make), cli.threads, Search::Walks(cli.seed), walks)?;
+        println!(
+            "{name}: random walks of {} steps in all, the longest {}, {:.1} s, {:?}",
+            outcome.generated,
+            outcome.depth,
+            begun.elapsed().as_secs_f64(),
+            outcome.seen,
+        );
+        report(&outcome)?;
+    }
+    Ok(*unique)
 }
 
 /// Prints the way to what does not hold.
@@ -155,11 +164,15 @@ fn mutants(_: &Cli, _: &[Maker]) -> bool {
     true
 }
 
+/// Steps in which a mutant must be noticed.
+#[cfg(feature = "mutants")]
+const HUNT: usize = 8_000_000;
+
 /// Each mutant must be noticed by a model.
 #[cfg(feature = "mutants")]
 fn mutants(cli: &Cli, makers: &[Maker]) -> bool {
     use ashlar_cluster_journal::Mutant;
-    use ashlar_cluster_model::{Plan, hunter};
+    use ashlar_cluster_model::{hunt, hunter};
 
     let mutants: Vec<Mutant> = Mutant::ALL
         .into_iter()
@@ -167,20 +180,9 @@ fn mutants(cli: &Cli, makers: &[Maker]) -> bool {
         .collect();
     let mut killed = 0;
     for &mutant in &mutants {
-        let Some((name, make)) = makers.iter().find(|(name, _)| *name == hunter(mutant)) else {
-            continue;
-        };
+        let name = hunter(mutant);
         let begun = Instant::now();
-        let plan = Plan {
-            mutant: Some(mutant),
-            least: 0,
-            // What it does wrong is looked for, not what comes of it in the end.
-            heal_one_in: 0,
-            ..make(Scale::Small)
-        };
-        let most = cli.most.min(8_000_000);
-        let search = Search::Walks(cli.seed);
-        let outcome = match check(plan, cli.threads, search, most) {
+        let outcome = match hunt(Some(mutant), name, cli.seed, cli.most.min(HUNT)) {
             Ok(outcome) => outcome,
             Err(why) => {
                 println!("{mutant:?}: {name} did not begin: {why}");
@@ -188,12 +190,12 @@ fn mutants(cli: &Cli, makers: &[Maker]) -> bool {
             }
         };
         let seconds = begun.elapsed().as_secs_f64();
-        let unique = outcome.unique;
+        let unique = outcome.generated;
         match &outcome.failure {
             Some(trace) => {
                 let steps = trace.acts.len();
                 println!(
-                    "{mutant:?}: killed by {name}: not so that {}, {steps} steps, {unique} states, {seconds:.1} s",
+                    "{mutant:?}: killed by {name}: not so that {}, {steps} steps, after {unique} in all, {seconds:.1} s",
                     trace.property
                 );
                 killed += 1;
@@ -201,7 +203,7 @@ fn mutants(cli: &Cli, makers: &[Maker]) -> bool {
                     let _shown = report(&outcome);
                 }
             }
-            None => println!("{mutant:?}: LIVES in {name}, {unique} states, {seconds:.1} s"),
+            None => println!("{mutant:?}: LIVES in {name}, {unique} steps, {seconds:.1} s"),
         }
     }
     println!("mutants killed {killed}/{}", mutants.len());

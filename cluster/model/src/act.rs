@@ -17,6 +17,13 @@ pub enum Act {
         /// The receiver's.
         to: usize,
     },
+    /// The next message arrives, and will once more.
+    Repeat {
+        /// The sender's node.
+        from: usize,
+        /// The receiver's.
+        to: usize,
+    },
     /// The oldest write under way becomes durable.
     Flush {
         /// On which node.

@@ -8,10 +8,9 @@
 
 use std::sync::Arc;
 
-use ashlar_layout::ids::{ClientId, RequestNo, Seq};
-use ashlar_layout::message::ErrorCode;
+use ashlar_layout::ids::{ClientId, RequestNo, Seq, Term};
 
-use crate::client::{self, BUCKET, End};
+use crate::client::{self, End};
 use crate::disk::{self, Mark};
 use crate::hash;
 use crate::plan::{Plan, Seen, node};
@@ -67,30 +66,28 @@ pub const PROPERTIES: [&str; 13] = [
 ];
 
 impl World {
-    /// Takes note of what a replica takes for committed, which was up to `before` until now.
-    pub fn observe(&mut self, told: usize, before: Seq) {
-        let Some(replica) = self.replica(told) else {
-            return;
-        };
-        let now = self.clock(told);
-        let view = replica.view(now);
-        if replica.status().state.starts_with("stopped") {
-            self.fail(Broken::Stopped);
-        }
-        let newest = disk::at(&self.nodes[told].disk.held, view.committed);
-        let reigns = node(view.term.head()) == told;
-        if reigns && view.committed > before && newest.is_some_and(|mark| mark.term != view.term) {
+    /// Takes note of what a replica, in this reign and with this log, took for committed and does now.
+    pub fn observe(
+        &mut self,
+        told: usize,
+        (before, committed): (Seq, Seq),
+        term: Term,
+        held: &[Option<Mark>],
+    ) {
+        let newest = disk::at(held, committed);
+        let reigns = node(term.head()) == told;
+        if reigns && committed > before && newest.is_some_and(|mark| mark.term != term) {
             self.fail(Broken::OldReign);
         }
         let known = self.committed.len() as u64;
-        for seq in 1..=view.committed.0.min(known) {
-            let held = disk::at(&self.nodes[told].disk.held, Seq(seq));
+        for seq in 1..=committed.0.min(known) {
+            let held = disk::at(held, Seq(seq));
             if held.is_some_and(|held| held.term != self.committed[seq as usize - 1].term) {
                 self.fail(Broken::Disagree);
             }
         }
-        for seq in known + 1..=view.committed.0 {
-            let Some(mark) = disk::at(&self.nodes[told].disk.held, Seq(seq)) else {
+        for seq in known + 1..=committed.0 {
+            let Some(mark) = disk::at(held, Seq(seq)) else {
                 return self.fail(Broken::Lost);
             };
             self.commit(mark);
@@ -119,6 +116,7 @@ impl World {
         told: usize,
         seq: Seq,
         (client, request): (ClientId, RequestNo),
+        durable: Option<&Mark>,
     ) {
         let mark = self
             .committed
@@ -128,7 +126,7 @@ impl World {
         else {
             return self.fail(Broken::Lost);
         };
-        let held = &self.nodes[told].disk.held;
+        let held = &self.disk(told).held;
         let founders = (1 << plan.founders) - 1;
         let chains = held
             .iter()
@@ -139,7 +137,9 @@ impl World {
         // The next composition may have been put into the log in this very step.
         let enough = chains.iter().rev().take(2).any(|chain| {
             let has = |at: usize| {
-                let held = disk::at(&self.nodes[at].disk.durable, seq);
+                let held = disk::at(&self.disk(at).durable, seq);
+                // Its own, as it was when it said so.
+                let held = if at == told { durable.copied() } else { held };
                 held.is_some_and(|held| held.term == mark.term)
             };
             let members = (0..self.nodes.len()).filter(|at| chain & 1 << at != 0);
@@ -147,11 +147,7 @@ impl World {
             members.filter(|at| has(*at)).count() >= n - n.saturating_sub(1) / 2
         });
         // After a rot it may be fewer: that is one of the failures that are allowed for.
-        let rotten = self
-            .nodes
-            .iter()
-            .any(|node| node.disk.records.iter().any(|r| r.rotten));
-        if !rotten && !enough {
+        if !self.is_rotten() && !enough {
             self.fail(Broken::NotDurable);
         }
     }
@@ -190,53 +186,50 @@ impl World {
         newest.map_or(Seq(0), |mark| mark.seq)
     }
 
-    /// What a look-up at a node gives: the version (0: no object), and if there is one, up to which entry
-    /// that holds, and in which composition; nothing if it does not serve.
-    pub fn look_up(&self, at: usize, key: &str) -> Option<(Seq, Seq, u64)> {
-        let replica = self.replica(at)?;
-        let now = self.clock(at);
-        match replica.lookup(now, BUCKET, key) {
-            Ok((meta, _, as_of, config)) => Some((meta.version, as_of, config)),
-            Err(error) if error.code == ErrorCode::NotFound => Some((Seq(0), Seq(0), 0)),
-            Err(_) => None,
-        }
+    /// The name of what does not hold; if all holds, that nothing can be committed any more.
+    pub fn first_broken(&self) -> &'static str {
+        let first = self.broken.trailing_zeros().min(Broken::Stuck as u32);
+        PROPERTIES[first as usize]
+    }
+
+    /// Whether a device has lost what was durable.
+    pub fn is_rotten(&self) -> bool {
+        let mut disks = (0..self.nodes.len()).map(|at| self.disk(at));
+        disks.any(|disk| disk.records.iter().any(|record| record.rotten))
     }
 
     /// Looks at all replicas after a step.
     pub fn judge(&mut self, plan: &Plan) {
-        let mut heads = 0;
+        let (mut heads, mut candidates) = (0, 0);
         for at in 0..self.nodes.len() {
-            let Some(replica) = self.replica(at) else {
-                continue;
-            };
-            let now = self.clock(at);
-            let view = replica.view(now);
-            if view.term.0 == 0 || view.term.head() != crate::plan::device(at) {
+            let face = self.nodes[at].face.clone();
+            if !face.runs || face.term.0 == 0 || face.term.head() != crate::plan::device(at) {
                 continue;
             }
-            let held = &self.nodes[at].disk.held;
-            let reigned = held.iter().flatten().any(|mark| mark.term == view.term);
-            heads += u32::from(reigned);
-            if !view.serving {
-                if reigned {
+            heads += u32::from(face.reigned);
+            candidates += u32::from(!face.reigned && face.term.round() > 1);
+            if !face.serving {
+                if face.reigned {
                     plan.saw(Seen::Fenced);
                 }
                 continue;
             }
-            if view.term.round() > 1 {
+            if face.term.round() > 1 {
                 plan.saw(Seen::Election);
             }
+            if face.config > 1 && face.config % 2 == 1 {
+                plan.saw(Seen::Change);
+            }
+            let held = &self.disk(at).held;
             let lost = self.committed.iter().any(|mark| {
-                let held = disk::at(&self.nodes[at].disk.held, mark.seq);
-                mark.term < view.term && held.is_none_or(|held| held.term != mark.term)
+                let held = disk::at(held, mark.seq);
+                mark.term < face.term && held.is_none_or(|held| held.term != mark.term)
             });
             if lost {
                 self.fail(Broken::Lost);
             }
-            for key in plan.keys() {
-                if let Some((version, ..)) = self.look_up(at, key)
-                    && version != self.version(key)
-                {
+            for (key, found) in plan.keys().iter().zip(&face.look_ups) {
+                if found.is_some_and(|(version, ..)| version != self.version(key)) {
                     self.fail(Broken::StaleRead);
                 }
             }
@@ -244,5 +237,25 @@ impl World {
         if heads > 1 {
             plan.saw(Seen::TwoHeads);
         }
+        if candidates > 1 {
+            plan.saw(Seen::Race);
+        }
+        if !plan.desired.is_empty() && self.changes_race() {
+            plan.saw(Seen::ChangeRace);
+        }
+    }
+
+    /// Whether two reigns have each made a composition of the same number.
+    fn changes_race(&self) -> bool {
+        let chains = |at: usize| {
+            let held = self.disk(at).held.iter().flatten();
+            held.filter(|mark| mark.chain != 0)
+        };
+        (0..self.nodes.len()).any(|at| {
+            chains(at).any(|mark| {
+                let mut others = (0..at).flat_map(chains);
+                others.any(|other| other.config == mark.config && other.term != mark.term)
+            })
+        })
     }
 }

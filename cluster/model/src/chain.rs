@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use ashlar_cluster_journal::Event;
-use ashlar_layout::ids::{DeviceNo, Seq};
 use stateright::{Model, Property};
 
 use crate::act::Act;
-use crate::broken::{Broken, PROPERTIES};
-use crate::client::{self, Attempt, Cached};
+use crate::broken::Broken;
+use crate::client::Attempt;
+use crate::local::Cause;
 use crate::net::Item;
-use crate::plan::{Plan, Seen, node};
+use crate::plan::{Plan, Seen};
 use crate::world::World;
 
 /// A chain, within the bounds of a plan.
@@ -32,17 +31,28 @@ impl Chain {
         })
     }
 
-    fn deliveries(&self, world: &World, acts: &mut Vec<Act>) {
+    /// What a replica, or its device, is to do next.
+    fn work(&self, world: &World, acts: &mut Vec<Act>) {
         for to in world.running() {
             for from in 0..world.nodes.len() {
-                match world.net.queue(from, to).front() {
-                    None => {}
-                    Some(Item::Letter(_)) if world.left.drops > 0 => {
-                        acts.push(Act::Deliver { from, to });
+                let first = world.net.queue(from, to).next();
+                if first.is_some() {
+                    acts.push(Act::Deliver { from, to });
+                }
+                if let Some(Item::Letter(_)) = first {
+                    if world.left.drops > 0 {
                         acts.push(Act::Drop { from, to });
                     }
-                    Some(_) => acts.push(Act::Deliver { from, to }),
+                    if world.left.repeats > 0 {
+                        acts.push(Act::Repeat { from, to });
+                    }
                 }
+            }
+            if !world.disk(to).under_way.is_empty() {
+                acts.push(Act::Flush { node: to });
+            }
+            if world.is_due(to) {
+                acts.push(Act::Timer { node: to });
             }
         }
     }
@@ -50,11 +60,9 @@ impl Chain {
     fn faults(&self, world: &World, acts: &mut Vec<Act>) {
         let plan = &self.plan;
         let may = |node: usize| plan.victims & 1 << node != 0;
-        for node in (0..world.nodes.len()).filter(|node| may(*node)) {
-            if world.nodes[node].replica.is_none() || world.left.crashes == 0 {
-                continue;
-            }
-            for keep in 0..=world.nodes[node].disk.under_way.len() {
+        let victims = world.running().filter(|node| may(*node));
+        for node in victims.filter(|_| world.left.crashes > 0) {
+            for keep in 0..=world.disk(node).under_way.len() {
                 for lost in [false, true] {
                     if lost && !plan.crash_loses {
                         continue;
@@ -80,10 +88,9 @@ impl Chain {
         if world.left.breaks > 0 {
             let running: Vec<usize> = world.running().collect();
             for (nth, &a) in running.iter().enumerate() {
-                let cut = |b: usize| world.net.cuts().contains(&(a, b));
                 for &b in running[nth + 1..]
                     .iter()
-                    .filter(|b| (may(a) || may(**b)) && !cut(**b))
+                    .filter(|b| (may(a) || may(**b)) && !world.net.is_cut(a, **b))
                 {
                     acts.push(Act::Break { a, b });
                 }
@@ -93,7 +100,7 @@ impl Chain {
 
     fn wishes(&self, world: &World, acts: &mut Vec<Act>) {
         let plan = &self.plan;
-        let serving: Vec<usize> = world.running().filter(|at| world.reigns(*at)).collect();
+        let reigning = || world.running().filter(|at| world.face(*at).reigned);
         for (client, held) in world.clients.iter().enumerate() {
             for nth in 0..held.stray.len() {
                 acts.push(Act::Stray { client, nth });
@@ -110,7 +117,7 @@ impl Chain {
                 None if held.next() < plan.wishes[client].len()
                     && held.attempts < plan.attempts =>
                 {
-                    acts.extend(serving.iter().map(|&to| Act::Propose { client, to }));
+                    acts.extend(reigning().map(|to| Act::Propose { client, to }));
                 }
                 None => {}
             }
@@ -141,41 +148,23 @@ impl Chain {
     }
 
     fn propose(&self, world: &mut World, client: usize, attempt: Attempt) {
-        let plan = &self.plan;
-        let Some(wish) = plan.wishes[client].get(usize::from(attempt.request)) else {
-            return;
-        };
-        if world.nodes[attempt.to].process != attempt.process {
-            return;
+        if world.nodes[attempt.to].local.process == attempt.process {
+            let cause = Cause::Propose(client, attempt);
+            world.tell(&self.plan, attempt.to, &cause);
         }
-        let event = Event::Propose {
-            reply_to: attempt.reply_to(client),
-            term: attempt.term,
-            client: client::client_id(client),
-            request: client::request_no(attempt.request),
-            retry: attempt.retry,
-            precondition: wish.precondition,
-            op: wish.op(),
-            inline: bytes::Bytes::new(),
-            wall_ms: 0,
-        };
-        world.tell(plan, attempt.to, event);
     }
 
     fn ask(&self, world: &mut World, client: usize, to: usize) {
-        let Some(replica) = world.replica(to) else {
-            return;
-        };
-        let view = replica.view(world.clock(to));
-        let process = world.nodes[to].process;
+        let face = world.nodes[to].face.clone();
+        let process = world.nodes[to].local.process;
         let held = &mut world.clients[client];
-        held.told = held.told.max(view.committed);
+        held.told = held.told.max(face.committed);
         let told = held.told;
         let retry = held.first_told;
         held.first_told.get_or_insert(told);
         let attempt = Attempt {
             to,
-            term: view.term,
+            term: face.term,
             process,
             request: held.next() as u8,
             number: held.attempts,
@@ -188,30 +177,10 @@ impl Chain {
         }
     }
 
-    fn look_up(&self, world: &mut World, reader: usize, at: usize) {
-        let key = self.plan.keys()[0];
-        let Some((version, as_of, config)) = world.look_up(at, key).filter(|found| found.0.0 > 0)
-        else {
-            return;
-        };
-        let members = world.replica(at).map_or(0, |replica| {
-            client::bits(&replica.view(world.clock(at)).members)
-        });
-        world.readers[reader].cached = Some(Cached {
-            version,
-            as_of,
-            config,
-            members,
-        });
-    }
-
     /// A witness answers: enough of them, and the read is done.
     fn witness(&self, world: &mut World, reader: usize, at: usize) {
         let plan = &self.plan;
-        let Some(replica) = world.replica(at) else {
-            return;
-        };
-        let (config, highest) = replica.witness(client::slot(plan.keys()[0]));
+        let (config, highest) = world.face(at).witness;
         let held = &mut world.readers[reader];
         let (Some(cached), Some((floor, agreed))) = (held.cached, held.asking) else {
             return;
@@ -256,47 +225,47 @@ impl Model for Chain {
             return;
         }
         let plan = &self.plan;
-        self.deliveries(world, acts);
-        for node in world.running() {
-            if !world.nodes[node].disk.under_way.is_empty() {
-                acts.push(Act::Flush { node });
-            }
-            if world.deadline(node).is_some_and(|due| due <= world.now) {
-                acts.push(Act::Timer { node });
+        self.work(world, acts);
+        for node in 0..world.nodes.len() {
+            if !world.runs(node) {
+                acts.push(Act::Restart { node });
+                continue;
             }
             let told = plan.told & 1 << node != 0;
-            if told && usize::from(world.nodes[node].desired) < plan.desired.len() {
+            if told && usize::from(world.nodes[node].local.desired) < plan.desired.len() {
                 acts.push(Act::Desire { node });
             }
         }
-        for node in 0..world.nodes.len() {
-            if world.nodes[node].replica.is_none() {
-                acts.push(Act::Restart { node });
-            }
-        }
-        acts.extend((0..world.net.cuts().len()).map(|nth| Act::Mend { nth }));
+        acts.extend((0..world.net.cuts()).map(|nth| Act::Mend { nth }));
         self.wishes(world, acts);
         self.reads(world, acts);
         self.faults(world, acts);
         if world.left.ticks > 0 {
             acts.push(Act::Tick);
         }
+        acts.retain(|act| world.may_happen(act));
     }
 
     fn next_state(&self, last: &World, act: Act) -> Option<World> {
         let plan = &self.plan;
         let mut world = last.clone();
+        world.turn(plan, &act);
         match act {
-            Act::Deliver { from, to } => world.deliver(plan, from, to),
+            Act::Deliver { from, to } => world.deliver(plan, from, to, false),
+            Act::Repeat { from, to } => {
+                world.left.repeats -= 1;
+                plan.saw(Seen::Repeat);
+                world.deliver(plan, from, to, true);
+            }
             Act::Drop { from, to } => {
                 world.left.drops -= 1;
                 world.net.pop(from, to)?;
             }
-            Act::Flush { node } => world.flush(plan, node),
-            Act::Timer { node } => world.tell(plan, node, Event::Deadline),
+            Act::Flush { node } => world.tell(plan, node, &Cause::Flush),
+            Act::Timer { node } => world.tell(plan, node, &Cause::Deadline),
             Act::Tick => {
                 world.left.ticks -= 1;
-                world.now += u64::try_from(plan.quantum.as_nanos()).ok()?;
+                world.wait(plan, u64::try_from(plan.quantum.as_nanos()).ok()?);
                 world.judge(plan);
             }
             Act::Crash {
@@ -338,7 +307,7 @@ impl Model for Chain {
                 self.propose(&mut world, client, attempt);
             }
             Act::LookUp { reader, node } => {
-                self.look_up(&mut world, reader, node);
+                world.remember(reader, node);
             }
             Act::Begin { reader } => {
                 let floor = world.version(plan.keys()[0]);
@@ -348,77 +317,102 @@ impl Model for Chain {
                 self.witness(&mut world, reader, node);
             }
             Act::Desire { node } => {
-                let members: Vec<DeviceNo> = plan
-                    .desired
-                    .get(usize::from(world.nodes[node].desired))?
-                    .clone();
-                world.nodes[node].desired += 1;
-                world.tell(plan, node, Event::Desired { members });
+                let version = world.nodes[node].local.desired + 1;
+                world.tell(plan, node, &Cause::Desired(version));
             }
         }
+        world.rest();
         Some(world)
     }
 
+    /// Two only, since the checker looks each of them up for each state: which one does not hold, of all that
+    /// must, stands in the state.
     fn properties(&self) -> Vec<Property<Self>> {
-        let holds: [fn(&Self, &World) -> bool; 12] = [
-            |_, world| world.holds(Broken::Lost),
-            |_, world| world.holds(Broken::TwoValues),
-            |_, world| world.holds(Broken::Disagree),
-            |_, world| world.holds(Broken::StaleRead),
-            |_, world| world.holds(Broken::StaleCache),
-            |_, world| world.holds(Broken::Twice),
-            |_, world| world.holds(Broken::NotDurable),
-            |_, world| world.holds(Broken::RefusedYetMade),
-            |_, world| world.holds(Broken::Stopped),
-            |_, world| world.holds(Broken::Timer),
-            |_, world| world.holds(Broken::OldPromise),
-            |_, world| world.holds(Broken::OldReign),
-        ];
-        let goes_on: fn(&Self, &World) -> bool = |chain, world| chain.goes_on(world);
-        let all = holds.into_iter().chain([goes_on]);
-        PROPERTIES
-            .into_iter()
-            .zip(all)
-            .map(|(name, holds)| Property::always(name, holds))
-            .collect()
+        vec![
+            Property::always("all that must hold", |_, world: &World| world.broken == 0),
+            Property::always("something can be committed", |chain: &Self, world| {
+                chain.goes_on(world)
+            }),
+        ]
     }
 
     fn within_boundary(&self, world: &World) -> bool {
         let most = self.plan.rounds + 1;
-        world.running().all(|at| world.round(at) <= most)
+        world
+            .running()
+            .all(|at| world.face(at).term.round() <= most)
     }
 }
 
+/// Pauses. Where they are counted, a replica that has begun to work goes on until it has nothing to do. If
+/// anything happens in which it has no part, before it is done, then it was paused.
 impl World {
-    /// Whether a client may take this node for the head of the reign that it is in: it was told so then,
-    /// or earlier.
-    pub fn reigns(&self, at: usize) -> bool {
-        let now = self.clock(at);
-        self.replica(at).is_some_and(|replica| {
-            let term = replica.view(now).term;
-            let held = &self.nodes[at].disk.held;
-            node(term.head()) == at && held.iter().flatten().any(|mark| mark.term == term)
-        })
+    fn has_work(&self, at: usize) -> bool {
+        let waits = self.net.waits_for(at) || !self.disk(at).under_way.is_empty();
+        self.runs(at) && (waits || self.is_due(at))
     }
 
-    /// Whether a client that asks this node is told that it serves.
-    pub fn serves(&self, at: usize) -> bool {
-        let now = self.clock(at);
-        self.replica(at).is_some_and(|replica| {
-            let view = replica.view(now);
-            view.serving && node(view.term.head()) == at
-        })
+    /// The node that an event happens at.
+    fn place(&self, act: &Act) -> Option<usize> {
+        match *act {
+            Act::Deliver { to, .. }
+            | Act::Repeat { to, .. }
+            | Act::Drop { to, .. }
+            | Act::Propose { to, .. } => Some(to),
+            Act::Flush { node }
+            | Act::Timer { node }
+            | Act::Crash { node, .. }
+            | Act::Restart { node }
+            | Act::LookUp { node, .. }
+            | Act::Witness { node, .. }
+            | Act::Desire { node } => Some(node),
+            Act::Arrive { client } => self.clients[client].attempt.map(|(to, _)| to.to),
+            Act::Stray { client, nth } => self.clients[client].stray.get(nth).map(|to| to.to),
+            Act::Tick
+            | Act::Break { .. }
+            | Act::Mend { .. }
+            | Act::GiveUp { .. }
+            | Act::Begin { .. } => None,
+        }
     }
 
-    /// The newest reign that a node knows of.
-    pub fn round(&self, at: usize) -> u32 {
-        let now = self.clock(at);
-        self.replica(at)
-            .map_or(0, |replica| replica.view(now).term.round())
+    /// Whether the replica at work has a part in it.
+    fn joins_in(&self, worker: usize, act: &Act) -> bool {
+        match *act {
+            Act::Break { a, b } => a == worker || b == worker,
+            Act::Begin { .. } => true,
+            _ => self.place(act) == Some(worker),
+        }
     }
 
-    /// The highest entry that was ever committed.
-    pub fn committed(&self) -> Seq {
-        Seq(self.committed.len() as u64)
+    fn may_happen(&self, act: &Act) -> bool {
+        let joins_in = |worker: u8| self.joins_in(usize::from(worker), act);
+        self.left.pauses > 0 || self.at_work.is_none_or(joins_in)
+    }
+
+    /// Whose turn it is when this happens.
+    fn turn(&mut self, plan: &Plan, act: &Act) {
+        if plan.pauses.is_none() {
+            return;
+        }
+        if let Some(worker) = self.at_work {
+            if self.joins_in(usize::from(worker), act) {
+                return;
+            }
+            self.left.pauses -= 1;
+            self.at_work = None;
+        }
+        if !matches!(
+            act,
+            Act::Restart { .. } | Act::LookUp { .. } | Act::Witness { .. }
+        ) {
+            self.at_work = self.place(act).map(|at| at as u8);
+        }
+    }
+
+    /// Who has nothing to do is not at work.
+    fn rest(&mut self) {
+        let at_work = self.at_work;
+        self.at_work = at_work.filter(|worker| self.has_work(usize::from(*worker)));
     }
 }

@@ -50,11 +50,7 @@ pub fn put(key: &str) -> Op {
     Op::Put {
         bucket: BUCKET.to_owned(),
         key: key.to_owned(),
-        manifest: Manifest {
-            size: 0,
-            crc: 0,
-            body: Body::Inline,
-        },
+        manifest: Manifest::plain(0, 0, Body::Inline),
     }
 }
 

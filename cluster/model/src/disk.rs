@@ -35,6 +35,8 @@ pub struct Mark {
     pub key: u64,
     /// The members that it makes the chain: a bit each, by node; 0: it does not.
     pub chain: u8,
+    /// The number of that composition.
+    pub config: u64,
     /// A hash of all of its bytes.
     pub bytes: u64,
 }
@@ -69,46 +71,46 @@ pub struct Disk {
 pub fn marks(entries: &Bytes) -> Vec<Mark> {
     journal::entries(entries)
         .map_while(Result::ok)
-        .map(|entry| Mark {
-            seq: entry.header.seq,
-            term: entry.header.term,
-            client: entry.header.client,
-            request: entry.header.request,
-            key: match entry.op() {
-                Ok(Op::Put { key, .. }) => hash::of(key.as_str()),
-                _ => 0,
-            },
-            chain: match entry.op() {
-                Ok(Op::Chain { members, .. }) => client::bits(&members),
-                _ => 0,
-            },
-            bytes: hash::of(entry.bytes),
+        .map(|entry| {
+            let (chain, config) = match entry.op() {
+                Ok(Op::Chain { members, config }) => (client::bits(&members), config),
+                _ => (0, 0),
+            };
+            Mark {
+                seq: entry.header.seq,
+                term: entry.header.term,
+                client: entry.header.client,
+                request: entry.header.request,
+                key: match entry.op() {
+                    Ok(Op::Put { key, .. }) => hash::of(key.as_str()),
+                    _ => 0,
+                },
+                chain,
+                config,
+                bytes: hash::of(entry.bytes),
+            }
         })
         .collect()
 }
 
-/// Puts an entry at its place: what it contradicts goes, with all behind it. Whether something went.
-fn put(log: &mut Vec<Option<Mark>>, mark: Mark) -> bool {
+/// Puts an entry at its place: what it contradicts goes, with all behind it. What went.
+fn put(log: &mut Vec<Option<Mark>>, mark: Mark) -> Vec<Option<Mark>> {
     let Some(index) = mark.seq.0.checked_sub(1).map(|index| index as usize) else {
-        return false;
+        return Vec::new();
     };
-    if log.len() <= index {
-        log.resize(index, None);
-        log.push(Some(mark));
-        return false;
-    }
-    match log[index] {
-        Some(held) if held.term == mark.term => false,
-        Some(_) => {
-            log.truncate(index);
-            log.push(Some(mark));
-            true
-        }
-        None => {
+    let held = log.get(index).copied();
+    match held {
+        None => log.resize(index, None),
+        Some(None) => {
             log[index] = Some(mark);
-            false
+            return Vec::new();
         }
+        Some(Some(held)) if held.term == mark.term => return Vec::new(),
+        Some(Some(_)) => {}
     }
+    let gone = log.split_off(index);
+    log.push(Some(mark));
+    gone
 }
 
 /// The entry with this number.
@@ -126,11 +128,19 @@ impl Hash for Disk {
 }
 
 impl Disk {
-    /// Takes a record; whether it removes entries of the log.
-    pub fn write(&mut self, token: u64, first: Seq, entries: Bytes) -> bool {
-        let mut truncates = false;
+    /// Whether it holds another entry of that number and reign.
+    pub fn contradicts(&self, mark: &Mark) -> bool {
+        let mut held = [&self.durable, &self.held]
+            .into_iter()
+            .filter_map(|log| at(log, mark.seq));
+        held.any(|held| held.term == mark.term && held.bytes != mark.bytes)
+    }
+
+    /// Takes a record; which entries of the log it removes.
+    pub fn write(&mut self, token: u64, first: Seq, entries: Bytes) -> Vec<Mark> {
+        let mut gone = Vec::new();
         for mark in marks(&entries) {
-            truncates |= put(&mut self.held, mark);
+            gone.extend(put(&mut self.held, mark).into_iter().flatten());
         }
         let at = (first.0 + 1) * PLACE;
         let record = Record {
@@ -139,7 +149,7 @@ impl Disk {
             rotten: false,
         };
         self.under_way.push_back((token, record));
-        truncates
+        gone
     }
 
     /// The oldest record under way becomes durable: its token and address.
@@ -240,7 +250,7 @@ mod tests {
         let words = [(1, 1), (2, 3), (3, 3), (2, 2), (3, 4), (2, 2)];
         let removes: Vec<bool> = words
             .into_iter()
-            .map(|(seq, term)| disk.write(0, Seq(seq), entry(seq, term)))
+            .map(|(seq, term)| !disk.write(0, Seq(seq), entry(seq, term)).is_empty())
             .collect();
         assert_eq!(removes, [false, false, false, true, false, false]);
         while disk.complete().is_some() {}

@@ -13,8 +13,8 @@ use crate::broken::Broken;
 use crate::chain::Chain;
 use crate::client::{self, PROBE};
 use crate::disk::Mark;
-use crate::hash;
-use crate::plan::{Plan, node};
+use crate::local::Cause;
+use crate::plan::Plan;
 use crate::world::{HEAL, World};
 
 /// Longest wait for a commit after all faults, in nanoseconds.
@@ -47,22 +47,15 @@ impl World {
             if self.now > deadline {
                 return Err(self.story("nothing is committed"));
             }
-            let found = self.running().find(|at| self.serves(*at)).map(|at| {
-                let now = self.clock(at);
-                (
-                    at,
-                    self.replica(at)
-                        .map(|replica| replica.view(now).term)
-                        .unwrap_or_default(),
-                )
-            });
+            let serves = |at: &usize| self.face(*at).serving;
+            let found = self.running().find(serves);
             // Again and again: those that are refused did nothing, the others wait for the same entry.
-            if let Some((at, term)) = found {
+            if let Some(at) = found {
                 let retry = asked.then_some(Seq(0));
                 asked = true;
                 let event = Event::Propose {
                     reply_to: HEAL,
-                    term,
+                    term: self.face(at).term,
                     client: id,
                     request: no,
                     retry,
@@ -71,7 +64,7 @@ impl World {
                     inline: bytes::Bytes::new(),
                     wall_ms: 0,
                 };
-                self.tell(plan, at, event);
+                self.tell(plan, at, &Cause::Other(Box::new(event)));
             }
             let before = self.now;
             self.run(plan, |world| {
@@ -102,9 +95,9 @@ impl World {
             if !self.step(plan, among, &enough) {
                 steps = 0;
                 let awake = self.running().filter(|at| among & 1 << at != 0);
-                let deadlines = awake.filter_map(|at| self.deadline(at));
+                let deadlines = awake.filter_map(|at| self.face(at).due);
                 let next = deadlines.min().unwrap_or(u64::MAX);
-                self.now = next.clamp(self.now + 1, self.now + 10_000_000);
+                self.wait(plan, next.saturating_sub(self.now).clamp(1, 10_000_000));
             }
         }
         Ok(())
@@ -115,25 +108,25 @@ impl World {
         let awake = |at: usize| among & 1 << at != 0;
         let mut any = false;
         for to in 0..self.nodes.len() {
-            if self.nodes[to].replica.is_none() || !awake(to) {
+            if !self.runs(to) || !awake(to) {
                 continue;
             }
             for from in 0..self.nodes.len() {
-                if awake(from) && !self.net.queue(from, to).is_empty() {
+                if awake(from) && self.net.waits(from, to) {
                     any = true;
-                    self.deliver(plan, from, to);
+                    self.deliver(plan, from, to, false);
                     if enough(self) {
                         return true;
                     }
                 }
             }
-            if !self.nodes[to].disk.under_way.is_empty() {
+            if !self.disk(to).under_way.is_empty() {
                 any = true;
-                self.flush(plan, to);
+                self.tell(plan, to, &Cause::Flush);
             }
-            if self.deadline(to).is_some_and(|due| due <= self.now) {
+            if self.is_due(to) {
                 any = true;
-                self.tell(plan, to, Event::Deadline);
+                self.tell(plan, to, &Cause::Deadline);
             }
             if enough(self) {
                 return true;
@@ -146,50 +139,35 @@ impl World {
         use std::fmt::Write;
         let mut story = format!("{what} at {} ms", self.now / 1_000_000);
         for at in 0..self.nodes.len() {
-            let status = self.replica(at).map(|replica| {
-                let status = replica.status();
-                format!(
-                    "{} {}: term {:x}, last {}, committed {}",
-                    status.role, status.state, status.term.0, status.last, status.committed
-                )
-            });
-            let status = status.unwrap_or_else(|| "does not run".to_owned());
+            let status = self.nodes[at].local.story();
             let _ = write!(story, "\n  {}: {status}", crate::plan::device(at));
         }
         story
     }
 
     /// The members of the chain: of the newest composition that is committed on any node.
-    fn members(&self) -> Vec<usize> {
-        let views = self
-            .running()
-            .filter_map(|at| Some(self.replica(at)?.view(self.clock(at))));
-        let newest = views.max_by_key(|view| (view.committed, view.config));
-        newest.map_or(Vec::new(), |view| {
-            view.members.iter().map(|member| node(*member)).collect()
-        })
+    fn members(&self) -> &[usize] {
+        let faces = self.running().map(|at| self.face(at));
+        let newest = faces.max_by_key(|face| (face.committed, face.config));
+        newest.map_or(&[], |face| &face.members)
     }
 
     /// What it leads to without any more faults; why not, if nothing can be committed.
     pub fn healed(&self, plan: &Plan) -> Result<World, String> {
         let mut world = self.clone();
-        let choice = hash::of(self);
+        let choice = self.fingerprint();
         for at in 0..world.nodes.len() {
-            if world.nodes[at].replica.is_none() {
+            if !world.runs(at) {
                 world.start(plan, at);
             }
         }
         // f of the members are away: all connections of theirs are gone, too.
-        let members = world.members();
+        let members = world.members().to_vec();
         let away = members.len().saturating_sub(1) / 2;
-        let rotten = world
-            .nodes
-            .iter()
-            .any(|node| node.disk.records.iter().any(|r| r.rotten));
-        if choice & 1 << 40 != 0 && !rotten {
+        if choice & 1 << 40 != 0 && !world.is_rotten() {
             for nth in 0..away {
                 let at = members[((choice >> 41) as usize + nth) % members.len()];
-                let keep = world.nodes[at].disk.under_way.len();
+                let keep = world.disk(at).under_way.len();
                 world.crash(plan, at, keep, true, false);
             }
         }
@@ -211,7 +189,7 @@ impl Chain {
         if !world.holds(Broken::Stuck) {
             return false;
         }
-        let chosen = (hash::of(world) >> 20).is_multiple_of(one_in);
+        let chosen = (world.fingerprint() >> 20).is_multiple_of(one_in);
         if one_in == 0 || world.broken != 0 || !chosen {
             return true;
         }

@@ -15,6 +15,8 @@ mod client;
 mod disk;
 mod hash;
 mod heal;
+mod local;
+mod memo;
 mod net;
 mod past;
 mod plan;
@@ -26,7 +28,7 @@ pub use act::Act;
 pub use broken::{Broken, PROPERTIES};
 pub use chain::Chain;
 pub use plan::{Past, Plan, Seen};
+pub use suite::{Maker, Outcome, Scale, Search, Trace, check, models, walked};
 #[cfg(feature = "mutants")]
-pub use suite::hunter;
-pub use suite::{Maker, Outcome, Scale, Search, Trace, check, models};
+pub use suite::{hunt, hunter};
 pub use world::World;

@@ -1,7 +1,6 @@
 //! Where models begin, and how a state reads.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
 use ashlar_cluster_journal::Event;
 use ashlar_layout::ids::{ClientId, RequestNo, Seq, Term};
@@ -12,6 +11,7 @@ use bytes::Bytes;
 use crate::broken::PROPERTIES;
 use crate::client::{self, BUCKET, FOUNDER};
 use crate::disk::Mark;
+use crate::local::Cause;
 use crate::plan::{Past, Plan, device};
 use crate::world::{HEAL, World};
 
@@ -24,10 +24,12 @@ impl World {
             Past::TwoTails => world.two_tails(plan)?,
             Past::Half => world.half(plan)?,
             Past::Promised => world.promised(plan)?,
-            Past::Learned => world.learned(plan)?,
+            Past::Begun => world.begun_to_change(plan)?,
+            Past::Torn => world.torn(plan)?,
+            Past::Racing => world.racing(plan)?,
         }
         let quantum = u64::try_from(plan.quantum.as_nanos()).unwrap_or(u64::MAX);
-        world.now += quantum * u64::from(plan.silence);
+        world.wait(plan, quantum * u64::from(plan.silence));
         // If something is broken already, the checker says so.
         Ok(world)
     }
@@ -56,11 +58,7 @@ impl World {
 
     /// See [`Past::TwoTails`].
     fn two_tails(&mut self, plan: &Plan) -> Result<(), String> {
-        let now = self.clock(0);
-        let term = self
-            .replica(0)
-            .map(|replica| replica.view(now).term)
-            .unwrap_or_default();
+        let term = self.face(0).term;
         let event = Event::Propose {
             reply_to: HEAL,
             term,
@@ -72,17 +70,17 @@ impl World {
             inline: Bytes::new(),
             wall_ms: 0,
         };
-        self.tell(plan, 0, event);
+        self.tell(plan, 0, &Cause::Other(Box::new(event)));
         for at in 0..self.nodes.len() {
-            let keep = self.nodes[at].disk.under_way.len();
+            let keep = self.disk(at).under_way.len();
             self.crash(plan, at, keep, true, false);
         }
         let second = Term::new(term.round() + 1, device(1));
-        let end = self.nodes[1].disk.durable.len() as u64;
+        let end = self.disk(1).durable.len() as u64;
         for at in 1..self.nodes.len() {
-            self.write(at, Seq(0), second, Term(0));
+            self.write(plan, at, Seq(0), second, Term(0));
         }
-        self.write(1, Seq(end + 1), second, term);
+        self.write(plan, 1, Seq(end + 1), second, term);
         for at in (0..self.nodes.len()).filter(|at| *at != 1) {
             self.start(plan, at);
         }
@@ -92,7 +90,7 @@ impl World {
     }
 
     /// A promise, or the first entry of a reign, as it stands on a device.
-    fn write(&mut self, at: usize, seq: Seq, term: Term, prev_term: Term) {
+    fn write(&mut self, plan: &Plan, at: usize, seq: Seq, term: Term, prev_term: Term) {
         let mut entry = Vec::new();
         let (client, request) = (ClientId(0), RequestNo(prev_term.0));
         if encode_entry(
@@ -107,18 +105,16 @@ impl World {
         )
         .is_ok()
         {
-            let disk = Arc::make_mut(&mut self.nodes[at].disk);
-            disk.write(0, seq, Bytes::from(entry));
-            disk.complete();
+            self.put(plan, at, |local| {
+                local.disk.write(0, seq, Bytes::from(entry));
+                local.disk.complete();
+            });
         }
     }
 
     /// See [`Past::Half`].
     fn half(&mut self, plan: &Plan) -> Result<(), String> {
-        let now = self.clock(0);
-        let Some(view) = self.replica(0).map(|replica| replica.view(now)) else {
-            return Ok(());
-        };
+        let view = self.nodes[0].face.clone();
         let (key, known) = (plan.keys()[0], self.committed.len());
         let precondition = plan.wishes[0][0].precondition;
         let event = Event::Propose {
@@ -133,16 +129,12 @@ impl World {
             inline: Bytes::new(),
             wall_ms: 0,
         };
-        self.tell(plan, 0, event);
+        self.tell(plan, 0, &Cause::Other(Box::new(event)));
         self.clients[0].told = view.committed;
         self.clients[0].first_told = Some(view.committed);
         self.clients[0].attempts = 1;
         self.run_among(plan, 0b011, |world| {
-            let clock = world.clock(1);
-            let told = world
-                .replica(1)
-                .map(|replica| replica.view(clock).committed);
-            told.is_some_and(|told| told.0 > known as u64)
+            world.face(1).committed.0 > known as u64
         })?;
         // The third hears nothing of it before its connections break.
         self.net.broken(0, 2);
@@ -152,32 +144,44 @@ impl World {
 
     /// See [`Past::Promised`].
     fn promised(&mut self, plan: &Plan) -> Result<(), String> {
-        self.now += 82_000_000;
-        let second = |world: &World, at: usize| world.nodes[at].disk.promised.round() > 1;
+        self.wait(plan, 82_000_000);
+        let second = |world: &World, at: usize| world.disk(at).promised.round() > 1;
         self.run_among(plan, 0b110, |world| second(world, 1) && second(world, 2))
     }
 
-    /// See [`Past::Learned`].
-    fn learned(&mut self, plan: &Plan) -> Result<(), String> {
-        let Some(members) = plan.desired.first().cloned() else {
-            return Ok(());
-        };
+    /// See [`Past::Begun`].
+    fn begun_to_change(&mut self, plan: &Plan) -> Result<(), String> {
+        for reader in 0..self.readers.len() {
+            self.remember(reader, 0);
+        }
         for at in 0..self.nodes.len() {
-            self.nodes[at].desired = 1;
-            let members = members.clone();
-            self.tell(plan, at, Event::Desired { members });
+            self.tell(plan, at, &Cause::Desired(1));
         }
         // Until the head has written the first new composition.
         self.run(plan, |world| {
-            let now = world.clock(0);
-            world
-                .replica(0)
-                .is_some_and(|replica| replica.view(now).config > 1)
-        })?;
+            let mut held = world.disk(0).held.iter().flatten();
+            held.any(|mark| mark.chain != 0)
+        })
+    }
+
+    /// See [`Past::Torn`].
+    fn torn(&mut self, plan: &Plan) -> Result<(), String> {
+        self.begun_to_change(plan)?;
         // The others of the old composition hear nothing of it: they are cut off.
         self.net.cut(0, 1);
         self.net.cut(0, 2);
+        if plan.desired.len() > 1 {
+            for at in 1..=2 {
+                self.tell(plan, at, &Cause::Desired(2));
+            }
+        }
         Ok(())
+    }
+
+    /// See [`Past::Racing`].
+    fn racing(&mut self, plan: &Plan) -> Result<(), String> {
+        self.torn(plan)?;
+        self.run_among(plan, 0b0110, |world| world.face(1).serving)
     }
 }
 
@@ -189,24 +193,28 @@ impl World {
             let log = |log: &[Option<Mark>]| {
                 let mut text = String::new();
                 for mark in log {
-                    let term = mark.map(|mark| mark.term);
-                    let _ = match term {
-                        Some(term) => write!(text, " {}.{}", term.round(), term.head()),
+                    let _ = match mark {
+                        Some(mark) => write!(text, " {}.{}", mark.term.round(), mark.term.head()),
                         None => write!(text, " ?"),
                     };
+                    if let Some(chain) = mark.map(|mark| mark.chain).filter(|chain| *chain != 0) {
+                        let members = (0..8).filter(|at| chain & 1 << at != 0);
+                        let members: Vec<String> =
+                            members.map(|at| device(at).to_string()).collect();
+                        let _ = write!(text, "={}", members.join("+"));
+                    }
                 }
                 text
             };
-            let disk = &self.nodes[at].disk;
+            let disk = self.disk(at);
+            let face = self.face(at);
             let _ = write!(line, " [{}", device(at));
-            match self.replica(at) {
-                None => line.push_str(" off"),
-                Some(replica) => {
-                    let view = replica.view(self.clock(at));
-                    let (round, head) = (view.term.round(), view.term.head());
-                    let serves = if view.serving { " serves" } else { "" };
-                    let _ = write!(line, " {round}.{head}{serves} c{}", view.committed);
-                }
+            if face.runs {
+                let (round, head) = (face.term.round(), face.term.head());
+                let serves = if face.serving { " serves" } else { "" };
+                let _ = write!(line, " {round}.{head}{serves} c{}", face.committed);
+            } else {
+                line.push_str(" off");
             }
             let _ = write!(line, ":{}", log(&disk.durable));
             if disk.held.len() > disk.durable.len() {

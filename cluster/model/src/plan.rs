@@ -7,6 +7,7 @@ use ashlar_cluster_journal::Config;
 use ashlar_layout::ids::{DeviceNo, PartitionId};
 
 use crate::client::Wish;
+use crate::memo::Memo;
 
 /// Things that must happen somewhere in a model: one in which they do not shows nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +43,39 @@ pub enum Seen {
     Ignorant,
     /// The chain's composition changed, wholly.
     Change,
-    /// A new head took over while it was changing.
+    /// Two reigns changed it at once, from the same composition.
     ChangeRace,
     /// A composition was taken back.
     ChangeUndone,
     /// A replica was left out and knows it.
     Retired,
+    /// A message arrived twice.
+    Repeat,
+}
+
+impl Seen {
+    /// All of them.
+    pub const ALL: [Seen; 19] = [
+        Seen::Commit,
+        Seen::Election,
+        Seen::Race,
+        Seen::Truncation,
+        Seen::LostTail,
+        Seen::Rot,
+        Seen::Refusal,
+        Seen::Retry,
+        Seen::Stray,
+        Seen::Fenced,
+        Seen::TwoHeads,
+        Seen::CachedRead,
+        Seen::CachedMiss,
+        Seen::Ignorant,
+        Seen::Change,
+        Seen::ChangeRace,
+        Seen::ChangeUndone,
+        Seen::Retired,
+        Seen::Repeat,
+    ];
 }
 
 /// What happened before a model begins.
@@ -63,9 +91,14 @@ pub enum Past {
     Half,
     /// The second replica seeks the next reign, and has the third one's promise.
     Promised,
-    /// The spare has learned, the head has begun to change the chain, and those of the old composition
-    /// are cut off from it.
-    Learned,
+    /// The spare has learned, and the head has just written the first new composition. Readers remember
+    /// what they looked up before.
+    Begun,
+    /// The same, and those of the old composition are cut off from the head before they hear of it; they
+    /// know of a newer wish of the cluster map, if there is one.
+    Torn,
+    /// The same, and they have another head.
+    Racing,
 }
 
 /// The model's bounds and its clients' scripts.
@@ -93,6 +126,11 @@ pub struct Plan {
     pub breaks: u8,
     /// Messages that are dropped.
     pub drops: u8,
+    /// Messages that arrive twice.
+    pub repeats: u8,
+    /// Times that a replica is paused while it has something to do, and another goes on; nothing: whoever
+    /// has something to do may be the next one, always.
+    pub pauses: Option<u8>,
     /// Attempts that clients give up although nothing is known to have happened.
     pub give_ups: u8,
     /// Whether a proposal may take its time.
@@ -121,13 +159,11 @@ pub struct Plan {
     pub silence: u8,
     /// What the cluster map wants the chain to be, one after the other.
     pub desired: Vec<Vec<DeviceNo>>,
-    /// Who is told of it: a bit each.
+    /// Who may be told of it, or of more of it, in the model: a bit each.
     pub told: u8,
     /// Entries there before it begins, besides the bucket.
     pub before: u8,
-    /// Everything is gone through up to so many steps from the beginning; 0: to the end.
-    pub depth: usize,
-    /// So many steps of random walks besides, of any length.
+    /// So many steps of random walks besides, through larger bounds.
     pub walks: usize,
     /// One state in so many is tried for whether something can still be committed; 0: none.
     pub heal_one_in: u64,
@@ -140,6 +176,8 @@ pub struct Plan {
     pub mutant: Option<ashlar_cluster_journal::Mutant>,
     /// What happened: bits by [`Seen`].
     pub seen: AtomicU64,
+    /// What was worked out already.
+    pub memo: Memo,
 }
 
 impl Plan {
@@ -158,6 +196,8 @@ impl Plan {
             rots: 0,
             breaks: 0,
             drops: 0,
+            repeats: 0,
+            pauses: None,
             give_ups: 0,
             late: false,
             attempts: 3,
@@ -174,7 +214,6 @@ impl Plan {
             desired: Vec::new(),
             told: 0xff,
             before: 0,
-            depth: 0,
             walks: 0,
             heal_one_in: 64,
             expected: &[],
@@ -182,6 +221,7 @@ impl Plan {
             #[cfg(feature = "mutants")]
             mutant: None,
             seen: AtomicU64::new(0),
+            memo: Memo::default(),
         }
     }
 
@@ -200,6 +240,52 @@ impl Plan {
         config
     }
 
+    /// Sets another bound: `ticks=2`.
+    pub fn set(&mut self, bound: &str) -> Result<(), String> {
+        let (name, value) = bound.split_once('=').unwrap_or((bound, ""));
+        let number = value.parse::<u8>();
+        let refused = |_| format!("{bound:?}: a number up to 255 is wanted");
+        let bound = match name {
+            "ticks" => &mut self.ticks,
+            "crashes" => &mut self.crashes,
+            "rots" => &mut self.rots,
+            "breaks" => &mut self.breaks,
+            "drops" => &mut self.drops,
+            "repeats" => &mut self.repeats,
+            "give_ups" => &mut self.give_ups,
+            "attempts" => &mut self.attempts,
+            "reads" => &mut self.reads,
+            "silence" => &mut self.silence,
+            "victims" => &mut self.victims,
+            "pauses" => {
+                self.pauses = match value {
+                    "none" => None,
+                    _ => Some(number.map_err(refused)?),
+                };
+                return Ok(());
+            }
+            "rounds" => {
+                self.rounds = number.map_err(refused)?.into();
+                return Ok(());
+            }
+            "heal_one_in" => {
+                self.heal_one_in = value.parse().map_err(|_| "a number is wanted".to_owned())?;
+                return Ok(());
+            }
+            "prompt_acks" => {
+                self.prompt_acks = number.map_err(refused)? > 0;
+                return Ok(());
+            }
+            "slow_disks" => {
+                self.slow_disks = number.map_err(refused)? > 0;
+                return Ok(());
+            }
+            _ => return Err(format!("there is no bound {name:?}")),
+        };
+        *bound = number.map_err(refused)?;
+        Ok(())
+    }
+
     /// The keys that clients change.
     pub fn keys(&self) -> &[&'static str] {
         &self.keys
@@ -210,10 +296,17 @@ impl Plan {
         self.seen.fetch_or(1 << what as u8, Ordering::Relaxed);
     }
 
+    /// What happened.
+    pub fn happened(&self) -> Vec<Seen> {
+        let seen = self.seen.load(Ordering::Relaxed);
+        let happened = |what: &Seen| seen & 1 << *what as u8 != 0;
+        Seen::ALL.into_iter().filter(happened).collect()
+    }
+
     /// What was expected and did not happen.
     pub fn missing(&self) -> Vec<Seen> {
-        let seen = self.seen.load(Ordering::Relaxed);
-        let missing = |what: &&Seen| seen & 1 << **what as u8 == 0;
+        let happened = self.happened();
+        let missing = |what: &&Seen| !happened.contains(what);
         self.expected.iter().filter(missing).copied().collect()
     }
 }

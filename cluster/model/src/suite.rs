@@ -45,7 +45,9 @@ pub fn models() -> Vec<Maker> {
         ("rot", rot),
         ("once", once),
         ("learn", learn),
+        ("swap", swap),
         ("change", change),
+        ("race", race),
     ]
 }
 
@@ -203,18 +205,87 @@ fn learn(scale: Scale) -> Plan {
     }
 }
 
-/// The chain's composition changes while another head takes over.
+/// Reads by witnesses, while the chain's composition changes and a write is made.
+fn swap(scale: Scale) -> Plan {
+    Plan {
+        prompt_acks: scale != Scale::Large,
+        nodes: 4,
+        past: Past::Begun,
+        before: 1,
+        ticks: scale.of(0, 0, 1),
+        readers: 1,
+        reads: 1,
+        desired: vec![members([0, 1, 3])],
+        attempts: 1,
+        wishes: vec![vec![Wish::put("k")]],
+        expected: &[
+            Seen::Commit,
+            Seen::Change,
+            Seen::CachedRead,
+            Seen::CachedMiss,
+        ],
+        ..Plan::new("swap")
+    }
+}
+
+/// The chain's composition changes while those of the old one choose another head.
 fn change(scale: Scale) -> Plan {
     Plan {
         prompt_acks: scale != Scale::Large,
         silence: 2,
         nodes: 4,
-        past: Past::Learned,
+        past: Past::Torn,
         ticks: scale.of(1, 1, 2),
-        desired: vec![members([0, 1, 3])],
-        expected: &[Seen::Election],
+        told: 0,
+        desired: vec![members([0, 1, 3]), members([1, 2, 3])],
+        expected: &[Seen::Election, Seen::ChangeRace],
         ..Plan::new("change")
     }
+}
+
+/// Two heads change the chain's composition, each by another wish.
+fn race(scale: Scale) -> Plan {
+    Plan {
+        prompt_acks: scale != Scale::Large,
+        nodes: 4,
+        past: Past::Racing,
+        ticks: scale.of(1, 1, 2),
+        told: 0,
+        desired: vec![members([0, 1, 3]), members([1, 2, 3])],
+        expected: &[Seen::Election, Seen::ChangeRace, Seen::ChangeUndone],
+        ..Plan::new("race")
+    }
+}
+
+/// What random walks go through: a model's largest bounds, and every order of events.
+pub fn walked(make: &fn(Scale) -> Plan) -> Plan {
+    Plan {
+        pauses: None,
+        ..make(Scale::Large)
+    }
+}
+
+/// Random walks through a model's bounds, and every order of events, by a mutant or by what ships: for at
+/// most so many steps.
+#[cfg(feature = "mutants")]
+pub fn hunt(
+    mutant: Option<ashlar_cluster_journal::Mutant>,
+    model: &str,
+    seed: u64,
+    most: usize,
+) -> Result<Outcome, String> {
+    let makers = models();
+    let maker = makers.iter().find(|(name, _)| *name == model);
+    let (_, make) = maker.ok_or_else(|| format!("there is no model {model:?}"))?;
+    let plan = Plan {
+        mutant,
+        pauses: None,
+        // What it does wrong is looked for, not what comes of it in the end.
+        heal_one_in: 0,
+        ..make(Scale::Small)
+    };
+    // One thread: so the same walks are made every time.
+    check(plan, 1, Search::Walks(seed), most)
 }
 
 /// The model that must notice a mutant.
@@ -260,6 +331,8 @@ pub struct Outcome {
     pub depth: usize,
     /// Whether all states within the bounds were visited.
     pub whole: bool,
+    /// What happened.
+    pub seen: Vec<Seen>,
     /// What should have happened and did not.
     pub missing: Vec<Seen>,
     /// What does not hold.
@@ -271,13 +344,15 @@ pub struct Outcome {
 pub enum Search {
     /// Everything within the bounds.
     Whole,
+    /// Everything within the bounds, breadth first: the way to what does not hold is the shortest.
+    Shortest,
     /// Random walks, from this seed.
     Walks(u64),
 }
 
 /// Goes through a model, for at most about `most` states.
 pub fn check(plan: Plan, threads: usize, search: Search, most: usize) -> Result<Outcome, String> {
-    let (name, least, depth) = (plan.name, plan.least, plan.depth);
+    let (name, least) = (plan.name, plan.least);
     let chain = Chain::new(plan)?;
     let plan = chain.plan.clone();
     let builder = chain
@@ -286,16 +361,14 @@ pub fn check(plan: Plan, threads: usize, search: Search, most: usize) -> Result<
         .target_state_count(most)
         .finish_when(HasDiscoveries::AnyFailures);
     let mut outcome = match search {
-        // Depth first takes less memory; but only breadth first is a bound of depth a bound of what is seen.
-        Search::Whole if depth == 0 => outcome(name, most, builder.spawn_dfs().join()),
-        Search::Whole => {
-            let builder = builder.target_max_depth(depth);
-            outcome(name, most, builder.spawn_bfs().join())
-        }
+        // Depth first: it takes less memory.
+        Search::Whole => outcome(name, most, builder.spawn_dfs().join()),
+        Search::Shortest => outcome(name, most, builder.spawn_bfs().join()),
         Search::Walks(seed) => outcome(name, most, builder.spawn_simulation(seed, Walker).join()),
     };
     outcome.missing = plan.missing();
-    if search == Search::Whole && outcome.failure.is_none() && outcome.unique < least {
+    outcome.seen = plan.happened();
+    if !matches!(search, Search::Walks(_)) && outcome.failure.is_none() && outcome.unique < least {
         return Err(format!(
             "model {name}: {} unique states, at least {least} are expected: it does not model any more what it did",
             outcome.unique
@@ -310,7 +383,7 @@ fn outcome(name: &'static str, most: usize, checker: impl Checker<Chain>) -> Out
     let shortest = discoveries
         .into_iter()
         .min_by_key(|(_, path)| path.clone().into_actions().len());
-    let failure = shortest.map(|(property, path)| {
+    let failure = shortest.map(|(_, path)| {
         let mut lines = Vec::new();
         let mut acts = Vec::new();
         let last = path.last_state().clone();
@@ -318,9 +391,13 @@ fn outcome(name: &'static str, most: usize, checker: impl Checker<Chain>) -> Out
             lines.push(state.line());
             acts.extend(act);
         }
+        let mut property = last.first_broken();
         if last.broken == 0 {
             lines.push(match last.healed(&chain.plan) {
-                Ok(healed) => format!("without any more faults: {}", healed.line()),
+                Ok(healed) => {
+                    property = healed.first_broken();
+                    format!("without any more faults: {}", healed.line())
+                }
                 Err(story) => format!("without any more faults: {story}"),
             });
         }
@@ -337,6 +414,7 @@ fn outcome(name: &'static str, most: usize, checker: impl Checker<Chain>) -> Out
         generated: checker.state_count(),
         depth: checker.max_depth(),
         whole: checker.state_count() < most,
+        seen: Vec::new(),
         missing: Vec::new(),
         failure,
     }

@@ -21,6 +21,7 @@ fn weight(act: &Act) -> u64 {
         Act::Crash { .. }
         | Act::Break { .. }
         | Act::Drop { .. }
+        | Act::Repeat { .. }
         | Act::Mend { .. }
         | Act::GiveUp { .. }
         | Act::Stray { .. } => 1,

@@ -2,73 +2,32 @@
 //! the past.
 //!
 //! Invariants:
-//! - a step changes copies: replicas and devices are shared between the states that did not touch
-//!   them, and their hashes are worked out once;
+//! - a step changes copies: replicas and devices are shared between the states that did not touch them;
 //! - every clock runs at the same pace, and each is ahead of the one before it by much more than any
-//!   wait: a time of one replica that another takes for its own shows.
+//!   wait: a time of one replica that another takes for its own shows;
+//! - what a replica did is judged as it was done: each effect before the next one.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use ashlar_cluster_journal::{Action, Event, Replica};
-use ashlar_layout::ids::{Seq, Term};
-use ashlar_layout::message::{ChainBody, ErrorCode, Reply};
-use ashlar_layout::time::Instant;
+use ashlar_layout::ids::Seq;
+use ashlar_layout::message::{ErrorCode, Reply};
 
 use crate::broken::Broken;
-use crate::client::{self, Client, End, Reader};
-use crate::disk::{self, Disk, Mark};
+use crate::client::{self, Cached, Client, End, Reader};
+use crate::disk::{Disk, Mark};
 use crate::hash;
-use crate::net::{Item, Letter, Net};
-use crate::plan::{Plan, Seen, device};
+use crate::local::{Cause, Effect, Face, Local, Step};
+use crate::net::{Item, Net};
+use crate::plan::{Plan, Seen};
 
-/// How far each clock is ahead of the one before it.
-const APART: u64 = 1_000_000_000_000_000;
-
-/// One replica's process and device.
+/// One replica's process and device, and how it looks now.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Its process, if it runs.
-    pub replica: Option<Arc<Replica>>,
-    /// Its device.
-    pub disk: Arc<Disk>,
-    /// Counts its processes.
-    pub process: u8,
-    /// With whom it believes to be connected: a bit each.
-    pub connected: u8,
-    /// How much of what the cluster map wants it was told.
-    pub desired: u8,
-    /// It was left out, and knows it.
-    pub retired: bool,
-    hash: u64,
-}
-
-impl Node {
-    /// A device without a process.
-    pub fn blank() -> Self {
-        let mut node = Self {
-            replica: None,
-            disk: Arc::default(),
-            process: 0,
-            connected: 0,
-            desired: 0,
-            retired: false,
-            hash: 0,
-        };
-        node.rehash();
-        node
-    }
-
-    fn rehash(&mut self) {
-        self.hash = hash::of(&(
-            &self.replica,
-            &self.disk,
-            self.process,
-            self.connected,
-            self.desired,
-            self.retired,
-        ));
-    }
+    /// It.
+    pub local: Arc<Local>,
+    /// How it looks.
+    pub face: Arc<Face>,
 }
 
 /// What is left of each bound.
@@ -85,7 +44,11 @@ pub struct Left {
     /// See [`Plan`].
     pub drops: u8,
     /// See [`Plan`].
+    pub repeats: u8,
+    /// See [`Plan`].
     pub give_ups: u8,
+    /// See [`Plan`].
+    pub pauses: u8,
 }
 
 /// See the module.
@@ -103,39 +66,58 @@ pub struct World {
     pub readers: Vec<Reader>,
     /// What is left of each bound.
     pub left: Left,
+    /// The replica that is at work, where pauses are counted.
+    pub at_work: Option<u8>,
     /// What any replica ever took for committed.
     pub committed: Arc<Vec<Mark>>,
     /// What did not hold: bits by [`Broken`].
     pub broken: u32,
 }
 
-impl Hash for World {
-    fn hash<H: Hasher>(&self, state: &mut H) {
+impl World {
+    /// Of everything that what may still happen depends on.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = hash::Fold::default();
+        let state = &mut hasher;
         self.now.hash(state);
-        self.nodes.iter().for_each(|node| node.hash.hash(state));
+        self.nodes
+            .iter()
+            .for_each(|node| node.local.hash.hash(state));
         self.net.hash(state);
         self.clients.hash(state);
         self.readers.hash(state);
         self.left.hash(state);
+        self.at_work.hash(state);
         for mark in self.committed.iter() {
             (mark.term, mark.bytes).hash(state);
         }
         self.broken.hash(state);
+        hasher.finish()
+    }
+}
+
+impl Hash for World {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.fingerprint());
     }
 }
 
 impl PartialEq for World {
     fn eq(&self, other: &Self) -> bool {
-        hash::of(self) == hash::of(other)
+        self.fingerprint() == other.fingerprint()
     }
 }
 
 impl World {
     /// Everything is blank, and nothing runs.
     pub fn new(plan: &Plan) -> Self {
+        let blank = Node {
+            local: Arc::new(Local::blank()),
+            face: Arc::default(),
+        };
         Self {
             now: 1_000_000_000,
-            nodes: vec![Node::blank(); plan.nodes],
+            nodes: vec![blank; plan.nodes],
             net: Net::new(plan.nodes),
             clients: vec![Client::default(); plan.wishes.len()],
             readers: vec![Reader::default(); plan.readers],
@@ -145,26 +127,34 @@ impl World {
                 rots: plan.rots,
                 breaks: plan.breaks,
                 drops: plan.drops,
+                repeats: plan.repeats,
                 give_ups: plan.give_ups,
+                pauses: plan.pauses.unwrap_or(0),
             },
+            at_work: None,
             committed: Arc::default(),
             broken: 0,
         }
     }
 
-    /// What a node's clock shows.
-    pub fn clock(&self, node: usize) -> Instant {
-        Instant(self.now + APART * node as u64)
+    /// How a node looks.
+    pub fn face(&self, at: usize) -> &Face {
+        &self.nodes[at].face
     }
 
-    /// The process of a node.
-    pub fn replica(&self, node: usize) -> Option<&Replica> {
-        self.nodes.get(node)?.replica.as_deref()
+    /// A node's device.
+    pub fn disk(&self, at: usize) -> &Disk {
+        &self.nodes[at].local.disk
+    }
+
+    /// Whether a node's process runs.
+    pub fn runs(&self, at: usize) -> bool {
+        self.face(at).runs
     }
 
     /// Nodes that run.
     pub fn running(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.nodes.len()).filter(|node| self.nodes[*node].replica.is_some())
+        (0..self.nodes.len()).filter(|at| self.runs(*at))
     }
 
     /// It does not hold.
@@ -177,257 +167,167 @@ impl World {
         self.broken & 1 << what as u32 == 0
     }
 
-    /// When a node wants to be told the time.
-    pub fn deadline(&self, node: usize) -> Option<u64> {
-        let deadline = self.replica(node)?.next_deadline()?;
-        Some(deadline.0.saturating_sub(APART * node as u64))
+    /// Whether a node has a deadline that has come.
+    pub fn is_due(&self, at: usize) -> bool {
+        self.face(at).due.is_some_and(|due| due <= self.now)
+    }
+
+    /// Changes a node behind its replica's back.
+    pub fn put(&mut self, plan: &Plan, at: usize, change: impl FnOnce(&mut Local)) {
+        let mut local = Local::clone(&self.nodes[at].local);
+        change(&mut local);
+        local.rehash();
+        self.nodes[at].local = Arc::new(local);
+        self.look(plan, at);
+    }
+
+    fn look(&mut self, plan: &Plan, at: usize) {
+        let node = &mut self.nodes[at];
+        node.face = plan.face(at, &node.local, self.now);
+    }
+
+    /// Time goes on.
+    pub fn wait(&mut self, plan: &Plan, by: u64) {
+        self.now += by;
+        for at in 0..self.nodes.len() {
+            self.look(plan, at);
+        }
     }
 
     /// Starts a process on what its device holds.
-    pub fn start(&mut self, plan: &Plan, node: usize) {
-        let held = &mut self.nodes[node];
-        held.process += 1;
-        held.connected = 0;
-        held.retired = false;
-        let mut replica = Replica::new(plan.config(node));
-        for record in &held.disk.records {
-            if record.rotten {
-                let marks = disk::marks(&record.entries);
-                let hint = marks.first().zip(marks.last());
-                replica.replay_damaged(hint.map(|(first, last)| (first.seq, last.seq)));
-            } else {
-                replica.replay(&record.entries, record.at);
-            }
-        }
-        held.replica = Some(Arc::new(replica));
-        let desired = held.desired;
-        let running: Vec<usize> = self.running().collect();
-        self.net.began(node, &running);
-        self.tell(plan, node, Event::Start {});
-        if let Some(members) = desired
-            .checked_sub(1)
-            .and_then(|nth| plan.desired.get(usize::from(nth)))
-        {
-            let members = members.clone();
-            self.tell(plan, node, Event::Desired { members });
+    pub fn start(&mut self, plan: &Plan, at: usize) {
+        let mut running: Vec<usize> = self.running().collect();
+        running.push(at);
+        self.net.began(at, &running);
+        self.tell(plan, at, &Cause::Start);
+        let desired = self.nodes[at].local.desired;
+        if desired > 0 {
+            self.tell(plan, at, &Cause::Desired(desired));
         }
     }
 
     /// A process ends.
-    pub fn crash(&mut self, plan: &Plan, node: usize, keep: usize, lost: bool, rot: bool) {
-        let held = &mut self.nodes[node];
-        held.replica = None;
-        held.connected = 0;
-        if keep < held.disk.under_way.len() {
-            plan.saw(Seen::LostTail);
-        }
-        let disk = Arc::make_mut(&mut held.disk);
-        disk.crash(keep);
-        if rot && disk.rot() {
-            plan.saw(Seen::Rot);
-        }
-        held.rehash();
-        self.net.ended(node, lost);
+    pub fn crash(&mut self, plan: &Plan, at: usize, keep: usize, lost: bool, rot: bool) {
+        self.net.ended(at, lost);
         // Its clients' connections end with it.
         for client in &mut self.clients {
-            client.stray.retain(|attempt| attempt.to != node);
-            if client
-                .attempt
-                .is_some_and(|(attempt, _)| attempt.to == node)
-            {
+            client.stray.retain(|attempt| attempt.to != at);
+            if client.attempt.is_some_and(|(attempt, _)| attempt.to == at) {
                 client.attempt = None;
             }
         }
+        let step = plan.step(
+            at,
+            &self.nodes[at].local,
+            self.now,
+            &Cause::Crash { keep, rot },
+        );
+        self.becomes(at, &step);
     }
 
-    /// The next item from one replica reaches another.
-    pub fn deliver(&mut self, plan: &Plan, from: usize, to: usize) {
-        let Some(item) = self.net.pop(from, to) else {
-            return;
+    fn becomes(&mut self, at: usize, step: &Step) {
+        let (local, face) = (step.after.clone(), step.face.clone());
+        self.nodes[at] = Node { local, face };
+    }
+
+    /// The next item from one replica reaches another; it may do so once more.
+    pub fn deliver(&mut self, plan: &Plan, from: usize, to: usize, again: bool) {
+        let item = if again {
+            self.net.queue(from, to).next().cloned()
+        } else {
+            self.net.pop(from, to)
         };
-        let peer = device(from);
-        let event = match item {
-            Item::Up => {
-                self.nodes[to].connected |= 1 << from;
-                Event::PeerUp { peer }
-            }
-            Item::Down => {
-                self.nodes[to].connected &= !(1 << from);
-                Event::PeerDown { peer }
-            }
-            Item::Letter(letter) => Event::Message {
-                message: letter.message.clone(),
-                payload: letter.payload.clone(),
-            },
+        let cause = match item {
+            None => return,
+            Some(Item::Up) => Cause::Up(from),
+            Some(Item::Down) => Cause::Down(from),
+            Some(Item::Letter(letter)) => Cause::Letter(letter),
         };
-        self.tell(plan, to, event);
+        self.tell(plan, to, &cause);
     }
 
-    /// The oldest write under way becomes durable.
-    pub fn flush(&mut self, plan: &Plan, node: usize) {
-        let disk = Arc::make_mut(&mut self.nodes[node].disk);
-        if let Some((token, at)) = disk.complete() {
-            self.tell(plan, node, Event::Persisted { token, at });
-        }
-    }
-
-    /// Gives an event to a replica, carries out what it wants, and looks whether all is well.
-    pub fn tell(&mut self, plan: &Plan, node: usize, event: Event) {
-        let mut events = std::collections::VecDeque::from([event]);
-        let mut out = Vec::new();
+    /// Lets something happen at a replica, carries out what it wants, and looks whether all is well.
+    pub fn tell(&mut self, plan: &Plan, at: usize, cause: &Cause) {
+        let step = plan.step(at, &self.nodes[at].local, self.now, cause);
+        self.becomes(at, &step);
         let mut prompt = Vec::new();
-        while let Some(event) = events.pop_front() {
-            let now = self.clock(node);
-            let Some(replica) = &mut self.nodes[node].replica else {
-                break;
-            };
-            let timer = event == Event::Deadline;
-            let before = replica.view(now).committed;
-            let replica = Arc::make_mut(replica);
-            let told = || replica.on_event(now, event, &mut out);
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(told)).is_err() {
-                self.fail(Broken::Stopped);
-                return;
-            }
-            if timer && self.deadline(node).is_some_and(|due| due <= self.now) {
-                self.fail(Broken::Timer);
-            }
-            // What it holds now comes first: what it says and answers is judged by that.
-            for action in &out {
-                if let Action::Persist {
-                    token,
-                    first,
-                    entries,
-                    ..
-                } = action
-                {
-                    self.persist(plan, node, *token, *first, entries.clone());
+        for effect in &step.effects {
+            match effect {
+                Effect::Fails(what) => self.fail(*what),
+                Effect::Writes(marks) => {
+                    let others = (0..self.nodes.len()).filter(|other| *other != at);
+                    let two = marks.iter().any(|mark| {
+                        let mut others = others.clone();
+                        others.any(|other| self.disk(other).contradicts(mark))
+                    });
+                    if two {
+                        self.fail(Broken::TwoValues);
+                    }
                 }
-            }
-            self.observe(node, before);
-            for action in out.drain(..) {
-                if let Action::Send { to, message, .. } = &action
-                    && matches!(message.body, ChainBody::Ack { .. })
-                {
-                    prompt.push(crate::plan::node(*to));
+                Effect::Handled {
+                    before,
+                    committed,
+                    term,
+                    held,
+                } => self.observe(at, (*before, *committed), *term, held),
+                Effect::Says { to, letter, ack } => {
+                    if *ack {
+                        prompt.push(*to);
+                    }
+                    self.net.send(at, *to, letter.clone());
                 }
-                self.carry_out(plan, node, action, &mut events);
-            }
-            if !plan.slow_disks && !self.nodes[node].disk.under_way.is_empty() {
-                let disk = Arc::make_mut(&mut self.nodes[node].disk);
-                while let Some((token, at)) = disk.complete() {
-                    events.push_back(Event::Persisted { token, at });
-                }
+                Effect::Answers {
+                    reply_to,
+                    reply,
+                    durable,
+                } => self.answered(plan, at, (*reply_to, reply), durable.as_ref()),
             }
         }
         self.judge(plan);
-        self.nodes[node].rehash();
         for to in prompt.into_iter().filter(|_| plan.prompt_acks) {
-            if self.replica(to).is_some() && self.net.queue(node, to).len() == 1 {
-                self.deliver(plan, node, to);
+            if self.runs(to) && self.net.queue(at, to).count() == 1 {
+                self.deliver(plan, at, to, false);
             }
         }
     }
 
-    fn carry_out(
+    /// A reader looks up the first key at a node, and remembers what it is told, if there is anything.
+    pub fn remember(&mut self, reader: usize, at: usize) {
+        let face = self.face(at);
+        let found = face.look_ups.first().copied().flatten();
+        if let Some((version, as_of, config)) = found.filter(|found| found.0.0 > 0) {
+            let members = face.member_bits();
+            self.readers[reader].cached = Some(Cached {
+                version,
+                as_of,
+                config,
+                members,
+            });
+        }
+    }
+
+    fn answered(
         &mut self,
         plan: &Plan,
-        node: usize,
-        action: Action,
-        events: &mut std::collections::VecDeque<Event>,
+        at: usize,
+        (reply_to, reply): (u64, &Reply),
+        durable: Option<&Mark>,
     ) {
-        match action {
-            Action::Send {
-                to,
-                message,
-                payload,
-            } => {
-                self.check_said(node, &message);
-                let to = crate::plan::node(to);
-                let connected = self.nodes[node].connected;
-                if to < self.nodes.len() && connected & 1 << to != 0 {
-                    self.net.send(node, to, Letter::new(message, payload));
-                }
-            }
-            Action::Reply { reply_to, reply } => self.replied(plan, node, reply_to, reply),
-            Action::ReadLog { token, at, len } => {
-                let bytes = self.nodes[node].disk.read(at, len);
-                events.push_back(Event::LogRead { token, bytes });
-            }
-            Action::Retired => {
-                self.nodes[node].retired = true;
-                plan.saw(Seen::Retired);
-            }
-            // The one is done already, the other answers a question that no model asks.
-            Action::Persist { .. } | Action::Restored { .. } => {}
-        }
-    }
-
-    fn persist(&mut self, plan: &Plan, node: usize, token: u64, first: Seq, entries: bytes::Bytes) {
-        for mark in disk::marks(&entries).iter().filter(|mark| mark.seq.0 > 0) {
-            let others = self
-                .nodes
-                .iter()
-                .flat_map(|node| [&node.disk.durable, &node.disk.held]);
-            let two = others
-                .filter_map(|log| disk::at(log, mark.seq))
-                .any(|other| other.term == mark.term && other.bytes != mark.bytes);
-            if two {
-                self.fail(Broken::TwoValues);
-            }
-        }
-        let disk = Arc::make_mut(&mut self.nodes[node].disk);
-        if disk.write(token, first, entries) {
-            plan.saw(Seen::Truncation);
-        }
-    }
-
-    /// What a replica says of its device must be so.
-    fn check_said(&mut self, node: usize, message: &ashlar_layout::message::ChainMessage) {
-        let disk = &self.nodes[node].disk;
-        let through = |seq: Seq| {
-            disk.durable.len() as u64 >= seq.0
-                && disk.durable[..seq.0 as usize].iter().all(Option::is_some)
-        };
-        let so = match &message.body {
-            ChainBody::Ack { durable, .. } => through(*durable),
-            ChainBody::Sealed {
-                last, last_term, ..
-            } => {
-                let there = disk::at(&disk.durable, *last).map_or(Term(0), |mark| mark.term);
-                disk.promised >= message.term && there == *last_term
-            }
-            _ => true,
-        };
-        let acknowledges = matches!(
-            message.body,
-            ChainBody::Ack { .. } | ChainBody::Sealed { .. }
-        );
-        let kept = !acknowledges || message.term >= disk.promised;
-        if !so {
-            self.fail(Broken::NotDurable);
-        }
-        if !kept {
-            self.fail(Broken::OldPromise);
-        }
-    }
-
-    fn replied(&mut self, plan: &Plan, node: usize, reply_to: u64, reply: Reply) {
         if reply_to >= HEAL {
             return;
         }
         let (client, request) = ((reply_to >> 16) as usize, (reply_to >> 8) as u8);
         let (id, no) = (client::client_id(client), client::request_no(request));
-        if let Reply::Committed { seq, .. } = &reply {
+        if let Reply::Committed { seq, .. } = reply {
             // Whoever waits for it: it is told.
-            self.check_committed(plan, node, *seq, (id, no));
+            self.check_committed(plan, at, *seq, (id, no), durable);
         }
         let Some(held) = self.clients.get_mut(client) else {
             return;
         };
         let Some((attempt, _)) = held.attempt.filter(|(a, _)| a.reply_to(client) == reply_to)
         else {
-            if let Reply::Error(error) = &reply
+            if let Reply::Error(error) = reply
                 && error.code == ErrorCode::NotHead
             {
                 plan.saw(Seen::Stray);
@@ -440,8 +340,8 @@ impl World {
                 if attempt.retry.is_some() {
                     plan.saw(Seen::Retry);
                 }
-                held.told = held.told.max(seq);
-                held.ended(End::Done(seq));
+                held.told = held.told.max(*seq);
+                held.ended(End::Done(*seq));
             }
             Reply::Error(error) => match error.code {
                 ErrorCode::PreconditionFailed => {
@@ -454,6 +354,11 @@ impl World {
             },
             _ => held.attempt = None,
         }
+    }
+
+    /// The highest entry that was ever committed.
+    pub fn committed(&self) -> Seq {
+        Seq(self.committed.len() as u64)
     }
 }
 

@@ -14,7 +14,7 @@ use ashlar_layout::manifest::Body;
 use ashlar_layout::message::ObjectMeta;
 use bytes::Bytes;
 
-/// What an entry takes beside its key, its stripes and its payload, about.
+/// What an entry takes beside its key, its stripes, its attributes and its payload, about.
 const ENTRY_BYTES: usize = 256;
 /// The same for a stripe.
 const STRIPE_BYTES: usize = 56;
@@ -39,7 +39,9 @@ impl Cached {
             .iter()
             .map(|s| STRIPE_BYTES + 4 * s.shard_crcs.len())
             .sum();
-        ENTRY_BYTES + 2 * name.len() + listed + self.payload.as_ref().map_or(0, Bytes::len)
+        let attributes = self.meta.manifest.attributes.len();
+        let payload = self.payload.as_ref().map_or(0, Bytes::len);
+        ENTRY_BYTES + 2 * name.len() + listed + attributes + payload
     }
 }
 
@@ -163,11 +165,7 @@ mod tests {
     use super::*;
 
     fn cached(version: u64, as_of: u64, payload: Option<usize>) -> Cached {
-        let manifest = Manifest {
-            size: payload.unwrap_or(7) as u64,
-            crc: 0,
-            body: Body::Inline,
-        };
+        let manifest = Manifest::plain(payload.unwrap_or(7) as u64, 0, Body::Inline);
         Cached {
             meta: ObjectMeta {
                 version: Seq(version),

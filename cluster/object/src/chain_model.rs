@@ -680,11 +680,7 @@ impl<M: Machine> Model<M> {
 }
 
 pub(crate) fn manifest() -> Manifest {
-    Manifest {
-        size: 0,
-        crc: 0,
-        body: Body::Inline,
-    }
+    Manifest::plain(0, 0, Body::Inline)
 }
 
 fn plain(reply: Reply) -> Answer {

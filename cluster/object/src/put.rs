@@ -18,7 +18,7 @@ use std::sync::Arc;
 use ashlar_cluster_map::Class;
 use ashlar_layout::crc::{crc32, crc32_combine};
 use ashlar_layout::ids::{PartitionId, Seq, StripeId, Term};
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -77,6 +77,8 @@ pub struct Put {
     key: String,
     partition: PartitionId,
     precondition: Precondition,
+    etag: Etag,
+    attributes: Vec<u8>,
     class: Class,
     stripe_data: u32,
     fanout: usize,
@@ -122,6 +124,8 @@ impl Put {
             key: key.to_owned(),
             partition,
             precondition,
+            etag: Etag::NONE,
+            attributes: Vec::new(),
             class: map.class,
             stripe_data: map.stripe_data.max(1),
             fanout,
@@ -146,6 +150,12 @@ impl Put {
             outcome: None,
             leftover: Leftover::default(),
         })
+    }
+
+    /// Says what else is to be remembered of the object: before its end is told, as with
+    /// [`Event::Inline`] and [`Event::End`].
+    pub fn describe(&mut self, etag: Etag, attributes: Vec<u8>) {
+        (self.etag, self.attributes) = (etag, attributes);
     }
 
     /// Bytes of each stripe but the last.
@@ -219,8 +229,14 @@ impl Put {
         let manifest = Manifest {
             size: self.done.size,
             crc: self.done.crc,
+            etag: self.etag,
             body,
+            attributes: std::mem::take(&mut self.attributes),
         };
+        if let Err(error) = manifest.check() {
+            let detail = error.to_string();
+            return self.fail(now, ObjectError::BadRequest { detail }, out);
+        }
         let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let request = Request::Propose {
             partition: self.partition,

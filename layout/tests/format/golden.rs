@@ -13,6 +13,7 @@ use ashlar_layout::extent::ExtentHeader;
 use ashlar_layout::footer::{Footer, Trailer, footer_len, trailer_at};
 use ashlar_layout::frame::{FrameHeader, decode_control, encode_control};
 use ashlar_layout::journal;
+use ashlar_layout::manifest::{Manifest, Op};
 use ashlar_layout::message::{ChainMessage, Reply, Request};
 use ashlar_layout::record::{RecordHeader, Subject, header_len};
 use ashlar_layout::superblock::Superblock;
@@ -55,6 +56,8 @@ fn extent_v1() {
 #[test]
 fn records_v1() {
     let payload = bytes(20_000);
+    // The journal record's payload is what was written then.
+    let old = include_bytes!("../golden/journal-entries.v1.bin");
     for (name, subject, payload, block_size) in [
         (
             "record-shard.v1.bin",
@@ -68,7 +71,7 @@ fn records_v1() {
             &[],
             4096,
         ),
-        ("record-journal.v1.bin", JOURNAL, &entries()[..], 512),
+        ("record-journal.v1.bin", JOURNAL, &old[..], 512),
         ("record-chunk.v1.bin", CHUNK, &payload[..4 * 4096], 512),
         ("record-root.v1.bin", ROOT, &payload[..5000], 4096),
     ] {
@@ -109,8 +112,32 @@ fn checkpoint_v1() {
 }
 
 #[test]
-fn journal_entries_v1() {
-    let image = golden("journal-entries.v1.bin", &entries());
+fn journal_entries_v1_are_read() {
+    let image = include_bytes!("../golden/journal-entries.v1.bin");
+    let got: Vec<_> = journal::entries(image).map(Result::unwrap).collect();
+    assert_eq!((got.len(), got[0].version, got[1].version), (2, 1, 1));
+    let Op::Put { manifest, .. } = put() else {
+        panic!("the sample is a put");
+    };
+    let manifest = Manifest::plain(manifest.size, manifest.crc, manifest.body);
+    let (bucket, key) = ("photos".into(), "2024/å.jpg".into());
+    assert_eq!(
+        (got[0].op(), got[0].inline),
+        (
+            Ok(Op::Put {
+                bucket,
+                key,
+                manifest
+            }),
+            &b"hello world"[..]
+        )
+    );
+    assert_eq!(got[1].op(), Ok(Op::TermStart));
+}
+
+#[test]
+fn journal_entries_v2() {
+    let image = golden("journal-entries.v2.bin", &entries());
     let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
     assert_eq!(got.len(), 2);
     assert_eq!((got[0].header.seq.0, got[0].header.term.0), (41, 6));
@@ -124,17 +151,18 @@ fn journal_entries_v1() {
         (Ok(put()), &b"hello world"[..])
     );
     assert_eq!(&image[got[0].inline_offset()..got[0].len()], b"hello world");
-    assert_eq!(got[1].op(), Ok(ashlar_layout::manifest::Op::TermStart));
+    assert_eq!(got[1].op(), Ok(Op::TermStart));
+    assert_eq!((got[0].version, got[1].version), (2, 2));
 }
 
 #[test]
-fn frame_v2() {
-    let image = golden("frame.v2.bin", &frame().encode());
+fn frame_v3() {
+    let image = golden("frame.v3.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));
 }
 
 #[test]
-fn messages_v2() {
+fn messages_v3() {
     // Each behind its length, so that one file holds them all.
     fn file<T>(messages: &[T], encode: impl Fn(&T) -> Vec<u8>) -> Vec<u8> {
         let mut out = Vec::new();
@@ -154,19 +182,19 @@ fn messages_v2() {
         }
         parts
     }
-    let image = golden("requests.v2.bin", &file(&requests(), encode_control));
+    let image = golden("requests.v3.bin", &file(&requests(), encode_control));
     let got: Vec<Request> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, requests());
-    let image = golden("replies.v2.bin", &file(&replies(), encode_control));
+    let image = golden("replies.v3.bin", &file(&replies(), encode_control));
     let got: Vec<Reply> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, replies());
-    let image = golden("chain.v2.bin", &file(&chain_messages(), encode_control));
+    let image = golden("chain.v3.bin", &file(&chain_messages(), encode_control));
     let got: Vec<ChainMessage> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())

@@ -86,7 +86,7 @@ proptest! {
     fn random_ones_too(request in random::request(), stripes in random::stripes()) {
         agree!(&request, Request);
         agree!(&stripes, Vec<Stripe>);
-        let manifest = Manifest { size: 1, crc: 2, body: Body::Tree(stripes) };
+        let manifest = Manifest::plain(1, 2, Body::Tree(stripes));
         agree!(&Reply::Committed { seq: ashlar_layout::ids::Seq(3), displaced: Some(manifest) }, Reply);
     }
 }

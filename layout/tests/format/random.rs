@@ -1,7 +1,7 @@
 //! Generators of random values.
 
 use ashlar_layout::ids::*;
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
 use ashlar_layout::message::Request;
 use ashlar_layout::record::Subject;
 use proptest::prelude::*;
@@ -61,11 +61,17 @@ pub fn op() -> impl Strategy<Value = Op> {
         stripes().prop_map(Body::Stripes),
         stripes().prop_map(Body::Tree)
     ];
-    let manifest = (any::<u64>(), any::<u32>(), body).prop_map(|(size, crc, body)| Manifest {
-        size,
-        crc,
-        body,
-    });
+    let etag = (any::<[u8; 16]>(), any::<u16>()).prop_map(|(md5, parts)| Etag { md5, parts });
+    let attributes = proptest::collection::vec(any::<u8>(), 0..100);
+    let manifest = (any::<u64>(), any::<u32>(), etag, body, attributes).prop_map(
+        |(size, crc, etag, body, attributes)| Manifest {
+            size,
+            crc,
+            etag,
+            body,
+            attributes,
+        },
+    );
     prop_oneof![
         Just(Op::TermStart),
         ".{0,20}".prop_map(|bucket| Op::CreateBucket { bucket }),

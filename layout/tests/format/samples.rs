@@ -7,7 +7,7 @@ use ashlar_layout::footer::{Footer, FooterEntry};
 use ashlar_layout::frame::{FrameHeader, Opcode};
 use ashlar_layout::ids::*;
 use ashlar_layout::journal::encode_entry;
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
 use ashlar_layout::message::*;
 use ashlar_layout::record::{RecordHeader, Subject, record_len};
 use ashlar_layout::stamp::Place;
@@ -217,15 +217,23 @@ pub fn manifest() -> Manifest {
     Manifest {
         size: 8 << 20,
         crc: 0x600d_f00d,
+        etag: Etag {
+            md5: *b"0123456789abcdef",
+            parts: 2,
+        },
         body: Body::Stripes(vec![stripe(1), stripe(2)]),
+        attributes: b"content-type: image/jpeg".to_vec(),
     }
 }
 
 pub fn put() -> Op {
     let manifest = Manifest {
-        size: 11,
-        crc: crc32(b"hello world"),
-        body: Body::Inline,
+        etag: Etag {
+            md5: [0x5e; 16],
+            parts: 0,
+        },
+        attributes: vec![1, 2, 3],
+        ..Manifest::plain(11, crc32(b"hello world"), Body::Inline)
     };
     Op::Put {
         bucket: "photos".into(),
@@ -384,6 +392,10 @@ pub fn replies() -> Vec<Reply> {
                 key: "a/b".into(),
                 size: 1,
                 crc: 2,
+                etag: Etag {
+                    md5: [9; 16],
+                    parts: 3,
+                },
                 version: Seq(3),
                 modified_ms: 4,
             }],
@@ -440,10 +452,14 @@ pub fn chain_messages() -> Vec<ChainMessage> {
             last,
             last_term,
             holes: vec![(Seq(21), Seq(22)), (Seq(25), Seq(25))],
+            base: Seq(18),
+            base_term: Term(2),
         },
         ChainBody::Refused {
             promised: Term::new(8, DeviceNo(6)),
             lease_us: 70_001,
+            config: 5,
+            members: vec![DeviceNo(6), DeviceNo(2), DeviceNo(9)],
         },
         ChainBody::Fetch { first, last },
         ChainBody::Entries { first, count: 11 },
@@ -459,6 +475,32 @@ pub fn chain_messages() -> Vec<ChainMessage> {
             stamp: 0x0123_4567_89aa,
         },
         ChainBody::Mismatch { last, last_term },
+        ChainBody::Teach,
+        ChainBody::Lesson {
+            at: last,
+            lesson: 0x0a0b,
+            part: 6,
+            content: LessonContent::Items,
+            end: true,
+            stamp: 0x0123_4567_89a9,
+        },
+        ChainBody::Learned {
+            lesson: 0x0a0c,
+            parts: 7,
+            stamp: 0x0123_4567_89a8,
+        },
+        ChainBody::Recall {
+            bucket: "bucket".into(),
+            key: "key".into(),
+            version: first,
+        },
+        ChainBody::Recalled {
+            bucket: "bucket".into(),
+            key: "key".into(),
+            version: first,
+            found: true,
+        },
+        ChainBody::Over,
     ]
     .into_iter()
     .map(|body| ChainMessage {
@@ -474,11 +516,7 @@ pub fn chain_messages() -> Vec<ChainMessage> {
 /// An operation of each kind, in the order in which they are declared.
 pub fn ops() -> Vec<Op> {
     let (bucket, key) = ("photos".to_owned(), "a".to_owned());
-    let tree = Manifest {
-        size: 1 << 40,
-        crc: 1,
-        body: Body::Tree(vec![stripe(3)]),
-    };
+    let tree = Manifest::plain(1 << 40, 1, Body::Tree(vec![stripe(3)]));
     vec![
         Op::TermStart,
         Op::CreateBucket {

@@ -1,5 +1,6 @@
 //! The client's operations.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::inner::Inner;
 use crate::link::LinkSetup;
 use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
-    PutOutcome,
+    PutOutcome, Seal,
 };
 use crate::{list, put};
 
@@ -104,7 +105,22 @@ impl Client {
         options: PutOptions,
     ) -> Result<PutOutcome, ClientError> {
         check(bucket, Some(key))?;
-        put::put(&self.inner, bucket, key, body, options).await
+        put::put(&self.inner, bucket, key, body, options, Ok).await
+    }
+
+    /// As [`Client::put`]. When all of `body` was read and nothing is visible yet, `seal` is asked what
+    /// to remember of the object (it is given what the options say); an error of it fails the put, and
+    /// leaves nothing.
+    pub async fn put_sealed(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: impl AsyncRead + Unpin + Send,
+        options: PutOptions,
+        seal: impl FnOnce(Seal) -> io::Result<Seal> + Send,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        put::put(&self.inner, bucket, key, body, options, seal).await
     }
 
     /// Makes or replaces an object whose bytes are at hand.

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{ClusterId, Epoch, NodeId};
-use ashlar_layout::limits::INLINE_MAX;
-use ashlar_layout::manifest::Precondition;
+use ashlar_layout::limits::{ATTRIBUTES_MAX, INLINE_MAX};
+use ashlar_layout::manifest::{Etag, Precondition};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::fake::Cluster;
 use crate::{
     ByteRange, Client, ClientError, ClientOptions, Code, DeleteOptions, GetOptions, ListOptions,
-    PutOptions,
+    PutOptions, Seal,
 };
 
 pub(crate) const DRAIN: Duration = Duration::from_secs(20);
@@ -243,6 +243,76 @@ async fn lists_go_on_where_they_ended() {
     );
 }
 
+/// What is to be remembered of an object comes when all of it was read, and not before.
+#[tokio::test]
+async fn what_is_remembered_of_an_object() {
+    let (cluster, client) = cluster().await;
+    let etag = Etag {
+        md5: [7; 16],
+        parts: 2,
+    };
+    let options = PutOptions {
+        seal: Seal {
+            etag,
+            attributes: Bytes::from_static(b"given"),
+        },
+        ..PutOptions::default()
+    };
+    for len in [100, 3_000_000] {
+        let data = bytes(len, 9);
+        let (before, whole) = (options.clone(), data.clone());
+        client
+            .put_bytes("bucket", "a", whole, before)
+            .await
+            .unwrap();
+        let found = client.head("bucket", "a").await.unwrap().manifest;
+        assert_eq!((found.etag, &found.attributes[..]), (etag, &b"given"[..]));
+
+        let sealed = |given: Seal| {
+            assert_eq!(given.attributes, &b"given"[..]);
+            Ok(Seal {
+                attributes: Bytes::from_static(b"sealed"),
+                ..given
+            })
+        };
+        client
+            .put_sealed("bucket", "b", &data[..], options.clone(), sealed)
+            .await
+            .unwrap();
+        let found = client.head("bucket", "b").await.unwrap().manifest;
+        assert_eq!((found.etag, &found.attributes[..]), (etag, &b"sealed"[..]));
+        let listed = client.list("bucket", ListOptions::default()).await.unwrap();
+        assert!(listed.objects.iter().all(|o| o.etag == etag));
+
+        let shards = cluster.store().shards.len();
+        let refused = |_| Err(io::ErrorKind::InvalidData.into());
+        let error = client
+            .put_sealed("bucket", "c", &data[..], options.clone(), refused)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Source { read, .. } if *read == len as u64),
+            "{error}"
+        );
+        let error = client.head("bucket", "c").await.unwrap_err();
+        assert_eq!(error.code(), Code::NotFound);
+        client.drain(DRAIN).await;
+        assert_eq!(cluster.store().shards.len(), shards, "its shards are freed");
+    }
+    let most = PutOptions {
+        seal: Seal {
+            etag,
+            attributes: vec![1; ATTRIBUTES_MAX + 1].into(),
+        },
+        ..PutOptions::default()
+    };
+    let error = client
+        .put_bytes("bucket", "d", bytes(10, 1), most)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::BadRequest);
+}
+
 #[tokio::test]
 async fn preconditions() {
     let (cluster, client) = cluster().await;
@@ -252,7 +322,7 @@ async fn preconditions() {
     };
     let big = bytes(600_000, 3);
     let first = client
-        .put_bytes("bucket", "key", big.clone(), absent)
+        .put_bytes("bucket", "key", big.clone(), absent.clone())
         .await
         .unwrap();
     let error = client

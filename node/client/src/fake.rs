@@ -590,6 +590,7 @@ impl Store {
                     key: name,
                     size: meta.manifest.size,
                     crc: meta.manifest.crc,
+                    etag: meta.manifest.etag,
                     version: meta.version,
                     modified_ms: 0,
                 }),

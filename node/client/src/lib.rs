@@ -37,5 +37,5 @@ pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, OPERATIONS_MAX,
-    PutOptions, PutOutcome,
+    PutOptions, PutOutcome, Seal,
 };

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ashlar_cluster_object::ByteRange;
 use ashlar_layout::ids::Seq;
-use ashlar_layout::manifest::Precondition;
+use ashlar_layout::manifest::{Etag, Precondition};
+use bytes::Bytes;
 
 /// Most operations that a client has under way at once. A partition's head remembers the last 512
 /// requests of each client, so a request that waits is not overtaken by so many others that it
@@ -55,7 +56,7 @@ impl Default for ClientOptions {
 }
 
 /// How to put.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PutOptions {
     /// What must hold for the object to be made.
     pub precondition: Precondition,
@@ -63,6 +64,17 @@ pub struct PutOptions {
     pub size_hint: Option<u64>,
     /// Exactly how many bytes must come; another number fails the put and leaves nothing visible.
     pub size_exact: Option<u64>,
+    /// What is to be remembered of the object, if it is known beforehand.
+    pub seal: Seal,
+}
+
+/// What is to be remembered of an object beside its bytes: kept with it, and not looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// Its ETag.
+    pub etag: Etag,
+    /// What else, at most [`ashlar_layout::limits::ATTRIBUTES_MAX`] bytes.
+    pub attributes: Bytes,
 }
 
 /// A put that is durable and visible.

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - the source is read no further than the stripes in flight allow;
-//! - a source that fails, or has another length than was promised, leaves nothing visible.
+//! - a source that fails, or has another length than was promised, leaves nothing visible; so does one
+//!   whose caller, when all of it was read, does not seal it.
 
 use std::io;
 use std::sync::Arc;
@@ -15,17 +16,22 @@ use crate::client::admit;
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::inner::Inner;
-use crate::options::{PutOptions, PutOutcome};
+use crate::options::{PutOptions, PutOutcome, Seal};
 
 async fn start(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
-    options: PutOptions,
+    options: &PutOptions,
 ) -> Result<Drive<Put>, ClientError> {
     let permit = admit(&inner.writers).await;
     let put = Put::new(inner.common.clone(), bucket, key, options.precondition)?;
     Ok(Drive::start(inner.clone(), put, permit))
+}
+
+/// Tells the machine what to remember of the object. Nothing of it is visible yet.
+fn describe(drive: &mut Drive<Put>, seal: Seal) {
+    drive.with(|put, _, _| put.describe(seal.etag, seal.attributes.into()));
 }
 
 async fn finish(mut drive: Drive<Put>) -> Result<PutOutcome, ClientError> {
@@ -54,7 +60,8 @@ pub(crate) async fn put_bytes(
     if let Some(expected) = options.size_exact.filter(|expected| *expected != got) {
         return Err(ClientError::SourceLength { expected, got });
     }
-    let mut drive = start(inner, bucket, key, options).await?;
+    let mut drive = start(inner, bucket, key, &options).await?;
+    describe(&mut drive, options.seal);
     if body.len() <= inner.common.tuning().inline_max as usize {
         drive.event(Event::Inline(body));
         return finish(drive).await;
@@ -125,6 +132,7 @@ pub(crate) async fn put(
     key: &str,
     body: impl AsyncRead + Unpin + Send,
     options: PutOptions,
+    seal: impl FnOnce(Seal) -> io::Result<Seal> + Send,
 ) -> Result<PutOutcome, ClientError> {
     let mut source = Source {
         body,
@@ -139,22 +147,33 @@ pub(crate) async fn put(
     let hint = usize::try_from(hint).unwrap_or(usize::MAX);
     // Nothing has been asked of the store yet: a source that fails here costs nothing.
     let head = source.head(inline_max, hint).await?;
-    let mut drive = start(inner, bucket, key, options).await?;
+    let sealed =
+        |read: u64, given: Seal| seal(given).map_err(|source| ClientError::Source { read, source });
     if head.len() <= inline_max {
+        // Nor does one that is not sealed.
+        let seal = sealed(source.read, options.seal.clone())?;
+        let mut drive = start(inner, bucket, key, &options).await?;
+        describe(&mut drive, seal);
         drive.event(Event::Inline(head));
         return finish(drive).await;
     }
-    stripes(inner, &mut drive, &mut source, &head).await?;
+    let mut drive = start(inner, bucket, key, &options).await?;
+    let whole = stripes(inner, &mut drive, &mut source, &head).await?;
+    if whole {
+        // An error drops the drive, and with it all that was stored.
+        describe(&mut drive, sealed(source.read, options.seal)?);
+        drive.event(Event::End);
+    }
     finish(drive).await
 }
 
-/// Hands over stripes until the source ends or the put has failed.
+/// Hands over stripes until the source ends, or the put has failed: then it is false.
 async fn stripes(
     inner: &Arc<Inner>,
     drive: &mut Drive<Put>,
     source: &mut Source<impl AsyncRead + Unpin + Send>,
     head: &[u8],
-) -> Result<(), ClientError> {
+) -> Result<bool, ClientError> {
     let stripe_data = drive.machine().map_or(1, Put::stripe_data) as usize;
     // A stripe may be shorter than what was read ahead.
     let mut ahead = head;
@@ -191,10 +210,9 @@ async fn stripes(
                 drive.event(Event::Stripe(stripe));
             }
             if ended {
-                drive.event(Event::End);
-                return Ok(());
+                return Ok(true);
             }
         }
     }
-    Ok(())
+    Ok(false)
 }

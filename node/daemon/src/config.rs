@@ -1,5 +1,6 @@
 //! A node's configuration file: TOML, read once at the start.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use ashlar_layout::ids::{DeviceNo, NodeId};
@@ -32,10 +33,42 @@ pub struct Config {
     /// Pin each core's thread to a processor, in order, from this one on.
     #[serde(default)]
     pub first_cpu: Option<usize>,
+    /// Bytes of pages of indexes that each core keeps in memory, shared evenly by its devices.
+    #[serde(default = "default_index_cache")]
+    pub index_cache: usize,
+    /// Bytes of a partition's newest changes that are kept in memory until they are written out to its index;
+    /// while that is done there are up to four times as many.
+    #[serde(default = "default_index_table_bytes")]
+    pub index_table_bytes: usize,
+    /// Bytes of its journal that a partition keeps although its index has them, for replicas that were away for a
+    /// while: one that was away for longer learns the whole index.
+    #[serde(default = "default_journal_keep_bytes")]
+    pub journal_keep_bytes: u64,
 }
 
 fn default_pool_bytes() -> usize {
     64 * 1024 * 1024
+}
+
+/// What [`Config::index_cache`] is unless it is said.
+pub const INDEX_CACHE: usize = 64 * 1024 * 1024;
+/// What [`Config::index_table_bytes`] is unless it is said,
+pub const INDEX_TABLE_BYTES: usize = 8 * 1024 * 1024;
+/// and what it may be.
+const INDEX_TABLE_RANGE: RangeInclusive<usize> = 4 * 1024..=1024 * 1024 * 1024;
+/// What [`Config::journal_keep_bytes`] is unless it is said.
+pub const JOURNAL_KEEP_BYTES: u64 = 32 * 1024 * 1024;
+
+fn default_index_cache() -> usize {
+    INDEX_CACHE
+}
+
+fn default_index_table_bytes() -> usize {
+    INDEX_TABLE_BYTES
+}
+
+fn default_journal_keep_bytes() -> u64 {
+    JOURNAL_KEEP_BYTES
 }
 
 /// A node's part in the control plane.
@@ -114,6 +147,15 @@ impl Config {
             path: path.to_owned(),
             message: e.to_string(),
         })?;
+        if !INDEX_TABLE_RANGE.contains(&config.index_table_bytes) {
+            let (least, most) = (INDEX_TABLE_RANGE.start(), INDEX_TABLE_RANGE.end());
+            let got = config.index_table_bytes;
+            let message = format!("index_table_bytes is {got}; it takes {least} to {most}");
+            return Err(ConfigError::Parse {
+                path: path.to_owned(),
+                message,
+            });
+        }
         let folder = path.parent().unwrap_or(Path::new("."));
         config.map = folder.join(&config.map);
         if let Some(control) = &mut config.control {

@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 
 use crate::chains::resolve;
 use crate::config::Config;
-use crate::core::{Maps, Shared};
 use crate::run::DaemonError;
+use crate::shared::{Maps, Shared};
 
 /// How often a node says that it is there.
 const HEARTBEAT: Duration = Duration::from_millis(500);

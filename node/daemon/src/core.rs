@@ -10,123 +10,36 @@
 //!   one that was fenced is dropped;
 //! - what one event brings about is put on `todo` and worked off in order, never recursively.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
-use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{NodeId, PartitionId, Seq};
 use ashlar_layout::message::{ChainMessage, ErrorCode, ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
-use ashlar_node_control::ChainReport;
 use ashlar_node_engine::api::{self, Memory};
 use ashlar_node_engine::error::EngineError;
-use ashlar_node_reactor::{Buf, ConnId, Event, Handler, Io, Pool, Waker};
+use ashlar_node_reactor::{Buf, ConnId, Event, Handler, Io, Pool};
 use bytes::Bytes;
 
 use crate::devices::DeviceSlot;
+use crate::drain::Drain;
 use crate::incoming::{Incoming, Progress};
+use crate::indexes::IndexOp;
+use crate::lookups::Reading;
 use crate::outgoing::{self, Payload};
 use crate::peers::Peer;
 use crate::replicas::ReplicaSlot;
 use crate::run::DaemonError;
+use crate::shared::{Maps, Pulse, Shared};
 use crate::slab::Slab;
 
-/// How long a draining core waits for what is under way, in all,
-const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// and for the other replicas to commit what its own devices have taken.
-const ANSWERS_MAX: Duration = Duration::from_secs(1);
 /// How long a node waits for its chains' heads to take office before it says that it is ready.
 const OFFICE_MAX: Duration = Duration::from_secs(10);
 /// How long our own work waits when an engine has no room for it.
 const PARKED: Duration = Duration::from_millis(1);
-
-/// What all cores of a node know, and what the main thread watches.
-pub struct Shared {
-    /// Which node this is.
-    pub node: NodeId,
-    /// Whether heads feed every follower themselves.
-    pub star: bool,
-    /// Set when the node is to drain and end.
-    pub stopping: AtomicBool,
-    /// The newest cluster map; a core looks here only when `epoch` says that it is newer than its own.
-    pub newest: Mutex<Arc<Maps>>,
-    /// The newest map's epoch.
-    pub epoch: AtomicU64,
-    /// How the chains are of which this node has members.
-    pub chains: Mutex<BTreeMap<PartitionId, ChainReport>>,
-    /// Wakes the cores.
-    pub wakers: Mutex<Vec<Waker>>,
-}
-
-impl Shared {
-    /// Starts with this map.
-    pub fn new(node: NodeId, star: bool, maps: Maps) -> Shared {
-        let epoch = maps.map.epoch.0;
-        Shared {
-            node,
-            star,
-            stopping: AtomicBool::new(false),
-            newest: Mutex::new(Arc::new(maps)),
-            epoch: AtomicU64::new(epoch),
-            chains: Mutex::default(),
-            wakers: Mutex::default(),
-        }
-    }
-
-    /// How the chains are.
-    pub fn reports(&self) -> Vec<ChainReport> {
-        let chains = self.chains.lock();
-        let chains = chains.unwrap_or_else(PoisonError::into_inner);
-        chains.values().cloned().collect()
-    }
-
-    /// Has all cores go round their loop once.
-    pub fn wake(&self) {
-        let wakers = self.wakers.lock();
-        for waker in wakers.unwrap_or_else(PoisonError::into_inner).iter() {
-            waker.wake();
-        }
-    }
-
-    /// The newest map.
-    pub fn newest(&self) -> Arc<Maps> {
-        let newest = self.newest.lock();
-        newest.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts a newer map in place for the cores to find; an older one, or another cluster's, changes
-    /// nothing. Whether it was newer.
-    pub fn adopt(&self, maps: Maps) -> bool {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let newer = maps.map.epoch > newest.map.epoch && maps.map.cluster == newest.map.cluster;
-        if newer {
-            self.epoch.store(maps.map.epoch.0, Ordering::Release);
-            *newest = Arc::new(maps);
-        }
-        newer
-    }
-}
-
-/// A cluster map, in both its forms.
-#[derive(Clone, Debug)]
-pub struct Maps {
-    /// The map.
-    pub map: ClusterMap,
-    /// The same as JSON, for `GetMap` and for callers whose own is older.
-    pub json: Bytes,
-}
-
-/// What the main thread sees of one core.
-#[derive(Default)]
-pub struct Pulse {
-    /// Goes up whenever the core has gone round its loop.
-    pub beats: AtomicU64,
-    /// Whether its devices are open and its replicas started.
-    pub ready: AtomicBool,
-}
 
 /// The reactor's pool, as engines see it.
 pub(crate) struct PoolMemory(pub(crate) Pool);
@@ -161,6 +74,15 @@ pub(crate) enum Pending {
     },
     /// An inline object for a client.
     Inline(InlineRead),
+    /// What an index wanted done; which life of the replica it is of.
+    Index {
+        replica: usize,
+        life: u64,
+        lane: u32,
+        op: IndexOp,
+    },
+    /// A read for an index that is being opened.
+    Load(LoadRead),
     /// A journal record read for replay; its place in the line.
     Replay { device: usize, record: usize },
     /// The last operation of a device.
@@ -169,24 +91,32 @@ pub(crate) enum Pending {
 
 /// An inline object on its way to a client.
 pub(crate) struct InlineRead {
-    pub(crate) conn: ConnId,
-    pub(crate) request: u64,
+    pub(crate) reading: Reading,
     pub(crate) replica: usize,
-    pub(crate) bucket: String,
-    pub(crate) key: String,
     pub(crate) found: Box<Found>,
     /// Where the index says that its entry is.
     pub(crate) at: journal::InlineRef,
-    pub(crate) tries: u32,
 }
 
 /// What a look-up gave.
 pub(crate) struct Found {
     pub(crate) meta: ObjectMeta,
-    /// Where its entry is, if it is inline.
-    pub(crate) at: Option<journal::InlineRef>,
     pub(crate) as_of: Seq,
     pub(crate) config: u64,
+}
+
+/// A read for an index that is being opened.
+#[derive(Clone, Copy)]
+pub(crate) struct LoadRead {
+    pub(crate) device: usize,
+    /// Of the device.
+    pub(crate) generation: u32,
+    /// Which of the device's replicas.
+    pub(crate) nth: usize,
+    /// The opening's name for it; none: it is the root.
+    pub(crate) token: Option<u64>,
+    pub(crate) at: u64,
+    pub(crate) len: u32,
 }
 
 impl Found {
@@ -213,8 +143,21 @@ pub(crate) enum Todo {
         replica: usize,
         event: journal::Event,
     },
-    /// An inline object is to be looked up and read again.
-    InlineAgain(InlineRead),
+    /// A read is to be asked of the replica, once more perhaps.
+    Ask {
+        replica: usize,
+        reading: Reading,
+    },
+    /// An inline object's entry is to be read from where the index said that it is.
+    Inline(InlineRead),
+    /// What an index wants done is to be begun again.
+    Index {
+        replica: usize,
+        life: u64,
+        lane: u32,
+        op: IndexOp,
+    },
+    Load(LoadRead),
     LogRead {
         replica: usize,
         token: u64,
@@ -248,17 +191,6 @@ pub(crate) struct Conn {
     pub(crate) hello: Option<(NodeId, u32)>,
 }
 
-/// How far a draining core has come. It only moves down this list.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Drain {
-    /// Devices end what they have begun.
-    Devices,
-    /// Changes that they took may still be committed and answered, until then.
-    Answers(Instant),
-    /// Connections end with what is queued on them.
-    Replies,
-}
-
 /// One data core.
 pub struct Core {
     pub(crate) shared: Arc<Shared>,
@@ -278,15 +210,17 @@ pub struct Core {
     pub(crate) todo: VecDeque<Todo>,
     /// A head forwards entries in this batch: they go out before it begins to write them.
     pub(crate) forwards: bool,
+    /// Somebody outside said something in this round of the loop.
+    pub(crate) busy: bool,
     /// What an engine had no room for: our own work, which waits for room instead of failing.
     pub(crate) parked: VecDeque<Todo>,
     parked_until: Option<Instant>,
     pub(crate) started: Instant,
     /// When all its devices had been opened.
     open_since: Option<Instant>,
-    draining_until: Option<Instant>,
-    drain: Drain,
-    finished: bool,
+    pub(crate) draining_until: Option<Instant>,
+    pub(crate) drain: Drain,
+    pub(crate) finished: bool,
 }
 
 impl Core {
@@ -314,12 +248,13 @@ impl Core {
             ios: Slab::default(),
             todo: VecDeque::new(),
             forwards: false,
+            busy: false,
             parked: VecDeque::new(),
             parked_until: None,
             started: now,
             open_since: None,
             draining_until: None,
-            drain: Drain::Devices,
+            drain: Drain::Heads(Instant(0)),
             finished: false,
         }
     }
@@ -341,7 +276,15 @@ impl Core {
                 Todo::Engine { device, event } => self.engine_event(device, event, now, io),
                 Todo::Done { op, result } => self.engine_done(op, result, now, io),
                 Todo::Replica { replica, event } => self.replica_event(replica, event, now, io),
-                Todo::InlineAgain(read) => self.read_inline_again(read, now, io),
+                Todo::Ask { replica, reading } => self.ask(replica, reading, io),
+                Todo::Inline(read) => self.read_inline(read),
+                Todo::Index {
+                    replica,
+                    life,
+                    lane,
+                    op,
+                } => self.index_op(replica, life, lane, op),
+                Todo::Load(read) => self.read_for_load(read, now, io),
                 Todo::LogRead {
                     replica,
                     token,
@@ -392,7 +335,7 @@ impl Core {
                 at,
                 len,
             }) => {
-                if is_busy(&result) {
+                if is_busy(&result) && self.replicas[replica].replica.is_some() {
                     return self.park(
                         Todo::LogRead {
                             replica,
@@ -414,9 +357,21 @@ impl Core {
             }
             Some(Pending::Inline(read)) => {
                 if is_busy(&result) {
-                    return self.park(Todo::InlineAgain(read), now);
+                    return self.park(Todo::Inline(read), now);
                 }
                 self.inline_read(read, result, io);
+            }
+            Some(Pending::Index {
+                replica,
+                life,
+                lane,
+                op,
+            }) => self.index_done((replica, life), lane, op, result, now),
+            Some(Pending::Load(read)) => {
+                if is_busy(&result) {
+                    return self.park(Todo::Load(read), now);
+                }
+                self.loaded(read, result, now, io);
             }
             Some(Pending::Replay { device, record }) => {
                 if is_busy(&result) {
@@ -506,36 +461,6 @@ impl Core {
         }
     }
 
-    /// Ends in order: what was accepted is answered, and the answers go out, before the loop ends.
-    fn drain(&mut self, now: Instant, io: &mut Io) {
-        if self.draining_until.is_none() {
-            self.draining_until = Some(now + DRAIN_MAX);
-            for device in 0..self.devices.len() {
-                self.shut_device(device);
-            }
-        }
-        let late = self.draining_until.is_some_and(|until| now >= until);
-        if self.drain == Drain::Devices && (late || self.devices.iter().all(DeviceSlot::is_down)) {
-            self.drain = Drain::Answers(now + ANSWERS_MAX);
-        }
-        if let Drain::Answers(until) = self.drain {
-            let answered = self.conns.values().all(|conn| conn.under_way == 0);
-            if answered || late || now >= until {
-                self.drain = Drain::Replies;
-                for replica in 0..self.replicas.len() {
-                    self.stop_replica(replica, io);
-                }
-                for conn in self.conns.keys() {
-                    io.close(*conn);
-                }
-            }
-        }
-        // A connection is gone when its peer has taken the rest, or takes nothing for a while.
-        if self.drain == Drain::Replies && (late || self.conns.is_empty()) {
-            self.finished = true;
-        }
-    }
-
     /// How it went, after the loop.
     pub(crate) fn outcome(&self) -> Result<(), DaemonError> {
         match self.fatal().and_then(|d| Some((d, d.fatal.clone()?))) {
@@ -558,7 +483,14 @@ impl Core {
             return false;
         }
         let since = *self.open_since.get_or_insert(now);
-        self.replicas.iter().all(ReplicaSlot::settled) || now.since(since) >= OFFICE_MAX
+        // One that the map does not name in its chain is waited for by nobody.
+        let settled = |slot: &ReplicaSlot| slot.settled() || !slot.is_desired();
+        self.replicas.iter().all(settled) || now.since(since) >= OFFICE_MAX
+    }
+
+    /// Whether its devices still serve its indexes.
+    pub(crate) fn gives_turns(&self) -> bool {
+        matches!(self.drain, Drain::Heads(_))
     }
 
     /// Whether the node is ending: new requests are refused.
@@ -576,8 +508,12 @@ impl Handler for Core {
             }
             Event::Connected { conn } => self.peer_connected(conn, now, io),
             Event::Closed { conn, .. } => self.forget_conn(conn, now),
-            Event::Received { conn, data } => self.received(conn, data, now, io),
+            Event::Received { conn, data } => {
+                self.busy = true;
+                self.received(conn, data, now, io);
+            }
             Event::Filled { conn, buf } => {
+                self.busy = true;
                 self.progress(conn, Progress::Filled(buf), now, io);
             }
             Event::Drained { conn } => self.ease(conn, io),
@@ -605,6 +541,12 @@ impl Handler for Core {
         while self.kick_engines(now, io) {
             self.work(now, io);
         }
+        if self.take_turns(now) {
+            self.work(now, io);
+            while self.kick_engines(now, io) {
+                self.work(now, io);
+            }
+        }
         let ready = self.ready(now);
         self.pulse.ready.store(ready, Ordering::Relaxed);
         self.pulse.beats.fetch_add(1, Ordering::Relaxed);
@@ -612,11 +554,16 @@ impl Handler for Core {
 
     fn next_deadline(&self) -> Option<Instant> {
         let replicas = self.replicas.iter().filter_map(ReplicaSlot::next_deadline);
-        let answers = match self.drain {
+        let step = match self.drain {
+            Drain::Heads(until) => self.draining().then_some(until),
             Drain::Answers(until) => Some(until),
             Drain::Devices | Drain::Replies => None,
         };
-        let own = [self.draining_until, answers, self.parked_until]
+        if self.gives_turns() && self.replicas.iter().any(ReplicaSlot::wants_turn) {
+            // The next round comes at once, and if nobody wants anything in it there is time.
+            return Some(Instant(0));
+        }
+        let own = [self.draining_until, step, self.parked_until]
             .into_iter()
             .flatten();
         let ours = replicas.chain(own).min();

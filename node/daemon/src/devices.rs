@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ashlar_cluster_index::Cache;
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo};
 use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
@@ -70,6 +71,8 @@ pub struct DeviceSlot {
     /// but only when there is room on the device.
     reopen_with_room: bool,
     findings: [u64; KINDS.len()],
+    /// Pages of its indexes that are in memory. (Devices do not share them: a run's name is one of its device.)
+    pub(crate) pages: Cache,
     /// Whether it has ever served: before that, a failure to open ends the node.
     served: bool,
     /// Why the node cannot go on with this device, if so.
@@ -78,11 +81,12 @@ pub struct DeviceSlot {
 }
 
 impl DeviceSlot {
-    /// A device of the map at the path that the configuration gives.
+    /// A device of the map at the path that the configuration gives, with so many bytes for pages of its indexes.
     pub(crate) fn new(
         device: &ashlar_cluster_map::Device,
         config: &DeviceConfig,
         map: &ClusterMap,
+        cache: usize,
     ) -> DeviceSlot {
         DeviceSlot {
             no: device.no,
@@ -101,6 +105,7 @@ impl DeviceSlot {
             reopen: false,
             reopen_with_room: false,
             findings: [0; KINDS.len()],
+            pages: Cache::new(cache),
             served: false,
             fatal: None,
             size: device.size,
@@ -136,6 +141,19 @@ impl DeviceSlot {
             Phase::Closed { retry_at, .. } => *retry_at,
             _ => None,
         }
+    }
+
+    /// Extents that are free; 0 while it does not serve.
+    pub(crate) fn extents_free(&self) -> u32 {
+        match &self.phase {
+            Phase::Serving(engine) => engine.stats().extents_free,
+            _ => 0,
+        }
+    }
+
+    /// Which opening of it this is.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
     }
 
     pub(crate) fn block_size(&self) -> u32 {
@@ -209,6 +227,7 @@ impl DeviceSlot {
 
     /// The engine's last operation has ended: for good, or to be opened again at once.
     pub(crate) fn shut_down(&mut self, for_good: bool, now: Instant, io: &mut Io) {
+        self.pages.clear();
         self.phase = if for_good {
             Phase::Down
         } else {
@@ -253,11 +272,12 @@ impl DeviceSlot {
 
     /// Closes it. A `hopeless` reason ends the node if the device has never served: whoever
     /// started it had better know.
-    fn close(&mut self, why: String, hopeless: bool, now: Instant, io: &mut Io) {
+    pub(crate) fn close(&mut self, why: String, hopeless: bool, now: Instant, io: &mut Io) {
         if let Some(dev) = self.dev.take() {
             io.close_device(dev);
         }
         self.generation += 1;
+        self.pages.clear();
         self.reopen = false;
         self.reopen_with_room = false;
         eprintln!("device {} at {}: {why}", self.no, self.path.display());

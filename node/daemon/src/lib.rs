@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`config`] | the configuration file |
 //! | [`run`] | threads, signals, service manager |
-//! | `core` | one data core: the reactor's handler |
+//! | `shared` | what all cores know |
+//! | `core`, `drain` | one data core: the reactor's handler, and its end |
 //! | `devices` | its devices: opening, recovery, fencing |
-//! | `replay` | from a device's log to its replicas |
+//! | `loads`, `replay` | from a device's indexes and its log to its replicas |
 //! | `replicas`, `peers` | its journal replicas and the nodes that they talk to |
+//! | `indexes` | what the replicas' indexes want done, and when |
 //! | `requests`, `lookups` | what clients ask |
 //! | `incoming`, `outgoing` | frames |
 //!
@@ -19,7 +21,10 @@ pub mod config;
 mod control;
 mod core;
 mod devices;
+mod drain;
 mod incoming;
+mod indexes;
+mod loads;
 mod lookups;
 mod outgoing;
 mod peers;
@@ -27,6 +32,7 @@ mod replay;
 mod replicas;
 mod requests;
 pub mod run;
+mod shared;
 mod slab;
 
 pub use config::{CacheMode, Config, ConfigError, DeviceConfig};

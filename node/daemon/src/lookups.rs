@@ -2,121 +2,221 @@
 //!
 //! Invariants:
 //! - only a replica that serves answers, and it says itself whether it does;
-//! - an inline object goes out only after its entry's checksum, number, term, length and the manifest's CRC
-//!   have all matched; if they do not, another replica is asked and the entry restored.
+//! - an inline object goes out only after the manifest's CRC has matched, and if it was read from its entry,
+//!   that one's checksum, number, term and length as well; if they do not, it is asked of another replica;
+//! - who reads waits in one place only: for the head's lease, for the replica's answer, for the device, or for
+//!   a payload to be restored; and is answered once.
 
+use ashlar_cluster_journal::{self as journal, Answer, Ask, ListParams};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::encode_control;
-use ashlar_layout::limits::FRAME_CONTROL_MAX;
+use ashlar_layout::limits::{FRAME_CONTROL_MAX, LIST_PAGE_MAX};
 use ashlar_layout::message::{ErrorCode, FindingKind, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
+use bytes::Bytes;
 
 use crate::core::{Core, Found, InlineRead, Pending, Todo};
 use crate::outgoing::{self, Payload};
-use crate::replicas::Waiting;
 
 /// How often a lost inline object is asked of the other replicas before the read fails.
 const INLINE_TRIES: u32 = 3;
 
+/// A read of metadata that is under way.
+pub(crate) struct Reading {
+    pub(crate) conn: ConnId,
+    pub(crate) number: u64,
+    /// `Lookup`, `List` or `ListBuckets`.
+    request: Request,
+    /// Entries that a page may have, as far as that is known: a longer one did not fit.
+    max: u32,
+    /// How often its payload was lost.
+    tries: u32,
+}
+
+impl Reading {
+    /// A request.
+    pub(crate) fn new(conn: ConnId, number: u64, request: Request) -> Reading {
+        let max = match &request {
+            Request::List { max, .. } | Request::ListBuckets { max, .. } => *max,
+            _ => 1,
+        };
+        Reading {
+            conn,
+            number,
+            request,
+            max: max.clamp(1, LIST_PAGE_MAX),
+            tries: 0,
+        }
+    }
+
+    /// What is to be asked of the replica, if this is a read of metadata.
+    fn ask(&self) -> Option<Ask> {
+        Some(match &self.request {
+            Request::Lookup { bucket, key, .. } => Ask::Lookup {
+                bucket: bucket.clone(),
+                key: key.clone(),
+            },
+            Request::List {
+                bucket,
+                prefix,
+                delimiter,
+                after,
+                ..
+            } => Ask::List(ListParams {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+                delimiter: delimiter.clone(),
+                after: after.clone(),
+                max: self.max,
+            }),
+            Request::ListBuckets { after, .. } => Ask::Buckets {
+                after: after.clone(),
+                max: self.max,
+            },
+            _ => return None,
+        })
+    }
+
+    /// The object that it asks for.
+    pub(crate) fn name(&self) -> (&str, &str) {
+        match &self.request {
+            Request::Lookup { bucket, key, .. } => (bucket, key),
+            _ => ("", ""),
+        }
+    }
+
+    /// Whether it wants the object itself, if that is inline.
+    fn wants_payload(&self) -> bool {
+        matches!(self.request, Request::Lookup { payload: true, .. })
+    }
+}
+
 impl Core {
-    /// Answers a read of metadata at the head. While the head's lease is out the read waits, if it may:
+    /// Begins a read of metadata at the head. While the head's lease is out the read waits, if it may:
     /// from `now` on.
     pub(crate) fn read_metadata(
         &mut self,
-        read: Waiting,
+        reading: Reading,
         replica: usize,
         now: Instant,
         may_wait: bool,
         io: &mut Io,
     ) {
         let slot = &self.replicas[replica];
-        let out = slot.in_office() && slot.serve().is_ok_and(|r| !r.serving(now));
+        let held = slot.replica.as_ref();
+        let out = held.is_some_and(|held| held.in_office() && !held.serving(now));
         if out && may_wait {
-            let Some(read) = self.wait(replica, read, now) else {
+            let Some(reading) = self.wait(replica, reading, now) else {
                 return;
             };
             let error =
                 outgoing::error(ErrorCode::Busy, "too many reads wait for the head's lease");
-            return self.answer(io, read.conn, read.number, &error, Payload::None);
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
         }
-        let Waiting {
-            conn,
-            number,
-            request,
-        } = read;
-        let outcome = match request {
-            Request::Lookup {
-                bucket,
-                key,
-                payload,
-                ..
-            } => self.lookup((conn, number), replica, bucket, key, payload, now),
-            Request::ListBuckets { after, max, .. } => Some(slot.serve().and_then(|replica| {
-                let (buckets, more) = replica.list_buckets(now, &after, max)?;
-                Ok(Reply::Buckets { buckets, more })
-            })),
-            request => Some(self.list(replica, &request, now)),
-        };
-        match outcome {
-            None => {}
-            Some(Ok(reply)) => self.answer(io, conn, number, &reply, Payload::None),
-            Some(Err(error)) => self.answer(io, conn, number, &Reply::Error(error), Payload::None),
-        }
+        self.ask(replica, reading, io);
     }
 
-    fn lookup(
+    /// Asks the replica.
+    pub(crate) fn ask(&mut self, replica: usize, reading: Reading, io: &mut Io) {
+        let slot = &mut self.replicas[replica];
+        if slot.replica.is_none() {
+            let error = Reply::Error(slot.unavailable());
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
+        }
+        let Some(ask) = reading.ask() else {
+            let error = outgoing::error(ErrorCode::Internal, "this is no read of metadata");
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
+        };
+        let reply_to = slot.readers.insert(reading);
+        let event = journal::Event::Ask { reply_to, ask };
+        self.todo.push_back(Todo::Replica { replica, event });
+    }
+
+    /// The replica has answered.
+    pub(crate) fn asked(
         &mut self,
-        (conn, request): (ConnId, u64),
         replica: usize,
-        bucket: String,
-        key: String,
-        payload: bool,
-        now: Instant,
-    ) -> Option<Result<Reply, WireError>> {
-        let found = match self.found(replica, &bucket, &key, now) {
-            Err(error) => return Some(Err(error)),
-            Ok(found) => found,
+        reply_to: u64,
+        result: Result<Answer, WireError>,
+        io: &mut Io,
+    ) {
+        let Some(reading) = self.replicas[replica].readers.remove(reply_to) else {
+            return;
         };
-        match found.at {
-            Some(at) if payload && found.meta.manifest.size > 0 => {
-                self.read_inline(InlineRead {
-                    conn,
-                    request,
-                    replica,
-                    bucket,
-                    key,
-                    found: Box::new(found),
-                    at,
-                    tries: 0,
-                });
-                None
+        let reply = match result {
+            Err(error) => Reply::Error(error),
+            Ok(Answer::Found {
+                meta,
+                payload,
+                place,
+                as_of,
+                config,
+            }) => {
+                let found = Found {
+                    meta,
+                    as_of,
+                    config,
+                };
+                return match place {
+                    Some(at) if reading.wants_payload() && found.meta.manifest.size > 0 => {
+                        self.read_inline(InlineRead {
+                            reading,
+                            replica,
+                            found: Box::new(found),
+                            at,
+                        });
+                    }
+                    _ => self.found(replica, reading, found, payload, io),
+                };
             }
-            _ => Some(Ok(found.reply())),
-        }
+            Ok(Answer::Page(page)) => return self.listed(replica, reading, Reply::Page(page), io),
+            Ok(Answer::Buckets { buckets, more }) => {
+                let reply = Reply::Buckets { buckets, more };
+                return self.listed(replica, reading, reply, io);
+            }
+        };
+        self.answer(io, reading.conn, reading.number, &reply, Payload::None);
     }
 
+    /// An object was found, and its payload with it if the index has that.
     fn found(
-        &self,
+        &mut self,
         replica: usize,
-        bucket: &str,
-        key: &str,
-        now: Instant,
-    ) -> Result<Found, WireError> {
-        let replica = self.replicas[replica].serve()?;
-        let (meta, at, as_of, config) = replica.lookup(now, bucket, key)?;
-        Ok(Found {
-            meta,
-            at,
-            as_of,
-            config,
-        })
+        reading: Reading,
+        found: Found,
+        payload: Bytes,
+        io: &mut Io,
+    ) {
+        let mut out = Payload::None;
+        if reading.wants_payload() && !payload.is_empty() {
+            let manifest = &found.meta.manifest;
+            let crc = crc32(&payload);
+            if crc != manifest.crc || payload.len() as u64 != manifest.size {
+                return self.inline_lost(replica, reading, found.meta.version, io);
+            }
+            out = Payload::Chunk {
+                len: payload.len() as u32,
+                crc,
+                chunk: Chunk::Bytes(payload),
+            };
+        }
+        self.answer(io, reading.conn, reading.number, &found.reply(), out);
+    }
+
+    /// A page was found. Long keys make it too large for a frame: then it is a shorter page.
+    fn listed(&mut self, replica: usize, mut reading: Reading, reply: Reply, io: &mut Io) {
+        if reading.max > 1 && encode_control(&reply).len() > FRAME_CONTROL_MAX as usize {
+            reading.max /= 2;
+            return self.ask(replica, reading, io);
+        }
+        self.answer(io, reading.conn, reading.number, &reply, Payload::None);
     }
 
     /// Reads an inline object's entry from where the index said that it is.
-    fn read_inline(&mut self, read: InlineRead) {
+    pub(crate) fn read_inline(&mut self, read: InlineRead) {
         let device = self.replicas[read.replica].device;
         let (at, len) = (read.at.at, read.at.len);
         let op = self.ops.insert(Pending::Inline(read));
@@ -124,45 +224,36 @@ impl Core {
         self.todo.push_back(Todo::Engine { device, event });
     }
 
-    /// Reads an inline object once more, from where the index says that it is now.
-    pub(crate) fn read_inline_again(&mut self, read: InlineRead, now: Instant, io: &mut Io) {
-        let reply = match self.found(read.replica, &read.bucket, &read.key, now) {
-            Ok(found) => match found.at {
-                Some(at) if found.meta.manifest.size > 0 => {
-                    let found = Box::new(found);
-                    return self.read_inline(InlineRead { found, at, ..read });
-                }
-                // Overwritten by another kind of object while its payload was on the way.
-                _ => found.reply(),
-            },
-            Err(error) => Reply::Error(error),
-        };
-        self.answer(io, read.conn, read.request, &reply, Payload::None);
-    }
-
     /// An inline object's entry came from the device: verified before a byte of it goes out.
     pub(crate) fn inline_read(
         &mut self,
-        mut read: InlineRead,
+        read: InlineRead,
         result: Result<api::Output<Buf>, EngineError>,
         io: &mut Io,
     ) {
+        let InlineRead {
+            reading,
+            replica,
+            found,
+            at,
+        } = read;
         if let Err(EngineError::Fenced { .. } | EngineError::ShuttingDown { .. }) = result {
-            let error = Reply::Error(self.replicas[read.replica].unavailable());
-            return self.answer(io, read.conn, read.request, &error, Payload::None);
+            let error = Reply::Error(self.replicas[replica].unavailable());
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
         }
+        let manifest = &found.meta.manifest;
         if let Ok(api::Output::Bytes { buf, range }) = result {
             let start = range.start;
-            let found = ashlar_layout::journal::entries(&buf[range])
+            let entry = ashlar_layout::journal::entries(&buf[range])
                 .next()
                 .and_then(Result::ok)
                 .filter(|e| {
-                    (e.header.seq, e.header.term) == (read.at.seq, read.at.term)
-                        && e.inline.len() as u64 == read.found.meta.manifest.size
+                    (e.header.seq, e.header.term) == (at.seq, at.term)
+                        && e.inline.len() as u64 == manifest.size
                 })
                 .map(|e| (e.inline_offset(), e.inline.len(), crc32(e.inline)))
-                .filter(|(_, _, crc)| *crc == read.found.meta.manifest.crc);
-            if let Some((offset, len, crc)) = found {
+                .filter(|(_, _, crc)| *crc == manifest.crc);
+            if let Some((offset, len, crc)) = entry {
                 let from = start + offset;
                 let chunk = Chunk::Buf(buf, from..from + len);
                 let payload = Payload::Chunk {
@@ -170,57 +261,34 @@ impl Core {
                     len: len as u32,
                     crc,
                 };
-                let reply = read.found.reply();
-                return self.answer(io, read.conn, read.request, &reply, payload);
+                let reply = found.reply();
+                return self.answer(io, reading.conn, reading.number, &reply, payload);
             }
         }
-        read.tries += 1;
-        if read.tries > INLINE_TRIES {
+        self.inline_lost(replica, reading, found.meta.version, io);
+    }
+
+    /// An inline object's payload is not to be had here: it is restored, unless that was tried often enough.
+    fn inline_lost(
+        &mut self,
+        replica: usize,
+        mut reading: Reading,
+        version: ashlar_layout::ids::Seq,
+        io: &mut Io,
+    ) {
+        reading.tries += 1;
+        if reading.tries > INLINE_TRIES {
+            let (bucket, key) = reading.name();
             let error = outgoing::error(
                 ErrorCode::Corrupt,
                 format!(
-                    "the entry {} that holds {}/{} is damaged here and no other replica gave it",
-                    read.at.seq, read.bucket, read.key
+                    "the entry {version} that holds {bucket}/{key} is damaged here and no other replica gave it"
                 ),
             );
-            return self.answer(io, read.conn, read.request, &error, Payload::None);
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
         }
-        let device = self.replicas[read.replica].device;
+        let device = self.replicas[replica].device;
         self.devices[device].found(FindingKind::Rot);
-        self.inline_lost(read, io);
-    }
-
-    fn list(&self, replica: usize, request: &Request, now: Instant) -> Result<Reply, WireError> {
-        let Request::List {
-            bucket,
-            prefix,
-            delimiter,
-            after,
-            max,
-            ..
-        } = request
-        else {
-            return Err(WireError {
-                code: ErrorCode::Internal,
-                detail: "not a list".into(),
-            });
-        };
-        let replica = self.replicas[replica].serve()?;
-        let mut max = (*max).clamp(1, ashlar_layout::limits::LIST_PAGE_MAX);
-        loop {
-            let params = ashlar_cluster_journal::ListParams {
-                bucket: bucket.clone(),
-                prefix: prefix.clone(),
-                delimiter: delimiter.clone(),
-                after: after.clone(),
-                max,
-            };
-            let reply = Reply::Page(replica.list(now, &params)?);
-            // Long keys make a page too large for a frame: then it is a shorter page.
-            if max == 1 || encode_control(&reply).len() <= FRAME_CONTROL_MAX as usize {
-                return Ok(reply);
-            }
-            max = (max / 2).max(1);
-        }
+        self.restore(replica, reading, version, io);
     }
 }

@@ -1,6 +1,7 @@
 //! From a device that was just opened to replicas that know their log again.
 //!
 //! Invariants:
+//! - nothing is replayed before the indexes are open: what they cover is not read;
 //! - records are replayed in the order in which they were appended, whatever order they are read in;
 //! - damage is told in its place: just before the first record of its extent that lies behind it, or after
 //!   the last one of the extent. A replica takes damage at the end of its log for a tail that may be
@@ -20,6 +21,7 @@ use bytes::Bytes;
 
 use crate::core::{Core, Engine, Pending, PoolMemory};
 use crate::devices::Phase;
+use crate::loads::Load;
 
 /// Records read ahead while a log is replayed.
 const AHEAD: usize = 8;
@@ -27,6 +29,10 @@ const AHEAD: usize = 8;
 /// The replay of a device's journal.
 pub(crate) struct Replay {
     pub(crate) engine: Engine,
+    /// The indexes that are being opened, before anything is replayed.
+    pub(crate) loads: Vec<Load>,
+    /// They are open.
+    loaded: bool,
     steps: Vec<Step>,
     /// Next step to be read.
     next: usize,
@@ -46,6 +52,7 @@ enum Step {
         len: u32,
         first: Seq,
         last: Seq,
+        sequence: u64,
     },
     Damage {
         entries: Option<(PartitionId, Seq, Seq)>,
@@ -53,11 +60,11 @@ enum Step {
 }
 
 impl Core {
-    /// A device is recovered: its journal goes into its replicas.
+    /// A device is recovered: its indexes are opened, and what its journal has behind them goes into its replicas.
     pub(crate) fn replay(
         &mut self,
         device: usize,
-        opened: Opened<PoolMemory>,
+        mut opened: Opened<PoolMemory>,
         now: Instant,
         io: &mut Io,
     ) {
@@ -68,22 +75,69 @@ impl Core {
             slot.path().display(),
             summary(&opened.report)
         );
-        let mut replicas: Vec<(usize, Replica)> = Vec::new();
-        for (index, replica) in self.replicas.iter().enumerate() {
-            if replica.device == device {
-                replicas.push((index, replica.fresh(self.shared.star)));
-            }
-        }
+        self.find_partitions(device, &opened);
+        let Some(loads) = self.loads(device, &mut opened) else {
+            let why = "no number is left for an index to begin with".to_owned();
+            return self.devices[device].close(why, false, now, io);
+        };
         let extent_size = opened.engine.geometry().extent_size;
         let replay = Replay {
             engine: opened.engine,
+            loads,
+            loaded: false,
             steps: steps(&opened.journal, &opened.damaged, extent_size),
             next: 0,
             due: 0,
             held: BTreeMap::new(),
-            replicas,
+            replicas: Vec::new(),
         };
         self.devices[device].phase = Phase::Replaying(Box::new(replay));
+        self.begin_loads(device, now, io);
+    }
+
+    /// Goes on to the log, if all indexes are open.
+    pub(crate) fn loads_ended(&mut self, device: usize, now: Instant, io: &mut Io) {
+        let Phase::Replaying(replay) = &mut self.devices[device].phase else {
+            return;
+        };
+        if replay.loaded || !replay.loads.iter().all(Load::ended) {
+            return;
+        }
+        replay.loaded = true;
+        let mut kept = Vec::new();
+        for mut load in std::mem::take(&mut replay.loads) {
+            let partition = self.replicas[load.replica].partition;
+            kept.push((partition, std::mem::take(&mut load.keeps)));
+            if let Some(replica) = load.take() {
+                replay.replicas.push((load.replica, replica));
+            }
+        }
+        let all = replay.steps.len();
+        replay.steps.retain(|step| {
+            let Step::Record {
+                partition,
+                last,
+                sequence,
+                ..
+            } = *step
+            else {
+                return true;
+            };
+            // A replica of another partition has no use for it.
+            let mut of = replay
+                .replicas
+                .iter()
+                .filter(|(index, _)| self.replicas[*index].partition == partition);
+            of.any(|(_, replica)| !replica.is_past(last, sequence))
+        });
+        let (read, no) = (replay.steps.len(), self.devices[device].no);
+        eprintln!(
+            "device {no}: {read} of {all} records and places of its journal are behind its indexes"
+        );
+        for (partition, ats) in kept {
+            let event = api::Event::KeepIndex { partition, ats };
+            self.engine_event(device, event, now, io);
+        }
         self.go_on(device, now, io);
     }
 
@@ -106,7 +160,9 @@ impl Core {
                     continue;
                 }
                 match (step, &bytes) {
-                    (Step::Record { at, .. }, Some(bytes)) => replica.replay(bytes, at),
+                    (Step::Record { at, sequence, .. }, Some(bytes)) => {
+                        replica.replay(bytes, at, sequence);
+                    }
                     (Step::Record { first, last, .. }, None) => {
                         replica.replay_damaged(Some((first, last)));
                     }
@@ -192,7 +248,7 @@ fn steps(records: &[JournalRecord], damaged: &[DamagedJournal], extent_size: u64
             len,
             first,
             last,
-            ..
+            sequence,
         } = *record;
         steps.push(Step::Record {
             partition,
@@ -200,6 +256,7 @@ fn steps(records: &[JournalRecord], damaged: &[DamagedJournal], extent_size: u64
             len,
             first,
             last,
+            sequence,
         });
     }
     steps.extend(before.into_values().flatten());
@@ -209,7 +266,7 @@ fn steps(records: &[JournalRecord], damaged: &[DamagedJournal], extent_size: u64
 /// What recovery did, for the log.
 fn summary(report: &RecoveryReport) -> String {
     format!(
-        "recovered {}: {} shards, {} tombstones, {} journal records; {} extents scanned, {} footers and {} bytes read, {} findings",
+        "recovered {}: {} shards, {} tombstones, {} journal records, {} chunks and {} roots of indexes; {} extents scanned, {} footers and {} bytes read, {} findings",
         if report.clean {
             "after a clean stop"
         } else {
@@ -218,6 +275,8 @@ fn summary(report: &RecoveryReport) -> String {
         report.shards,
         report.tombstones,
         report.journal_records,
+        report.chunks,
+        report.roots,
         report.extents_scanned,
         report.footers_read,
         report.bytes_read,

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - a replica exists while its device serves, rebuilt from the device's log each time it is opened;
 //! - what a replica persists goes to its own device's engine, and it hears of it once;
+//! - what was wanted by a replica that is no more is not told to the next one of its slot: each has a number;
 //! - a proposal whose replica goes away is answered: its outcome is unknown, and the client's retry
 //!   carries the same number.
 
@@ -10,15 +11,17 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ashlar_cluster_journal::{self as journal, Replica};
-use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, Term};
-use ashlar_layout::message::{ErrorCode, ReplicaStatus, Reply, Request, WireError};
+use ashlar_layout::ids::{DeviceId, DeviceNo, PartitionId, Seq, Term};
+use ashlar_layout::message::{ErrorCode, ReplicaStatus, Reply, WireError};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::{Buf, ConnId, Io};
 
-use crate::core::{Core, InlineRead, Pending, Todo};
+use crate::core::{Core, Pending, Todo};
+use crate::lookups::Reading;
 use crate::outgoing::{self, Payload};
+use crate::shared::Tuning;
 use crate::slab::Slab;
 
 /// Inline reads that may wait for a lost entry.
@@ -41,20 +44,27 @@ pub struct ReplicaSlot {
     /// The peer that holds each other device of the chain.
     peers: BTreeMap<DeviceNo, usize>,
     pub(crate) replica: Option<Replica>,
+    /// Counts the replicas that were in this slot.
+    pub(crate) life: u64,
     asks: Slab<(ConnId, u64)>,
-    lost: HashMap<Seq, Vec<InlineRead>>,
+    /// Reads that the replica was asked.
+    pub(crate) readers: Slab<Reading>,
+    /// Reads that wait for a payload: bucket, key and version.
+    lost: HashMap<(String, String, Seq), Vec<Reading>>,
     /// Reads that came while the head's lease was out, with the time at which they give up.
-    waiting: VecDeque<(Instant, Waiting)>,
+    waiting: VecDeque<(Instant, Reading)>,
     full: bool,
+    /// Free extents of the device when it had no room for the index, until there are more.
+    pub(crate) no_room: Option<u32>,
+    /// The newest of its indexes: another one comes with each snapshot that it learns.
+    pub(crate) lane: u32,
+    /// When its index had its last turn.
+    pub(crate) turned: Instant,
+    /// Chunks of an index that could not be opened, and of which nothing is known to be of use: they are freed
+    /// when the next one is durable.
+    pub(crate) orphans: Vec<u64>,
     /// What the control plane was last told of its chain.
     pub(crate) reported: Option<(Term, u64)>,
-}
-
-/// A read that waits for its head's lease.
-pub(crate) struct Waiting {
-    pub(crate) conn: ConnId,
-    pub(crate) number: u64,
-    pub(crate) request: Request,
 }
 
 impl ReplicaSlot {
@@ -73,10 +83,16 @@ impl ReplicaSlot {
             desired: Vec::new(),
             peers: BTreeMap::new(),
             replica: None,
+            life: 0,
             asks: Slab::default(),
+            readers: Slab::default(),
             lost: HashMap::new(),
             waiting: VecDeque::new(),
             full: false,
+            no_room: None,
+            lane: 0,
+            turned: Instant(0),
+            orphans: Vec::new(),
             reported: None,
         }
     }
@@ -121,13 +137,29 @@ impl ReplicaSlot {
         members
     }
 
-    /// A new replica for the device's log to be replayed into.
-    pub(crate) fn fresh(&self, star: bool) -> Replica {
+    /// What a new replica is told; `life` is a number that the device gave out for it.
+    pub(crate) fn config(
+        &self,
+        tuning: &Tuning,
+        device: DeviceId,
+        extent_size: u64,
+        life: u64,
+    ) -> journal::Config {
         let mut config = journal::Config::new(self.partition, self.me, self.founders.clone());
         // Replicas of one chain must not all wait for the same time.
         config.seed = u64::from(self.me.0) << 32 | u64::from(self.partition.0);
-        config.limits.star = star;
-        Replica::new(config)
+        config.limits.star = tuning.star;
+        config.limits.keep_bytes = tuning.keep_bytes;
+        config.index.device = device;
+        config.index.life = life;
+        config.index.extent_size = extent_size;
+        config.index.limits.table_bytes = tuning.table_bytes;
+        config
+    }
+
+    /// Whether its index could go on if it had a turn.
+    pub(crate) fn wants_turn(&self) -> bool {
+        self.replica.as_ref().is_some_and(Replica::wants_turn)
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -205,10 +237,29 @@ impl Core {
                 let event = journal::Event::Deadline;
                 self.todo.push_back(Todo::Replica { replica, event });
             }
-            let full = self.devices[slot.device].nearly_full();
-            if slot.replica.is_some() && slot.full != full {
-                slot.full = full;
-                let event = journal::Event::Full { full };
+            if slot.replica.is_none() {
+                continue;
+            }
+            let device = &self.devices[slot.device];
+            let full = device.nearly_full();
+            // There is more room than when the index had none: it is told, by the end of a full time.
+            let more = slot
+                .no_room
+                .is_some_and(|free| device.extents_free() > free);
+            if more {
+                slot.no_room = None;
+            }
+            let told = match (slot.full, full, more) {
+                (true, true, true) => &[false, true][..],
+                (true, false, _) => &[false],
+                (false, true, false) => &[true],
+                (false, true, true) => &[true, false, true],
+                (false, false, true) => &[true, false],
+                (true, true, false) | (false, false, false) => &[],
+            };
+            slot.full = full;
+            for full in told {
+                let event = journal::Event::Full { full: *full };
                 self.todo.push_back(Todo::Replica { replica, event });
             }
         }
@@ -218,7 +269,10 @@ impl Core {
     pub(crate) fn start_replica(&mut self, replica: usize, started: Replica) {
         let slot = &mut self.replicas[replica];
         slot.replica = Some(started);
+        slot.life += 1;
+        slot.lane = 0;
         slot.full = false;
+        slot.no_room = None;
         let members = slot.desired.clone();
         let up = slot.peers.iter().filter(|(_, p)| self.peers[**p].is_up());
         let up = up.map(|(device, _)| journal::Event::PeerUp { peer: *device });
@@ -235,7 +289,7 @@ impl Core {
 
     /// Keeps a read that the head cannot answer just now, for its lease is out: a moment later it can,
     /// or it is no head any more. Gives the request back if too many wait.
-    pub(crate) fn wait(&mut self, replica: usize, read: Waiting, now: Instant) -> Option<Waiting> {
+    pub(crate) fn wait(&mut self, replica: usize, read: Reading, now: Instant) -> Option<Reading> {
         let slot = &mut self.replicas[replica];
         if slot.waiting.len() >= WAITING_MAX {
             return Some(read);
@@ -274,21 +328,18 @@ impl Core {
         let partition = slot.partition;
         // What it wanted done is its own: the next one will want it again.
         let of_replica = |todo: &Todo| match todo {
-            Todo::LogRead { replica: of, .. } => *of == replica,
+            Todo::LogRead { replica: of, .. } | Todo::Index { replica: of, .. } => *of == replica,
             _ => false,
         };
         self.parked.retain(|todo| !of_replica(todo));
         self.todo.retain(|todo| !of_replica(todo));
         let asks: Vec<_> = std::mem::take(&mut slot.asks).into_values().collect();
-        let lost: Vec<_> = std::mem::take(&mut slot.lost)
-            .into_values()
-            .flatten()
-            .collect();
+        let lost = std::mem::take(&mut slot.lost).into_values().flatten();
         let waiting = std::mem::take(&mut slot.waiting).into_iter();
-        let waiting = waiting.map(|(_, read)| (read.conn, read.number));
-        let reads = lost.into_iter().map(|read| (read.conn, read.request));
-        for (conn, request) in reads.chain(waiting) {
-            self.answer(io, conn, request, &error, Payload::None);
+        let readers = std::mem::take(&mut slot.readers).into_values();
+        let reads = lost.chain(waiting.map(|(_, read)| read)).chain(readers);
+        for read in reads.collect::<Vec<Reading>>() {
+            self.answer(io, read.conn, read.number, &error, Payload::None);
         }
         // What was proposed may be with the followers already, and be committed by the next head.
         let detail = format!(
@@ -318,14 +369,22 @@ impl Core {
                         self.answer(io, conn, request, &Reply::Error(error), Payload::None);
                     }
                 }
-                journal::Event::InlineLost { seq } => self.restored(replica, seq, Err(error), io),
+                journal::Event::Ask { reply_to, .. } => {
+                    self.asked(replica, reply_to, Err(error), io);
+                }
+                journal::Event::InlineLost {
+                    bucket,
+                    key,
+                    version,
+                } => self.restored(replica, (bucket, key, version), Err(error), io),
                 _ => {}
             }
             return;
         };
         let mut actions = Vec::new();
-        state.on_event(now, event, &mut actions);
         let device = slot.device;
+        let pages = &mut self.devices[device].pages;
+        state.on_event(now, event, pages, &mut actions);
         for action in actions {
             match action {
                 journal::Action::Persist {
@@ -363,8 +422,33 @@ impl Core {
                 journal::Action::ReadLog { token, at, len } => {
                     self.read_log(replica, token, at, len);
                 }
-                journal::Action::Restored { seq, result } => {
-                    self.restored(replica, seq, result, io)
+                journal::Action::Answer { reply_to, result } => {
+                    self.asked(replica, reply_to, result, io);
+                }
+                journal::Action::Index { lane, action } => {
+                    self.index_wants(replica, lane, action);
+                }
+                journal::Action::Trim {
+                    through,
+                    position,
+                    pins,
+                } => {
+                    let partition = self.replicas[replica].partition;
+                    let event = api::Event::TrimJournal {
+                        partition,
+                        through,
+                        position,
+                        pins,
+                    };
+                    self.todo.push_back(Todo::Engine { device, event });
+                }
+                journal::Action::Restored {
+                    bucket,
+                    key,
+                    version,
+                    result,
+                } => {
+                    self.restored(replica, (bucket, key, version), result, io);
                 }
                 journal::Action::Retired => {
                     let slot = &self.replicas[replica];
@@ -400,7 +484,11 @@ impl Core {
         result: Result<api::Output<Buf>, EngineError>,
     ) {
         let event = match result {
-            Ok(api::Output::Journal { at, .. }) => journal::Event::Persisted { token, at },
+            Ok(api::Output::Journal { at, sequence }) => journal::Event::Persisted {
+                token,
+                at,
+                position: sequence,
+            },
             Ok(_) => journal::Event::PersistFailed { token, full: false },
             Err(e) => {
                 let full = matches!(e, EngineError::DeviceFull { .. });
@@ -422,35 +510,53 @@ impl Core {
         self.todo.push_back(Todo::Replica { replica, event });
     }
 
-    /// An inline object's entry cannot be read here: the replica is asked to restore it.
-    pub(crate) fn inline_lost(&mut self, read: InlineRead, io: &mut Io) {
-        let (replica, seq) = (read.replica, read.at.seq);
+    /// An inline object's payload cannot be read here: the replica is asked to restore it.
+    pub(crate) fn restore(&mut self, replica: usize, read: Reading, version: Seq, io: &mut Io) {
         let slot = &mut self.replicas[replica];
         if slot.replica.is_none() {
             let error = Reply::Error(slot.unavailable());
-            return self.answer(io, read.conn, read.request, &error, Payload::None);
+            return self.answer(io, read.conn, read.number, &error, Payload::None);
         }
         let waiting: usize = slot.lost.values().map(Vec::len).sum();
         if waiting >= LOST_MAX {
-            // Try the device again rather than hold more: it ends at INLINE_TRIES.
-            self.todo.push_back(Todo::InlineAgain(read));
+            // Try the device again rather than hold more: that ends.
+            self.todo.push_back(Todo::Ask {
+                replica,
+                reading: read,
+            });
             return;
         }
-        let first = !slot.lost.contains_key(&seq);
-        slot.lost.entry(seq).or_default().push(read);
-        if first {
-            let event = journal::Event::InlineLost { seq };
+        let (bucket, key) = read.name();
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        let waiting = slot
+            .lost
+            .entry((bucket.clone(), key.clone(), version))
+            .or_default();
+        waiting.push(read);
+        if waiting.len() == 1 {
+            let event = journal::Event::InlineLost {
+                bucket,
+                key,
+                version,
+            };
             self.todo.push_back(Todo::Replica { replica, event });
         }
     }
 
-    fn restored(&mut self, replica: usize, seq: Seq, result: Result<(), WireError>, io: &mut Io) {
-        for read in self.replicas[replica].lost.remove(&seq).unwrap_or_default() {
+    fn restored(
+        &mut self,
+        replica: usize,
+        name: (String, String, Seq),
+        result: Result<(), WireError>,
+        io: &mut Io,
+    ) {
+        let reads = self.replicas[replica].lost.remove(&name);
+        for reading in reads.unwrap_or_default() {
             match &result {
-                Ok(()) => self.todo.push_back(Todo::InlineAgain(read)),
+                Ok(()) => self.todo.push_back(Todo::Ask { replica, reading }),
                 Err(error) => {
                     let error = Reply::Error(error.clone());
-                    self.answer(io, read.conn, read.request, &error, Payload::None);
+                    self.answer(io, reading.conn, reading.number, &error, Payload::None);
                 }
             }
         }

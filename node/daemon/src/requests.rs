@@ -17,8 +17,8 @@ use bytes::Bytes;
 
 use crate::core::{Conn, Core, Message, Pending, Todo, replica_of};
 use crate::incoming::Sink;
+use crate::lookups::Reading;
 use crate::outgoing::{self, Payload};
-use crate::replicas::Waiting;
 
 /// Bytes that may wait to be sent on a connection before it is read no further.
 const SEND_QUEUE_MAX: usize = 16 * 1024 * 1024;
@@ -402,12 +402,8 @@ impl Core {
             | Request::List { partition, .. }
             | Request::ListBuckets { partition, .. } => match self.replica(partition) {
                 Ok(replica) => {
-                    let read = Waiting {
-                        conn,
-                        number,
-                        request,
-                    };
-                    return self.read_metadata(read, replica, now, true, io);
+                    let reading = Reading::new(conn, number, request);
+                    return self.read_metadata(reading, replica, now, true, io);
                 }
                 Err(error) => Some(Err(error)),
             },

@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_map::{ClusterMap, Device};
 use ashlar_node_reactor::{Errno, Options, Reactor, ReactorError, Waker};
 use bytes::Bytes;
 
 use crate::config::Config;
 use crate::control::Control;
-use crate::core::{Core, Maps, Pulse, Shared};
+use crate::core::Core;
 use crate::devices::DeviceSlot;
+use crate::shared::{Maps, Pulse, Shared};
 
 /// How often readiness and life are looked at when systemd sets no watchdog.
 const WATCH: Duration = Duration::from_millis(500);
@@ -94,7 +95,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     let cores = node.cores.len();
     check_devices(config, &map)?;
     let json = Bytes::from(map_json);
-    let shared = Arc::new(Shared::new(config.node, config.star, Maps { map, json }));
+    let shared = Arc::new(Shared::new(config, Maps { map, json }));
 
     let (words, heard) = sync_channel(WORDS_MAX);
     signals(&words)?;
@@ -300,14 +301,14 @@ fn run_core(
     let io = reactor.io();
     let now = io.now();
 
-    let devices: Vec<DeviceSlot> = maps
-        .map
-        .devices
-        .iter()
-        .filter(|d| d.node == config.node && d.core as usize == core)
+    let ours = |d: &&Device| d.node == config.node && d.core as usize == core;
+    let ours: Vec<&Device> = maps.map.devices.iter().filter(ours).collect();
+    let cache = config.index_cache / ours.len().max(1);
+    let devices: Vec<DeviceSlot> = ours
+        .into_iter()
         .filter_map(|d| {
             let config = config.devices.iter().find(|c| c.no == d.no)?;
-            Some(DeviceSlot::new(d, config, &maps.map))
+            Some(DeviceSlot::new(d, config, &maps.map, cache))
         })
         .collect();
     let mut handler = Core::new(

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use ashlar_cluster_map::{ClusterMap, Core, Device, Domains, Node};
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_node_control::Token;
-use ashlar_node_daemon::config::{CacheMode, Config, DeviceConfig};
+use ashlar_node_daemon::config::{self, CacheMode, Config, DeviceConfig};
 use clap::Args;
 
 use crate::cluster::{Labels, parse_node};
@@ -284,6 +284,9 @@ fn config(args: &JoinArgs) -> Result<String, Fail> {
         star: false,
         control: None,
         first_cpu: None,
+        index_cache: config::INDEX_CACHE,
+        index_table_bytes: config::INDEX_TABLE_BYTES,
+        journal_keep_bytes: config::JOURNAL_KEEP_BYTES,
     };
     toml::to_string(&config)
         .map_err(|e| Fail::Refused(format!("{CONFIG_FILE} cannot be written: {e}")))

@@ -11,6 +11,7 @@ use ashlar_layout::superblock::{Label, Superblock};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::device_index;
 use crate::device_read::{self, DeviceFile, Window};
 use crate::fail::Fail;
 use crate::output::{self, human};
@@ -56,6 +57,7 @@ pub fn inspect(path: &Path, json: bool) -> Result<(), Fail> {
         Some(Ok(checkpoint)) => Some(Ok(checkpoint.record_sequence)),
         Some(Err(why)) => Some(Err(why)),
     };
+    let indexes = device_index::roots(&device, &superblock);
     if json {
         let copies: Vec<_> = copies
             .found
@@ -83,6 +85,7 @@ pub fn inspect(path: &Path, json: bool) -> Result<(), Fail> {
             "record_ceiling": superblock.record_ceiling,
             "copies": copies,
             "extents": extents,
+            "indexes": indexes,
             "checkpoint": checkpoint.map(|c| match c {
                 Ok(sequence) => json!({ "record_sequence": sequence }),
                 Err(why) => json!({ "error": why }),
@@ -136,6 +139,9 @@ pub fn inspect(path: &Path, json: bool) -> Result<(), Fail> {
         extents.sealed,
         extents.blank
     ))?;
+    for root in &indexes {
+        output::line(&root.line())?;
+    }
     output::line(&match checkpoint {
         None => "checkpoint  none yet".to_owned(),
         Some(Ok(sequence)) => format!("checkpoint  of records below {sequence}"),

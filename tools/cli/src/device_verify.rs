@@ -15,12 +15,14 @@ use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, trailer_a
 use ashlar_layout::ids::{ExtentNo, Incarnation};
 use ashlar_layout::journal;
 use ashlar_layout::message::FindingKind;
+use ashlar_layout::page::GRAIN;
 use ashlar_layout::record::{RecordHeader, Subject, header_len, index_record_at};
 use ashlar_layout::stamp::{HEAD_LEN, HeadFault, Place};
 use ashlar_layout::superblock::Superblock;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::device_index::{self, Content, IndexRoot};
 use crate::device_inspect::{ExtentCounts, read_checkpoint};
 use crate::device_read::{self, DeviceFile, Window};
 use crate::fail::Fail;
@@ -59,6 +61,8 @@ pub struct Report {
     pub index_chunks: u64,
     /// Roots of indexes that are whole, outdated ones included.
     pub index_roots: u64,
+    /// The newest root of each index.
+    pub indexes: Vec<IndexRoot>,
     /// Bytes of payload that match their checksums.
     pub payload_bytes: u64,
     /// Bytes that were read.
@@ -112,12 +116,15 @@ pub fn verify(path: &Path, json: bool) -> Result<(), Fail> {
             ))?;
         }
         output::line(&format!(
-            "{}: {} shards, {} tombstones, {} journal entries in {} batches; {} of payload whole; {} findings",
+            "{}: {} shards, {} tombstones, {} journal entries in {} batches, {} index chunks and {} roots; \
+             {} of payload whole; {} findings",
             path.display(),
             report.shards,
             report.tombstones,
             report.journal_entries,
             report.journal_batches,
+            report.index_chunks,
+            report.index_roots,
             human(report.payload_bytes),
             report.findings_total
         ))?;
@@ -163,13 +170,34 @@ pub fn check(device: &DeviceFile, superblock: &Superblock) -> Result<Report, Fai
         superblock,
         geometry,
         window: Window::new(device),
+        chunks: BTreeSet::new(),
         report: &mut report,
     };
     for no in 0..geometry.extent_count() {
         scan.extent(ExtentNo(no), entries.get(no as usize));
         progress.inc(geometry.extent_size);
     }
+    let chunks = scan.chunks;
+    report.indexes = device_index::roots(device, superblock);
+    hold_to_roots(&mut report, &chunks);
     Ok(report)
+}
+
+/// Each chunk that a newest root names must have been met, whole. (A root that is damaged has been told.)
+fn hold_to_roots(report: &mut Report, met: &BTreeSet<u64>) {
+    let mut missing = Vec::new();
+    for root in &report.indexes {
+        if let Content::Whole { chunks, .. } = &root.content {
+            let gone = chunks.iter().filter(|at| !met.contains(at));
+            missing.extend(gone.map(|at| (*at, root.generation, root.partition)));
+        }
+    }
+    for (at, generation, partition) in missing {
+        let detail = format!(
+            "index chunk at byte {at}: root {generation} of partition {partition} names it, and it is not whole"
+        );
+        report.finding(FindingKind::Missing, at, GRAIN as u64, detail);
+    }
 }
 
 fn check_copies(
@@ -196,6 +224,8 @@ struct Scan<'a> {
     superblock: &'a Superblock,
     geometry: Geometry,
     window: Window<'a>,
+    /// Addresses of the index chunks that are whole.
+    chunks: BTreeSet<u64>,
     report: &'a mut Report,
 }
 
@@ -473,7 +503,10 @@ impl Scan<'_> {
         match header.subject {
             Subject::Shard(_) => self.report.shards += 1,
             Subject::Tombstone(_) => self.report.tombstones += 1,
-            Subject::IndexChunk { .. } => self.report.index_chunks += 1,
+            Subject::IndexChunk { .. } => {
+                self.chunks.insert(at + room as u64);
+                self.report.index_chunks += 1;
+            }
             Subject::IndexRoot { .. } => self.report.index_roots += 1,
             Subject::Journal { first, last, .. } => {
                 self.report.journal_batches += 1;

@@ -239,6 +239,7 @@ mod tests {
             key: key.into(),
             size: 1,
             crc: 2,
+            etag: ashlar_layout::manifest::Etag::NONE,
             version: Seq(3),
             modified_ms: 0,
         }

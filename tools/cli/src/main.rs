@@ -13,6 +13,7 @@ mod cluster_join;
 mod cluster_status;
 mod device;
 mod device_format;
+mod device_index;
 mod device_inspect;
 mod device_read;
 mod device_verify;

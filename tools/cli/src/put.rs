@@ -242,7 +242,13 @@ fn put_tree(
                 continue;
             }
             progress.inc_total(size);
-            let work = one_of_many(client.clone(), path, address, options, progress.clone());
+            let work = one_of_many(
+                client.clone(),
+                path,
+                address,
+                options.clone(),
+                progress.clone(),
+            );
             if !many.add(&progress, work).await {
                 break;
             }

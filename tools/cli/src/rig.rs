@@ -108,6 +108,12 @@ pub struct UpArgs {
     /// The journal's heads feed every follower themselves instead of through the chain: to compare the two.
     #[arg(long, hide = true)]
     pub star: bool,
+    /// Bytes of a table of an index: small ones are written out often. [default: 8M]
+    #[arg(long, hide = true, value_parser = parse_size)]
+    pub index_table: Option<u64>,
+    /// Bytes of the journal that are kept for replicas that were away. [default: 32M]
+    #[arg(long, hide = true, value_parser = parse_size)]
+    pub journal_keep: Option<u64>,
     /// Return when the store serves, and leave the nodes running.
     #[arg(long)]
     pub detach: bool,
@@ -167,6 +173,12 @@ pub struct RigFile {
     /// Whether the journal's heads feed every follower themselves.
     #[serde(default)]
     pub star: bool,
+    /// Bytes of a table of an index, if it was said,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_table: Option<u64>,
+    /// and of the journal that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_keep: Option<u64>,
     /// How many zones the nodes are dealt out over.
     pub zones: u32,
     /// How many of the nodes, from the first, are members of the control plane.

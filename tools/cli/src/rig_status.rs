@@ -179,7 +179,7 @@ fn print(row: &Row) -> Result<(), Fail> {
     }
     for replica in row.cores.iter().flat_map(|c| &c.replicas) {
         output::line(&format!(
-            "      journal of partition {}: {} {}, term {}, entry {} of {} committed, {} objects",
+            "      journal of partition {}: {} {}, term {}, entry {} of {} committed, ~{} objects",
             replica.partition,
             replica.role,
             replica.state,

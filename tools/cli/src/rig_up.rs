@@ -8,7 +8,7 @@ use ashlar_cluster_map::{Class, ClusterMap, ControlMember, Device, DomainLevel, 
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
 use ashlar_node_client::{Client, ClientOptions};
-use ashlar_node_daemon::config::{CacheMode, Config, ControlConfig, DeviceConfig};
+use ashlar_node_daemon::config::{self, CacheMode, Config, ControlConfig, DeviceConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::device_format::{self, Identity};
@@ -27,6 +27,8 @@ const REPLACE_AFTER: u64 = 30;
 const CLASS: Class = Class { k: 4, m: 2 };
 /// Bytes of the buffer pool of each node: modest, for many share a machine.
 const POOL_BYTES: usize = 32 << 20;
+/// Bytes of pages of indexes that each node keeps in memory.
+const INDEX_CACHE_BYTES: usize = 32 << 20;
 
 /// Makes or resumes a rig, starts it, and stays with it unless told otherwise.
 pub fn up(dir: &Path, args: &UpArgs, json: bool) -> Result<(), Fail> {
@@ -168,6 +170,8 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         loops: args.loops,
         zones: args.zones.unwrap_or(1),
         star: args.star,
+        index_table: args.index_table,
+        journal_keep: args.journal_keep,
         control: args
             .control
             .unwrap_or(if nodes >= CONTROL { CONTROL } else { 1 }),
@@ -326,6 +330,10 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
     } else {
         "device.img".into()
     };
+    let table = rig
+        .file
+        .index_table
+        .map(|table| usize::try_from(table).unwrap_or(usize::MAX));
     let config = Config {
         node: NodeId(node),
         map: crate::locate::MAP_FILE.into(),
@@ -343,6 +351,9 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         spin_us: 0,
         star: rig.file.star,
         first_cpu: None,
+        index_cache: INDEX_CACHE_BYTES,
+        index_table_bytes: table.unwrap_or(config::INDEX_TABLE_BYTES),
+        journal_keep_bytes: rig.file.journal_keep.unwrap_or(config::JOURNAL_KEEP_BYTES),
     };
     let text = toml::to_string(&config)
         .map_err(|e| Fail::Refused(format!("node.toml cannot be written: {e}")))?;

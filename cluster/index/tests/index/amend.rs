@@ -180,11 +180,7 @@ fn the_largest_payloads() {
     for seq in 1..=40u64 {
         let object = Object {
             modified_ms: seq,
-            manifest: Manifest {
-                size: payload(seq).len() as u64,
-                crc: 0,
-                body: Body::Inline,
-            },
+            manifest: Manifest::plain(payload(seq).len() as u64, 0, Body::Inline),
             place: None,
             payload: payload(seq).into(),
         };
@@ -244,7 +240,11 @@ fn pins_are_the_extents_of_what_is_kept() {
 
 #[test]
 fn what_only_a_snapshot_sees_is_pinned_as_well() {
-    let mut rig = Rig::new(6, merged_by(2), 64 << 10);
+    let limits = Limits {
+        table_bytes: 12 << 10,
+        ..merged_by(2)
+    };
+    let mut rig = Rig::new(6, limits, 64 << 10);
     for seq in 1..=20 {
         rig.apply(seq, put("bucket", &format!("key-{seq}"), seq));
     }

@@ -4,13 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use ashlar_cluster_index::{Action, Answer, Cache, Change, Config, Event, Index, Question, Range};
+use ashlar_cluster_index::{
+    Action, Answer, Cache, Change, Config, Event, Index, IndexError, Limits, Opening, Question,
+    Range,
+};
 use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_layout::root::{Root, RootError};
 use bytes::Bytes;
 
 use crate::device::{Device, Dice, Who};
 use crate::model::{amend, bucket, change, key, question, settle_amended};
-use crate::rig::{EXTENT, Told, config, looked_at, open, placed, put, small};
+use crate::rig::{DEVICE, EXTENT, ME, Rig, Told, config, looked_at, open, placed, put, small};
 use crate::work::{Model, Name, as_before_amending, contents};
 
 /// A question that waits.
@@ -534,4 +538,68 @@ fn histories_of_splits_and_unions_with_crashes() {
         splits > 50 && unions > 50 && undone > 10,
         "{splits} {unions} {undone}"
     );
+}
+
+/// Two runs of one key each on a device, and an index of them whose root was changed.
+fn opened(change: impl Fn(&mut Root)) -> Index {
+    let limits = Limits {
+        fanout: 10,
+        ..small()
+    };
+    let mut rig = Rig::new(1, limits, 0);
+    for seq in 1..=2 {
+        rig.apply(seq, put("bucket", &format!("key-{seq}"), seq));
+        rig.freeze();
+        rig.settle();
+    }
+    let (_, bytes) = &rig.device.roots[&ME];
+    let mut root = Root::decode(bytes, DEVICE, PartitionId(ME)).unwrap();
+    assert_eq!(root.runs.len(), 2);
+    change(&mut root);
+    let bytes = root.encode().unwrap();
+    let mut opening = Opening::new(config(9, small()), Some(&bytes)).unwrap();
+    let mut out = Vec::new();
+    let mut opened = opening.start(&mut out);
+    while opened.is_none() {
+        let Some(Action::Read { token, at, len }) = out.pop() else {
+            panic!("it waits for something");
+        };
+        let bytes = rig.device.read(at, len);
+        opened = opening.on_event(Event::Read { token, bytes }, &mut out);
+    }
+    opened.unwrap().unwrap().index
+}
+
+#[test]
+fn what_does_not_fit_together_is_not_united() {
+    let unite = |left: &Index, right: &Index| {
+        let union = Index::union(config_of(50, 50), left, right, ("bucket", "key-2"), Seq(9));
+        union.map(|union| (union.stats().runs, union.applied()))
+    };
+    let (a, b) = (opened(|_| {}), opened(|_| {}));
+    assert_eq!(unite(&a, &b), Ok((2, Seq(9))));
+    let whole = |root: &mut Root| {
+        for run in &mut root.runs {
+            run.lowest = b"\x02bucket\0a".to_vec();
+            run.highest = b"\x02bucket\0z".to_vec();
+        }
+    };
+    let crossed = opened(|root| {
+        whole(root);
+        root.runs.reverse();
+    });
+    let a = opened(whole);
+    assert!(matches!(
+        unite(&a, &crossed),
+        Err(IndexError::Crossed { .. })
+    ));
+    // More chunks than leave room in a root.
+    let large = opened(|root| {
+        let chunk = root.runs[0].chunks[0];
+        root.runs[0].chunks.extend(vec![chunk; 60_000]);
+    });
+    assert!(matches!(
+        unite(&large, &large),
+        Err(IndexError::Root(RootError::Length { got })) if got > 600_000
+    ));
 }

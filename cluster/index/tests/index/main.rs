@@ -11,4 +11,5 @@ mod file;
 mod model;
 mod rig;
 mod shape;
+mod waste;
 mod work;

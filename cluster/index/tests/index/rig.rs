@@ -7,7 +7,7 @@ use ashlar_cluster_index::{
     Output, Question, Snapshot,
 };
 use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
-use ashlar_layout::manifest::{Body, Manifest, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Stripe};
 use ashlar_layout::page::PAGE_MAX;
 use ashlar_layout::root::InlinePlace;
 use bytes::Bytes;
@@ -26,6 +26,7 @@ pub fn small() -> Limits {
         reads: 6,
         ahead: 3,
         snapshots: 8,
+        waste_bytes: 40_000,
         filter_bits: 10,
         step: 40,
         span_bytes: 12 << 10,
@@ -338,9 +339,11 @@ pub fn object(seq: u64) -> Object {
     Object {
         modified_ms: seq * 3,
         manifest: Manifest {
-            size,
-            crc: seq as u32,
-            body,
+            etag: Etag {
+                md5: [seq as u8; 16],
+                parts: seq as u16,
+            },
+            ..Manifest::plain(size, seq as u32, body)
         },
         place,
         payload,

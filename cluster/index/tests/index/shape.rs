@@ -89,6 +89,31 @@ fn memory_and_writing_are_bounded() {
 }
 
 #[test]
+fn keys_that_are_overwritten_all_the_time_do_not_pile_up() {
+    let mut rig = filled(1, 100);
+    let mut seq = rig.index.applied().0;
+    let before = rig.index.stats();
+    for round in 0..400u64 {
+        for n in 0..100 {
+            seq += 1;
+            let key = format!("folder-0000/object-{n:06}");
+            rig.apply(seq, put("bucket", &key, seq));
+        }
+        rig.freeze();
+        rig.settle();
+        let stats = rig.index.stats();
+        assert!(stats.runs <= 5, "round {round}: {stats:?}");
+    }
+    let stats = rig.index.stats();
+    let flushed = stats.bytes_flushed - before.bytes_flushed;
+    let merged = stats.bytes_merged - before.bytes_merged;
+    assert!(merged < flushed, "{merged} bytes merged, {flushed} flushed");
+    let pins = rig.index.pins().len() as u64;
+    // Each run points to what its hundred entries are in, and to nothing else.
+    assert!(pins <= 5 * 100, "{pins} extents");
+}
+
+#[test]
 fn deleted_things_go_in_the_end() {
     let mut rig = filled(10, 1000);
     let full = rig.index.stats().run_bytes;
@@ -169,11 +194,8 @@ fn large(stripes: u64) -> Manifest {
         data_len: 4096,
         shard_crcs: (0..64).map(|i| attempt as u32 * 64 + i).collect(),
     };
-    Manifest {
-        size: stripes * 4096,
-        crc: 1,
-        body: Body::Stripes((0..stripes).map(stripe).collect()),
-    }
+    let body = Body::Stripes((0..stripes).map(stripe).collect());
+    Manifest::plain(stripes * 4096, 1, body)
 }
 
 #[test]
@@ -328,11 +350,7 @@ fn sized(key: &str, seq: u64, len: u64) -> Change {
         key: key.to_owned(),
         object: Object {
             modified_ms: seq,
-            manifest: Manifest {
-                size: len,
-                crc: 1,
-                body: Body::Inline,
-            },
+            manifest: Manifest::plain(len, 1, Body::Inline),
             place: None,
             payload: vec![seq as u8; len as usize].into(),
         },

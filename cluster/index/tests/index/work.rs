@@ -246,6 +246,7 @@ impl Model {
                 key,
                 size: object.manifest.size,
                 crc: object.manifest.crc,
+                etag: object.manifest.etag,
                 version: Seq(seq),
                 modified_ms: object.modified_ms,
             });

@@ -379,7 +379,10 @@ fn a_checkpoint_waits_for_a_root() {
     let mut rig = Rig::sized(4, 4096, true, MIB, 256 * MIB);
     rig.open();
     rig.root(1, 1, payload(1, 100));
-    let footer = |flying: &Flying| matches!(flying, Flying::Write { offset, len, .. } if (offset + *len as u64) % MIB == 0);
+    let footer = |flying: &Flying| match flying {
+        Flying::Write { offset, len, .. } => (offset + *len as u64).is_multiple_of(MIB),
+        _ => false,
+    };
     // So many extents are sealed that with the next one a checkpoint is due.
     let mut sealed = 0;
     let mut number = 0;

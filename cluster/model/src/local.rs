@@ -1,0 +1,537 @@
+//! One replica's process and device, and what becomes of them: the only place that touches a [`Replica`].
+//!
+//! Whatever happens in a model happens at one replica: it is told something, and what it does then
+//! depends on nothing but itself, its device and the time. So that is worked out once for all the states of
+//! the whole in which it comes up, and looked up from then on (`memo.rs`).
+//!
+//! Invariants:
+//! - what a replica did is told to the rest of the model as [`Effect`]s, in order, each with what its
+//!   judges need of the replica as it was at that moment;
+//! - a [`Local`] is never changed once it is shared; its hash is that of everything in it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ashlar_cluster_index::{Cache, Index};
+use ashlar_cluster_journal::{Action, Answer, Ask, Event, Replica};
+use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply, WireError};
+use ashlar_layout::time::Instant;
+
+use crate::broken::Broken;
+use crate::client::{self, Attempt, BUCKET};
+use crate::disk::{self, Disk, Mark};
+use crate::hash;
+use crate::net::Letter;
+use crate::plan::{Plan, Seen, device, node};
+
+/// How far each clock is ahead of the one before it.
+const APART: u64 = 1_000_000_000_000_000;
+
+/// What a node's clock shows.
+pub fn clock(at: usize, now: u64) -> Instant {
+    Instant(now + APART * at as u64)
+}
+
+/// One replica's process and device.
+#[derive(Clone, Debug, Default)]
+pub struct Local {
+    replica: Option<Replica>,
+    /// Its device.
+    pub disk: Disk,
+    /// Counts its processes.
+    pub process: u8,
+    /// With whom it believes to be connected: a bit each.
+    pub connected: u8,
+    /// How much of what the cluster map wants it was told.
+    pub desired: u8,
+    /// It was left out, and knows it.
+    pub retired: bool,
+    /// Of everything above.
+    pub hash: u64,
+}
+
+/// What happens at a replica.
+#[derive(Clone, Debug)]
+pub enum Cause {
+    /// Its process is started, on what its device holds.
+    Start,
+    /// Its process ends, with power: of its writes under way so many are durable. Its device may lose
+    /// the last record that was.
+    Crash {
+        /// So many.
+        keep: usize,
+        /// Whether it does.
+        rot: bool,
+    },
+    /// A connection works.
+    Up(usize),
+    /// A connection broke.
+    Down(usize),
+    /// A message arrives.
+    Letter(Arc<Letter>),
+    /// The oldest write under way becomes durable.
+    Flush,
+    /// Its deadline has come.
+    Deadline,
+    /// A request of a client of the script arrives.
+    Propose(usize, Attempt),
+    /// It is told what the cluster map wants the chain to be, by this version of it.
+    Desired(u8),
+    /// Anything else; it is not looked up.
+    Other(Box<Event>),
+}
+
+/// What a replica did, as far as others are concerned.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// It gives entries to its device.
+    Writes(Vec<Mark>),
+    /// An event was handled: what it held then, and what it took for committed before.
+    Handled {
+        /// What it took for committed before.
+        before: Seq,
+        /// And now,
+        committed: Seq,
+        /// in which reign.
+        term: Term,
+        /// Its log.
+        held: Vec<Option<Mark>>,
+    },
+    /// It says something to another one.
+    Says {
+        /// To which node.
+        to: usize,
+        /// What.
+        letter: Arc<Letter>,
+        /// It is an acknowledgement.
+        ack: bool,
+    },
+    /// It answers a client.
+    Answers {
+        /// Whom.
+        reply_to: u64,
+        /// What.
+        reply: Reply,
+        /// The entry of that number that was durable here.
+        durable: Option<Mark>,
+    },
+    /// It did what must not be.
+    Fails(Broken),
+}
+
+/// What the rest of a model may know of a replica at some time.
+#[derive(Clone, Debug, Default)]
+pub struct Face {
+    /// Its process runs.
+    pub runs: bool,
+    /// The newest reign that it knows of.
+    pub term: Term,
+    /// What it takes for committed.
+    pub committed: Seq,
+    /// The composition of the chain that it names,
+    pub config: u64,
+    /// and its members, by node.
+    pub members: Vec<usize>,
+    /// It answers reads.
+    pub serving: bool,
+    /// It is the head of that reign, and has written its first entry.
+    pub reigned: bool,
+    /// When it wants to be told the time, in the model's time.
+    pub due: Option<u64>,
+    /// What a look-up of each key gives: the version (0: no object), and if there is one, up to which
+    /// entry that holds, and in which composition; nothing if it does not serve.
+    pub look_ups: Vec<Option<(Seq, Seq, u64)>>,
+    /// What it says as a witness of the first key.
+    pub witness: (Option<u64>, Seq),
+}
+
+impl Face {
+    /// The members as bits, by node.
+    pub fn member_bits(&self) -> u8 {
+        self.members.iter().fold(0, |bits, at| bits | 1 << at)
+    }
+}
+
+/// What becomes of a replica.
+#[derive(Debug)]
+pub struct Step {
+    /// How it is then,
+    pub after: Arc<Local>,
+    /// and how it looks.
+    pub face: Arc<Face>,
+    /// What it did.
+    pub effects: Vec<Effect>,
+}
+
+impl Local {
+    /// A device without a process.
+    pub fn blank() -> Self {
+        let mut blank = Self::default();
+        blank.rehash();
+        blank
+    }
+
+    /// Whether its process runs.
+    pub fn runs(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// To be called when something was changed.
+    pub fn rehash(&mut self) {
+        self.hash = hash::of(&(
+            &self.replica,
+            &self.disk,
+            self.process,
+            self.connected,
+            self.desired,
+            self.retired,
+        ));
+    }
+
+    /// A line for a person.
+    pub fn story(&self) -> String {
+        let Some(replica) = &self.replica else {
+            return "does not run".to_owned();
+        };
+        let status = replica.status();
+        format!(
+            "{} {}: term {:x}, last {}, committed {}",
+            status.role, status.state, status.term.0, status.last, status.committed
+        )
+    }
+
+    /// How it looks.
+    pub fn face(&self, plan: &Plan, at: usize, now: u64) -> Face {
+        let Some(replica) = &self.replica else {
+            return Face::default();
+        };
+        let clock_shows = clock(at, now);
+        let view = replica.view(clock_shows);
+        let held = self.disk.held.iter().flatten();
+        let look_up = |key: &&str| match look_up(replica, clock_shows, key)? {
+            Ok(Answer::Found {
+                meta,
+                as_of,
+                config,
+                ..
+            }) => Some((meta.version, as_of, config)),
+            Err(error) if error.code == ErrorCode::NotFound => Some((Seq(0), Seq(0), 0)),
+            _ => None,
+        };
+        Face {
+            runs: true,
+            term: view.term,
+            committed: view.committed,
+            config: view.config,
+            members: view.members.iter().map(|member| node(*member)).collect(),
+            serving: view.serving,
+            reigned: node(view.term.head()) == at && held.into_iter().any(|m| m.term == view.term),
+            due: replica
+                .next_deadline()
+                .map(|due| due.0.saturating_sub(clock(at, 0).0)),
+            look_ups: plan.keys().iter().map(look_up).collect(),
+            witness: replica.witness(client::slot(plan.keys()[0])),
+        }
+    }
+
+    /// What becomes of it.
+    pub fn step(&self, plan: &Plan, at: usize, now: u64, cause: &Cause) -> Step {
+        let mut doing = Doing {
+            plan,
+            at,
+            now,
+            local: self.clone(),
+            effects: Vec::new(),
+        };
+        doing.happen(cause);
+        let mut after = doing.local;
+        after.rehash();
+        Step {
+            face: Arc::new(after.face(plan, at, now)),
+            after: Arc::new(after),
+            effects: doing.effects,
+        }
+    }
+}
+
+/// A step that is being made.
+struct Doing<'a> {
+    plan: &'a Plan,
+    at: usize,
+    now: u64,
+    local: Local,
+    effects: Vec<Effect>,
+}
+
+impl Doing<'_> {
+    fn happen(&mut self, cause: &Cause) {
+        let event = match cause {
+            Cause::Start => {
+                self.start();
+                Event::Start {}
+            }
+            Cause::Crash { keep, rot } => return self.crash(*keep, *rot),
+            Cause::Up(peer) => {
+                self.local.connected |= 1 << peer;
+                Event::PeerUp {
+                    peer: device(*peer),
+                }
+            }
+            Cause::Down(peer) => {
+                self.local.connected &= !(1 << peer);
+                Event::PeerDown {
+                    peer: device(*peer),
+                }
+            }
+            Cause::Letter(letter) => Event::Message {
+                message: letter.message.clone(),
+                payload: letter.payload.clone(),
+            },
+            Cause::Flush => match self.local.disk.complete() {
+                Some((token, at)) => persisted(token, at),
+                None => return,
+            },
+            Cause::Deadline => Event::Deadline,
+            Cause::Propose(client, attempt) => match self.proposal(*client, *attempt) {
+                Some(event) => event,
+                None => return,
+            },
+            Cause::Desired(version) => {
+                self.local.desired = *version;
+                let nth = usize::from(*version).checked_sub(1);
+                match nth.and_then(|nth| self.plan.desired.get(nth)) {
+                    Some(members) => Event::Desired {
+                        members: members.clone(),
+                    },
+                    None => return,
+                }
+            }
+            Cause::Other(event) => (**event).clone(),
+        };
+        self.tell(event);
+    }
+
+    fn start(&mut self) {
+        let local = &mut self.local;
+        local.process += 1;
+        local.connected = 0;
+        local.retired = false;
+        let config = self.plan.config(self.at);
+        // Its tables are never full: nothing is written out, and the log holds everything.
+        let index = Index::new(config.index.clone());
+        let mut replica = Replica::new(config, index, &[]).expect("it is new");
+        for record in &local.disk.records {
+            if record.rotten {
+                let marks = disk::marks(&record.entries);
+                let hint = marks.first().zip(marks.last());
+                replica.replay_damaged(hint.map(|(first, last)| (first.seq, last.seq)));
+            } else {
+                replica.replay(&record.entries, record.at, record.at);
+            }
+        }
+        local.replica = Some(replica);
+    }
+
+    fn crash(&mut self, keep: usize, rot: bool) {
+        let local = &mut self.local;
+        local.replica = None;
+        local.connected = 0;
+        if keep < local.disk.under_way.len() {
+            self.plan.saw(Seen::LostTail);
+        }
+        local.disk.crash(keep);
+        if rot && local.disk.rot() {
+            self.plan.saw(Seen::Rot);
+        }
+    }
+
+    fn proposal(&self, client: usize, attempt: Attempt) -> Option<Event> {
+        let wish = self.plan.wishes[client].get(usize::from(attempt.request))?;
+        Some(Event::Propose {
+            reply_to: attempt.reply_to(client),
+            term: attempt.term,
+            client: client::client_id(client),
+            request: client::request_no(attempt.request),
+            retry: attempt.retry,
+            precondition: wish.precondition,
+            op: wish.op(),
+            inline: bytes::Bytes::new(),
+            wall_ms: 0,
+        })
+    }
+
+    /// Gives an event to the replica, and carries out what it wants of its own node.
+    fn tell(&mut self, event: Event) {
+        let clock_shows = clock(self.at, self.now);
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Some(replica) = &mut self.local.replica else {
+                return;
+            };
+            let timer = event == Event::Deadline;
+            let before = replica.view(clock_shows).committed;
+            let mut out = Vec::new();
+            let mut cache = Cache::new(0);
+            let told = || replica.on_event(clock_shows, event, &mut cache, &mut out);
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(told)).is_err() {
+                return self.effects.push(Effect::Fails(Broken::Stopped));
+            }
+            let due = replica.next_deadline();
+            if timer && due.is_some_and(|due| due <= clock_shows) {
+                self.effects.push(Effect::Fails(Broken::Timer));
+            }
+            // What it holds now comes first: what it says and answers is judged by that.
+            for action in &out {
+                if let Action::Persist {
+                    token,
+                    first,
+                    entries,
+                    ..
+                } = action
+                {
+                    self.persist(*token, *first, entries.clone());
+                }
+            }
+            self.handled(before);
+            for action in out {
+                self.carry_out(action, &mut events);
+            }
+            if !self.plan.slow_disks {
+                while let Some((token, at)) = self.local.disk.complete() {
+                    events.push_back(persisted(token, at));
+                }
+            }
+        }
+    }
+
+    fn handled(&mut self, before: Seq) {
+        let Some(replica) = &self.local.replica else {
+            return;
+        };
+        if replica.status().state.starts_with("stopped") {
+            self.effects.push(Effect::Fails(Broken::Stopped));
+        }
+        let view = replica.view(clock(self.at, self.now));
+        self.effects.push(Effect::Handled {
+            before,
+            committed: view.committed,
+            term: view.term,
+            held: self.local.disk.held.clone(),
+        });
+    }
+
+    fn persist(&mut self, token: u64, first: Seq, entries: bytes::Bytes) {
+        let mut marks = disk::marks(&entries);
+        marks.retain(|mark| mark.seq.0 > 0);
+        let disk = &mut self.local.disk;
+        if marks.iter().any(|mark| disk.contradicts(mark)) {
+            self.effects.push(Effect::Fails(Broken::TwoValues));
+        }
+        let gone = disk.write(token, first, entries);
+        if !gone.is_empty() {
+            self.plan.saw(Seen::Truncation);
+        }
+        if gone.iter().any(|mark| mark.chain != 0) {
+            self.plan.saw(Seen::ChangeUndone);
+        }
+        if !marks.is_empty() {
+            self.effects.push(Effect::Writes(marks));
+        }
+    }
+
+    fn carry_out(&mut self, action: Action, events: &mut VecDeque<Event>) {
+        match action {
+            Action::Send {
+                to,
+                message,
+                payload,
+            } => {
+                self.check_said(&message);
+                let to = node(to);
+                if to < self.plan.nodes && self.local.connected & 1 << to != 0 {
+                    let ack = matches!(message.body, ChainBody::Ack { .. });
+                    let letter = Arc::new(Letter::new(message, payload));
+                    self.effects.push(Effect::Says { to, letter, ack });
+                }
+            }
+            Action::Reply { reply_to, reply } => {
+                let durable = match &reply {
+                    Reply::Committed { seq, .. } => disk::at(&self.local.disk.durable, *seq),
+                    _ => None,
+                };
+                self.effects.push(Effect::Answers {
+                    reply_to,
+                    reply,
+                    durable,
+                });
+            }
+            Action::ReadLog { token, at, len } => {
+                let bytes = self.local.disk.read(at, len);
+                events.push_back(Event::LogRead { token, bytes });
+            }
+            Action::Retired => {
+                self.local.retired = true;
+                self.plan.saw(Seen::Retired);
+            }
+            // The one is done already, the others answer questions that no model asks.
+            Action::Persist { .. }
+            | Action::Restored { .. }
+            | Action::Answer { .. }
+            | Action::Trim { .. } => {}
+            Action::Index { action, .. } => unreachable!("no index is written out: {action:?}"),
+        }
+    }
+
+    /// What a replica says of its device must be so.
+    fn check_said(&mut self, message: &ChainMessage) {
+        let disk = &self.local.disk;
+        let through = |seq: Seq| {
+            disk.durable.len() as u64 >= seq.0
+                && disk.durable[..seq.0 as usize].iter().all(Option::is_some)
+        };
+        let so = match &message.body {
+            ChainBody::Ack { durable, .. } => through(*durable),
+            ChainBody::Sealed {
+                last, last_term, ..
+            } => {
+                let there = disk::at(&disk.durable, *last).map_or(Term(0), |mark| mark.term);
+                disk.promised >= message.term && there == *last_term
+            }
+            _ => return,
+        };
+        let kept = message.term >= disk.promised;
+        if !so {
+            self.effects.push(Effect::Fails(Broken::NotDurable));
+        }
+        if !kept {
+            self.effects.push(Effect::Fails(Broken::OldPromise));
+        }
+    }
+}
+
+/// What a replica answers to a reader, if it does at once: it holds all of its index in memory.
+fn look_up(replica: &Replica, now: Instant, key: &str) -> Option<Result<Answer, WireError>> {
+    let mut out = Vec::new();
+    let ask = Ask::Lookup {
+        bucket: BUCKET.to_owned(),
+        key: key.to_owned(),
+    };
+    let event = Event::Ask { reply_to: 0, ask };
+    let mut asked = replica.clone();
+    asked.on_event(now, event, &mut Cache::new(0), &mut out);
+    out.into_iter().find_map(|action| match action {
+        Action::Answer { result, .. } => Some(result),
+        _ => None,
+    })
+}
+
+/// Records are numbered by where they stand: later ones stand behind earlier ones.
+fn persisted(token: u64, at: u64) -> Event {
+    let position = at;
+    Event::Persisted {
+        token,
+        at,
+        position,
+    }
+}
