@@ -90,15 +90,19 @@ pub enum ManifestError {
         /// Stripes.
         got: usize,
     },
-    /// A stripe that is not the last one is of another length than the first.
-    #[error("stripe {stripe} has {got} bytes, those before it {expected}")]
-    Uneven {
+    /// A tree that does not say of each node how much of the object it is about.
+    #[error("a tree of {expected} nodes that says of {got} how many bytes they are about")]
+    NodeCount {
+        /// Nodes.
+        expected: usize,
+        /// Lengths.
+        got: usize,
+    },
+    /// A node that is about nothing.
+    #[error("node {node} of a tree is about no bytes")]
+    NodeEmpty {
         /// Which one.
-        stripe: usize,
-        /// The first one's length.
-        expected: u32,
-        /// Its length.
-        got: u32,
+        node: usize,
     },
     /// The stripes, or the inline payload, are not as long as the object.
     #[error("an object of {expected} bytes, whose parts have {got}")]
@@ -123,31 +127,29 @@ pub enum ManifestError {
 }
 
 /// Checks each stripe, and how many there are.
-fn check_each(stripes: &[Stripe]) -> Result<&Stripe, ManifestError> {
-    let first = match stripes.first() {
-        Some(first) if stripes.len() <= MANIFEST_STRIPES_MAX => first,
-        _ => return Err(ManifestError::StripeCount { got: stripes.len() }),
-    };
-    stripes.iter().try_for_each(Stripe::check)?;
-    Ok(first)
+fn check_each(stripes: &[Stripe]) -> Result<(), ManifestError> {
+    if stripes.is_empty() || stripes.len() > MANIFEST_STRIPES_MAX {
+        return Err(ManifestError::StripeCount { got: stripes.len() });
+    }
+    stripes.iter().try_for_each(Stripe::check)
 }
 
-/// Checks stripes that are the object itself; gives its length.
-fn check_stripes(stripes: &[Stripe]) -> Result<u64, ManifestError> {
-    let first = check_each(stripes)?;
-    let mut bytes = 0;
-    for (i, stripe) in stripes.iter().enumerate() {
-        let (expected, got) = (first.data_len, stripe.data_len);
-        if got > expected || (got < expected && i + 1 < stripes.len()) {
-            return Err(ManifestError::Uneven {
-                stripe: i,
-                expected,
-                got,
-            });
-        }
-        bytes += u64::from(got);
+/// Checks what a tree says of its nodes; gives the length that they make.
+fn check_nodes(nodes: &[Stripe], bytes: &[u64]) -> Result<u64, ManifestError> {
+    check_each(nodes)?;
+    let (expected, got) = (nodes.len(), bytes.len());
+    if expected != got {
+        return Err(ManifestError::NodeCount { expected, got });
     }
-    Ok(bytes)
+    match bytes.iter().position(|bytes| *bytes == 0) {
+        Some(node) => Err(ManifestError::NodeEmpty { node }),
+        None => Ok(sum(bytes.iter().copied())),
+    }
+}
+
+/// So many bytes in all; what does not fit is more than any object has.
+fn sum(lengths: impl Iterator<Item = u64>) -> u64 {
+    lengths.fold(0, u64::saturating_add)
 }
 
 /// Bytes of each shard of a stripe that holds `data_len` bytes over `k` data shards.
@@ -163,11 +165,19 @@ pub fn shard_len(data_len: u32, k: u8) -> u32 {
 pub enum Body {
     /// In the journal entry itself.
     Inline,
-    /// In these stripes, in order; each but the last has the same `data_len`.
+    /// In these stripes, in order. Their lengths need not be equal.
     Stripes(Vec<Stripe>),
     /// In the stripes that *these* stripes list: each, read and decoded, is a wincode `Vec<Stripe>`.
-    /// Their lengths need not be equal.
+    /// Their lengths need not be equal; but each stripe that they list, except for the last one, has the
+    /// same `data_len`, and each list, except for the last one, as many.
     Tree(Vec<Stripe>),
+    /// The same for an object that was put together of parts: nothing need be equal.
+    Parts {
+        /// The stripes that hold the lists.
+        nodes: Vec<Stripe>,
+        /// Of each of them, how many bytes of the object the stripes hold that it lists.
+        bytes: Vec<u64>,
+    },
 }
 
 impl Body {
@@ -176,6 +186,7 @@ impl Body {
         match self {
             Body::Inline => &[],
             Body::Stripes(stripes) | Body::Tree(stripes) => stripes,
+            Body::Parts { nodes, .. } => nodes,
         }
     }
 
@@ -184,13 +195,18 @@ impl Body {
     #[must_use]
     pub fn without(mut self, kept: &Body) -> Option<Body> {
         let kept: BTreeSet<StripeId> = kept.stripes().iter().map(|stripe| stripe.id).collect();
-        if let Body::Stripes(stripes) | Body::Tree(stripes) = &mut self {
-            stripes.retain(|stripe| !kept.contains(&stripe.id));
-            if stripes.is_empty() {
-                return None;
+        match &mut self {
+            Body::Inline => return Some(self),
+            Body::Stripes(stripes) | Body::Tree(stripes) => {
+                stripes.retain(|stripe| !kept.contains(&stripe.id));
+            }
+            Body::Parts { nodes, bytes } => {
+                let mut stay = nodes.iter().map(|node| !kept.contains(&node.id));
+                bytes.retain(|_| stay.next().unwrap_or(true));
+                nodes.retain(|node| !kept.contains(&node.id));
             }
         }
-        Some(self)
+        (!self.stripes().is_empty()).then_some(self)
     }
 }
 
@@ -276,21 +292,27 @@ impl Manifest {
             let got = self.attributes.len();
             return Err(ManifestError::Attributes { got });
         }
-        match &self.body {
+        let got = match &self.body {
             Body::Inline if self.size > u64::from(INLINE_MAX) => {
-                Err(ManifestError::InlineLength { got: self.size })
+                return Err(ManifestError::InlineLength { got: self.size });
             }
-            Body::Inline => Ok(()),
-            Body::Stripes(stripes) => match check_stripes(stripes)? {
-                got if got == self.size => Ok(()),
-                got => Err(ManifestError::Size {
-                    expected: self.size,
-                    got,
-                }),
-            },
-            // Its nodes are lists, whose lengths say nothing of the object's.
-            Body::Tree(nodes) => check_each(nodes).map(|_| ()),
+            Body::Inline => self.size,
+            Body::Stripes(stripes) => {
+                check_each(stripes)?;
+                sum(stripes.iter().map(|stripe| u64::from(stripe.data_len)))
+            }
+            Body::Tree(nodes) => {
+                check_each(nodes)?;
+                // They are lists, whose lengths say nothing of the object's.
+                self.size
+            }
+            Body::Parts { nodes, bytes } => check_nodes(nodes, bytes)?,
+        };
+        if got != self.size {
+            let expected = self.size;
+            return Err(ManifestError::Size { expected, got });
         }
+        Ok(())
     }
 }
 
@@ -394,7 +416,37 @@ mod tests {
             .unwrap();
         let two = vec![stripe(4, 2, 1000), stripe(3, 2, 10)];
         manifest(1010, Body::Stripes(two.clone())).check().unwrap();
-        manifest(1 << 40, Body::Tree(two)).check().unwrap();
+        manifest(1 << 40, Body::Tree(two.clone())).check().unwrap();
+        let uneven = vec![stripe(4, 2, 8), stripe(4, 2, 7), stripe(4, 2, 9)];
+        manifest(24, Body::Stripes(uneven)).check().unwrap();
+        let bytes = vec![5 << 20, 7];
+        let parts = Body::Parts { nodes: two, bytes };
+        manifest((5 << 20) + 7, parts).check().unwrap();
+    }
+
+    #[test]
+    fn parts_that_make_no_sense() {
+        use ManifestError as E;
+        let nodes = |n| vec![stripe(4, 2, 1000); n];
+        let check = |size, nodes, bytes| manifest(size, Body::Parts { nodes, bytes }).check();
+        let (expected, got) = (2, 1);
+        assert_eq!(
+            check(7, nodes(2), vec![7]),
+            Err(E::NodeCount { expected, got })
+        );
+        assert_eq!(
+            check(7, nodes(2), vec![7, 0]),
+            Err(E::NodeEmpty { node: 1 })
+        );
+        let (expected, got) = (8, 7);
+        assert_eq!(check(8, nodes(1), vec![7]), Err(E::Size { expected, got }));
+        let over = check(8, nodes(2), vec![u64::MAX, 9]);
+        assert!(matches!(over, Err(E::Size { got: u64::MAX, .. })));
+        assert_eq!(
+            check(257, nodes(257), vec![1; 257]),
+            Err(E::StripeCount { got: 257 })
+        );
+        assert_eq!(check(0, nodes(0), vec![]), Err(E::StripeCount { got: 0 }));
     }
 
     #[test]
@@ -403,11 +455,6 @@ mod tests {
         manifest(1 << 40, Body::Tree(nodes.clone()))
             .check()
             .unwrap();
-        assert!(
-            manifest(4160, Body::Stripes(nodes.clone()))
-                .check()
-                .is_err()
-        );
         let mut bad = nodes.clone();
         bad[1].data_len = 0;
         let error = manifest(1 << 40, Body::Tree(bad)).check();
@@ -450,6 +497,13 @@ mod tests {
         assert_eq!(body(&[1, 2]).without(&body(&[2, 1])), None);
         assert_eq!(body(&[1]).without(&Body::Inline), Some(body(&[1])));
         assert_eq!(Body::Inline.without(&body(&[1])), Some(Body::Inline));
+        let parts = |attempts: &[u64]| Body::Parts {
+            nodes: body(attempts).stripes().to_vec(),
+            bytes: attempts.iter().map(|a| a * 100).collect(),
+        };
+        let rest = parts(&[1, 2, 3]).without(&body(&[2]));
+        assert_eq!(rest, Some(parts(&[1, 3])));
+        assert_eq!(parts(&[1, 2]).without(&parts(&[1, 2])), None);
     }
 
     #[test]
@@ -482,24 +536,6 @@ mod tests {
             Err(E::Size {
                 expected: 9,
                 got: 8
-            })
-        );
-        let uneven = vec![stripe(4, 2, 8), stripe(4, 2, 7), stripe(4, 2, 8)];
-        assert_eq!(
-            stripes(23, uneven),
-            Err(E::Uneven {
-                stripe: 1,
-                expected: 8,
-                got: 7
-            })
-        );
-        let longer = vec![stripe(4, 2, 8), stripe(4, 2, 9)];
-        assert_eq!(
-            stripes(17, longer),
-            Err(E::Uneven {
-                stripe: 1,
-                expected: 8,
-                got: 9
             })
         );
         let mut short = stripe(4, 2, 8);

@@ -79,6 +79,9 @@ const PREFIXES: [&str; 3] = ["xn--", "sthree-", "amzn-s3-demo-"];
 /// Endings of bucket names that S3 reserves.
 const SUFFIXES: [&str; 5] = ["-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3"];
 
+/// The bucket that the S3 gateway keeps its own objects in: no client of it can name this one.
+pub const SYSTEM_BUCKET: &str = "ashlar-system";
+
 /// Checks an object's key: any UTF-8 of 1 to [`KEY_MAX`] bytes.
 pub fn check_key(key: &str) -> Result<(), NameError> {
     match key.len() {
@@ -168,6 +171,7 @@ mod tests {
             "1.2.3",
             "1.2.3.4a",
             "1.2.3.4.5",
+            SYSTEM_BUCKET,
             &longest,
         ] {
             assert_eq!(check_bucket(bucket), Ok(()), "{bucket}");

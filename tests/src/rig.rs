@@ -38,6 +38,8 @@ pub struct Options {
     pub index_table: Option<&'static str>,
     /// Bytes of the journal that are kept for nodes that were away, if not as many as usual.
     pub journal_keep: Option<&'static str>,
+    /// An S3 gateway.
+    pub gateway: bool,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             loops: false,
             index_table: None,
             journal_keep: None,
+            gateway: false,
         }
     }
 }
@@ -88,6 +91,7 @@ impl Rig {
             loops,
             index_table,
             journal_keep,
+            gateway,
         } = self.options;
         let nodes = nodes.to_string();
         let mut args = vec![
@@ -101,6 +105,9 @@ impl Rig {
             ("--journal-keep", journal_keep),
         ] {
             args.extend(value.into_iter().flat_map(|value| [flag, value]));
+        }
+        if !gateway {
+            args.push("--no-gateway");
         }
         self.rig(&args);
     }
@@ -390,6 +397,14 @@ impl Drop for Rig {
         for (pid, _) in node_processes(&self.dir) {
             let _ = kill_process(pid, Signal::KILL);
         }
+        for (pid, words) in processes() {
+            // Its gateway.
+            if words.iter().any(|word| word == "gateway")
+                && words.iter().any(|word| Path::new(word) == self.dir)
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
         if self.options.loops {
             // Loop devices are detached by the command that attached them.
             let _ = self.run(&self.rig_args(&["wipe", "--yes"]));
@@ -471,8 +486,8 @@ fn kind_name(kind: FindingKind) -> String {
         .unwrap_or_default()
 }
 
-/// Processes `ashlar node run --config FILE` whose FILE is below `dir`.
-pub fn node_processes(dir: &Path) -> Vec<(Pid, PathBuf)> {
+/// Every process, with the words of its command line.
+fn processes() -> Vec<(Pid, Vec<String>)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry
@@ -483,10 +498,19 @@ pub fn node_processes(dir: &Path) -> Vec<(Pid, PathBuf)> {
             .and_then(Pid::from_raw);
         let Some(pid) = pid else { continue };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<String> = line
+        let words = line
             .split(|b| *b == 0)
             .map(|w| String::from_utf8_lossy(w).into_owned())
             .collect();
+        found.push((pid, words));
+    }
+    found
+}
+
+/// Processes `ashlar node run --config FILE` whose FILE is below `dir`.
+pub fn node_processes(dir: &Path) -> Vec<(Pid, PathBuf)> {
+    let mut found = Vec::new();
+    for (pid, words) in processes() {
         let config = words.iter().find_map(|word| {
             let path = Path::new(word.strip_prefix("--config=").unwrap_or(word));
             (path.starts_with(dir) && path.extension() == Some(OsStr::new("toml")))

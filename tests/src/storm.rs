@@ -328,6 +328,7 @@ impl Task {
     async fn delete(&mut self, key: Key, condition: Condition, version: Option<u64>) {
         let options = DeleteOptions {
             precondition: precondition(condition, version),
+            ..DeleteOptions::default()
         };
         let mut operation = self.begun(key, Kind::Delete, condition);
         let bucket = &self.storm.shape.bucket;

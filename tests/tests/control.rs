@@ -24,6 +24,7 @@ fn up(replace_after: &str) -> Rig {
     rig.rig(&[
         "up",
         "--detach",
+        "--no-gateway",
         "--size",
         "256M",
         "--replace-after",

@@ -44,6 +44,8 @@ pub struct Tuning {
     pub give_up: Duration,
     /// Stripes in one node of a manifest tree.
     pub tree_fanout: usize,
+    /// The same in that of an object that is put together of parts.
+    pub compose_fanout: usize,
     /// Stripes in a manifest's root.
     pub manifest_stripes: usize,
     /// Largest object that rides in the journal, in bytes.
@@ -68,6 +70,7 @@ impl Default for Tuning {
             frees: 64,
             give_up: Duration::from_secs(5),
             tree_fanout: 8192,
+            compose_fanout: 65_536,
             manifest_stripes: ashlar_layout::limits::MANIFEST_STRIPES_MAX,
             inline_max: ashlar_layout::limits::INLINE_MAX,
             cache_entries: 64 * 1024,

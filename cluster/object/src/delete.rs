@@ -1,11 +1,13 @@
 //! Removes an object: metadata first, then the shards behind the acknowledgement.
 //!
-//! Invariant: no shard is touched before the removal is committed.
+//! Invariants:
+//! - no shard is touched before the removal is committed;
+//! - if another object has taken the stripes over, only what listed them is freed.
 
 use std::sync::Arc;
 
 use ashlar_layout::ids::{Seq, Term};
-use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::manifest::{Body, Op, Precondition};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -31,6 +33,8 @@ pub struct Delete {
     common: Arc<Common>,
     bucket: String,
     key: String,
+    /// Its stripes are another object's now.
+    taken: bool,
     ask: Ask,
     free: Option<Free>,
     outcome: Option<Result<Deleted, ObjectError>>,
@@ -73,10 +77,18 @@ impl Delete {
             common,
             bucket: bucket.to_owned(),
             key: key.to_owned(),
+            taken: false,
             ask,
             free: None,
             outcome: None,
         })
+    }
+
+    /// Its stripes are to stay, because [`crate::Compose`] has made them another object's.
+    #[must_use]
+    pub fn of_taken(mut self) -> Delete {
+        self.taken = true;
+        self
     }
 
     /// How it ended, once it has.
@@ -96,8 +108,16 @@ impl Delete {
             Ok(told) => match &told.reply {
                 Reply::Committed { seq, displaced } => {
                     if let Some(manifest) = displaced {
-                        let body = manifest.body.clone();
-                        let mut free = Free::body(self.common.clone(), FREE_LANE, body);
+                        let (common, body) = (self.common.clone(), manifest.body.clone());
+                        let mut free = match body {
+                            Body::Inline | Body::Stripes(_) if self.taken => {
+                                Free::new(common, FREE_LANE, [], Vec::new())
+                            }
+                            Body::Tree(nodes) | Body::Parts { nodes, .. } if self.taken => {
+                                Free::new(common, FREE_LANE, nodes, Vec::new())
+                            }
+                            body => Free::body(common, FREE_LANE, body),
+                        };
                         free.on_event(now, Event::Start, out);
                         self.free = Some(free);
                     }

@@ -71,7 +71,7 @@ impl Free {
         match body {
             Body::Inline => Free::new(common, lane, [], Vec::new()),
             Body::Stripes(stripes) => Free::new(common, lane, stripes, Vec::new()),
-            Body::Tree(nodes) => Free::new(common, lane, [], nodes),
+            Body::Tree(nodes) | Body::Parts { nodes, .. } => Free::new(common, lane, [], nodes),
         }
     }
 

@@ -25,33 +25,15 @@ use bytes::Bytes;
 use crate::ask::{Ask, Told, Untold};
 use crate::call::{Action, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
+use crate::cursor::{Cursor, Grid, Shape};
 use crate::error::{Code, ObjectError};
 use crate::look::{Found, LANES, Look};
 use crate::range::ByteRange;
 use crate::stripe_read::StripeRead;
-use crate::tree::{check, decode_node};
+use crate::tree::{check, check_sum, decode_node, node_of};
 
 /// So often a reading starts over because the object was replaced.
 const RESTARTS_MAX: u32 = 16;
-
-/// Where the stripes of the range are.
-#[derive(Debug)]
-struct Cursor {
-    /// The object's stripes, or those of the tree's current node.
-    stripes: Vec<Stripe>,
-    /// First byte of the object that `stripes` hold.
-    base: u64,
-    /// The next stripe to read.
-    next: usize,
-    /// The tree's nodes; empty if there is no tree.
-    nodes: Vec<Stripe>,
-    /// The node that is to be read next.
-    next_node: usize,
-    /// Bytes of all but the last stripe, and stripes of all but the last node; known after the
-    /// first node.
-    stripe_data: u64,
-    node_stripes: u64,
-}
 
 #[derive(Debug)]
 struct Reading {
@@ -406,35 +388,35 @@ impl Get {
         (self.asked_to, self.read_to) = (self.range.start, self.range.start);
         let (expected, body) = (meta.manifest.crc, meta.manifest.body.clone());
         self.meta = Some(meta);
-        let (stripes, nodes) = match body {
-            Body::Inline => {
-                self.begin_inline(payload, payload_crc, size, expected);
-                return;
-            }
-            Body::Stripes(stripes) => (stripes, Vec::new()),
-            Body::Tree(nodes) => (Vec::new(), nodes),
-        };
-        if stripes.is_empty() && nodes.is_empty() {
-            self.fail(self.bad("it names no stripe".to_owned()));
+        if body == Body::Inline {
+            self.begin_inline(payload, payload_crc, size, expected);
             return;
         }
-        let stripe_data = stripes.first().map_or(0, |s| u64::from(s.data_len));
-        if nodes.is_empty()
-            && let Err(detail) = check(&stripes, stripe_data, Some(size))
+        if let Some(meta) = &self.meta
+            && let Err(error) = meta.manifest.check()
         {
-            self.fail(self.bad(detail));
+            self.fail(self.bad(error.to_string()));
             return;
         }
-        let next = self.range.start.checked_div(stripe_data).unwrap_or(0);
-        self.cursor = Some(Cursor {
+        let (stripes, nodes, shape) = match body {
+            Body::Inline => return,
+            Body::Stripes(stripes) => (stripes, Vec::new(), Shape::Even(None)),
+            Body::Tree(nodes) => (Vec::new(), nodes, Shape::Even(None)),
+            Body::Parts { nodes, bytes } => (Vec::new(), nodes, Shape::Parts(bytes)),
+        };
+        let mut cursor = Cursor {
             stripes,
-            base: 0,
-            next: usize::try_from(next).unwrap_or(usize::MAX),
+            next: 0,
+            at: 0,
             nodes,
             next_node: 0,
-            stripe_data,
-            node_stripes: 0,
-        });
+            shape,
+        };
+        if let Shape::Parts(bytes) = &cursor.shape {
+            cursor.next_node = node_of(bytes, self.range.start).0;
+        }
+        cursor.seek(0, self.range.start);
+        self.cursor = Some(cursor);
     }
 
     fn begin_inline(&mut self, payload: Bytes, payload_crc: u32, size: u64, expected: u32) {
@@ -481,13 +463,13 @@ impl Get {
             self.node = self.read(now, node, want, out);
             return true;
         };
-        let start = cursor.base + cursor.stripe_data * cursor.next as u64;
+        let start = cursor.at;
         let end = start + u64::from(stripe.data_len);
         // A stripe's length fits u32, and so do places in it.
         let want = (self.asked_to.max(start) - start) as u32
             ..(self.range.end.min(end).saturating_sub(start)) as u32;
         let stripe = stripe.clone();
-        cursor.next += 1;
+        (cursor.next, cursor.at) = (cursor.next + 1, end);
         self.asked_to = self.range.end.min(end);
         if let Some(reading) = self.read(now, stripe, want, out) {
             self.reads.push_back(reading);
@@ -548,30 +530,43 @@ impl Get {
         let Some(cursor) = &mut self.cursor else {
             return;
         };
-        if cursor.next_node == 0 && cursor.node_stripes == 0 {
-            cursor.stripe_data = stripes.first().map_or(1, |s| u64::from(s.data_len)).max(1);
-            cursor.node_stripes = stripes.len() as u64;
-        }
-        let node_bytes = cursor.stripe_data * cursor.node_stripes;
-        let base = cursor.next_node as u64 * node_bytes;
-        let last = cursor.next_node + 1 == cursor.nodes.len();
-        let size = (!last).then_some(node_bytes);
-        if let Err(detail) = check(&stripes, cursor.stripe_data, size) {
-            let detail = format!("node {} of its tree: {detail}", cursor.next_node);
+        let node = cursor.next_node;
+        let last = node + 1 == cursor.nodes.len();
+        let (checked, wanted, base) = match &mut cursor.shape {
+            Shape::Parts(bytes) => {
+                let (wanted, base) = node_of(bytes, self.asked_to);
+                (check_sum(&stripes, bytes.get(node).copied()), wanted, base)
+            }
+            Shape::Even(grid) => {
+                let of_first = || {
+                    let stripe_data = stripes.first().map_or(1, |s| u64::from(s.data_len));
+                    Grid {
+                        stripe_data: stripe_data.max(1),
+                        node_bytes: (stripe_data * stripes.len() as u64).max(1),
+                    }
+                };
+                let grid = *grid.get_or_insert_with(of_first);
+                let size = (!last).then_some(grid.node_bytes);
+                let wanted = self.asked_to / grid.node_bytes;
+                let base = wanted * grid.node_bytes;
+                let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+                (check(&stripes, grid.stripe_data, size), wanted, base)
+            }
+        };
+        if let Err(detail) = checked {
+            let detail = format!("node {node} of its tree: {detail}");
             return self.fail(self.bad(detail));
         }
-        let wanted = usize::try_from(self.asked_to / node_bytes).unwrap_or(usize::MAX);
-        if wanted > cursor.next_node {
+        if wanted > node {
             // Only now is it known where the range begins.
             cursor.next_node = wanted;
             return;
         }
-        if wanted < cursor.next_node {
+        if wanted < node {
             return self.fail(self.bad("a node of its tree is short".to_owned()));
         }
-        cursor.base = base;
-        cursor.next = ((self.asked_to - base) / cursor.stripe_data) as usize;
         cursor.stripes = stripes;
+        cursor.seek(base, self.asked_to);
         cursor.next_node += 1;
     }
 

@@ -3,7 +3,8 @@
 //! An operation is a [`Machine`]: it takes events and says what is to be sent. A driver (tokio in
 //! `node/client`, a simulator in tests) sends it and hands over the answers.
 //!
-//! - [`Put`], [`Get`], [`Delete`]: whole operations, built from
+//! - [`Put`], [`Get`], [`Delete`], [`Compose`] (an object of the parts of others): whole operations,
+//!   built from
 //! - [`StripeWrite`] and [`StripeRead`]: one stripe, [`Ask`]: one question to a partition's head,
 //!   [`Look`]: an object's metadata, cached and validated by witnesses, or from the head,
 //!   [`Free`]: shards that nothing names any more.
@@ -24,6 +25,8 @@ pub mod cache;
 pub mod call;
 pub mod choose;
 pub mod common;
+pub mod compose;
+mod cursor;
 pub mod delete;
 pub mod encode;
 pub mod error;
@@ -46,6 +49,8 @@ mod cached_tests;
 #[cfg(test)]
 mod chain_model;
 #[cfg(test)]
+mod compose_tests;
+#[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
 mod object_tests;
@@ -57,6 +62,7 @@ mod testing;
 pub use ask::Ask;
 pub use call::{Action, Answer, CallId, Event, Leftover, Machine};
 pub use common::{Common, Tuning};
+pub use compose::Compose;
 pub use delete::{Delete, Deleted};
 pub use encode::{STRIPE_SLACK, StripeBuf};
 pub use error::{Away, Code, Fault, ObjectError, ShardFault};

@@ -23,13 +23,14 @@ use crate::testing::{Memory, Mood, World, class};
 fn tuning() -> Tuning {
     Tuning {
         tree_fanout: 5,
+        compose_fanout: 14,
         manifest_stripes: 3,
         inline_max: 1000,
         ..Tuning::default()
     }
 }
 
-fn world(seed: u64) -> World {
+pub(crate) fn world(seed: u64) -> World {
     World::new(seed, 6, class(4, 2), tuning())
 }
 
@@ -57,7 +58,7 @@ fn feed(world: &mut World, put: &mut Put, data: &Bytes) {
     }
 }
 
-fn put(world: &mut World, key: &str, data: &Bytes) -> Result<PutDone, ObjectError> {
+pub(crate) fn put(world: &mut World, key: &str, data: &Bytes) -> Result<PutDone, ObjectError> {
     let mut put = start_put(world, key, Precondition::None);
     feed(world, &mut put, data);
     world.answer_to(&mut put);
@@ -85,7 +86,11 @@ fn take(world: &mut World, get: &mut Get) -> Option<Result<Bytes, ObjectError>> 
     }
 }
 
-fn get(world: &mut World, key: &str, range: Option<ByteRange>) -> Result<Vec<u8>, ObjectError> {
+pub(crate) fn get(
+    world: &mut World,
+    key: &str,
+    range: Option<ByteRange>,
+) -> Result<Vec<u8>, ObjectError> {
     let mut get = start_get(world, key, range);
     let mut all = Ok(Vec::new());
     while let Some(chunk) = take(world, &mut get) {
@@ -100,7 +105,7 @@ fn get(world: &mut World, key: &str, range: Option<ByteRange>) -> Result<Vec<u8>
     all
 }
 
-fn delete(world: &mut World, key: &str) -> Result<Deleted, ObjectError> {
+pub(crate) fn delete(world: &mut World, key: &str) -> Result<Deleted, ObjectError> {
     let common = world.common.clone();
     let mut delete = Delete::new(common, "bucket", key, Precondition::None).unwrap();
     world.start(&mut delete);
@@ -108,7 +113,7 @@ fn delete(world: &mut World, key: &str) -> Result<Deleted, ObjectError> {
     delete.outcome().unwrap().clone()
 }
 
-fn ranges(len: u64) -> impl Strategy<Value = Option<ByteRange>> {
+pub(crate) fn ranges(len: u64) -> impl Strategy<Value = Option<ByteRange>> {
     let n = len + 10;
     prop_oneof![
         Just(None),
@@ -150,6 +155,7 @@ proptest! {
                 prop_assert!(len > 3 * 4000);
                 prop_assert_eq!(nodes.len() as u64, len.div_ceil(4000).div_ceil(5));
             }
+            Body::Parts { .. } => prop_assert!(false, "it was put in one piece"),
         }
         let expected = match range {
             None => Some(0..len),

@@ -520,11 +520,7 @@ impl World {
     /// Whatever is proposed is durable by then: k + m − min(1, m − 1) shards of each stripe, of one
     /// attempt.
     fn check_durable(&self, manifest: &Manifest) {
-        use ashlar_layout::manifest::Body;
-        let (Body::Stripes(stripes) | Body::Tree(stripes)) = &manifest.body else {
-            return;
-        };
-        for stripe in stripes {
+        for stripe in manifest.body.stripes() {
             let group = self.common.map().group(stripe.pg).unwrap().clone();
             let durable = (0..group.devices.len())
                 .filter(|i| {

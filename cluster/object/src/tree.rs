@@ -1,8 +1,10 @@
 //! Manifests of many stripes: the root names stripes that hold lists of stripes.
 //!
 //! Invariants:
-//! - each node but the last lists the same number of stripes, and each stripe but the object's last
-//!   holds the same number of bytes: where a byte is can be computed from the first node;
+//! - of an object that came in one piece each node but the last lists the same number of stripes, and
+//!   each stripe but the object's last holds the same number of bytes: where a byte is can be computed
+//!   from the first node. Of one that was put together of parts the root says how many bytes each node
+//!   is about;
 //! - a node fits one stripe.
 
 use ashlar_layout::control::{decode_stripes, encode_stripes};
@@ -12,9 +14,9 @@ use bytes::{Bytes, BytesMut};
 use crate::stripe_read::Part;
 
 /// Bytes of a stripe in a list, at the least and but for its checksums.
-const STRIPE_BYTES: usize = 16 + 4 + 1 + 1 + 4 + 8;
+pub(crate) const STRIPE_BYTES: usize = 16 + 4 + 1 + 1 + 4 + 8;
 /// Bytes of a list but for its stripes.
-const LIST_BYTES: usize = 8;
+pub(crate) const LIST_BYTES: usize = 8;
 
 /// How many stripes of up to `shards` shards one node may list, so that it fits `node_bytes`.
 pub(crate) fn fanout(most: usize, shards: usize, node_bytes: u32) -> usize {
@@ -65,6 +67,30 @@ pub(crate) fn check(stripes: &[Stripe], stripe_data: u64, size: Option<u64>) -> 
     }
 }
 
+/// Checks that stripes hold as many bytes as the root says.
+pub(crate) fn check_sum(stripes: &[Stripe], expected: Option<u64>) -> Result<(), String> {
+    let sum: u64 = stripes.iter().map(|s| u64::from(s.data_len)).sum();
+    match expected {
+        Some(expected) if expected == sum && stripes.iter().all(|s| s.data_len > 0) => Ok(()),
+        expected => Err(format!(
+            "its stripes hold {sum} bytes, not {}",
+            expected.unwrap_or(0)
+        )),
+    }
+}
+
+/// Which node is about byte `at`, if nodes are about so many bytes each; and which byte it begins with.
+pub(crate) fn node_of(bytes: &[u64], at: u64) -> (usize, u64) {
+    let mut base = 0u64;
+    for (node, bytes) in bytes.iter().enumerate() {
+        match base.checked_add(*bytes) {
+            Some(end) if end <= at => base = end,
+            _ => return (node, base),
+        }
+    }
+    (bytes.len(), base)
+}
+
 #[cfg(test)]
 mod tests {
     use ashlar_layout::ids::{PgId, StripeId};
@@ -96,6 +122,21 @@ mod tests {
                 rebuilt: 0,
             };
             assert_eq!(decode_node(&part).unwrap(), stripes);
+        }
+    }
+
+    #[test]
+    fn where_nodes_of_parts_begin() {
+        let bytes = [5, 7, 1];
+        for (at, expected) in [
+            (0, (0, 0)),
+            (4, (0, 0)),
+            (5, (1, 5)),
+            (11, (1, 5)),
+            (12, (2, 12)),
+            (13, (3, 13)),
+        ] {
+            assert_eq!(node_of(&bytes, at), expected, "{at}");
         }
     }
 

@@ -59,7 +59,9 @@ pub fn op() -> impl Strategy<Value = Op> {
     let body = prop_oneof![
         Just(Body::Inline),
         stripes().prop_map(Body::Stripes),
-        stripes().prop_map(Body::Tree)
+        stripes().prop_map(Body::Tree),
+        (stripes(), proptest::collection::vec(any::<u64>(), 0..10))
+            .prop_map(|(nodes, bytes)| Body::Parts { nodes, bytes })
     ];
     let etag = (any::<[u8; 16]>(), any::<u16>()).prop_map(|(md5, parts)| Etag { md5, parts });
     let attributes = proptest::collection::vec(any::<u8>(), 0..100);

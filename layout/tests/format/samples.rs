@@ -536,6 +536,18 @@ pub fn ops() -> Vec<Op> {
             key: key.clone(),
             manifest: tree,
         },
+        Op::Put {
+            bucket: bucket.clone(),
+            key: key.clone(),
+            manifest: Manifest::plain(
+                (5 << 20) + 7,
+                2,
+                Body::Parts {
+                    nodes: vec![stripe(4), stripe(5)],
+                    bytes: vec![5 << 20, 7],
+                },
+            ),
+        },
         Op::Delete { bucket, key },
         Op::Chain {
             config: 2,

@@ -8,7 +8,8 @@ use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::{
     Answer, BufferPool, Common, Delete, ObjectError, Tuning, common::unexpected,
 };
-use ashlar_layout::ids::{ClientId, NodeId};
+use ashlar_layout::ids::{ClientId, NodeId, Seq};
+use ashlar_layout::manifest::Manifest;
 use ashlar_layout::message::{BucketMeta, ListPage, NodeStatus, ObjectMeta, Reply, Request};
 use ashlar_layout::names::{check_bucket, check_key};
 use bytes::Bytes;
@@ -36,10 +37,27 @@ pub struct Client {
     inner: Arc<Inner>,
 }
 
-/// Waits until another operation may begin.
-pub(crate) async fn admit(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    // Nobody closes it.
-    permits.clone().acquire_owned().await.ok()
+/// Waits until another operation may begin, at most so long.
+pub(crate) async fn admit(
+    permits: &Arc<Semaphore>,
+    wait: Option<Duration>,
+) -> Result<Option<OwnedSemaphorePermit>, ClientError> {
+    let permit = permits.clone().acquire_owned();
+    let admitted = match wait {
+        None => Ok(permit.await),
+        Some(wait) => tokio::time::timeout(wait, permit).await,
+    };
+    match admitted {
+        // Nobody closes it.
+        Ok(permit) => Ok(permit.ok()),
+        Err(_) => Err(ObjectError::Busy {
+            detail: format!(
+                "this client has as many operations under way as it may, and none of them ended within \
+                 {wait:?}. Nothing was done; try again later, or with more clients"
+            ),
+        }
+        .into()),
+    }
 }
 
 fn check(bucket: &str, key: Option<&str>) -> Result<(), ClientError> {
@@ -135,6 +153,36 @@ impl Client {
         put::put_bytes(&self.inner, bucket, key, body, options).await
     }
 
+    /// Makes or replaces an object of all bytes of `parts`, in their order: its manifest names their
+    /// stripes, and nothing is moved. None of them may ride in the journal, unless it is empty.
+    ///
+    /// Nobody may free the parts while this is under way. If it succeeds their names are to be taken
+    /// away with [`DeleteOptions::taken`]; if it fails and [`ClientError::is_uncertain`], nobody may
+    /// ever free them.
+    pub async fn compose(
+        &self,
+        bucket: &str,
+        key: &str,
+        parts: Vec<Manifest>,
+        options: PutOptions,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        put::compose(&self.inner, bucket, key, parts, options).await
+    }
+
+    /// Keeps something else with an object, whose bytes stay where they are. `meta` is what was found of
+    /// it: if it is another version by now, this is refused as a precondition that does not hold.
+    pub async fn reseal(
+        &self,
+        bucket: &str,
+        key: &str,
+        meta: ObjectMeta,
+        seal: Seal,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        put::reseal(&self.inner, bucket, key, meta, seal).await
+    }
+
     /// Reads an object or a part of it. Returns when the first bytes are there.
     pub async fn get(
         &self,
@@ -161,9 +209,12 @@ impl Client {
         options: DeleteOptions,
     ) -> Result<DeleteOutcome, ClientError> {
         check(bucket, Some(key))?;
-        let permit = admit(&self.inner.writers).await;
+        let permit = admit(&self.inner.writers, self.inner.options.admit_wait).await?;
         let common = self.inner.common.clone();
-        let delete = Delete::new(common, bucket, key, options.precondition)?;
+        let mut delete = Delete::new(common, bucket, key, options.precondition)?;
+        if options.taken {
+            delete = delete.of_taken();
+        }
         let mut drive = Drive::start(self.inner.clone(), delete, permit);
         drive.until_answered().await;
         let outcome = drive.machine().and_then(Delete::outcome).cloned();
@@ -180,8 +231,8 @@ impl Client {
         list::list(&self.inner, bucket, &options).await
     }
 
-    /// Makes a bucket.
-    pub async fn create_bucket(&self, bucket: &str) -> Result<(), ClientError> {
+    /// Makes a bucket; gives the number of the entry that made it.
+    pub async fn create_bucket(&self, bucket: &str) -> Result<Seq, ClientError> {
         check(bucket, None)?;
         list::create_bucket(&self.inner, bucket).await
     }
@@ -189,7 +240,7 @@ impl Client {
     /// Removes an empty bucket.
     pub async fn delete_bucket(&self, bucket: &str) -> Result<(), ClientError> {
         check(bucket, None)?;
-        list::delete_bucket(&self.inner, bucket).await
+        list::delete_bucket(&self.inner, bucket).await.map(|_| ())
     }
 
     /// All buckets, in order.
@@ -237,5 +288,30 @@ impl Client {
     /// shards to be freed. A program that ends before that leaves them to the auditor.
     pub async fn drain(&self, wait: Duration) -> Drained {
         self.inner.drain(wait).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_too_long_is_told_so() {
+        let permits = Arc::new(Semaphore::new(1));
+        let first = admit(&permits, None).await.unwrap();
+        assert!(first.is_some());
+        let wait = Duration::from_millis(20);
+        let refused = admit(&permits, Some(wait)).await.unwrap_err();
+        assert_eq!(refused.code(), ashlar_cluster_object::Code::Busy);
+        assert!(!refused.is_uncertain());
+        let long = Some(Duration::from_secs(600));
+        let (ended, admitted) = tokio::join!(
+            async {
+                tokio::time::sleep(wait).await;
+                drop(first);
+            },
+            admit(&permits, long)
+        );
+        assert_eq!((ended, admitted.unwrap().is_some()), ((), true));
     }
 }

@@ -162,11 +162,11 @@ async fn buckets_and_their_errors() {
     let (_cluster, client) = cluster().await;
     let code = |result: Result<(), ClientError>| result.unwrap_err().code();
     assert_eq!(
-        code(client.create_bucket("bucket").await),
+        code(client.create_bucket("bucket").await.map(drop)),
         Code::BucketExists
     );
     assert_eq!(
-        code(client.create_bucket("Bad_Name").await),
+        code(client.create_bucket("Bad_Name").await.map(drop)),
         Code::BadRequest
     );
     assert_eq!(
@@ -311,6 +311,82 @@ async fn what_is_remembered_of_an_object() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::BadRequest);
+}
+
+#[tokio::test]
+async fn something_else_is_remembered() {
+    let (cluster, client) = cluster().await;
+    for len in [0, 100, 3_000_000] {
+        let data = bytes(len, 31);
+        put(&client, "key", &data).await.unwrap();
+        client.drain(DRAIN).await;
+        let shards = cluster.store().shards.len();
+        let meta = client.head("bucket", "key").await.unwrap();
+        let seal = |note: &'static [u8]| Seal {
+            attributes: Bytes::from_static(note),
+            ..Seal::default()
+        };
+        let reseal = |note| client.reseal("bucket", "key", meta.clone(), seal(note));
+        reseal(b"one").await.unwrap();
+        let found = client.head("bucket", "key").await.unwrap();
+        assert_eq!(found.manifest.attributes, b"one");
+        let error = reseal(b"two").await.unwrap_err();
+        assert_eq!(error.code(), Code::PreconditionFailed);
+        assert_eq!(get(&client, "key", None).await.unwrap(), data);
+        client.drain(DRAIN).await;
+        assert_eq!(cluster.store().shards.len(), shards);
+    }
+}
+
+#[tokio::test]
+async fn an_object_of_parts() {
+    let (cluster, client) = cluster().await;
+    let lens = [2_000_000, 7, 0, 5_000_000];
+    let mut parts = Vec::new();
+    let mut all = Vec::new();
+    for (i, len) in lens.into_iter().enumerate() {
+        let (key, data) = (format!("part{i}"), bytes(len, 20 + i as u64));
+        let striped = PutOptions {
+            striped: true,
+            ..PutOptions::default()
+        };
+        client
+            .put("bucket", &key, &data[..], striped)
+            .await
+            .unwrap();
+        parts.push(client.head("bucket", &key).await.unwrap().manifest);
+        all.extend_from_slice(&data);
+    }
+    let options = PutOptions {
+        precondition: Precondition::Absent,
+        ..PutOptions::default()
+    };
+    let compose = || client.compose("bucket", "whole", parts.clone(), options.clone());
+    let done = compose().await.unwrap();
+    assert_eq!((done.size, done.crc), (all.len() as u64, crc32(&all)));
+    let error = compose().await.unwrap_err();
+    assert_eq!(error.code(), Code::PreconditionFailed);
+    let taken = DeleteOptions {
+        taken: true,
+        ..DeleteOptions::default()
+    };
+    for i in 0..lens.len() {
+        let key = format!("part{i}");
+        assert!(client.delete("bucket", &key, taken).await.unwrap().existed);
+    }
+    client.drain(DRAIN).await;
+    assert_eq!(get(&client, "whole", None).await.unwrap(), all);
+    let range = Some(ByteRange::FromTo(1_999_000, 2_001_000));
+    assert_eq!(
+        get(&client, "whole", range).await.unwrap(),
+        &all[1_999_000..2_001_001]
+    );
+    client
+        .delete("bucket", "whole", DeleteOptions::default())
+        .await
+        .unwrap();
+    client.drain(DRAIN).await;
+    assert_eq!(cluster.store().shards.len(), 0);
 }
 
 #[tokio::test]

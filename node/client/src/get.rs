@@ -40,7 +40,7 @@ impl GetStream {
         key: &str,
         options: GetOptions,
     ) -> Result<GetStream, ClientError> {
-        let permit = admit(&inner.readers).await;
+        let permit = admit(&inner.readers, inner.options.admit_wait).await?;
         let get = Get::new(inner.common.clone(), bucket, key, options.range)?;
         let mut drive = Drive::start(inner.clone(), get, permit);
         drive.until_answered().await;

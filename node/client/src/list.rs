@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::common::unexpected;
 use ashlar_cluster_object::{Ask, Look, ObjectError};
-use ashlar_layout::ids::{PartitionId, Term};
+use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::limits::LIST_PAGE_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta, Reply, Request};
@@ -33,7 +33,7 @@ async fn ask(
     } else {
         &inner.readers
     };
-    let permit = admit(permits).await;
+    let permit = admit(permits, inner.options.admit_wait).await?;
     let ask = Ask::new(
         inner.common.clone(),
         0,
@@ -56,7 +56,7 @@ pub(crate) async fn head(
     bucket: &str,
     key: &str,
 ) -> Result<ObjectMeta, ClientError> {
-    let permit = admit(&inner.readers).await;
+    let permit = admit(&inner.readers, inner.options.admit_wait).await?;
     let look = Look::new(inner.common.clone(), bucket, key, false)?;
     let mut drive = Drive::start(inner.clone(), look, permit);
     drive.until_answered().await;
@@ -64,7 +64,7 @@ pub(crate) async fn head(
     Ok(outcome.unwrap_or(Err(ObjectError::Aborted))?.meta)
 }
 
-async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<(), ClientError> {
+async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<Seq, ClientError> {
     let partition = inner.common.partition_of(bucket, "")?;
     let request = Request::Propose {
         partition,
@@ -76,12 +76,12 @@ async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<(), ClientE
         op,
     };
     match ask(inner, (bucket, ""), partition, request).await? {
-        Reply::Committed { .. } => Ok(()),
+        Reply::Committed { seq, .. } => Ok(seq),
         other => Err(unexpected("Committed", &other).into()),
     }
 }
 
-pub(crate) async fn create_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<(), ClientError> {
+pub(crate) async fn create_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Seq, ClientError> {
     propose(
         inner,
         bucket,
@@ -92,7 +92,7 @@ pub(crate) async fn create_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<()
     .await
 }
 
-pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<(), ClientError> {
+pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Seq, ClientError> {
     // The partition that holds the bucket's record answers for itself; the others are asked.
     for partition in holding(&inner.common.map(), bucket, "").into_iter().skip(1) {
         let options = ListOptions {

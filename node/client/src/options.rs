@@ -19,6 +19,9 @@ pub struct ClientOptions {
     pub unavailable_wait: Duration,
     /// Operations under way at once, their tails included; more wait. [`OPERATIONS_MAX`] at most.
     pub operations_max: usize,
+    /// How long an operation waits to be one of them; then it is refused as [`crate::Code::Busy`], and
+    /// nothing was done. For ever, if `None`.
+    pub admit_wait: Option<Duration>,
     /// How long a connection may take to come about.
     pub connect_timeout: Duration,
     /// A connection on which requests wait and nothing came for so long is given up.
@@ -43,6 +46,7 @@ impl Default for ClientOptions {
         ClientOptions {
             unavailable_wait: Duration::from_secs(5),
             operations_max: OPERATIONS_MAX,
+            admit_wait: None,
             connect_timeout: Duration::from_secs(1),
             silence_max: Duration::from_secs(10),
             put_stripes: 4,
@@ -66,6 +70,9 @@ pub struct PutOptions {
     pub size_exact: Option<u64>,
     /// What is to be remembered of the object, if it is known beforehand.
     pub seal: Seal,
+    /// It is to have stripes however small it is (unless it is empty), so that
+    /// [`crate::Client::compose`] can take them over.
+    pub striped: bool,
 }
 
 /// What is to be remembered of an object beside its bytes: kept with it, and not looked at.
@@ -106,6 +113,8 @@ pub struct GetOptions {
 pub struct DeleteOptions {
     /// What must hold for the object to be removed.
     pub precondition: Precondition,
+    /// Its stripes are to stay, because [`crate::Client::compose`] has made them another object's.
+    pub taken: bool,
 }
 
 /// A delete that is durable.

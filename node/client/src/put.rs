@@ -8,15 +8,20 @@
 use std::io;
 use std::sync::Arc;
 
-use ashlar_cluster_object::{Event, ObjectError, PoolBuf, Put, PutDone, STRIPE_SLACK, StripeBuf};
+use ashlar_cluster_object::{
+    Compose, Event, ObjectError, PoolBuf, Put, PutDone, STRIPE_SLACK, StripeBuf,
+};
+use ashlar_layout::manifest::{Body, Manifest, Precondition};
+use ashlar_layout::message::ObjectMeta;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::client::admit;
 use crate::drive::Drive;
 use crate::error::ClientError;
+use crate::get::GetStream;
 use crate::inner::Inner;
-use crate::options::{PutOptions, PutOutcome, Seal};
+use crate::options::{GetOptions, PutOptions, PutOutcome, Seal};
 
 async fn start(
     inner: &Arc<Inner>,
@@ -24,9 +29,18 @@ async fn start(
     key: &str,
     options: &PutOptions,
 ) -> Result<Drive<Put>, ClientError> {
-    let permit = admit(&inner.writers).await;
+    let permit = admit(&inner.writers, inner.options.admit_wait).await?;
     let put = Put::new(inner.common.clone(), bucket, key, options.precondition)?;
     Ok(Drive::start(inner.clone(), put, permit))
+}
+
+/// The largest object that rides in the journal.
+fn inline_max(inner: &Inner, striped: bool) -> usize {
+    if striped {
+        0
+    } else {
+        inner.common.tuning().inline_max as usize
+    }
 }
 
 /// Tells the machine what to remember of the object. Nothing of it is visible yet.
@@ -37,6 +51,10 @@ fn describe(drive: &mut Drive<Put>, seal: Seal) {
 async fn finish(mut drive: Drive<Put>) -> Result<PutOutcome, ClientError> {
     drive.until_answered().await;
     let outcome = drive.machine().and_then(Put::outcome).cloned();
+    outcome_of(outcome)
+}
+
+fn outcome_of(outcome: Option<Result<PutDone, ObjectError>>) -> Result<PutOutcome, ClientError> {
     let done: PutDone = outcome.unwrap_or(Err(ObjectError::Aborted))?;
     Ok(PutOutcome {
         version: done.version,
@@ -46,6 +64,67 @@ async fn finish(mut drive: Drive<Put>) -> Result<PutOutcome, ClientError> {
         degraded_shards: done.degraded_shards,
         reduced_stripes: done.reduced_stripes,
     })
+}
+
+/// Puts an object together of others.
+pub(crate) async fn compose(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    parts: Vec<Manifest>,
+    options: PutOptions,
+) -> Result<PutOutcome, ClientError> {
+    let permit = admit(&inner.writers, inner.options.admit_wait).await?;
+    let Seal { etag, attributes } = options.seal;
+    let compose = Compose::new(
+        inner.common.clone(),
+        bucket,
+        key,
+        options.precondition,
+        parts,
+        (etag, attributes.into()),
+    )?;
+    let mut drive = Drive::start(inner.clone(), compose, permit);
+    drive.until_answered().await;
+    let outcome = drive.machine().and_then(Compose::outcome).cloned();
+    outcome_of(outcome)
+}
+
+/// Keeps something else with an object.
+pub(crate) async fn reseal(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    meta: ObjectMeta,
+    seal: Seal,
+) -> Result<PutOutcome, ClientError> {
+    if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
+        let found = GetStream::open(inner, bucket, key, GetOptions::default()).await?;
+        let mut whole = BytesMut::new();
+        let is_it = found.meta().version == meta.version;
+        let mut found = Some(found).filter(|_| is_it);
+        while let Some(next) = match &mut found {
+            Some(found) => found.next().await,
+            None => None,
+        } {
+            whole.extend_from_slice(&next?);
+        }
+        // Another version's bytes would be refused, whatever they are.
+        let options = PutOptions {
+            precondition: Precondition::Version(meta.version),
+            seal,
+            ..PutOptions::default()
+        };
+        return put_bytes(inner, bucket, key, whole.freeze(), options).await;
+    }
+    let permit = admit(&inner.writers, inner.options.admit_wait).await?;
+    let seal = (seal.etag, seal.attributes.into());
+    let (common, version) = (inner.common.clone(), meta.version);
+    let again = Compose::again(common, bucket, key, version, meta.manifest, seal)?;
+    let mut drive = Drive::start(inner.clone(), again, permit);
+    drive.until_answered().await;
+    let outcome = drive.machine().and_then(Compose::outcome).cloned();
+    outcome_of(outcome)
 }
 
 /// Puts bytes that are at hand, without a copy but for the last stripe's end.
@@ -62,7 +141,7 @@ pub(crate) async fn put_bytes(
     }
     let mut drive = start(inner, bucket, key, &options).await?;
     describe(&mut drive, options.seal);
-    if body.len() <= inner.common.tuning().inline_max as usize {
+    if body.len() <= inline_max(inner, options.striped) {
         drive.event(Event::Inline(body));
         return finish(drive).await;
     }
@@ -139,7 +218,7 @@ pub(crate) async fn put(
         read: 0,
         exact: options.size_exact,
     };
-    let inline_max = inner.common.tuning().inline_max as usize;
+    let inline_max = inline_max(inner, options.striped);
     let hint = options
         .size_exact
         .or(options.size_hint)

@@ -73,7 +73,7 @@ pub(crate) enum Pending {
         len: u32,
     },
     /// An inline object for a client.
-    Inline(InlineRead),
+    Inline(Box<InlineRead>),
     /// What an index wanted done; which life of the replica it is of.
     Index {
         replica: usize,
@@ -93,7 +93,7 @@ pub(crate) enum Pending {
 pub(crate) struct InlineRead {
     pub(crate) reading: Reading,
     pub(crate) replica: usize,
-    pub(crate) found: Box<Found>,
+    pub(crate) found: Found,
     /// Where the index says that its entry is.
     pub(crate) at: journal::InlineRef,
 }
@@ -149,7 +149,7 @@ pub(crate) enum Todo {
         reading: Reading,
     },
     /// An inline object's entry is to be read from where the index said that it is.
-    Inline(InlineRead),
+    Inline(Box<InlineRead>),
     /// What an index wants done is to be begun again.
     Index {
         replica: usize,

@@ -162,12 +162,13 @@ impl Core {
                 };
                 return match place {
                     Some(at) if reading.wants_payload() && found.meta.manifest.size > 0 => {
-                        self.read_inline(InlineRead {
+                        let read = InlineRead {
                             reading,
                             replica,
-                            found: Box::new(found),
+                            found,
                             at,
-                        });
+                        };
+                        self.read_inline(Box::new(read));
                     }
                     _ => self.found(replica, reading, found, payload, io),
                 };
@@ -216,7 +217,7 @@ impl Core {
     }
 
     /// Reads an inline object's entry from where the index said that it is.
-    pub(crate) fn read_inline(&mut self, read: InlineRead) {
+    pub(crate) fn read_inline(&mut self, read: Box<InlineRead>) {
         let device = self.replicas[read.replica].device;
         let (at, len) = (read.at.at, read.at.len);
         let op = self.ops.insert(Pending::Inline(read));
@@ -227,7 +228,7 @@ impl Core {
     /// An inline object's entry came from the device: verified before a byte of it goes out.
     pub(crate) fn inline_read(
         &mut self,
-        read: InlineRead,
+        read: Box<InlineRead>,
         result: Result<api::Output<Buf>, EngineError>,
         io: &mut Io,
     ) {
@@ -236,7 +237,7 @@ impl Core {
             replica,
             found,
             at,
-        } = read;
+        } = *read;
         if let Err(EngineError::Fenced { .. } | EngineError::ShuttingDown { .. }) = result {
             let error = Reply::Error(self.replicas[replica].unavailable());
             return self.answer(io, reading.conn, reading.number, &error, Payload::None);

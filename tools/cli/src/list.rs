@@ -145,7 +145,8 @@ fn show(client: &Client, address: &Address, meta: &ObjectMeta, json: bool) -> Re
     let (storage, stripes) = match &manifest.body {
         Body::Inline => ("inline", &[][..]),
         Body::Stripes(stripes) => ("stripes", &stripes[..]),
-        Body::Tree(stripes) => ("tree", &stripes[..]),
+        Body::Tree(nodes) => ("tree", &nodes[..]),
+        Body::Parts { nodes, .. } => ("parts", &nodes[..]),
     };
     let map = client.map();
     if json {

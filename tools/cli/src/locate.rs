@@ -34,6 +34,12 @@ pub fn map(cluster: Option<&Path>) -> Result<ClusterMap, Fail> {
     }
 }
 
+/// The rig's folder, if the cluster is one.
+pub fn folder(cluster: Option<&Path>) -> Option<PathBuf> {
+    let dir = cluster.unwrap_or(Path::new(RIG_DIR));
+    dir.join("rig.json").exists().then(|| dir.to_owned())
+}
+
 /// The map of a rig's folder, or a newer one that a node of the rig has heard of.
 pub fn newest_map(dir: &Path) -> Result<ClusterMap, Fail> {
     let mut map = read_map(&dir.join(MAP_FILE))?;

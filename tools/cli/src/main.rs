@@ -1,4 +1,4 @@
-//! The `ashlar` command: rigs, objects, maps, devices, nodes.
+//! The `ashlar` command: rigs, objects, maps, devices, nodes, S3 gateways and their users.
 //!
 //! Each subcommand has a file of its own. Exit codes: 0 done, 1 failed, 2 the command line makes no sense.
 
@@ -18,6 +18,7 @@ mod device_inspect;
 mod device_read;
 mod device_verify;
 mod fail;
+mod gateway;
 mod get;
 mod list;
 mod locate;
@@ -33,11 +34,13 @@ mod remove;
 mod rig;
 mod rig_corrupt;
 mod rig_files;
+mod rig_gateway;
 mod rig_status;
 mod rig_up;
 mod signature;
 mod store;
 mod tree;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -100,6 +103,10 @@ enum Command {
     Bench(bench_device::BenchArgs),
     /// Run a storage node.
     Node(node::NodeArgs),
+    /// Run an S3 gateway.
+    Gateway(gateway::GatewayArgs),
+    /// Make, list and remove users of the S3 gateways.
+    User(user::UserArgs),
     /// Say what this machine's kernel offers, and what a node would do without.
     Probe,
 }
@@ -137,6 +144,8 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Device(args) => device::run(args, cluster, json),
         Command::Bench(args) => bench_device::run(&args, json),
         Command::Node(args) => node::run(&args),
+        Command::Gateway(args) => gateway::run(args, cluster, json),
+        Command::User(args) => user::run(args, cluster, json),
         Command::Probe => node::probe(json),
     }
 }

@@ -5,6 +5,7 @@
 //!   the pidfd is opened first, and the start time is compared through it afterwards;
 //! - waiting is done in poll(2) on pidfds and notify sockets, never by sleeping and looking again.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
@@ -180,8 +181,24 @@ pub enum Started {
     Late(String),
 }
 
-/// Starts a node from its folder, in a session of its own, so that it outlives us.
-pub fn spawn(node: u32, folder: &Path) -> Result<Starting, Fail> {
+/// The arguments that run the node of a folder.
+pub fn node_args(folder: &Path) -> Vec<OsString> {
+    let mut args: Vec<OsString> = ["node", "run", "--own-session", "--config"]
+        .map(OsString::from)
+        .to_vec();
+    args.push(folder.join("node.toml").into_os_string());
+    args
+}
+
+/// Says to whoever started us that we serve, if it wants to know.
+pub fn notify_ready() {
+    // If it has gone, nobody wants to know.
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+}
+
+/// Starts a node (or what else lives in a folder) with these arguments, in a session of its own, so that it
+/// outlives us.
+pub fn spawn(node: u32, folder: &Path, args: &[OsString]) -> Result<Starting, Fail> {
     let program = std::env::current_exe().map_err(Fail::io(
         "cannot find our own program",
         Path::new("/proc/self/exe"),
@@ -199,8 +216,7 @@ pub fn spawn(node: u32, folder: &Path) -> Result<Starting, Fail> {
 
     let (socket, socket_path) = notify_socket(folder)?;
     let child = Command::new(&program)
-        .args(["node", "run", "--own-session", "--config"])
-        .arg(folder.join("node.toml"))
+        .args(args)
         .env("NOTIFY_SOCKET", &socket_path)
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")

@@ -40,7 +40,10 @@ pub fn remove(args: RemoveArgs, cluster: Option<&Path>, json: bool) -> Result<()
             .delete(
                 &address.bucket,
                 &address.key,
-                DeleteOptions { precondition },
+                DeleteOptions {
+                    precondition,
+                    ..DeleteOptions::default()
+                },
             )
             .await
             .map_err(Fail::store(format!("rm {address}")))?;

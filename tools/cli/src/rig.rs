@@ -11,6 +11,7 @@
 //!     node-N/device.img     its device, or what its loop device stands on
 //!     node-N/node.log       what it says
 //!     node-N/pid            its process: number and start time
+//!     gateway/              its S3 gateway: see rig_gateway.rs
 //!
 //! Invariants:
 //! - a command that starts, ends or removes nodes holds the lock;
@@ -33,7 +34,7 @@ use crate::fail::Fail;
 use crate::locate;
 use crate::output::{self, parse_size};
 use crate::process::{Process, State};
-use crate::{rig_corrupt, rig_files, rig_status, rig_up};
+use crate::{rig_corrupt, rig_files, rig_gateway, rig_status, rig_up};
 
 /// Version of `rig.json`.
 pub const RIG_VERSION: u32 = 2;
@@ -114,6 +115,9 @@ pub struct UpArgs {
     /// Bytes of the journal that are kept for replicas that were away. [default: 32M]
     #[arg(long, hide = true, value_parser = parse_size)]
     pub journal_keep: Option<u64>,
+    /// Make a rig without an S3 gateway.
+    #[arg(long)]
+    pub no_gateway: bool,
     /// Return when the store serves, and leave the nodes running.
     #[arg(long)]
     pub detach: bool,
@@ -185,6 +189,9 @@ pub struct RigFile {
     pub control: u32,
     /// Seconds after which a node that is away is replaced in the journal's chains.
     pub replace_after: u64,
+    /// Where its S3 gateway listens, if it has one.
+    #[serde(default)]
+    pub gateway: Option<String>,
 }
 
 /// A rig that is there.
@@ -433,6 +440,7 @@ fn signal(rig: &Rig, nodes: &[u32], signal: Signal, json: bool) -> Result<(), Fa
 
 /// Ends all nodes in order; gives those that were running.
 pub fn down(rig: &Rig) -> Result<Vec<u32>, Fail> {
+    rig_gateway::down(rig, DRAIN)?;
     let mut ending = Vec::new();
     for node in rig.nodes() {
         let Some(process) = rig.process(node) else {
@@ -472,7 +480,8 @@ pub fn down(rig: &Rig) -> Result<Vec<u32>, Fail> {
 
 /// Ends all nodes at once.
 pub fn kill_all(rig: &Rig) -> Result<(), Fail> {
-    let processes: Vec<Process> = rig.nodes().filter_map(|n| rig.process(n)).collect();
+    let mut processes: Vec<Process> = rig.nodes().filter_map(|n| rig.process(n)).collect();
+    processes.extend(rig_gateway::process(rig));
     for process in &processes {
         process
             .signal(Signal::KILL)
@@ -545,6 +554,9 @@ pub fn remove(dir: &Path) -> Result<(), Fail> {
         let number = name
             .strip_prefix("node-")
             .and_then(|n| n.parse::<u32>().ok());
+        if name == "gateway" {
+            std::fs::remove_dir_all(&path).map_err(Fail::io("cannot remove", &path))?;
+        }
         if number.is_some() {
             let image = path.join("device.img");
             if image.exists() && Path::new("/sys/block/loop0").exists() {

@@ -12,6 +12,7 @@ use crate::fail::Fail;
 use crate::output::{self, human};
 use crate::process::State;
 use crate::rig::{Rig, chain_nodes};
+use crate::rig_gateway;
 
 /// A node that does not answer in this time is told as silent.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -49,6 +50,7 @@ pub fn status(rig: &Rig, json: bool) -> Result<(), Fail> {
             "head": head(&rows),
             "followers": followers(&rows),
             "nodes": rows,
+            "gateway": rig_gateway::json(rig),
         }));
     }
     output::line(&format!(
@@ -63,6 +65,9 @@ pub fn status(rig: &Rig, json: bool) -> Result<(), Fail> {
     )?;
     for row in &rows {
         print(row)?;
+    }
+    if let (Some(state), Some(endpoint)) = (rig_gateway::state(rig), rig_gateway::endpoint(rig)) {
+        output::line(&format!("S3 gateway at {endpoint}: {}", state.text()))?;
     }
     Ok(())
 }

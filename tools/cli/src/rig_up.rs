@@ -18,7 +18,7 @@ use crate::map_spec::{DeviceSpec, NodeSpec, Spec};
 use crate::output::{self, human};
 use crate::process::{self, Started, State};
 use crate::rig::{self, CREATING, Lock, Rig, RigFile, UpArgs, write_whole};
-use crate::{rig_files, rig_status};
+use crate::{rig_files, rig_gateway, rig_status};
 
 const NODES: u32 = 6;
 const SIZE: u64 = 2 << 30;
@@ -60,10 +60,15 @@ pub fn up(dir: &Path, args: &UpArgs, json: bool) -> Result<(), Fail> {
     let mut starting = spawn(&rig, &idle)?;
     let limit = Duration::from_secs(args.wait);
     let outcome = wait(&mut starting, limit).and_then(|()| serves(&rig, limit));
-    let children = starting
+    let mut children: Vec<(u32, Child)> = starting
         .into_iter()
         .filter_map(|s| Some((s.node, s.into_child()?)))
         .collect();
+    let outcome = outcome.and_then(|()| {
+        let gateway = rig_gateway::start(&rig, &runtime(&rig)?, limit)?;
+        children.extend(gateway.map(|child| (0, child)));
+        Ok(())
+    });
     if outcome.is_ok() {
         announce(&rig, args.detach, json)?;
     }
@@ -162,7 +167,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
     check_folder(dir)?;
     let dir = dir.canonicalize().map_err(Fail::io("cannot find", dir))?;
     let nodes = args.nodes.unwrap_or(NODES);
-    let file = RigFile {
+    let mut file = RigFile {
         version: rig::RIG_VERSION,
         nodes,
         size: args.size.unwrap_or(SIZE),
@@ -176,6 +181,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
             .control
             .unwrap_or(if nodes >= CONTROL { CONTROL } else { 1 }),
         replace_after: args.replace_after.unwrap_or(REPLACE_AFTER),
+        gateway: None,
     };
     if file.control.is_multiple_of(2) || file.control > file.nodes {
         return Err(Fail::Usage(format!(
@@ -190,7 +196,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
     }
     device_format::check_size(file.size)?;
     // Solved before anything is written: a class that does not fit costs nothing.
-    let map = new_map(&file)?;
+    let map = new_map(&mut file, !args.no_gateway)?;
 
     std::fs::write(dir.join(CREATING), b"").map_err(Fail::io("cannot write in", &dir))?;
     let rig = Rig { dir, file };
@@ -210,6 +216,9 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         write_whole(&rig.folder(node).join(crate::locate::MAP_FILE), &map)?;
     }
     write_whole(&rig.dir.join(crate::locate::MAP_FILE), &map)?;
+    if rig.file.gateway.is_some() {
+        rig_gateway::create(&rig)?;
+    }
     rig.save()?;
     let mark = rig.dir.join(CREATING);
     std::fs::remove_file(&mark).map_err(Fail::io("cannot remove", &mark))?;
@@ -266,7 +275,7 @@ fn free_port() -> Result<std::net::TcpListener, Fail> {
     )(last))
 }
 
-fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
+fn new_map(file: &mut RigFile, gateway: bool) -> Result<ClusterMap, Fail> {
     let mut nodes = Vec::new();
     // Each port is held until all are chosen, so that none is chosen twice.
     let mut ports = Vec::new();
@@ -309,6 +318,15 @@ fn new_map(file: &RigFile) -> Result<ClusterMap, Fail> {
             id: number,
             address: address.to_string(),
         });
+    }
+    if gateway {
+        let listener = free_port()?;
+        let address = listener.local_addr().map_err(Fail::io(
+            "cannot find a free port on",
+            Path::new("127.0.0.1"),
+        ))?;
+        ports.push(listener);
+        file.gateway = Some(address.to_string());
     }
     map.validate().map_err(Fail::Unsound)?;
     Ok(map)
@@ -366,7 +384,10 @@ fn spawn(rig: &Rig, nodes: &[u32]) -> Result<Vec<process::Starting>, Fail> {
     }
     nodes
         .iter()
-        .map(|node| process::spawn(*node, &rig.folder(*node)))
+        .map(|node| {
+            let folder = rig.folder(*node);
+            process::spawn(*node, &folder, &process::node_args(&folder))
+        })
         .collect()
 }
 
@@ -443,7 +464,7 @@ fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
         return output::json(&serde_json::json!({
             "dir": rig.dir, "map": rig.dir.join(crate::locate::MAP_FILE), "cluster": map.cluster,
             "class": map.class, "head": rig_status::head(&rows), "followers": rig_status::followers(&rows),
-            "nodes": nodes,
+            "nodes": nodes, "gateway": rig_gateway::json(rig),
         }));
     }
     output::line(&format!(
@@ -477,6 +498,7 @@ fn announce(rig: &Rig, detached: bool, json: bool) -> Result<(), Fail> {
             format!(" --dir {}", rig.dir.display()),
         )
     };
+    rig_gateway::announce(rig)?;
     output::line("Next:")?;
     output::line(&format!("  ashlar{cluster} mb ashlar://photos"))?;
     output::line(&format!(
@@ -518,6 +540,7 @@ fn stay(rig: &Rig, children: Vec<(u32, Child)>) -> Result<(), Fail> {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
                 death = deaths.recv(), if ours => match death {
+                    Some((0, status)) => output::note(&format!("the gateway ended: {status}")),
                     Some((node, status)) => output::note(&format!("node {node} ended: {status}")),
                     // All that we started have ended, but others may have started some since.
                     None if rig.nodes().all(|n| rig.state(n) == State::Dead) => return Ok(()),

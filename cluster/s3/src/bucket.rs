@@ -1,0 +1,224 @@
+//! What is kept of a bucket beside its objects: one document.
+//!
+//! Invariants:
+//! - a document that is newer than this program, or has something in it that it does not know, is an
+//!   error: a rule that is not understood must not be taken for one that is not there;
+//! - a document is bounded, and everything in it was checked when it was put there.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cors::CorsRule;
+use crate::lifecycle::LifecycleRule;
+use crate::refusal::{Refusal, refuse};
+use crate::tags::Tags;
+
+/// Version of the document.
+pub const VERSION: u32 = 1;
+/// Largest document, in bytes.
+pub const CONFIG_MAX: usize = 1024 * 1024;
+
+/// Whether versions are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Versioning {
+    /// Each put makes one.
+    Enabled,
+    /// No more, but those that there are stay.
+    Suspended,
+}
+
+/// What keeps the public out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublicAccessBlock {
+    /// No public ACLs are taken: none are anyway.
+    pub block_public_acls: bool,
+    /// There are no public ACLs: there are none anyway.
+    pub ignore_public_acls: bool,
+    /// No public policy is taken.
+    pub block_public_policy: bool,
+    /// A public policy lets in the owner only.
+    pub restrict_public_buckets: bool,
+}
+
+/// What is kept of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketConfig {
+    /// Of the document.
+    pub version: u32,
+    /// The account whose it is; empty if it was not made through S3.
+    pub owner: String,
+    /// The number of the journal entry that made the bucket; 0 if it was not made through S3. A document
+    /// that is about an earlier bucket of the name gives way.
+    pub made_by: u64,
+    /// Whether versions are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versioning: Option<Versioning>,
+    /// Tags.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Tags,
+    /// The policy, as it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Who may call from other sites.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cors: Vec<CorsRule>,
+    /// Who owns what is put.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<String>,
+    /// What keeps the public out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_access_block: Option<PublicAccessBlock>,
+    /// What becomes of objects as they grow old.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lifecycle: Vec<LifecycleRule>,
+}
+
+/// Who can own what is put: with ACLs off it is the bucket's owner.
+pub const OWNERSHIP: &str = "BucketOwnerEnforced";
+
+/// A document that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a document that cannot be read: {detail}")]
+pub struct BadDocument {
+    /// Why.
+    pub detail: String,
+}
+
+/// A document's bytes.
+pub(crate) fn to_json<T: Serialize>(document: &T, most: usize) -> Result<Vec<u8>, Refusal> {
+    match serde_json::to_vec(document) {
+        Ok(bytes) if bytes.len() <= most => Ok(bytes),
+        Ok(bytes) => refuse!(
+            InvalidRequest,
+            "the configuration takes {} bytes; at most {most} are allowed",
+            bytes.len()
+        ),
+        Err(error) => refuse!(InternalError, "a document that cannot be written: {error}"),
+    }
+}
+
+/// The version that a document says it has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// A document of at most this version.
+pub(crate) fn from_json<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+    version: u32,
+) -> Result<T, BadDocument> {
+    let bad = |error: serde_json::Error| BadDocument {
+        detail: error.to_string(),
+    };
+    let said: Versioned = serde_json::from_slice(bytes).map_err(bad)?;
+    if said.version == 0 || said.version > version {
+        let detail = format!("its version is {}; known is {version}", said.version);
+        return Err(BadDocument { detail });
+    }
+    serde_json::from_slice(bytes).map_err(bad)
+}
+
+impl BucketConfig {
+    /// Of a new bucket.
+    pub fn new(owner: &str, made_by: u64) -> BucketConfig {
+        BucketConfig {
+            version: VERSION,
+            owner: owner.to_owned(),
+            made_by,
+            versioning: None,
+            tags: Tags::new(),
+            policy: None,
+            cors: Vec::new(),
+            ownership: None,
+            public_access_block: None,
+            lifecycle: Vec::new(),
+        }
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
+        to_json(self, CONFIG_MAX)
+    }
+
+    /// From its bytes.
+    pub fn decode(bytes: &[u8]) -> Result<BucketConfig, BadDocument> {
+        from_json(bytes, VERSION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::{Filter, When};
+    use crate::refusal::Code;
+
+    fn full() -> BucketConfig {
+        BucketConfig {
+            versioning: Some(Versioning::Suspended),
+            tags: vec![("a".into(), "b".into())],
+            policy: Some("{\"Statement\": []}".into()),
+            cors: vec![CorsRule {
+                origins: vec!["*".into()],
+                methods: vec!["GET".into()],
+                ..CorsRule::default()
+            }],
+            ownership: Some(OWNERSHIP.into()),
+            public_access_block: Some(PublicAccessBlock {
+                block_public_policy: true,
+                ..PublicAccessBlock::default()
+            }),
+            lifecycle: vec![LifecycleRule {
+                id: "r".into(),
+                enabled: true,
+                filter: Filter {
+                    prefix: "logs/".into(),
+                    ..Filter::default()
+                },
+                expiration: Some(When::Days(3)),
+                ..LifecycleRule::default()
+            }],
+            ..BucketConfig::new("111111111111", 42)
+        }
+    }
+
+    #[test]
+    fn there_and_back() {
+        for config in [BucketConfig::new("111111111111", 42), full()] {
+            let bytes = config.encode().unwrap();
+            assert_eq!(BucketConfig::decode(&bytes).unwrap(), config);
+        }
+    }
+
+    /// What an earlier version has written is read.
+    #[test]
+    fn the_text_stands() {
+        let text = r#"{"version":1,"owner":"111111111111","made_by":42}"#;
+        let config = BucketConfig::new("111111111111", 42);
+        assert_eq!(config.encode().unwrap(), text.as_bytes());
+        let text = r#"{"version":1,"owner":"o","made_by":1,"versioning":"enabled","tags":[["a","b"]],
+            "cors":[{"origins":["*"],"methods":["GET"]}],"lifecycle":[{"id":"x","expiration":{"date":0}}]}"#;
+        let config = BucketConfig::decode(text.as_bytes()).unwrap();
+        assert_eq!(config.versioning, Some(Versioning::Enabled));
+        assert_eq!(config.lifecycle[0].expiration, Some(When::Date(0)));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for text in [
+            "",
+            "{}",
+            r#"{"version":2,"owner":"o","made_by":1}"#,
+            r#"{"version":0,"owner":"o","made_by":1}"#,
+            r#"{"version":1,"owner":"o","made_by":1,"encryption":{}}"#,
+            r#"{"version":1,"owner":"o","made_by":1,"lifecycle":[{"id":"x","transition":1}]}"#,
+        ] {
+            BucketConfig::decode(text.as_bytes()).expect_err(text);
+        }
+        let mut config = full();
+        config.policy = Some("x".repeat(CONFIG_MAX));
+        assert_eq!(config.encode().unwrap_err().code, Code::InvalidRequest);
+    }
+}

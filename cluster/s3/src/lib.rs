@@ -1,0 +1,46 @@
+//! S3's rules, without S3's servers: what a request means, whether it may be done, what is remembered of
+//! an object.
+//!
+//! - [`signature`], [`chunked`]: who sent it, and whether all of it came as it was sent;
+//! - [`operation`]: which operation a request is, and whether all that it says is understood;
+//! - [`policy`], [`condition`], [`pattern`]: who may do what;
+//! - [`conditional`], [`range`], [`listing`]: what a request asks for;
+//! - [`checksum`], [`attributes`], [`tags`]: what is kept with an object;
+//! - [`bucket`], [`cors`], [`lifecycle`]: what is kept of a bucket;
+//! - [`documents`], [`xml`]: how it is written;
+//! - [`users`], [`system`]: users, and where all this stands in the store.
+//!
+//! **Architecture invariant:** no I/O here, no clock, no randomness: all of it is functions, and times and
+//! random bytes are arguments. Whatever is refused says so in S3's words ([`refusal`]).
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod attributes;
+pub mod bucket;
+pub mod calendar;
+pub mod checksum;
+pub mod chunked;
+#[cfg(test)]
+mod chunked_tests;
+pub mod condition;
+pub mod conditional;
+pub mod cors;
+mod crc_combine;
+pub mod documents;
+pub mod lifecycle;
+pub mod listing;
+pub mod operation;
+pub mod pattern;
+pub mod policy;
+pub mod range;
+pub mod refusal;
+pub mod signature;
+#[cfg(test)]
+mod signature_tests;
+pub mod signature_v2;
+pub mod signature_v4;
+pub mod system;
+pub mod tags;
+pub mod text;
+pub mod users;
+pub mod xml;

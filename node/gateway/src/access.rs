@@ -1,0 +1,352 @@
+//! Whether a caller may do what a request asks for.
+//!
+//! Invariant: every operation asks here, with the action and the resource that it is about, before it
+//! reads or changes anything; what is decided is decided by [`ashlar_cluster_s3::policy::decide`].
+
+use std::sync::Arc;
+
+use ashlar_cluster_s3::condition::{EXISTING_TAG, Keys, REQUESTED_TAG, time_keys};
+use ashlar_cluster_s3::policy::{Asked, Caller, Policy, Standing, decide};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::signature::Claim;
+use ashlar_cluster_s3::tags::Tags;
+
+use crate::call::{Call, arn};
+use crate::directory::{OpenBucket, OpenKey};
+use crate::faults::refused;
+
+/// Who calls, and what is known of the bucket that the call is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    pub(crate) caller: Caller,
+    pub(crate) key: Option<Arc<OpenKey>>,
+    pub(crate) bucket: Option<Arc<OpenBucket>>,
+    /// What the request says of itself.
+    keys: Keys,
+}
+
+/// Headers that policies know, and what they call them.
+const HEADERS: &[(&str, &str)] = &[
+    ("referer", "aws:referer"),
+    ("user-agent", "aws:useragent"),
+    ("if-match", "s3:if-match"),
+    ("if-none-match", "s3:if-none-match"),
+    ("x-amz-acl", "s3:x-amz-acl"),
+    ("x-amz-content-sha256", "s3:x-amz-content-sha256"),
+    ("x-amz-copy-source", "s3:x-amz-copy-source"),
+    ("x-amz-metadata-directive", "s3:x-amz-metadata-directive"),
+    (
+        "x-amz-server-side-encryption",
+        "s3:x-amz-server-side-encryption",
+    ),
+    ("x-amz-storage-class", "s3:x-amz-storage-class"),
+];
+/// Parameters of the query that policies know.
+const PARAMS: &[(&str, &str)] = &[
+    ("delimiter", "s3:delimiter"),
+    ("max-keys", "s3:max-keys"),
+    ("prefix", "s3:prefix"),
+    ("versionId", "s3:versionid"),
+];
+
+impl Access {
+    pub(crate) fn new(
+        call: &Call,
+        claim: &Claim,
+        key: Option<Arc<OpenKey>>,
+        bucket: Option<Arc<OpenBucket>>,
+        now_ms: u64,
+    ) -> Access {
+        let mut keys = Keys::new();
+        time_keys(now_ms, &mut keys);
+        let mut say = |key: &str, value: &str| {
+            keys.insert(key.to_owned(), vec![value.to_owned()]);
+        };
+        say("aws:sourceip", &call.peer.ip().to_canonical().to_string());
+        say(
+            "aws:securetransport",
+            if call.secure { "true" } else { "false" },
+        );
+        for (name, key) in HEADERS {
+            if let Some(value) = call.header(name) {
+                say(key, value);
+            }
+        }
+        for (name, key) in PARAMS {
+            if let Some(value) = call.param(name) {
+                say(key, value);
+            }
+        }
+        if let (Some(version), Some(kind)) = (claim.version(), claim.kind()) {
+            say("s3:signatureversion", version);
+            say("s3:authtype", kind);
+        }
+        if let Some(age) = claim.age_ms(now_ms) {
+            say("s3:signatureage", &age.to_string());
+        }
+        let caller = match &key {
+            None => Caller::Anonymous,
+            Some(open) => {
+                let user = &open.key.user;
+                say("aws:username", &user.name);
+                say("aws:userid", &user.account);
+                say("aws:principalaccount", &user.account);
+                user.caller()
+            }
+        };
+        say(
+            "aws:principaltype",
+            if key.is_some() { "User" } else { "Anonymous" },
+        );
+        if let Some(arn) = caller.arn() {
+            say("aws:principalarn", &arn);
+        }
+        Access {
+            caller,
+            key,
+            bucket,
+            keys,
+        }
+    }
+
+    /// Says something of the request that only its operation knows.
+    pub(crate) fn say(&mut self, key: &str, value: &str) {
+        self.keys.insert(key.to_owned(), vec![value.to_owned()]);
+    }
+
+    /// Says which tags the object has that the request is about.
+    pub(crate) fn say_existing_tags(&mut self, tags: &Tags) {
+        // Those of another object, or of an earlier version, say nothing of this one.
+        self.keys.retain(|key, _| !key.starts_with(EXISTING_TAG));
+        self.say_tags(EXISTING_TAG, tags);
+    }
+
+    /// Policies know tags' names in any case. Where names differ by nothing else, all their values are
+    /// said: see [`Access::may`].
+    fn say_tags(&mut self, beginning: &str, tags: &Tags) {
+        for (name, value) in tags {
+            let key = format!("{beginning}{}", name.to_ascii_lowercase());
+            let values = self.keys.entry(key).or_default();
+            if !values.contains(value) {
+                values.push(value.clone());
+            }
+        }
+    }
+
+    /// Says which tags an object is to have.
+    pub(crate) fn say_requested_tags(&mut self, tags: &Tags) {
+        self.keys.retain(|key, _| !key.starts_with(REQUESTED_TAG));
+        self.say_tags(REQUESTED_TAG, tags);
+        if !tags.is_empty() {
+            let names = tags.iter().map(|(name, _)| name.clone()).collect();
+            self.keys
+                .insert("s3:requestobjecttagkeys".to_owned(), names);
+        }
+    }
+
+    /// Whether the answer depends on which tags the object has.
+    pub(crate) fn looks_at_existing_tags(&self) -> bool {
+        self.policies().any(Policy::looks_at_existing_tags)
+    }
+
+    /// The policies that have a say.
+    fn policies(&self) -> impl Iterator<Item = &Policy> {
+        let of_bucket = self.bucket.as_ref().and_then(|open| open.policy.as_ref());
+        let of_user = self.key.as_ref().and_then(|open| open.policy.as_ref());
+        of_bucket.into_iter().chain(of_user)
+    }
+
+    /// Whether a policy looks at a tag of which there are two values, of names that differ by case only:
+    /// which one is meant cannot be told.
+    fn is_ambiguous(&self) -> bool {
+        let tag = |key: &str| key.starts_with(EXISTING_TAG) || key.starts_with(REQUESTED_TAG);
+        let mut many = self.keys.iter().filter(|(k, v)| tag(k) && v.len() > 1);
+        many.any(|(key, _)| self.policies().any(|p| p.looks_at(|looked| looked == key)))
+    }
+
+    /// Whether the caller is nobody in particular, and the bucket lets in nobody like that.
+    pub(crate) fn is_nobody(&self) -> bool {
+        let has_policy = |open: &Arc<OpenBucket>| open.policy.is_some();
+        self.key.is_none() && !self.bucket.as_ref().is_some_and(has_policy)
+    }
+
+    /// The caller's account, if it has one.
+    pub(crate) fn account(&self) -> Option<&str> {
+        self.key.as_ref().map(|open| open.key.user.account.as_str())
+    }
+
+    /// Whether the caller may do everything.
+    pub(crate) fn is_admin(&self) -> bool {
+        self.key.as_ref().is_some_and(|open| open.key.user.admin)
+    }
+
+    /// Whether the bucket is the caller's.
+    pub(crate) fn is_owner(&self) -> bool {
+        match (&self.bucket, self.account()) {
+            (Some(open), Some(account)) => open.config.owner == account,
+            _ => false,
+        }
+    }
+
+    /// The bucket's owner, if it has one.
+    pub(crate) fn owner(&self) -> &str {
+        self.bucket
+            .as_ref()
+            .map_or("", |open| open.config.owner.as_str())
+    }
+
+    /// Whether the caller may do this to that.
+    pub(crate) fn may(&self, action: &str, resource: &str) -> bool {
+        if self.is_ambiguous() {
+            return false;
+        }
+        let asked = Asked {
+            caller: &self.caller,
+            action,
+            resource,
+            keys: &self.keys,
+        };
+        let block = self
+            .bucket
+            .as_ref()
+            .and_then(|open| open.config.public_access_block);
+        let to_no_bucket = resource == "*";
+        let standing = Standing {
+            is_admin: self.is_admin(),
+            is_owner: if to_no_bucket {
+                self.key.is_some()
+            } else {
+                self.is_owner()
+            },
+            user: self.key.as_ref().and_then(|open| open.policy.as_ref()),
+            bucket: self.bucket.as_ref().and_then(|open| open.policy.as_ref()),
+            restrict_public: block.is_some_and(|block| block.restrict_public_buckets),
+        };
+        decide(&asked, &standing)
+    }
+
+    /// Whether the caller may make a bucket of this name. One that there is, and what its policy says, is
+    /// nothing to it.
+    pub(crate) fn may_create(&self, action: &str, bucket: &str) -> bool {
+        let asked = Asked {
+            caller: &self.caller,
+            action,
+            resource: &arn(bucket, ""),
+            keys: &self.keys,
+        };
+        let standing = Standing {
+            is_admin: self.is_admin(),
+            is_owner: true,
+            user: self.key.as_ref().and_then(|open| open.policy.as_ref()),
+            bucket: None,
+            restrict_public: false,
+        };
+        self.key.is_some() && decide(&asked, &standing)
+    }
+
+    /// Refuses what the caller may not.
+    pub(crate) fn check(&self, action: &str, resource: &str) -> Result<(), Refusal> {
+        if self.may(action, resource) {
+            Ok(())
+        } else {
+            denied()
+        }
+    }
+
+    /// What is said of an object that is not there: to who may not list the bucket, not even that.
+    pub(crate) fn absent(&self, bucket: &str) -> Refusal {
+        if self.may("s3:ListBucket", &arn(bucket, "")) {
+            Refusal::new(Code::NoSuchKey, "The specified key does not exist.")
+        } else {
+            Refusal::new(Code::AccessDenied, "Access Denied")
+        }
+    }
+
+    /// Refuses a request that expects the bucket to be another one's.
+    pub(crate) fn check_expected_owner(&self, expected: Option<&str>) -> Result<(), Refusal> {
+        match expected {
+            Some(expected) if expected != self.owner() => denied(),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn denied<T>() -> Result<T, Refusal> {
+    refused(Code::AccessDenied, "Access Denied")
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_cluster_s3::bucket::BucketConfig;
+    use ashlar_cluster_s3::policy::Of;
+    use ashlar_layout::ids::Seq;
+
+    use super::*;
+
+    /// Somebody without a key, before a bucket with this statement's condition.
+    fn anyone(condition: &str) -> Access {
+        let text = format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Principal":"*","Action":"s3:*",
+            "Resource":"arn:aws:s3:::b/*","Condition":{condition}}}]}}"#
+        );
+        let open = OpenBucket {
+            version: Seq(1),
+            policy: Some(Policy::parse(&text, Of::Bucket("b")).unwrap()),
+            config: BucketConfig::new("111111111111", 1),
+        };
+        Access {
+            caller: Caller::Anonymous,
+            key: None,
+            bucket: Some(Arc::new(open)),
+            keys: Keys::new(),
+        }
+    }
+
+    fn tags(pairs: &[(&str, &str)]) -> Tags {
+        let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+        pairs.iter().map(own).collect()
+    }
+
+    #[test]
+    fn tags_that_differ_by_case_only() {
+        let condition = r#"{"StringEquals":{"s3:ExistingObjectTag/Open":"yes"}}"#;
+        let may = |pairs: &[(&str, &str)]| {
+            let mut access = anyone(condition);
+            access.say_existing_tags(&tags(pairs));
+            access.may("s3:GetObject", "arn:aws:s3:::b/k")
+        };
+        assert!(may(&[("open", "yes")]));
+        assert!(may(&[("open", "yes"), ("OPEN", "yes")]));
+        assert!(may(&[("open", "yes"), ("other", "1"), ("Other", "2")]));
+        assert!(!may(&[("open", "no")]));
+        assert!(!may(&[("open", "yes"), ("Open", "no")]));
+        assert!(!may(&[("Open", "no"), ("open", "yes")]));
+        assert!(!may(&[]));
+        let mut access = anyone(r#"{"StringNotEquals":{"s3:RequestObjectTag/a":"1"}}"#);
+        access.say_requested_tags(&tags(&[("a", "2"), ("A", "3")]));
+        assert!(!access.may("s3:PutObject", "arn:aws:s3:::b/k"));
+    }
+
+    #[test]
+    fn tags_are_those_of_one_object() {
+        let mut access = anyone(r#"{"StringEquals":{"s3:ExistingObjectTag/open":"yes"}}"#);
+        access.say_existing_tags(&tags(&[("open", "yes")]));
+        assert!(access.may("s3:GetObject", "arn:aws:s3:::b/k"));
+        access.say_existing_tags(&tags(&[("x", "y")]));
+        assert!(!access.may("s3:GetObject", "arn:aws:s3:::b/other"));
+    }
+
+    #[test]
+    fn somebody_and_nobody() {
+        let mut access = anyone("{}");
+        assert!(!access.is_nobody());
+        access.bucket = None;
+        assert!(access.is_nobody());
+    }
+
+    #[test]
+    fn nobody_makes_buckets() {
+        let access = anyone("{}");
+        assert!(!access.may_create("s3:CreateBucket", "b"));
+    }
+}

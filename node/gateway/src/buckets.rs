@@ -1,0 +1,222 @@
+//! Making, finding, removing and listing buckets.
+//!
+//! Invariant: the store decides who made a bucket; its document is written by who did, and says by which
+//! entry of the journal it was made: one that is about an earlier bucket of the name gives way.
+
+use std::sync::Arc;
+
+use ashlar_cluster_s3::bucket::BucketConfig;
+use ashlar_cluster_s3::calendar::iso_date;
+use ashlar_cluster_s3::documents::{check_ownership, parse_create_bucket};
+use ashlar_cluster_s3::listing::{page_size, parse_token, token};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::system::BUCKETS;
+use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::message::BucketMeta;
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{Code as Store, ListOptions};
+
+use crate::access::denied;
+use crate::directory::owner_etag;
+use crate::faults::{refusal, refused};
+use crate::gateway::{Context, Gateway, to_the_end};
+use crate::inbound::Inbound;
+use crate::lists::write_owner;
+use crate::reply::Reply;
+
+/// Most buckets of a page, as S3 has it.
+const PAGE_MAX: usize = 10_000;
+
+impl Gateway {
+    /// CreateBucket.
+    pub(crate) async fn create_bucket(
+        &self,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let (call, access) = (&context.call, &context.access);
+        let Some(account) = access.account() else {
+            return denied();
+        };
+        match call.header("x-amz-acl") {
+            None | Some("" | "private") => {}
+            Some(_) => {
+                return refused(
+                    Code::InvalidBucketAclWithObjectOwnership,
+                    "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+                );
+            }
+        }
+        let ownership = call
+            .header("x-amz-object-ownership")
+            .map(check_ownership)
+            .transpose()?;
+        let document = self.document(context, body).await?;
+        let (region, tags) = parse_create_bucket(&document)?;
+        let ours = &self.options.region;
+        // The first region there was has no name in this document.
+        let named = region
+            .as_deref()
+            .map(|region| if region == "EU" { "eu-west-1" } else { region });
+        if named.is_some_and(|region| region != ours) {
+            let message = format!(
+                "The {} location constraint is incompatible for the region specific endpoint this \
+                 request was sent to.",
+                named.unwrap_or_default()
+            );
+            return Err(Refusal::new(
+                Code::IllegalLocationConstraintException,
+                message,
+            ));
+        }
+        let made = self.store.create_bucket(&call.bucket).await;
+        let made_by = match made {
+            Ok(made_by) => made_by,
+            Err(error) if error.code() == Store::BucketExists => {
+                return match access.is_owner() {
+                    true => refused(
+                        Code::BucketAlreadyOwnedByYou,
+                        "Your previous request to create the named bucket succeeded and you already own it.",
+                    ),
+                    false => refused(
+                        Code::BucketAlreadyExists,
+                        "The requested bucket name is not available. The bucket namespace is shared by all \
+                         users of the system. Please select a different name and try again.",
+                    ),
+                };
+            }
+            Err(error) => return Err(refusal(&error)),
+        };
+        let config = BucketConfig {
+            ownership,
+            tags,
+            ..BucketConfig::new(account, made_by.0)
+        };
+        self.directory.found_bucket(&call.bucket, &config).await?;
+        Ok(Reply::ok().with("location", &format!("/{}", call.bucket)))
+    }
+
+    /// HeadBucket.
+    pub(crate) async fn head_bucket(&self, context: &Context) -> Result<Reply, Refusal> {
+        self.check_bucket_there(&context.call.bucket).await?;
+        let region = &self.options.region;
+        Ok(Reply::ok()
+            .with("x-amz-bucket-region", region)
+            .with("x-amz-access-point-alias", "false")
+            .with("content-type", "application/xml"))
+    }
+
+    /// DeleteBucket.
+    pub(crate) async fn delete_bucket(
+        self: &Arc<Self>,
+        context: &Context,
+    ) -> Result<Reply, Refusal> {
+        let bucket = context.call.bucket.clone();
+        let (open, before_ms) = (context.access.bucket.clone(), context.now_ms);
+        let this = self.clone();
+        // Nobody can ask for the rest again once the bucket is gone.
+        to_the_end(async move {
+            let deleted = this.store.delete_bucket(&bucket).await;
+            deleted.map_err(|error| refusal(&error))?;
+            if let Some(open) = open {
+                this.directory.forget_bucket(&bucket, open.version).await?;
+            }
+            // What was uploaded to it, and never put together, belongs to nobody now.
+            this.purge_uploads(&bucket, before_ms).await
+        })
+        .await?;
+        Ok(Reply::no_content())
+    }
+
+    /// The buckets that the caller may know of: all, or the caller's own.
+    async fn buckets_of(&self, context: &Context) -> Result<Vec<BucketMeta>, Refusal> {
+        let all = self
+            .store
+            .buckets()
+            .await
+            .map_err(|error| refusal(&error))?;
+        let mut all: Vec<BucketMeta> = all
+            .into_iter()
+            .filter(|b| b.name != SYSTEM_BUCKET)
+            .collect();
+        if context.access.is_admin() {
+            return Ok(all);
+        }
+        let own = owner_etag(context.access.account().unwrap_or_default());
+        let mut names = std::collections::HashSet::new();
+        let mut after = String::new();
+        loop {
+            let options = ListOptions {
+                prefix: BUCKETS.to_owned(),
+                after,
+                ..ListOptions::default()
+            };
+            let page = self.store.list(SYSTEM_BUCKET, options).await;
+            let page = page.map_err(|error| refusal(&error))?;
+            let owned = page.objects.into_iter().filter(|o| o.etag == own);
+            names.extend(owned.filter_map(|o| Some(o.key.strip_prefix(BUCKETS)?.to_owned())));
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        all.retain(|bucket| names.contains(&bucket.name));
+        Ok(all)
+    }
+
+    /// ListBuckets.
+    pub(crate) async fn list_buckets(&self, context: &Context) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        let Some(account) = context.access.account() else {
+            return denied();
+        };
+        let most = match call.number("max-buckets")? {
+            None => PAGE_MAX,
+            Some(0) => {
+                return refused(
+                    Code::InvalidArgument,
+                    "Argument max-buckets must be an integer between 1 and 10000",
+                );
+            }
+            Some(asked) => {
+                page_size(Some(asked), "max-buckets")?;
+                usize::try_from(asked).unwrap_or(PAGE_MAX).min(PAGE_MAX)
+            }
+        };
+        let after = call
+            .param("continuation-token")
+            .map(parse_token)
+            .transpose()?;
+        let prefix = call.param("prefix").unwrap_or_default();
+        let region = call.param("bucket-region").unwrap_or(&self.options.region);
+        let mut buckets = match region == self.options.region {
+            true => self.buckets_of(context).await?,
+            false => Vec::new(),
+        };
+        buckets.retain(|bucket| {
+            bucket.name.starts_with(prefix)
+                && after.as_ref().is_none_or(|after| bucket.name > *after)
+        });
+        let more = buckets.len() > most;
+        buckets.truncate(most);
+        let document = Xml::document("ListAllMyBucketsResult", |xml| {
+            write_owner(xml, "Owner", account);
+            xml.element("Buckets", |xml| {
+                for bucket in &buckets {
+                    xml.element("Bucket", |xml| {
+                        xml.text("Name", &bucket.name);
+                        xml.text("CreationDate", &iso_date(bucket.created_ms));
+                        if call.param("max-buckets").is_some() {
+                            xml.text("BucketRegion", &self.options.region);
+                        }
+                    });
+                }
+            });
+            if let Some(last) = buckets.last().filter(|_| more) {
+                xml.text("ContinuationToken", &token(&last.name));
+            }
+            xml.some("Prefix", call.param("prefix"));
+        });
+        Ok(Reply::xml(document))
+    }
+}

@@ -1,0 +1,511 @@
+//! Parts put together to an object, without moving a byte.
+//!
+//! Invariants:
+//! - once an upload is completing, nobody frees a stripe of its parts: they are the object's, or may be;
+//! - only who turned it to completing proposes the object; if that certainly failed, the upload is open
+//!   again, and if it is not certain, whoever comes later copies the parts instead of naming their stripes
+//!   again: what was displaced meanwhile cannot come back;
+//! - who is done, or finds that another one is, first changes the record from what it knows of it: who was
+//!   overtaken takes nothing away;
+//! - what was begun is done to its end, though the client may go away;
+//! - the object says which upload it came of, so a request that is sent again is answered as the first was.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use ashlar_cluster_s3::attributes::{Attributes, Parts as PartTable};
+use ashlar_cluster_s3::checksum::{Algorithm, Checksum, Kind, checksum_of_parts, md5_of_parts};
+use ashlar_cluster_s3::conditional::WriteIf;
+use ashlar_cluster_s3::documents::{NamedPart, parse_complete};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::system::{PARTS_MAX, UploadId, UploadState, part_key};
+use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::manifest::{Etag, Precondition};
+use ashlar_layout::message::{ListEntry, ObjectMeta};
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{Code as Store, GetOptions, PutOptions, Seal};
+
+use crate::body::Source;
+use crate::call::Call;
+use crate::digests::Sent;
+use crate::faults::{internal, is_absent, refusal, refused};
+use crate::gateway::{Context, Gateway, attributes, now_ms, random, to_the_end};
+use crate::inbound::Inbound;
+use crate::objects::write_checksum;
+use crate::pieces::Pieces;
+use crate::puts::{Target, write_if};
+use crate::reply::Reply;
+use crate::uploads::{Upload, no_such_upload, remove};
+
+/// Least bytes of each part but the last.
+const PART_MIN: u64 = 5 * 1024 * 1024;
+/// Most bytes of an object, as S3 has it.
+const OBJECT_MAX: u64 = 50 * 1000 * 1000 * 1000 * 1000;
+/// After so long whoever was putting an upload together is taken for gone: much longer than a proposal
+/// can be on its way.
+const COMPLETING_MAX_MS: u64 = 60_000;
+
+/// Parts that are to become an object.
+struct Plan {
+    keys: Vec<String>,
+    metas: Vec<ObjectMeta>,
+    etag: Etag,
+    attributes: Attributes,
+    /// The attributes as a manifest has them.
+    encoded: Vec<u8>,
+}
+
+/// That an upload is being put together, from now on: what was done before does not count.
+fn completing() -> UploadState {
+    UploadState::Completing { since_ms: now_ms() }
+}
+
+/// Whether whoever was putting an upload together is taken for gone.
+fn is_stale(since_ms: u64) -> bool {
+    now_ms().saturating_sub(since_ms) > COMPLETING_MAX_MS
+}
+
+fn unavailable<T>() -> Result<T, Refusal> {
+    refused(
+        Code::ServiceUnavailable,
+        "The upload is being put together. Please try again.",
+    )
+}
+
+fn invalid_part<T>() -> Result<T, Refusal> {
+    refused(
+        Code::InvalidPart,
+        "One or more of the specified parts could not be found. The part may not have been uploaded, or \
+         the specified entity tag may not match the part's entity tag.",
+    )
+}
+
+impl Gateway {
+    /// CompleteMultipartUpload.
+    pub(crate) async fn complete_upload(
+        self: &Arc<Self>,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        let condition = write_if(call)?;
+        // The digests that may come along are those of the object, not of this document.
+        let document = self.plain_document(context, body).await?;
+        let named = parse_complete(&document)?;
+        // Its share of the memory is not kept from the copies that may be made below.
+        drop(document);
+        if named.iter().any(|part| part.number > PARTS_MAX) {
+            return invalid_part();
+        }
+        let Some(mut upload) = self.named_upload(call).await? else {
+            return self.completed(context).await;
+        };
+        match upload.record.state {
+            UploadState::Open => {}
+            UploadState::Aborting => return no_such_upload(),
+            UploadState::Made => {
+                let this = self.clone();
+                // Which parts were taken is not known any more: no stripe of any is freed.
+                to_the_end(async move { this.clear(&upload, &|_| true).await }).await?;
+                return self.completed(context).await;
+            }
+            UploadState::Completing { since_ms } => {
+                if let Some(meta) = self.made_of(&upload).await? {
+                    let this = self.clone();
+                    to_the_end(async move { this.retire(upload, &|_| true).await }).await?;
+                    return self.result(context, &meta);
+                }
+                if !is_stale(since_ms) {
+                    return unavailable();
+                }
+                let (this, named) = (self.clone(), named.clone());
+                upload = to_the_end(async move { this.take_over(upload, &named).await }).await?;
+            }
+        }
+        let plan = self.plan(call, &upload, &named).await?;
+        let precondition = self
+            .precondition(&call.bucket, &call.key, &condition)
+            .await?;
+        let (this, context) = (self.clone(), context.clone());
+        to_the_end(async move {
+            if !this.turn(&mut upload, completing()).await? {
+                return unavailable();
+            }
+            this.put_together(&context, upload, plan, precondition, &condition)
+                .await
+        })
+        .await
+    }
+
+    /// A request's document, whose digests are of something else.
+    async fn plain_document(
+        &self,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<bytes::Bytes, Refusal> {
+        let promise = self.promise(context)?;
+        let (whole, _) = self.whole(body, promise).await?;
+        Ok(whole)
+    }
+
+    /// Looks at the parts that were named, and says what comes of them.
+    async fn plan(
+        &self,
+        call: &Call,
+        upload: &Upload,
+        named: &[NamedPart],
+    ) -> Result<Plan, Refusal> {
+        let parts = self.parts(upload.id, 0, usize::from(PARTS_MAX)).await?;
+        let mut entries: Vec<&ListEntry> = Vec::with_capacity(named.len());
+        for part in named {
+            match parts.latest.get(&part.number) {
+                Some(entry) if entry.etag.to_string() == part.etag => entries.push(entry),
+                _ => return invalid_part(),
+            }
+        }
+        let all_but_last = entries.len().saturating_sub(1);
+        if entries[..all_but_last]
+            .iter()
+            .any(|entry| entry.size < PART_MIN)
+        {
+            return refused(
+                Code::EntityTooSmall,
+                "Your proposed upload is smaller than the minimum allowed size",
+            );
+        }
+        let size = entries
+            .iter()
+            .fold(0u64, |sum, entry| sum.saturating_add(entry.size));
+        if size > OBJECT_MAX {
+            return refused(
+                Code::EntityTooLarge,
+                "Your proposed upload exceeds the maximum allowed object size.",
+            );
+        }
+        if let Some(said) = call.header("x-amz-mp-object-size")
+            && said.parse() != Ok(size)
+        {
+            return refused(
+                Code::InvalidRequest,
+                "The provided 'x-amz-mp-object-size' header does not match what was computed.",
+            );
+        }
+        let keys: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let metas = self.look_at(keys.clone()).await?;
+        if metas.len() != entries.len()
+            || metas
+                .iter()
+                .zip(&entries)
+                .any(|(meta, entry)| meta.version != entry.version)
+        {
+            return invalid_part();
+        }
+        let checksum = checksum(call, upload, named, &metas)?;
+        let mut attributes = upload.record.attributes().map_err(internal)?;
+        let digests = part_digests(&metas, checksum.algorithm)?;
+        let only = digests.into_iter().map(|(digest, _)| digest).collect();
+        attributes.parts = PartTable::new(entries.iter().map(|entry| entry.size), only);
+        attributes.upload = Some(upload.id.0);
+        attributes.checksums = vec![checksum];
+        let md5s = metas.iter().map(|meta| &meta.manifest.etag.md5);
+        let etag = Etag {
+            md5: md5_of_parts(md5s),
+            parts: u16::try_from(metas.len()).unwrap_or(u16::MAX),
+        };
+        // What cannot be kept is known before anything changes.
+        let encoded = attributes.encode_fitting()?;
+        Ok(Plan {
+            keys,
+            metas,
+            etag,
+            attributes,
+            encoded,
+        })
+    }
+
+    async fn put_together(
+        &self,
+        context: &Context,
+        mut upload: Upload,
+        plan: Plan,
+        precondition: Precondition,
+        condition: &WriteIf,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        let Plan {
+            keys,
+            metas,
+            etag,
+            attributes,
+            encoded,
+        } = plan;
+        let options = PutOptions {
+            precondition,
+            seal: Seal {
+                etag,
+                attributes: encoded.into(),
+            },
+            ..PutOptions::default()
+        };
+        let manifests = metas.into_iter().map(|meta| meta.manifest).collect();
+        let made = self
+            .store
+            .compose(&call.bucket, &call.key, manifests, options)
+            .await;
+        match made {
+            Ok(_) => {
+                let document = result(context, &etag, attributes.checksum(), &self.location(call));
+                self.clean(upload, keys).await?;
+                Ok(Reply::xml(document))
+            }
+            Err(error) if error.is_uncertain() => Err(refusal(&error)),
+            Err(error) => {
+                // It certainly did not become visible, so the parts are the upload's again.
+                if error.code() == Store::NoSuchBucket {
+                    // Whoever removed the bucket gave its uploads up, all but this one.
+                    if self.turn(&mut upload, UploadState::Aborting).await? {
+                        self.clear(&upload, &|_| false).await?;
+                    }
+                    return Err(refusal(&error));
+                }
+                self.turn(&mut upload, UploadState::Open).await?;
+                if error.code() == Store::PreconditionFailed {
+                    return Err(self.lost(&call.bucket, &call.key, condition).await);
+                }
+                Err(refusal(&error))
+            }
+        }
+    }
+
+    /// Takes what an upload that has become an object was made of away. The object is there: if this
+    /// fails, whoever looks at the upload next does it.
+    async fn clean(&self, upload: Upload, keys: Vec<String>) -> Result<(), Refusal> {
+        let keys: HashSet<String> = keys.into_iter().collect();
+        let taken = move |key: &str| keys.contains(key);
+        match self.retire(upload, &taken).await {
+            Err(refusal) if refusal.code == Code::InternalError => Err(refusal),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an upload away that is, or may be, an object; the stripes of those parts that were `taken`
+    /// stay. If somebody else has changed how it stands meanwhile, that one goes on with it, and the parts
+    /// that there are now are none that were looked at here.
+    async fn retire(
+        &self,
+        mut upload: Upload,
+        taken: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<(), Refusal> {
+        match self.turn(&mut upload, UploadState::Made).await? {
+            true => self.clear(&upload, taken).await,
+            false => Ok(()),
+        }
+    }
+
+    /// The object that an upload has become, if it still stands there.
+    async fn made_of(&self, upload: &Upload) -> Result<Option<ObjectMeta>, Refusal> {
+        let record = &upload.record;
+        let meta = match self.store.head(&record.bucket, &record.key).await {
+            Ok(meta) => meta,
+            Err(error) if is_absent(&error) || error.code() == Store::NoSuchBucket => {
+                return Ok(None);
+            }
+            Err(error) => return Err(refusal(&error)),
+        };
+        let of = attributes(&meta)?.upload;
+        Ok((of == Some(upload.id.0)).then_some(meta))
+    }
+
+    /// Settles an upload that somebody is, or was, putting together.
+    pub(crate) async fn settle(&self, upload: Upload) -> Result<(), Refusal> {
+        let UploadState::Completing { since_ms } = upload.record.state else {
+            return Ok(());
+        };
+        let is_made = self.made_of(&upload).await?.is_some();
+        if is_made || is_stale(since_ms) {
+            // Which parts were taken is not known: no stripe of any is freed.
+            return self.retire(upload, &|_| true).await;
+        }
+        refused(
+            Code::OperationAborted,
+            "A conflicting conditional operation is currently in progress against this resource. Please \
+             try again.",
+        )
+    }
+
+    /// Takes an upload over from who was putting it together and is gone: it is open again then.
+    async fn take_over(&self, mut upload: Upload, named: &[NamedPart]) -> Result<Upload, Refusal> {
+        if !self.turn(&mut upload, completing()).await? {
+            return unavailable();
+        }
+        self.copy_parts(&mut upload, named).await?;
+        if !self.turn(&mut upload, UploadState::Open).await? {
+            return unavailable();
+        }
+        Ok(upload)
+    }
+
+    /// Uploads the parts that were named again, out of themselves. The old ones' stripes may be an object's,
+    /// or may have been freed with it: then they cannot be read, and the upload is no more.
+    async fn copy_parts(&self, upload: &mut Upload, named: &[NamedPart]) -> Result<(), Refusal> {
+        let parts = self.parts(upload.id, 0, usize::from(PARTS_MAX)).await?;
+        for part in named {
+            if let UploadState::Completing { since_ms } = upload.record.state
+                && now_ms().saturating_sub(since_ms) > COMPLETING_MAX_MS / 4
+                && !self.turn(upload, completing()).await?
+            {
+                // It took long, and somebody took this one for gone.
+                return unavailable();
+            }
+            let Some(entry) = parts.latest.get(&part.number) else {
+                return invalid_part();
+            };
+            let stream = self
+                .store
+                .get(SYSTEM_BUCKET, &entry.key, GetOptions::default())
+                .await;
+            let stream = stream.or(no_such_upload())?;
+            let found = attributes(stream.meta())?;
+            let algorithm = found.checksum().map(|checksum| checksum.algorithm);
+            let sent = Sent::default().or_made(algorithm.unwrap_or(Algorithm::Crc64Nvme));
+            let key = part_key(upload.id, part.number, random()?);
+            let target = Target {
+                bucket: SYSTEM_BUCKET,
+                key: &key,
+                condition: &WriteIf::Always,
+                precondition: Precondition::None,
+                attributes: Attributes::default(),
+            };
+            let promise = self.own_promise(stream.meta().manifest.size, &sent);
+            let source = Source::Object(Pieces::new(stream));
+            self.make(target, source, promise, &sent).await?;
+        }
+        // Whoever takes the upload over from here on copies what is there now.
+        if !self.turn(upload, completing()).await? {
+            return unavailable();
+        }
+        for entry in parts.latest.into_values().chain(parts.superseded) {
+            remove(&self.store, &entry.key, Precondition::None, true).await?;
+        }
+        Ok(())
+    }
+
+    /// The answer to who asks again for what is done.
+    async fn completed(&self, context: &Context) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        let id = UploadId::parse(call.param("uploadId").unwrap_or_default());
+        let meta = match self.store.head(&call.bucket, &call.key).await {
+            Ok(meta) => meta,
+            Err(error) if is_absent(&error) => return no_such_upload(),
+            Err(error) => return Err(refusal(&error)),
+        };
+        match (id, attributes(&meta)?.upload) {
+            (Some(id), Some(of)) if id.0 == of => self.result(context, &meta),
+            _ => no_such_upload(),
+        }
+    }
+
+    fn result(&self, context: &Context, meta: &ObjectMeta) -> Result<Reply, Refusal> {
+        let found = attributes(meta)?;
+        let location = self.location(&context.call);
+        let document = result(context, &meta.manifest.etag, found.checksum(), &location);
+        Ok(Reply::xml(document))
+    }
+
+    /// Where an object is, as a URL.
+    fn location(&self, call: &Call) -> String {
+        let scheme = if call.secure { "https" } else { "http" };
+        let host = call.header("host").unwrap_or_default();
+        format!("{scheme}://{host}{}", call.path)
+    }
+}
+
+/// Digests and lengths of parts.
+fn part_digests(
+    metas: &[ObjectMeta],
+    algorithm: Algorithm,
+) -> Result<Vec<(Vec<u8>, u64)>, Refusal> {
+    metas
+        .iter()
+        .map(|meta| {
+            let found = attributes(meta)?;
+            let of = found.checksums.into_iter().find(|checksum| checksum.algorithm == algorithm);
+            match of {
+                Some(checksum) => Ok((checksum.digest, meta.manifest.size)),
+                None => refused(
+                    Code::InvalidRequest,
+                    "The parts have checksums of different kinds: the upload named none when it began",
+                ),
+            }
+        })
+        .collect()
+}
+
+/// The checksum of the whole, if what the request says of it and its parts is so.
+fn checksum(
+    call: &Call,
+    upload: &Upload,
+    named: &[NamedPart],
+    metas: &[ObjectMeta],
+) -> Result<Checksum, Refusal> {
+    let (algorithm, kind) = match (upload.record.checksum(), metas.first()) {
+        (Some(checksum), _) => checksum,
+        (None, Some(first)) => {
+            let first = attributes(first)?
+                .checksums
+                .first()
+                .map(|checksum| checksum.algorithm);
+            let algorithm = first.unwrap_or(Algorithm::Crc64Nvme);
+            (algorithm, algorithm.default_kind())
+        }
+        (None, None) => return invalid_part(),
+    };
+    for (part, meta) in named.iter().zip(metas) {
+        if let Some((algorithm, digest)) = &part.checksum {
+            let kept = attributes(meta)?.checksums;
+            let same = |c: &Checksum| c.algorithm == *algorithm && c.digest == *digest;
+            if !kept.iter().any(same) {
+                return invalid_part();
+            }
+        }
+    }
+    let digests = part_digests(metas, algorithm)?;
+    let made = checksum_of_parts(algorithm, kind, &digests);
+    if let Some(said) = call
+        .header("x-amz-checksum-type")
+        .map(Kind::parse)
+        .transpose()?
+        && said != kind
+    {
+        return refused(
+            Code::InvalidRequest,
+            "The x-amz-checksum-type of the upload is another one",
+        );
+    }
+    for other in Algorithm::ALL {
+        let Some(value) = call.header(other.header()) else {
+            continue;
+        };
+        let value = value.rsplit_once('-').map_or(value, |(digest, _)| digest);
+        if other != algorithm || other.parse_digest(value)? != made.digest {
+            let message = format!(
+                "The {} you specified did not match the calculated checksum.",
+                other.as_str()
+            );
+            return Err(Refusal::new(Code::BadDigest, message));
+        }
+    }
+    Ok(made)
+}
+
+fn result(context: &Context, etag: &Etag, checksum: Option<&Checksum>, location: &str) -> String {
+    Xml::document("CompleteMultipartUploadResult", |xml| {
+        xml.text("Location", location);
+        xml.text("Bucket", &context.call.bucket);
+        xml.text("Key", &context.call.key);
+        xml.text("ETag", &format!("\"{etag}\""));
+        if let Some(checksum) = checksum {
+            write_checksum(xml, checksum);
+        }
+    })
+}

@@ -1,0 +1,389 @@
+//! What is kept of a bucket beside its objects: read and changed.
+//!
+//! Invariant: what is kept is done. What this gateway does not do is refused, and what nobody can have
+//! set is told as S3 tells it of a bucket where nobody has.
+
+use ashlar_cluster_s3::bucket::BucketConfig;
+use ashlar_cluster_s3::documents::{
+    is_owners_acl, parse_cors, parse_ownership, parse_public_access_block, parse_tagging,
+    write_cors, write_ownership, write_public_access_block, write_tagging,
+};
+use ashlar_cluster_s3::operation::Operation;
+use ashlar_cluster_s3::policy::{Of, Policy};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::tags::BUCKET_TAGS_MAX;
+use ashlar_cluster_s3::users::canonical;
+use ashlar_cluster_s3::xml::Xml;
+
+use crate::faults::refused;
+use crate::gateway::{Context, Gateway};
+use crate::inbound::Inbound;
+use crate::lists::write_owner;
+use crate::objects::check_version;
+use crate::reply::Reply;
+
+impl Gateway {
+    /// Whatever is about a bucket's configuration.
+    pub(crate) async fn configure(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        use Operation as O;
+        let bucket = &context.call.bucket;
+        self.check_bucket_there(bucket).await?;
+        match operation {
+            O::GetBucketTagging | O::PutBucketTagging | O::DeleteBucketTagging => {
+                self.bucket_tagging(operation, context, body).await
+            }
+            O::GetBucketPolicy
+            | O::GetBucketPolicyStatus
+            | O::PutBucketPolicy
+            | O::DeleteBucketPolicy => self.bucket_policy(operation, context, body).await,
+            O::GetBucketCors | O::PutBucketCors | O::DeleteBucketCors => {
+                self.bucket_cors(operation, context, body).await
+            }
+            O::GetBucketOwnershipControls
+            | O::PutBucketOwnershipControls
+            | O::DeleteBucketOwnershipControls => self.ownership(operation, context, body).await,
+            O::GetPublicAccessBlock | O::PutPublicAccessBlock | O::DeletePublicAccessBlock => {
+                self.public_access_block(operation, context, body).await
+            }
+            O::GetObjectAcl => {
+                check_version(&context.call)?;
+                self.find(context).await?;
+                Ok(Reply::xml(acl(context.access.owner())))
+            }
+            O::PutBucketAcl | O::PutObjectAcl => self.put_acl(operation, context, body).await,
+            _ => self.unset(operation, context),
+        }
+    }
+
+    /// What nobody can set here, as S3 tells of it.
+    fn unset(&self, operation: Operation, context: &Context) -> Result<Reply, Refusal> {
+        use Operation as O;
+        let empty = |name| Ok(Reply::xml(Xml::document(name, |_| {})));
+        match operation {
+            O::GetBucketLocation => {
+                let region = self.options.region.as_str();
+                // The first region there was has no name.
+                let region = if region == "us-east-1" { "" } else { region };
+                Ok(Reply::xml(Xml::text_document("LocationConstraint", region)))
+            }
+            O::GetBucketAcl => Ok(Reply::xml(acl(context.access.owner()))),
+            O::GetBucketVersioning => empty("VersioningConfiguration"),
+            O::GetBucketLogging => empty("BucketLoggingStatus"),
+            O::GetBucketNotificationConfiguration => empty("NotificationConfiguration"),
+            O::GetBucketAccelerateConfiguration => empty("AccelerateConfiguration"),
+            O::GetBucketRequestPayment => {
+                let document = Xml::document("RequestPaymentConfiguration", |xml| {
+                    xml.text("Payer", "BucketOwner");
+                });
+                Ok(Reply::xml(document))
+            }
+            O::GetBucketEncryption => refused(
+                Code::ServerSideEncryptionConfigurationNotFoundError,
+                "The server side encryption configuration was not found",
+            ),
+            O::GetBucketWebsite => refused(
+                Code::NoSuchWebsiteConfiguration,
+                "The specified bucket does not have a website configuration",
+            ),
+            O::GetBucketReplication => refused(
+                Code::ReplicationConfigurationNotFoundError,
+                "The replication configuration was not found",
+            ),
+            O::GetObjectLockConfiguration => refused(
+                Code::ObjectLockConfigurationNotFoundError,
+                "Object Lock configuration does not exist for this bucket",
+            ),
+            O::GetBucketLifecycleConfiguration => refused(
+                Code::NoSuchLifecycleConfiguration,
+                "The lifecycle configuration does not exist",
+            ),
+            other => {
+                let message = format!("{} is not implemented", other.as_str());
+                Err(Refusal::new(Code::NotImplemented, message))
+            }
+        }
+    }
+
+    /// Takes the one ACL that there is: the owner's, as [`acl`] tells it.
+    async fn put_acl(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        if operation == Operation::PutObjectAcl {
+            check_version(call)?;
+            self.find(context).await?;
+        }
+        let grants = call.headers_from("x-amz-grant-");
+        match call.header("x-amz-acl") {
+            _ if !grants.is_empty() => return no_acls(),
+            Some("private" | "bucket-owner-full-control") => return Ok(Reply::ok()),
+            Some(_) => return no_acls(),
+            None => {}
+        }
+        let document = self.document(context, body).await?;
+        if is_owners_acl(&document, &canonical(context.access.owner()))? {
+            Ok(Reply::ok())
+        } else {
+            no_acls()
+        }
+    }
+
+    async fn bucket_tagging(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let bucket = &context.call.bucket;
+        match operation {
+            Operation::GetBucketTagging => match &context.access.bucket {
+                Some(open) if !open.config.tags.is_empty() => {
+                    Ok(Reply::xml(write_tagging(&open.config.tags)))
+                }
+                _ => refused(Code::NoSuchTagSet, "The TagSet does not exist"),
+            },
+            Operation::PutBucketTagging => {
+                let document = self.document(context, body).await?;
+                let tags = parse_tagging(&document, BUCKET_TAGS_MAX)?;
+                let change = |config: &mut BucketConfig| {
+                    config.tags.clone_from(&tags);
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+            _ => {
+                let clear = |config: &mut BucketConfig| {
+                    config.tags.clear();
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+        }
+    }
+
+    async fn bucket_policy(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let bucket = &context.call.bucket;
+        let open = context.access.bucket.as_ref();
+        let policy = open.and_then(|open| open.config.policy.as_ref());
+        let none = || refused(Code::NoSuchBucketPolicy, "The bucket policy does not exist");
+        match operation {
+            Operation::GetBucketPolicy => match policy {
+                Some(text) => {
+                    let mut reply = Reply::ok().with("content-type", "application/json");
+                    reply.body = crate::reply::ReplyBody::Full(text.clone().into());
+                    Ok(reply)
+                }
+                None => none(),
+            },
+            Operation::GetBucketPolicyStatus => match open.and_then(|open| open.policy.as_ref()) {
+                Some(policy) => {
+                    let document = Xml::document("PolicyStatus", |xml| {
+                        xml.value("IsPublic", policy.is_public());
+                    });
+                    Ok(Reply::xml(document))
+                }
+                None => none(),
+            },
+            Operation::PutBucketPolicy => {
+                let document = self.document(context, body).await?;
+                let Ok(text) = std::str::from_utf8(&document) else {
+                    return refused(Code::MalformedPolicy, "Policies must be valid JSON");
+                };
+                let parsed = Policy::parse(text, Of::Bucket(bucket))?;
+                let change = |config: &mut BucketConfig| {
+                    let block = config.public_access_block.unwrap_or_default();
+                    if block.block_public_policy && parsed.is_public() {
+                        return crate::access::denied();
+                    }
+                    config.policy = Some(text.to_owned());
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+            _ => {
+                let clear = |config: &mut BucketConfig| {
+                    config.policy = None;
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+        }
+    }
+
+    async fn bucket_cors(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let bucket = &context.call.bucket;
+        match operation {
+            Operation::GetBucketCors => match &context.access.bucket {
+                Some(open) if !open.config.cors.is_empty() => {
+                    Ok(Reply::xml(write_cors(&open.config.cors)))
+                }
+                _ => refused(
+                    Code::NoSuchCORSConfiguration,
+                    "The CORS configuration does not exist",
+                ),
+            },
+            Operation::PutBucketCors => {
+                let document = self.document(context, body).await?;
+                let rules = parse_cors(&document)?;
+                let change = |config: &mut BucketConfig| {
+                    config.cors.clone_from(&rules);
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
+                    .await?;
+                Ok(Reply::ok())
+            }
+            _ => {
+                let clear = |config: &mut BucketConfig| {
+                    config.cors.clear();
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+        }
+    }
+
+    async fn ownership(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let bucket = &context.call.bucket;
+        match operation {
+            Operation::GetBucketOwnershipControls => {
+                let open = context.access.bucket.as_ref();
+                match open.and_then(|open| open.config.ownership.as_ref()) {
+                    Some(ownership) => Ok(Reply::xml(write_ownership(ownership))),
+                    None => refused(
+                        Code::OwnershipControlsNotFoundError,
+                        "The bucket ownership controls were not found",
+                    ),
+                }
+            }
+            Operation::PutBucketOwnershipControls => {
+                let document = self.document(context, body).await?;
+                let ownership = parse_ownership(&document)?;
+                let change = |config: &mut BucketConfig| {
+                    config.ownership = Some(ownership.clone());
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
+                    .await?;
+                Ok(Reply::ok())
+            }
+            _ => {
+                let clear = |config: &mut BucketConfig| {
+                    config.ownership = None;
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+        }
+    }
+
+    async fn public_access_block(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let bucket = &context.call.bucket;
+        match operation {
+            Operation::GetPublicAccessBlock => {
+                let open = context.access.bucket.as_ref();
+                match open.and_then(|open| open.config.public_access_block.as_ref()) {
+                    Some(block) => Ok(Reply::xml(write_public_access_block(block))),
+                    None => refused(
+                        Code::NoSuchPublicAccessBlockConfiguration,
+                        "The public access block configuration was not found",
+                    ),
+                }
+            }
+            Operation::PutPublicAccessBlock => {
+                let document = self.document(context, body).await?;
+                let block = parse_public_access_block(&document)?;
+                let change = |config: &mut BucketConfig| {
+                    config.public_access_block = Some(block);
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
+                    .await?;
+                Ok(Reply::ok())
+            }
+            _ => {
+                let clear = |config: &mut BucketConfig| {
+                    config.public_access_block = None;
+                    Ok(())
+                };
+                self.directory
+                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
+                    .await?;
+                Ok(Reply::no_content())
+            }
+        }
+    }
+}
+
+/// The only ACL that there is: all to the owner.
+fn acl(owner: &str) -> String {
+    Xml::document("AccessControlPolicy", |xml| {
+        write_owner(xml, "Owner", owner);
+        xml.element("AccessControlList", |xml| {
+            xml.element("Grant", |xml| {
+                xml.typed("Grantee", "CanonicalUser", |xml| {
+                    xml.text("ID", &canonical(owner));
+                    xml.text("DisplayName", owner);
+                });
+                xml.text("Permission", "FULL_CONTROL");
+            });
+        });
+    })
+}
+
+/// With ACLs off, the one that there is may be asked for, and no other.
+fn no_acls<T>() -> Result<T, Refusal> {
+    refused(
+        Code::AccessControlListNotSupported,
+        "The bucket does not allow ACLs",
+    )
+}

@@ -1,0 +1,336 @@
+//! Users' keys and buckets' configurations: documents in the reserved bucket, read for each request.
+//!
+//! Invariants:
+//! - what is used is what the store says now: a document that is kept here is only taken if the store has
+//!   just said that its version still stands (one round trip to the witnesses). So a key that is revoked
+//!   is revoked at once, at every gateway;
+//! - a document that cannot be read is an error, and never taken for one that is not there;
+//! - a document is changed only if it is still the one that was read.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ashlar_cluster_s3::bucket::BucketConfig;
+use ashlar_cluster_s3::checksum::md5;
+use ashlar_cluster_s3::policy::{Of, Policy};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::system::{bucket_key, key_key};
+use ashlar_cluster_s3::users::{Key, RootKey, Secret, is_key_id};
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::{Etag, Precondition};
+use ashlar_layout::message::ObjectMeta;
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{
+    Client, ClientError, Code as Store, DeleteOptions, GetOptions, PutOptions, Seal,
+};
+use bytes::{Bytes, BytesMut};
+
+use crate::faults::{internal, is_absent, refusal, refused};
+
+/// Documents of one kind that are kept, with what was made of them.
+const KEPT: usize = 4096;
+/// So often a change is tried again that others got in the way of.
+const TRIES: usize = 8;
+
+/// A key, ready to be used.
+#[derive(Debug)]
+pub(crate) struct OpenKey {
+    pub(crate) key: Key,
+    pub(crate) secret: Secret,
+    pub(crate) policy: Option<Policy>,
+}
+
+/// A bucket's configuration, ready to be used.
+#[derive(Debug)]
+pub(crate) struct OpenBucket {
+    /// The document's version.
+    pub(crate) version: Seq,
+    pub(crate) config: BucketConfig,
+    pub(crate) policy: Option<Policy>,
+}
+
+/// What was made of documents, by name.
+type Kept<T> = Mutex<HashMap<String, (Seq, Arc<T>)>>;
+
+/// The documents.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    client: Client,
+    root: RootKey,
+    keys: Kept<OpenKey>,
+    buckets: Kept<OpenBucket>,
+}
+
+/// A document, if there is one. Whatever keeps it from being read is an error.
+pub(crate) async fn read_document(
+    client: &Client,
+    key: &str,
+) -> Result<Option<(ObjectMeta, Bytes)>, ClientError> {
+    let found = client.get(SYSTEM_BUCKET, key, GetOptions::default()).await;
+    let mut found = match found {
+        Ok(found) => found,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let meta = found.meta().clone();
+    let mut all = BytesMut::new();
+    while let Some(piece) = found.next().await {
+        all.extend_from_slice(&piece?);
+    }
+    Ok(Some((meta, all.freeze())))
+}
+
+/// Writes a document. Its ETag, of a bucket's, says whose it is.
+pub(crate) async fn write_document(
+    client: &Client,
+    key: &str,
+    bytes: Vec<u8>,
+    etag: Etag,
+    precondition: Precondition,
+) -> Result<Seq, ClientError> {
+    let options = PutOptions {
+        precondition,
+        seal: Seal {
+            etag,
+            attributes: Bytes::new(),
+        },
+        ..PutOptions::default()
+    };
+    let done = client
+        .put_bytes(SYSTEM_BUCKET, key, bytes.into(), options)
+        .await?;
+    Ok(done.version)
+}
+
+/// What the ETag of a bucket's document says: whose the bucket is. So a listing tells.
+pub(crate) fn owner_etag(account: &str) -> Etag {
+    Etag {
+        md5: md5(account.as_bytes()),
+        parts: 1,
+    }
+}
+
+fn kept<T>(kept: &Kept<T>, name: &str, version: Seq) -> Option<Arc<T>> {
+    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let (of, open) = kept.get(name)?;
+    (*of == version).then(|| open.clone())
+}
+
+fn keep<T>(kept: &Kept<T>, name: &str, version: Seq, open: &Arc<T>) {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.len() >= KEPT && !kept.contains_key(name) {
+        // Whatever was used lately is soon here again.
+        kept.clear();
+    }
+    kept.insert(name.to_owned(), (version, open.clone()));
+}
+
+impl Directory {
+    pub(crate) fn new(client: Client, root: RootKey) -> Directory {
+        Directory {
+            client,
+            root,
+            keys: Kept::default(),
+            buckets: Kept::default(),
+        }
+    }
+
+    /// A key, by its id.
+    pub(crate) async fn key(&self, id: &str) -> Result<Arc<OpenKey>, Refusal> {
+        let none = || {
+            refused(
+                Code::InvalidAccessKeyId,
+                "The AWS Access Key Id you provided does not exist in our records.",
+            )
+        };
+        if !is_key_id(id) {
+            return none();
+        }
+        let found = read_document(&self.client, &key_key(id)).await;
+        let (meta, bytes) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return none(),
+            Err(error) if error.code() == Store::NoSuchBucket => return none(),
+            Err(error) => return Err(refusal(&error)),
+        };
+        if let Some(open) = kept(&self.keys, id, meta.version) {
+            return Ok(open);
+        }
+        let key = Key::decode(&bytes).map_err(internal)?;
+        let secret = key.open(&self.root).map_err(internal)?;
+        let policy = key.user.policy.as_deref();
+        let policy = policy.map(|text| Policy::parse(text, Of::User)).transpose();
+        // What cannot be understood must not be taken for nothing.
+        let policy = policy.map_err(internal)?;
+        let open = Arc::new(OpenKey {
+            key,
+            secret,
+            policy,
+        });
+        keep(&self.keys, id, meta.version, &open);
+        Ok(open)
+    }
+
+    /// A bucket's configuration; none of a bucket that was not made through S3, or is not there.
+    pub(crate) async fn bucket(&self, bucket: &str) -> Result<Option<Arc<OpenBucket>>, Refusal> {
+        let found = read_document(&self.client, &bucket_key(bucket)).await;
+        let (meta, bytes) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(error) if error.code() == Store::NoSuchBucket => return Ok(None),
+            Err(error) => return Err(refusal(&error)),
+        };
+        if let Some(open) = kept(&self.buckets, bucket, meta.version) {
+            return Ok(Some(open));
+        }
+        let config = BucketConfig::decode(&bytes).map_err(internal)?;
+        let policy = config.policy.as_deref();
+        let policy = policy
+            .map(|text| Policy::parse(text, Of::Bucket(bucket)))
+            .transpose();
+        let open = Arc::new(OpenBucket {
+            version: meta.version,
+            policy: policy.map_err(internal)?,
+            config,
+        });
+        keep(&self.buckets, bucket, meta.version, &open);
+        Ok(Some(open))
+    }
+
+    /// Writes the configuration of a bucket that was just made, unless it is one of a later bucket of
+    /// that name.
+    pub(crate) async fn found_bucket(
+        &self,
+        bucket: &str,
+        config: &BucketConfig,
+    ) -> Result<(), Refusal> {
+        for _ in 0..TRIES {
+            let precondition = match self.bucket(bucket).await? {
+                Some(open) if open.config.made_by > config.made_by => return Ok(()),
+                Some(open) => Precondition::Version(open.version),
+                None => Precondition::Absent,
+            };
+            match self.write_bucket(bucket, config, precondition).await {
+                Err(error) if error.code() == Store::PreconditionFailed => {}
+                written => return written.map_err(|error| refusal(&error)),
+            }
+        }
+        busy()
+    }
+
+    /// Changes a bucket's configuration. `authorized`: what it was when the caller was found to be allowed
+    /// to: if the bucket was made anew since, it may be somebody else's.
+    pub(crate) async fn change_bucket(
+        &self,
+        bucket: &str,
+        authorized: Option<&Arc<OpenBucket>>,
+        change: impl Fn(&mut BucketConfig) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        for _ in 0..TRIES {
+            let now = self.bucket(bucket).await?;
+            if !is_same(
+                authorized.map(|open| &open.config),
+                now.as_ref().map(|open| &open.config),
+            ) {
+                return busy();
+            }
+            let (mut config, precondition) = match now {
+                Some(open) => (open.config.clone(), Precondition::Version(open.version)),
+                None => (BucketConfig::new("", 0), Precondition::Absent),
+            };
+            change(&mut config)?;
+            match self.write_bucket(bucket, &config, precondition).await {
+                Err(error) if error.code() == Store::PreconditionFailed => {}
+                written => return written.map_err(|error| refusal(&error)),
+            }
+        }
+        busy()
+    }
+
+    async fn write_bucket(
+        &self,
+        bucket: &str,
+        config: &BucketConfig,
+        precondition: Precondition,
+    ) -> Result<(), ClientError> {
+        let bytes = match config.encode() {
+            Ok(bytes) => bytes,
+            Err(refusal) => {
+                return Err(ClientError::Setup {
+                    detail: refusal.to_string(),
+                });
+            }
+        };
+        let etag = owner_etag(&config.owner);
+        write_document(&self.client, &bucket_key(bucket), bytes, etag, precondition)
+            .await
+            .map(drop)
+    }
+
+    /// Takes away the configuration of a bucket that is no more, unless it is another one's by now.
+    pub(crate) async fn forget_bucket(&self, bucket: &str, version: Seq) -> Result<(), Refusal> {
+        let options = DeleteOptions {
+            precondition: Precondition::Version(version),
+            ..DeleteOptions::default()
+        };
+        let deleted = self
+            .client
+            .delete(SYSTEM_BUCKET, &bucket_key(bucket), options)
+            .await;
+        match deleted {
+            Err(error) if error.code() == Store::PreconditionFailed => Ok(()),
+            deleted => deleted.map(drop).map_err(|error| refusal(&error)),
+        }
+    }
+
+    /// Makes the bucket that all this stands in, if it is not there.
+    pub(crate) async fn found(&self) -> Result<(), ClientError> {
+        found(&self.client).await
+    }
+}
+
+/// Makes the reserved bucket, if it is not there.
+pub(crate) async fn found(client: &Client) -> Result<(), ClientError> {
+    match client.create_bucket(SYSTEM_BUCKET).await {
+        Err(error) if error.code() != Store::BucketExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether two documents, if there are any, are about the same bucket, of the same owner.
+fn is_same(one: Option<&BucketConfig>, other: Option<&BucketConfig>) -> bool {
+    // A bucket that was not made through S3 has no document until it is configured.
+    let nobodys = BucketConfig::new("", 0);
+    let (one, other) = (one.unwrap_or(&nobodys), other.unwrap_or(&nobodys));
+    (&one.owner, one.made_by) == (&other.owner, other.made_by)
+}
+
+fn busy<T>() -> Result<T, Refusal> {
+    refused(
+        Code::OperationAborted,
+        "A conflicting conditional operation is currently in progress against this resource. Please try \
+         again.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_that_are_the_same() {
+        let (ada, again, bob) = (
+            BucketConfig::new("111111111111", 5),
+            BucketConfig::new("111111111111", 9),
+            BucketConfig::new("222222222222", 5),
+        );
+        let mut tagged = ada.clone();
+        tagged.tags.push(("a".to_owned(), "b".to_owned()));
+        assert!(is_same(Some(&ada), Some(&tagged)));
+        for other in [Some(&again), Some(&bob), None] {
+            assert!(!is_same(Some(&ada), other) && !is_same(other, Some(&ada)));
+        }
+        assert!(is_same(None, None));
+        assert!(is_same(None, Some(&BucketConfig::new("", 0))));
+    }
+}

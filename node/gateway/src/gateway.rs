@@ -1,0 +1,640 @@
+//! A gateway: from a request to its reply.
+//!
+//! Invariants:
+//! - a request passes, in this order: its shape, its operation (and whether all that it says is
+//!   understood), its signature, the policies, its own conditions. Its body is asked for (`100 Continue`)
+//!   only then;
+//! - no state is kept here that the store does not have: any number of gateways are one.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_s3::conditional::etag;
+use ashlar_cluster_s3::operation::{Level, Operation, resolve};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::signature::{Claim, Payload};
+use ashlar_cluster_s3::signature_v4::ChunkSigner;
+use ashlar_cluster_s3::{attributes::Attributes, cors};
+use ashlar_layout::message::ObjectMeta;
+use ashlar_node_client::{Client, ClientError, ClientOptions, Drained, ListOptions};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::access::{Access, denied};
+use crate::body::{BodyReader, Promise, Shared, Source};
+use crate::call::Call;
+use crate::directory::Directory;
+use crate::faults::{internal, refusal, refused};
+use crate::inbound::{After, Inbound};
+use crate::options::{GatewayOptions, LogEntry};
+use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
+
+/// Largest document that a request carries, in bytes.
+pub(crate) const DOCUMENT_MAX: u64 = 2 * 1024 * 1024;
+/// How long a document may take to come.
+const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
+/// Mebibytes that a small request takes of the memory for bodies.
+const SMALL_SHARE: u32 = 1;
+/// Mebibytes that a large one takes: the stripes that it has on their way, parity included.
+const LARGE_SHARE: u32 = 24;
+/// Bytes above which a body is a large one.
+const LARGE: u64 = 1024 * 1024;
+/// Stripes of a body in flight. Two, so that one is made while the other is on its way.
+const STRIPES: usize = 2;
+
+/// A gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    pub(crate) store: Client,
+    pub(crate) directory: Directory,
+    pub(crate) options: GatewayOptions,
+    memory: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    number: u64,
+    next: AtomicU64,
+}
+
+/// A request whose caller is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) call: Call,
+    pub(crate) claim: Claim,
+    pub(crate) access: Access,
+    pub(crate) now_ms: u64,
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// So many random bytes.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Refusal> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(internal)?;
+    Ok(bytes)
+}
+
+impl Gateway {
+    /// A gateway to the cluster that `map` describes.
+    pub fn new(map: ClusterMap, options: GatewayOptions) -> Result<Gateway, ClientError> {
+        let of_bodies = ClientOptions {
+            put_stripes: STRIPES,
+            get_stripes: STRIPES,
+            admit_wait: Some(options.limits.admit_wait),
+            ..ClientOptions::default()
+        };
+        let setup = |error: getrandom::Error| ClientError::Setup {
+            detail: format!("the system gives no random number to name this gateway: {error}"),
+        };
+        let mut number = [0; 8];
+        getrandom::fill(&mut number).map_err(setup)?;
+        // Documents have a client of their own: bodies that stand still do not keep others from being
+        // recognised.
+        let of_documents = ClientOptions {
+            admit_wait: Some(options.limits.admit_wait),
+            ..ClientOptions::default()
+        };
+        let documents = Client::connect(map.clone(), of_documents)?;
+        Ok(Gateway {
+            store: Client::connect(map, of_bodies)?,
+            directory: Directory::new(documents, options.root.clone()),
+            memory: Arc::new(Semaphore::new(options.limits.memory_mib as usize)),
+            requests: Arc::new(Semaphore::new(options.limits.requests)),
+            options,
+            number: u64::from_le_bytes(number),
+            next: AtomicU64::new(1),
+        })
+    }
+
+    /// Makes the reserved bucket, if it is not there.
+    pub async fn found(&self) -> Result<(), ClientError> {
+        self.directory.found().await
+    }
+
+    /// Waits, at most so long, for what is finished behind acknowledgements.
+    pub async fn drain(&self, wait: Duration) -> Drained {
+        self.store.drain(wait).await
+    }
+
+    /// Answers a request.
+    pub async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        secure: bool,
+    ) -> Response<ReplyBody> {
+        let began = Instant::now();
+        let id = RequestId::new(self.number, self.next.fetch_add(1, Ordering::Relaxed));
+        let (parts, body) = request.into_parts();
+        let (body, leftover) = Inbound::new(body);
+        let expects = parts.headers.contains_key(hyper::header::EXPECT);
+        let is_head = parts.method == hyper::Method::HEAD;
+        let mut told = Told::default();
+        let permit = self.requests.clone().try_acquire_owned();
+        let result = match permit {
+            Err(_) => refused(Code::SlowDown, "Please reduce your request rate."),
+            Ok(_permit) => match Call::new(&parts, &self.options.domains, peer, secure) {
+                Err(refusal) => Err(refusal),
+                Ok(call) => {
+                    told.resource = call.resource();
+                    self.answer(call, body, &mut told).await
+                }
+            },
+        };
+        let region = &self.options.region;
+        let (mut reply, refusal) = match result {
+            Ok(reply) => (reply, None),
+            Err(refusal) => {
+                let reply = refusal_reply(&refusal, &id, &told.resource, region, is_head);
+                (reply, Some(refusal))
+            }
+        };
+        for (name, value) in &told.cors {
+            reply.set(name, value);
+        }
+        if leftover.settle(expects) == After::Close {
+            reply.set("connection", "close");
+        }
+        let micros = began.elapsed().as_micros();
+        (self.options.log.0)(&LogEntry {
+            request_id: &id.id,
+            peer: &peer.to_string(),
+            user: told.user.as_deref(),
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            operation: told.operation.map(Operation::as_str),
+            status: reply.status.as_u16(),
+            refusal: refusal.as_ref().map(|r| (r.code.as_str(), &*r.message)),
+            micros: u64::try_from(micros).unwrap_or(u64::MAX),
+        });
+        finish(reply, &id)
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        call: Call,
+        body: Inbound,
+        told: &mut Told,
+    ) -> Result<Reply, Refusal> {
+        call.check_names()?;
+        if call.method == "OPTIONS" {
+            return self.preflight(&call).await;
+        }
+        let operation = resolve(
+            &call.method,
+            call.level,
+            call.query_names(),
+            call.header_names(),
+        )?;
+        told.operation = Some(operation);
+        let now_ms = now_ms();
+        let claim = Claim::of(&call.signed(), &call.query, &self.options.region, now_ms)?;
+        if let (Claim::V2(_) | Claim::PresignedV2(_), false) = (&claim, self.options.version_2) {
+            return refused(
+                Code::InvalidRequest,
+                "The authorization mechanism you have provided is not supported. Please use \
+                 AWS4-HMAC-SHA256.",
+            );
+        }
+        if call.header("x-amz-security-token").is_some() {
+            return refused(
+                Code::InvalidToken,
+                "The provided token is malformed or otherwise invalid.",
+            );
+        }
+        let key = async {
+            match claim.key_id() {
+                Some(id) => self.directory.key(id).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let bucket = async {
+            match call.level {
+                Level::Service => Ok(None),
+                _ => self.directory.bucket(&call.bucket).await,
+            }
+        };
+        let (key, bucket) = tokio::join!(key, bucket);
+        let (key, bucket) = (key?, bucket?);
+        if let Some(open) = &key {
+            claim.check(&call.signed(), &call.query, open.secret.reveal())?;
+            told.user = Some(open.key.user.name.clone());
+        }
+        if let (Some(open), Some(origin)) = (&bucket, call.header("origin")) {
+            told.cors = cors_headers(cors::grant(&open.config.cors, origin, &call.method, None));
+        }
+        let access = Access::new(&call, &claim, key, bucket, now_ms);
+        access.check_expected_owner(call.header("x-amz-expected-bucket-owner"))?;
+        let mut context = Context {
+            call,
+            claim,
+            access,
+            now_ms,
+        };
+        self.authorize(operation, &mut context).await?;
+        self.operate(operation, &context, body).await
+    }
+
+    /// Refuses what the caller may not do, as far as the request's head says what that is.
+    async fn authorize(&self, operation: Operation, context: &mut Context) -> Result<(), Refusal> {
+        let Context { call, access, .. } = context;
+        if operation == Operation::PostObject {
+            // Who calls, and for what, stands in the form.
+            return Ok(());
+        }
+        if call.level == Level::Object && access.looks_at_existing_tags() {
+            self.say_tags_of(access, &call.bucket, &call.key).await?;
+        }
+        if matches!(
+            operation,
+            Operation::PutObject | Operation::CopyObject | Operation::CreateMultipartUpload
+        ) && let Some(tagging) = call.header("x-amz-tagging")
+        {
+            let tags = ashlar_cluster_s3::tags::parse_header(tagging)?;
+            access.say_requested_tags(&tags);
+            if !tags.is_empty() {
+                access.check("s3:PutObjectTagging", &call.arn())?;
+            }
+        }
+        if operation == Operation::CreateBucket {
+            access.say("s3:locationconstraint", &self.options.region);
+            return match access.may_create(operation.action(), &call.bucket) {
+                true => Ok(()),
+                false => denied(),
+            };
+        }
+        if operation == Operation::DeleteObjects {
+            // Each of its keys is asked for. Their document is not read for somebody who may do nothing.
+            let nothing = access.is_nobody();
+            self.check_there(context).await?;
+            return if nothing { denied() } else { Ok(()) };
+        }
+        let action = match (operation, call.param("versionId")) {
+            (_, None) => operation.action(),
+            (Operation::GetObject | Operation::HeadObject, _) => "s3:GetObjectVersion",
+            (Operation::DeleteObject, _) => "s3:DeleteObjectVersion",
+            (Operation::GetObjectTagging, _) => "s3:GetObjectVersionTagging",
+            (Operation::PutObjectTagging, _) => "s3:PutObjectVersionTagging",
+            (Operation::DeleteObjectTagging, _) => "s3:DeleteObjectVersionTagging",
+            (Operation::GetObjectAttributes, _) => "s3:GetObjectVersionAttributes",
+            _ => operation.action(),
+        };
+        let resource = call.arn();
+        if !access.may(action, &resource) {
+            self.check_there(context).await?;
+            return denied();
+        }
+        Ok(())
+    }
+
+    /// Refuses what is about a bucket that is not there.
+    pub(crate) async fn check_there(&self, context: &Context) -> Result<(), Refusal> {
+        let call = &context.call;
+        if call.level == Level::Service || context.access.bucket.is_some() {
+            return Ok(());
+        }
+        self.check_bucket_there(&call.bucket).await
+    }
+
+    /// The same, of any bucket.
+    pub(crate) async fn check_bucket_there(&self, bucket: &str) -> Result<(), Refusal> {
+        let options = ListOptions {
+            max: 1,
+            ..ListOptions::default()
+        };
+        let page = self.store.list(bucket, options).await;
+        page.map(drop).map_err(|error| refusal(&error))
+    }
+
+    async fn operate(
+        self: &Arc<Self>,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        use Operation as O;
+        match operation {
+            O::ListBuckets => self.list_buckets(context).await,
+            O::CreateBucket => self.create_bucket(context, body).await,
+            O::HeadBucket => self.head_bucket(context).await,
+            O::DeleteBucket => self.delete_bucket(context).await,
+            O::GetObject => self.get_object(context, false).await,
+            O::HeadObject => self.get_object(context, true).await,
+            O::PutObject => self.put_object(context, body).await,
+            O::CopyObject => self.copy_object(context).await,
+            O::DeleteObject => self.delete_object(context).await,
+            O::DeleteObjects => self.delete_objects(context, body).await,
+            O::PostObject => self.post_object(context, body).await,
+            O::ListObjects | O::ListObjectsV2 | O::ListObjectVersions => {
+                self.list_objects(operation, context).await
+            }
+            O::GetObjectAttributes => self.get_object_attributes(context).await,
+            O::GetObjectTagging | O::PutObjectTagging | O::DeleteObjectTagging => {
+                self.object_tagging(operation, context, body).await
+            }
+            O::CreateMultipartUpload => self.create_upload(context).await,
+            O::UploadPart => self.upload_part(context, body).await,
+            O::UploadPartCopy => self.upload_part_copy(context).await,
+            O::CompleteMultipartUpload => self.complete_upload(context, body).await,
+            O::AbortMultipartUpload => self.abort_upload(context).await,
+            O::ListParts => self.list_parts(context).await,
+            O::ListMultipartUploads => self.list_uploads(context).await,
+            _ => self.configure(operation, context, body).await,
+        }
+    }
+
+    /// A page of another site asks whether it may call.
+    async fn preflight(&self, call: &Call) -> Result<Reply, Refusal> {
+        let (Some(origin), Some(method)) = (
+            call.header("origin"),
+            call.header("access-control-request-method"),
+        ) else {
+            return refused(
+                Code::InvalidRequest,
+                "Insufficient information. Origin request header needed.",
+            );
+        };
+        let open = self.directory.bucket(&call.bucket).await?;
+        let headers = call.header("access-control-request-headers");
+        let granted = open.and_then(|open| cors::grant(&open.config.cors, origin, method, headers));
+        if granted.is_none() {
+            return refused(
+                Code::AccessForbidden,
+                "CORSResponse: This CORS request is not allowed. This is usually because the evalution of \
+                 Origin, request method / Access-Control-Request-Method or Access-Control-Request-Headers \
+                 are not whitelisted by the resource's CORS spec.",
+            );
+        }
+        let mut reply = Reply::ok();
+        for (name, value) in cors_headers(granted) {
+            reply.set(name, &value);
+        }
+        Ok(reply)
+    }
+
+    /// Takes a body's share of the memory for bodies; waits for it, but not for ever.
+    pub(crate) async fn share(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Refusal> {
+        let limits = &self.options.limits;
+        let share = if bytes > LARGE {
+            LARGE_SHARE
+        } else {
+            SMALL_SHARE
+        };
+        let share = share.min(limits.memory_mib.max(1));
+        let share = self.memory.clone().acquire_many_owned(share);
+        match timeout(limits.memory_wait, share).await {
+            Some(Ok(share)) => Ok(share),
+            _ => refused(Code::SlowDown, "Please reduce your request rate."),
+        }
+    }
+
+    /// What the request says of its body's length and how it comes.
+    pub(crate) fn promise(&self, context: &Context) -> Result<Promise, Refusal> {
+        let Context { call, claim, .. } = context;
+        let said = match claim {
+            Claim::V4(v4) | Claim::Presigned(v4) => Some(v4.payload.as_str()),
+            _ => call.header("x-amz-content-sha256"),
+        };
+        let payload = said.map_or(Ok(Payload::Unsigned), Payload::parse)?;
+        let number = |name: &str| -> Result<Option<u64>, Refusal> {
+            match call.header(name).map(str::parse) {
+                None => Ok(None),
+                Some(Ok(number)) => Ok(Some(number)),
+                Some(Err(_)) => {
+                    let message = format!("The header {name} is no length");
+                    Err(Refusal::new(Code::InvalidArgument, message))
+                }
+            }
+        };
+        let decoded = number("x-amz-decoded-content-length")?;
+        let len = match (payload.is_chunked(), decoded) {
+            (true, decoded) => decoded,
+            (false, None) => number("content-length")?,
+            // Whoever meant chunks would have them kept as they came.
+            (false, Some(_)) => {
+                return refused(
+                    Code::InvalidRequest,
+                    "x-amz-decoded-content-length is of bodies in chunks: x-amz-content-sha256 has to be one \
+                     of the STREAMING- values",
+                );
+            }
+        };
+        let Some(len) = len else {
+            return refused(
+                Code::MissingContentLength,
+                "You must provide the Content-Length HTTP header.",
+            );
+        };
+        let signer = match (claim, payload) {
+            (Claim::V4(v4), Payload::Chunks { .. }) => {
+                let secret = context.access.key.as_ref().map(|open| open.secret.reveal());
+                Some(ChunkSigner::new(v4, secret.unwrap_or_default()))
+            }
+            (_, Payload::Chunks { .. }) => {
+                return refused(
+                    Code::InvalidRequest,
+                    "Signed chunks need a signature of version 4 in a header",
+                );
+            }
+            _ => None,
+        };
+        Ok(Promise {
+            len,
+            payload,
+            signer,
+            algorithms: Vec::new(),
+            wait: self.options.limits.body_wait,
+        })
+    }
+
+    /// All of a short body, with its share of the memory. Who sends it has so long and no longer: it is
+    /// read before all that it asks for is authorised.
+    pub(crate) async fn whole(
+        &self,
+        body: Inbound,
+        promise: Promise,
+    ) -> Result<(bytes::Bytes, Shared), Refusal> {
+        if promise.len > DOCUMENT_MAX {
+            return refused(Code::MaxMessageLengthExceeded, "Your request was too big.");
+        }
+        let share = match promise.len {
+            0 => None,
+            len => Some(self.share(len).await?),
+        };
+        let (reader, shared): (BodyReader, Shared) = BodyReader::new(Source::Http(body), promise);
+        match timeout(DOCUMENT_WAIT, reader.whole()).await {
+            Some(whole) => Ok((held(whole?, share), shared)),
+            None => refused(
+                Code::RequestTimeout,
+                "The document of your request took too long to come.",
+            ),
+        }
+    }
+
+    /// A document that a request carries, whole. Its digests are checked.
+    pub(crate) async fn document(
+        &self,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<bytes::Bytes, Refusal> {
+        let mut promise = match self.promise(context) {
+            Err(refusal) if refusal.code == Code::MissingContentLength => {
+                // A body that is not there needs no length.
+                if http_body::Body::is_end_stream(&body) {
+                    return Ok(bytes::Bytes::new());
+                }
+                return Err(refusal);
+            }
+            promise => promise?,
+        };
+        let sent = crate::digests::Sent::of(&context.call)?;
+        promise.algorithms.extend(sent.algorithm());
+        let (whole, shared) = self.whole(body, promise).await?;
+        let came = crate::body::came(&shared);
+        if let Some(digests) = &came.digests {
+            sent.check(digests, &came.trailer)?;
+        }
+        Ok(whole)
+    }
+}
+
+/// What is said of a request beside its reply.
+#[derive(Debug)]
+struct Told {
+    resource: String,
+    operation: Option<Operation>,
+    user: Option<String>,
+    cors: Vec<(&'static str, String)>,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Told {
+            resource: "/".to_owned(),
+            operation: None,
+            user: None,
+            cors: Vec::new(),
+        }
+    }
+}
+
+fn cors_headers(granted: Option<cors::Granted>) -> Vec<(&'static str, String)> {
+    let Some(granted) = granted else {
+        return Vec::new();
+    };
+    let mut headers = vec![
+        ("access-control-allow-origin", granted.origin),
+        ("access-control-allow-methods", granted.methods),
+        (
+            "vary",
+            "Origin, Access-Control-Request-Headers, Access-Control-Request-Method".to_owned(),
+        ),
+    ];
+    if !granted.any_origin {
+        headers.push(("access-control-allow-credentials", "true".to_owned()));
+    }
+    let more = [
+        ("access-control-allow-headers", granted.headers),
+        ("access-control-expose-headers", granted.exposed),
+        (
+            "access-control-max-age",
+            granted.max_age.map(|s| s.to_string()),
+        ),
+    ];
+    headers.extend(
+        more.into_iter()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    headers
+}
+
+/// Bytes with the share of the memory that they take: it is free when they are gone.
+#[derive(Debug)]
+struct Held {
+    bytes: bytes::Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Bytes that keep their share of the memory.
+pub(crate) fn held(bytes: bytes::Bytes, share: Option<OwnedSemaphorePermit>) -> bytes::Bytes {
+    match share {
+        None => bytes,
+        Some(share) => bytes::Bytes::from_owner(Held {
+            bytes,
+            _share: share,
+        }),
+    }
+}
+
+/// What is remembered of an object.
+pub(crate) fn attributes(meta: &ObjectMeta) -> Result<Attributes, Refusal> {
+    Attributes::decode(&meta.manifest.attributes).map_err(internal)
+}
+
+/// When an object was made, as S3 tells it.
+pub(crate) fn modified_ms(meta: &ObjectMeta, attributes: &Attributes) -> u64 {
+    attributes.modified_ms.unwrap_or(meta.modified_ms)
+}
+
+/// An object's ETag, in quotes.
+pub(crate) fn quoted_etag(meta: &ObjectMeta) -> String {
+    format!("\"{}\"", etag(&meta.manifest, meta.version))
+}
+
+/// Does something to its end, although whoever asks for it may go away in the middle.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::spawn(work).await.map_err(internal)?
+}
+
+/// What a future gives, if it does so in time.
+pub(crate) async fn timeout<T>(wait: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(wait, future).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_give_their_share_back_when_they_are_gone() {
+        let memory = Arc::new(Semaphore::new(3));
+        let share = memory.clone().try_acquire_many_owned(2).unwrap();
+        let all = held(bytes::Bytes::from_static(b"abc"), Some(share));
+        let end = all.slice(1..);
+        drop(all);
+        assert_eq!((memory.available_permits(), &end[..]), (1, &b"bc"[..]));
+        drop(end);
+        assert_eq!(memory.available_permits(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_ended() {
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let work = to_the_end(async move {
+            gone.await.map_err(internal)?;
+            done.send(()).map_err(|()| internal("nobody waits"))
+        });
+        // Whoever asked for it goes away as soon as it is begun.
+        assert!(timeout(Duration::ZERO, work).await.is_none());
+        go.send(()).unwrap();
+        ended.await.unwrap();
+    }
+}

@@ -1,0 +1,40 @@
+//! The S3 gateway: what S3's clients talk to, over HTTP and TLS.
+//!
+//! It drives the native client, and keeps nothing that the store does not have: any number of gateways
+//! serve the same buckets. What S3's rules are is decided in `ashlar-cluster-s3`; here is what touches the
+//! world: connections, bodies, clocks, the store.
+//!
+//! - [`server`] accepts connections, [`gateway`] answers requests;
+//! - [`admin`] makes users and takes them away.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod access;
+pub mod admin;
+mod body;
+mod buckets;
+mod call;
+mod complete;
+mod configure;
+mod deletes;
+mod digests;
+mod directory;
+mod faults;
+pub mod gateway;
+mod inbound;
+mod lists;
+mod objects;
+pub mod options;
+mod pieces;
+mod post;
+mod puts;
+pub mod reply;
+pub mod server;
+mod tagging;
+pub mod tls;
+mod upload_list;
+mod uploads;
+
+pub use ashlar_cluster_s3::users::{ROOT_KEY_LEN, RootKey, SealError, Secret, User};
+pub use gateway::Gateway;
+pub use options::{GatewayOptions, Limits, Log, LogEntry};

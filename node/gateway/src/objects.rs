@@ -1,0 +1,554 @@
+//! Reading objects, and what is known of them.
+//!
+//! Invariants:
+//! - conditions are judged on the version whose bytes are then given;
+//! - a small object is checked to its end before the reply's head goes out; a large one that turns out to
+//!   be damaged ends the connection.
+
+use std::ops::Range;
+
+use ashlar_cluster_s3::attributes::Attributes;
+use ashlar_cluster_s3::calendar::http_date;
+use ashlar_cluster_s3::checksum::{Checksum, Kind};
+use ashlar_cluster_s3::conditional::{ReadIf, etag, range_stands};
+use ashlar_cluster_s3::range::{self, Wanted, content_range};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::message::ObjectMeta;
+use ashlar_node_client::{ByteRange, Code as Store, GetOptions, GetStream};
+use bytes::{Bytes, BytesMut};
+use hyper::StatusCode;
+
+use crate::call::Call;
+use crate::faults::{internal, is_absent, refusal, refused};
+use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
+use crate::pieces::Pieces;
+use crate::reply::{ObjectBody, Reply, ReplyBody};
+
+/// An object of at most so many bytes is read to its end before anything is answered.
+const WHOLE: u64 = 1024 * 1024;
+/// So often a reading starts over because the object was replaced before a byte was given out.
+const TRIES: usize = 8;
+
+/// The part of an object that is asked for.
+pub(crate) fn byte_range(wanted: Wanted) -> ByteRange {
+    match wanted {
+        Wanted::FromTo(first, last) => ByteRange::FromTo(first, last),
+        Wanted::From(first) => ByteRange::From(first),
+        Wanted::Last(count) => ByteRange::Suffix(count),
+    }
+}
+
+/// Refuses versions that there cannot be: each object has one, which is called `null`.
+pub(crate) fn check_version(call: &Call) -> Result<(), Refusal> {
+    match call.param("versionId") {
+        None | Some("null") => Ok(()),
+        Some("") => refused(
+            Code::InvalidArgument,
+            "Version id cannot be the empty string",
+        ),
+        Some(_) => refused(Code::NoSuchVersion, "The specified version does not exist."),
+    }
+}
+
+fn read_if(call: &Call) -> ReadIf {
+    ReadIf::parse(
+        call.header("if-match"),
+        call.header("if-none-match"),
+        call.header("if-modified-since"),
+        call.header("if-unmodified-since"),
+    )
+}
+
+/// A condition that does not hold is told with what it was judged on.
+fn unmet(
+    mut refusal: Refusal,
+    meta: &ObjectMeta,
+    attributes: &Attributes,
+) -> Result<Reply, Refusal> {
+    if refusal.code != Code::NotModified {
+        return Err(refusal);
+    }
+    refusal.message = "".into();
+    let mut reply = Reply::new(StatusCode::NOT_MODIFIED);
+    reply.set("etag", &quoted_etag(meta));
+    reply.set("last-modified", &http_date(modified_ms(meta, attributes)));
+    if let Some(value) = &attributes.cache_control {
+        reply.set("cache-control", value);
+    }
+    Ok(reply)
+}
+
+/// What is said of an object in the reply's head.
+fn describe(reply: &mut Reply, call: &Call, meta: &ObjectMeta, attributes: &Attributes) {
+    reply.set("etag", &quoted_etag(meta));
+    reply.set("last-modified", &http_date(modified_ms(meta, attributes)));
+    reply.set("accept-ranges", "bytes");
+    let type_ = attributes
+        .content_type
+        .as_deref()
+        .unwrap_or("binary/octet-stream");
+    for (header, param, value) in [
+        ("content-type", "response-content-type", Some(type_)),
+        (
+            "content-encoding",
+            "response-content-encoding",
+            attributes.content_encoding.as_deref(),
+        ),
+        (
+            "content-language",
+            "response-content-language",
+            attributes.content_language.as_deref(),
+        ),
+        (
+            "content-disposition",
+            "response-content-disposition",
+            attributes.content_disposition.as_deref(),
+        ),
+        (
+            "cache-control",
+            "response-cache-control",
+            attributes.cache_control.as_deref(),
+        ),
+        ("expires", "response-expires", attributes.expires.as_deref()),
+    ] {
+        if let Some(value) = call.param(param).or(value) {
+            reply.set(header, value);
+        }
+    }
+    for (name, value) in &attributes.metadata {
+        reply.set_named(&format!("x-amz-meta-{name}"), value);
+    }
+    if !attributes.tags.is_empty() {
+        reply.set("x-amz-tagging-count", &attributes.tags.len().to_string());
+    }
+}
+
+/// Says an object's checksum.
+pub(crate) fn set_checksum(reply: &mut Reply, checksum: &Checksum) {
+    reply.set(checksum.algorithm.header(), &checksum.to_string());
+    reply.set("x-amz-checksum-type", checksum.kind.as_str());
+}
+
+/// What of an object is asked for.
+struct Part {
+    range: Option<ByteRange>,
+    /// Which part of an object of parts, and of how many.
+    number: Option<(usize, usize)>,
+    /// The version that this was found out of.
+    of: Option<ashlar_layout::ids::Seq>,
+}
+
+impl Gateway {
+    /// Finds an object.
+    pub(crate) async fn find(&self, context: &Context) -> Result<ObjectMeta, Refusal> {
+        let call = &context.call;
+        self.find_at(context, &call.bucket, &call.key).await
+    }
+
+    /// Finds another object.
+    pub(crate) async fn find_at(
+        &self,
+        context: &Context,
+        bucket: &str,
+        key: &str,
+    ) -> Result<ObjectMeta, Refusal> {
+        match self.store.head(bucket, key).await {
+            Ok(meta) => Ok(meta),
+            Err(error) if is_absent(&error) => Err(context.access.absent(bucket)),
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// Which bytes a request wants: those of a part can only be told once the object is known.
+    async fn part(&self, context: &Context) -> Result<Part, Refusal> {
+        let call = &context.call;
+        let wanted = call.header("range").and_then(range::parse);
+        let Some(number) = call.number("partNumber")? else {
+            return Ok(Part {
+                range: wanted.map(byte_range),
+                number: None,
+                of: None,
+            });
+        };
+        if call.header("range").is_some() {
+            return refused(
+                Code::InvalidRequest,
+                "Cannot specify both Range header and partNumber query parameter",
+            );
+        }
+        let number = match usize::try_from(number) {
+            Ok(number) if (1..=10_000).contains(&number) => number,
+            _ => {
+                return refused(
+                    Code::InvalidArgument,
+                    "Part number must be an integer between 1 and 10000, inclusive",
+                );
+            }
+        };
+        let meta = self.find(context).await?;
+        let found = attributes(&meta)?;
+        let (place, count) = match &found.parts {
+            Some(parts) => (parts.place(number), parts.count()),
+            None if meta.manifest.etag.parts > 0 => {
+                return refused(
+                    Code::NotImplemented,
+                    "The parts of this object are too many and too different to be told apart here",
+                );
+            }
+            None => ((number == 1).then_some((0, meta.manifest.size)), 1),
+        };
+        let Some((at, len)) = place else {
+            return refused(
+                Code::InvalidPartNumber,
+                "The requested partnumber is not satisfiable",
+            );
+        };
+        // A part without bytes is no range: the object has none then, or it is the last one.
+        let range = (len > 0).then(|| ByteRange::FromTo(at, at + len - 1));
+        Ok(Part {
+            range,
+            number: Some((number, count)),
+            of: Some(meta.version),
+        })
+    }
+
+    /// Opens an object, or a part of it, as the request's conditions want it.
+    async fn open(&self, context: &Context, part: &Part) -> Result<Opened, Refusal> {
+        let call = &context.call;
+        for _ in 0..TRIES {
+            let options = GetOptions { range: part.range };
+            match self.store.get(&call.bucket, &call.key, options).await {
+                Ok(stream) => {
+                    let meta = stream.meta().clone();
+                    let found = attributes(&meta)?;
+                    return Ok(Opened::Stream(Box::new((stream, meta, found))));
+                }
+                Err(error) if is_absent(&error) => return Err(context.access.absent(&call.bucket)),
+                Err(error) if error.code() == Store::RangeNotSatisfiable => {
+                    return Ok(Opened::OutOfRange(Box::new(self.find(context).await?)));
+                }
+                // Nothing was given out yet: it is another object now.
+                Err(error) if error.code() == Store::ObjectChanged => {}
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+        refused(
+            Code::ServiceUnavailable,
+            "The object changes too fast to be read. Please try again.",
+        )
+    }
+
+    /// GetObject and HeadObject.
+    pub(crate) async fn get_object(
+        &self,
+        context: &Context,
+        is_head: bool,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        check_version(call)?;
+        if call
+            .query
+            .iter()
+            .any(|(name, _)| name.starts_with("response-"))
+            && context.access.key.is_none()
+        {
+            return refused(
+                Code::InvalidRequest,
+                "Request specific response headers cannot be used for anonymous GET requests.",
+            );
+        }
+        let mut part = self.part(context).await?;
+        if is_head {
+            return self.head_object(context, &part).await;
+        }
+        for _ in 0..TRIES {
+            let opened = self.open(context, &part).await?;
+            let (stream, meta, found) = match opened {
+                Opened::OutOfRange(meta) => return self.out_of_range(call, &meta),
+                Opened::Stream(opened) => *opened,
+            };
+            if part.of.is_some_and(|of| of != meta.version) {
+                // Who reads and waits to read more may wait for others like it.
+                drop(stream);
+                part = self.part(context).await?;
+                continue;
+            }
+            let (tag, modified) = (
+                etag(&meta.manifest, meta.version),
+                modified_ms(&meta, &found),
+            );
+            if let Err(refusal) = read_if(call).check(&tag, modified) {
+                return unmet(refusal, &meta, &found);
+            }
+            let stands = |if_range| range_stands(if_range, &tag, modified);
+            if part.range.is_some() && !call.header("if-range").is_none_or(stands) {
+                part.range = None;
+                continue;
+            }
+            return self.give(context, &part, stream, &meta, &found).await;
+        }
+        refused(
+            Code::ServiceUnavailable,
+            "The object changes too fast to be read. Please try again.",
+        )
+    }
+
+    fn out_of_range(&self, call: &Call, meta: &ObjectMeta) -> Result<Reply, Refusal> {
+        let found = attributes(meta)?;
+        let tag = etag(&meta.manifest, meta.version);
+        if let Err(refusal) = read_if(call).check(&tag, modified_ms(meta, &found)) {
+            return unmet(refusal, meta, &found);
+        }
+        refused(Code::InvalidRange, "The requested range is not satisfiable")
+    }
+
+    async fn give(
+        &self,
+        context: &Context,
+        part: &Part,
+        mut stream: GetStream,
+        meta: &ObjectMeta,
+        found: &Attributes,
+    ) -> Result<Reply, Refusal> {
+        let range = stream.range();
+        let mut reply = head(context, part, &range, meta, found);
+        let len = range.end - range.start;
+        if part.number.is_some() && part.range.is_none() {
+            // A part without bytes, of an object that may have some.
+            return Ok(reply);
+        }
+        if len <= WHOLE {
+            let share = match len {
+                0 => None,
+                len => Some(self.share(len).await?),
+            };
+            let whole = whole(&mut stream, len).await?;
+            reply.body = ReplyBody::Full(held(whole, share));
+            return Ok(reply);
+        }
+        let share = self.share(len).await?;
+        let pieces = match stream.next().await {
+            Some(Ok(first)) => Pieces::with(stream, first),
+            Some(Err(error)) => return Err(refusal(&error)),
+            None => return Err(internal("an object without bytes")),
+        };
+        reply.body = ReplyBody::Object(ObjectBody::new(pieces, len, share));
+        Ok(reply)
+    }
+
+    async fn head_object(&self, context: &Context, part: &Part) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        let meta = self.find(context).await?;
+        let found = attributes(&meta)?;
+        let (tag, modified) = (
+            etag(&meta.manifest, meta.version),
+            modified_ms(&meta, &found),
+        );
+        if let Err(refusal) = read_if(call).check(&tag, modified) {
+            return unmet(refusal, &meta, &found);
+        }
+        let size = meta.manifest.size;
+        let stands = |if_range| range_stands(if_range, &tag, modified);
+        let asked = part
+            .range
+            .filter(|_| call.header("if-range").is_none_or(stands));
+        let range = match asked {
+            None if part.number.is_some() && part.range.is_none() => 0..0,
+            None => 0..size,
+            Some(asked) => match asked.resolve(size) {
+                Some(range) => range,
+                None => {
+                    return refused(Code::InvalidRange, "The requested range is not satisfiable");
+                }
+            },
+        };
+        let part = Part {
+            range: asked,
+            number: part.number,
+            of: None,
+        };
+        let mut reply = head(context, &part, &range, &meta, &found);
+        reply.set("content-length", &(range.end - range.start).to_string());
+        Ok(reply)
+    }
+
+    /// GetObjectAttributes.
+    pub(crate) async fn get_object_attributes(&self, context: &Context) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        check_version(call)?;
+        let asked: Vec<&str> = call
+            .headers
+            .iter()
+            .filter(|(name, _)| name == "x-amz-object-attributes")
+            .flat_map(|(_, value)| value.split(','))
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .collect();
+        const NAMES: [&str; 5] = [
+            "ETag",
+            "Checksum",
+            "ObjectParts",
+            "StorageClass",
+            "ObjectSize",
+        ];
+        if asked.is_empty() || asked.iter().any(|name| !NAMES.contains(name)) {
+            return refused(Code::InvalidArgument, "Invalid attribute name specified.");
+        }
+        let marker = number_header(call, "x-amz-part-number-marker")?.unwrap_or(0);
+        let most = number_header(call, "x-amz-max-parts")?
+            .unwrap_or(1000)
+            .min(1000);
+        let meta = self.find(context).await?;
+        let found = attributes(&meta)?;
+        let document = Xml::document("GetObjectAttributesResponse", |xml| {
+            if asked.contains(&"ETag") {
+                xml.text("ETag", &etag(&meta.manifest, meta.version));
+            }
+            if asked.contains(&"Checksum")
+                && let Some(checksum) = found.checksum()
+            {
+                xml.element("Checksum", |xml| write_checksum(xml, checksum));
+            }
+            if asked.contains(&"ObjectParts") && meta.manifest.etag.parts > 0 {
+                xml.element("ObjectParts", |xml| {
+                    write_parts(xml, &meta, &found, marker, most)
+                });
+            }
+            if asked.contains(&"StorageClass") {
+                xml.text("StorageClass", "STANDARD");
+            }
+            if asked.contains(&"ObjectSize") {
+                xml.value("ObjectSize", meta.manifest.size);
+            }
+        });
+        let modified = http_date(modified_ms(&meta, &found));
+        Ok(Reply::xml(document).with("last-modified", &modified))
+    }
+}
+
+/// What came of opening an object.
+enum Opened {
+    Stream(Box<(GetStream, ObjectMeta, Attributes)>),
+    OutOfRange(Box<ObjectMeta>),
+}
+
+/// All that is left of a reading.
+async fn whole(stream: &mut GetStream, len: u64) -> Result<Bytes, Refusal> {
+    let mut all: Option<Bytes> = None;
+    let mut more = BytesMut::new();
+    // To the end: an object that is read whole is compared with its checksum there.
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| refusal(&error))?;
+        match all.take() {
+            None if more.is_empty() => all = Some(piece),
+            first => {
+                more.extend_from_slice(&first.unwrap_or_default());
+                more.extend_from_slice(&piece);
+            }
+        }
+    }
+    let all = all.unwrap_or_else(|| more.freeze());
+    if all.len() as u64 == len {
+        Ok(all)
+    } else {
+        Err(internal("an object of another length than it has"))
+    }
+}
+
+/// The reply's head of a reading.
+fn head(
+    context: &Context,
+    part: &Part,
+    range: &Range<u64>,
+    meta: &ObjectMeta,
+    found: &Attributes,
+) -> Reply {
+    let call = &context.call;
+    let size = meta.manifest.size;
+    let is_part = part.range.is_some();
+    let mut reply = Reply::new(if is_part {
+        StatusCode::PARTIAL_CONTENT
+    } else {
+        StatusCode::OK
+    });
+    describe(&mut reply, call, meta, found);
+    if is_part {
+        reply.set("content-range", &content_range(range, size));
+    }
+    if let Some((_, count)) = part.number
+        && meta.manifest.etag.parts > 0
+    {
+        reply.set("x-amz-mp-parts-count", &count.to_string());
+    }
+    let mode = call.header("x-amz-checksum-mode");
+    if mode.is_some_and(|mode| mode.eq_ignore_ascii_case("enabled"))
+        && let Some(checksum) = found.checksum()
+    {
+        let whole = *range == (0..size);
+        let of_part = part.number.and_then(|(number, _)| {
+            let digest = found.parts.as_ref()?.digests.get(number - 1)?.clone();
+            Some(Checksum::full(checksum.algorithm, digest))
+        });
+        match of_part {
+            Some(of_part) => {
+                reply.set(of_part.algorithm.header(), &of_part.to_string());
+                reply.set("x-amz-checksum-type", checksum.kind.as_str());
+            }
+            None if whole => set_checksum(&mut reply, checksum),
+            None => {}
+        }
+    }
+    reply
+}
+
+fn number_header(call: &Call, name: &str) -> Result<Option<usize>, Refusal> {
+    match call.header(name).map(str::parse) {
+        None => Ok(None),
+        Some(Ok(number)) => Ok(Some(number)),
+        Some(Err(_)) => {
+            let message = format!("Argument {name} must be an integer between 0 and 2147483647");
+            Err(Refusal::new(Code::InvalidArgument, message))
+        }
+    }
+}
+
+/// Writes a checksum as documents have it.
+pub(crate) fn write_checksum(xml: &mut Xml, checksum: &Checksum) {
+    write_digest(xml, checksum);
+    xml.text("ChecksumType", checksum.kind.as_str());
+}
+
+/// The same without what it is of.
+pub(crate) fn write_digest(xml: &mut Xml, checksum: &Checksum) {
+    let name = format!("Checksum{}", checksum.algorithm.as_str());
+    xml.text(&name, &checksum.to_string());
+}
+
+fn write_parts(xml: &mut Xml, meta: &ObjectMeta, found: &Attributes, marker: usize, most: usize) {
+    let count = usize::from(meta.manifest.etag.parts);
+    xml.value("PartsCount", count);
+    // S3 tells of each part only if it has a checksum of its own.
+    let (Some(parts), Some(checksum)) = (&found.parts, found.checksum()) else {
+        return;
+    };
+    if parts.digests.is_empty() || checksum.kind != Kind::Composite {
+        return;
+    }
+    let last = count.min(marker.saturating_add(most));
+    xml.value("PartNumberMarker", marker);
+    xml.value("NextPartNumberMarker", last);
+    xml.value("MaxParts", most);
+    xml.value("IsTruncated", last < count);
+    for number in marker.saturating_add(1)..=last {
+        let (Some((_, size)), Some(digest)) = (parts.place(number), parts.digests.get(number - 1))
+        else {
+            return;
+        };
+        xml.element("Part", |xml| {
+            xml.value("PartNumber", number);
+            xml.value("Size", size);
+            write_digest(xml, &Checksum::full(checksum.algorithm, digest.clone()));
+        });
+    }
+}

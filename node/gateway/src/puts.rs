@@ -1,0 +1,520 @@
+//! Making objects: of a body, and of other objects.
+//!
+//! Invariants:
+//! - conditions are judged before the body is asked for, and again by the journal when the object is made;
+//! - what is acknowledged has the digests that were sent of it.
+
+use std::io;
+
+use ashlar_cluster_s3::attributes::Attributes;
+use ashlar_cluster_s3::calendar::iso_date;
+use ashlar_cluster_s3::checksum::{Algorithm, Checksum};
+use ashlar_cluster_s3::conditional::{Current, ReadIf, WriteIf, etag};
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::tags;
+use ashlar_cluster_s3::text::percent_decode;
+use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::{Etag, Precondition};
+use ashlar_layout::message::ObjectMeta;
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{ClientError, Code as Store, GetOptions, PutOptions, Seal};
+
+use crate::access::Access;
+use crate::body::{BodyReader, Promise, Source, came};
+use crate::call::{Call, arn, check_bucket_name};
+use crate::digests::Sent;
+use crate::faults::{is_absent, refusal, refused};
+use crate::gateway::{Context, Gateway, attributes, modified_ms};
+use crate::inbound::Inbound;
+use crate::objects::{set_checksum, write_checksum};
+use crate::pieces::Pieces;
+use crate::reply::Reply;
+
+/// Most bytes of one body.
+pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
+
+/// What was put.
+#[derive(Clone, Debug)]
+pub(crate) struct Made {
+    pub(crate) version: Seq,
+    pub(crate) etag: String,
+    pub(crate) checksum: Option<Checksum>,
+}
+
+/// Where something is to be put, and how.
+pub(crate) struct Target<'a> {
+    pub(crate) bucket: &'a str,
+    pub(crate) key: &'a str,
+    pub(crate) condition: &'a WriteIf,
+    pub(crate) precondition: Precondition,
+    pub(crate) attributes: Attributes,
+}
+
+/// Refuses what cannot be kept with an object here.
+pub(crate) fn check_kept(call: &Call) -> Result<(), Refusal> {
+    match call.header("x-amz-acl") {
+        None | Some("" | "private" | "bucket-owner-full-control") => {}
+        Some(_) => {
+            return refused(
+                Code::AccessControlListNotSupported,
+                "The bucket does not allow ACLs",
+            );
+        }
+    }
+    match call.header("x-amz-storage-class") {
+        None | Some("" | "STANDARD") => Ok(()),
+        Some(_) => refused(
+            Code::InvalidStorageClass,
+            "The storage class you specified is not valid",
+        ),
+    }
+}
+
+/// What a request wants remembered of the object.
+pub(crate) fn attributes_of(call: &Call) -> Result<Attributes, Refusal> {
+    check_kept(call)?;
+    let header = |name: &str| {
+        call.header(name)
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
+    let tagging = call.header("x-amz-tagging");
+    let mut attributes = Attributes {
+        content_type: header("content-type"),
+        content_encoding: header("content-encoding").and_then(|text| without_chunks(&text)),
+        content_language: header("content-language"),
+        content_disposition: header("content-disposition"),
+        cache_control: header("cache-control"),
+        expires: header("expires"),
+        metadata: call.headers_from("x-amz-meta-"),
+        tags: tagging.map_or(Ok(Vec::new()), tags::parse_header)?,
+        ..Attributes::default()
+    };
+    attributes.metadata.sort();
+    // What does not fit is refused before the body comes.
+    attributes.encode()?;
+    Ok(attributes)
+}
+
+/// A content encoding without that of the body on its way.
+fn without_chunks(encoding: &str) -> Option<String> {
+    let others: Vec<&str> = encoding
+        .split(',')
+        .map(str::trim)
+        .filter(|one| !one.eq_ignore_ascii_case("aws-chunked") && !one.is_empty())
+        .collect();
+    (!others.is_empty()).then(|| others.join(","))
+}
+
+/// The condition of a write.
+pub(crate) fn write_if(call: &Call) -> Result<WriteIf, Refusal> {
+    WriteIf::parse(call.header("if-match"), call.header("if-none-match"))
+}
+
+impl Gateway {
+    /// What stands where something is to be written.
+    pub(crate) async fn current(
+        &self,
+        bucket: &str,
+        key: &str,
+    ) -> Result<Option<Current>, Refusal> {
+        match self.store.head(bucket, key).await {
+            Ok(meta) => Ok(Some(Current {
+                etag: etag(&meta.manifest, meta.version),
+                version: meta.version,
+            })),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// What a write is to be proposed with, if its condition holds now.
+    pub(crate) async fn precondition(
+        &self,
+        bucket: &str,
+        key: &str,
+        condition: &WriteIf,
+    ) -> Result<Precondition, Refusal> {
+        if *condition == WriteIf::Always {
+            return Ok(Precondition::None);
+        }
+        condition.decide(self.current(bucket, key).await?.as_ref())
+    }
+
+    /// What a write is answered with that the journal refused.
+    pub(crate) async fn lost(&self, bucket: &str, key: &str, condition: &WriteIf) -> Refusal {
+        match self.current(bucket, key).await {
+            Err(refusal) => refusal,
+            Ok(current) => match condition.decide_again(current.as_ref()) {
+                Err(refusal) => refusal,
+                // Its condition holds, and yet it was not done: the body is gone, the client has it still.
+                Ok(_) => Refusal::new(
+                    Code::ConditionalRequestConflict,
+                    "The conditional request cannot succeed due to a conflicting operation against this \
+                     resource.",
+                ),
+            },
+        }
+    }
+
+    /// PutObject.
+    pub(crate) async fn put_object(
+        &self,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        self.check_there(context).await?;
+        let attributes = attributes_of(call)?;
+        let sent = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
+        let condition = write_if(call)?;
+        let mut promise = self.promise(context)?;
+        if promise.len > PUT_MAX {
+            return refused(
+                Code::EntityTooLarge,
+                "Your proposed upload exceeds the maximum allowed size",
+            );
+        }
+        let precondition = self
+            .precondition(&call.bucket, &call.key, &condition)
+            .await?;
+        promise.algorithms = sent.algorithms();
+        let target = Target {
+            bucket: &call.bucket,
+            key: &call.key,
+            condition: &condition,
+            precondition,
+            attributes,
+        };
+        let made = self
+            .make(target, Source::Http(body), promise, &sent)
+            .await?;
+        let mut reply = Reply::ok().with("etag", &format!("\"{}\"", made.etag));
+        if let Some(checksum) = &made.checksum {
+            set_checksum(&mut reply, checksum);
+        }
+        Ok(reply)
+    }
+
+    /// Makes an object of a body.
+    pub(crate) async fn make(
+        &self,
+        target: Target<'_>,
+        source: Source,
+        promise: Promise,
+        sent: &Sent,
+    ) -> Result<Made, Refusal> {
+        let Target {
+            bucket,
+            key,
+            condition,
+            precondition,
+            attributes,
+        } = target;
+        let len = promise.len;
+        let _share = self.share(len).await?;
+        let (reader, shared) = BodyReader::new(source, promise);
+        let options = PutOptions {
+            precondition,
+            size_exact: Some(len),
+            // Of what stands in the reserved bucket parts alone come this way: they are to be taken over.
+            striped: bucket == SYSTEM_BUCKET,
+            ..PutOptions::default()
+        };
+        let mut made: Option<(String, Option<Checksum>)> = None;
+        let seal = |_: Seal| {
+            let mut came = came(&shared);
+            let sealed = seal(&came, sent, attributes);
+            match sealed {
+                Ok((seal, checksum)) => {
+                    made = Some((seal.etag.to_string(), checksum));
+                    Ok(seal)
+                }
+                Err(refusal) => {
+                    let error = io::Error::other(refusal.to_string());
+                    came.refusal = Some(refusal);
+                    Err(error)
+                }
+            }
+        };
+        let put = self
+            .store
+            .put_sealed(bucket, key, reader, options, seal)
+            .await;
+        match (put, made) {
+            (Ok(outcome), Some((etag, checksum))) => Ok(Made {
+                version: outcome.version,
+                etag,
+                checksum,
+            }),
+            (Err(error), _) if error.code() == Store::PreconditionFailed => {
+                Err(self.lost(bucket, key, condition).await)
+            }
+            (Err(ClientError::SourceLength { .. }), _) => refused(
+                Code::IncompleteBody,
+                "You did not provide the number of bytes specified by the Content-Length HTTP header",
+            ),
+            (Err(error), _) => {
+                let said = came(&shared).refusal.take();
+                Err(said.unwrap_or_else(|| refusal(&error)))
+            }
+            (Ok(_), None) => Err(crate::faults::internal("an object that was not sealed")),
+        }
+    }
+
+    /// CopyObject.
+    pub(crate) async fn copy_object(&self, context: &Context) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        self.check_there(context).await?;
+        let from = CopySource::of(call)?;
+        let replaces = directive(call, "x-amz-metadata-directive")?;
+        let replaces_tags = directive(call, "x-amz-tagging-directive")?;
+        check_kept(call)?;
+        let condition = write_if(call)?;
+        // Before the source is open: who reads and waits to read more may wait for others like it.
+        let precondition = self
+            .precondition(&call.bucket, &call.key, &condition)
+            .await?;
+        let (stream, meta, found) = self.open_source(context, &from, None).await?;
+        if meta.manifest.size > PUT_MAX {
+            return refused(
+                Code::InvalidRequest,
+                "The specified copy source is larger than the maximum allowable size for a copy source: \
+                 5368709120",
+            );
+        }
+        let same = from.bucket == call.bucket && from.key == call.key;
+        let algorithm = call
+            .header("x-amz-checksum-algorithm")
+            .map(Algorithm::parse)
+            .transpose()?;
+        if same && !replaces && !replaces_tags && algorithm.is_none() {
+            return refused(
+                Code::InvalidRequest,
+                "This copy request is illegal because it is trying to copy an object to itself without \
+                 changing the object's metadata, storage class, website redirect location or encryption \
+                 attributes.",
+            );
+        }
+        let given = attributes_of(call)?;
+        let mut attributes = if replaces {
+            given.clone()
+        } else {
+            found.clone()
+        };
+        attributes.tags = if replaces_tags {
+            given.tags
+        } else {
+            found.tags
+        };
+        (attributes.parts, attributes.upload) = (None, None);
+        (attributes.modified_ms, attributes.checksums) = (None, Vec::new());
+        let kept = found.checksums.first().map(|checksum| checksum.algorithm);
+        let algorithm = algorithm.or(kept).unwrap_or(Algorithm::Crc64Nvme);
+        let sent = Sent::default().or_made(algorithm);
+        let target = Target {
+            bucket: &call.bucket,
+            key: &call.key,
+            condition: &condition,
+            precondition,
+            attributes,
+        };
+        let promise = self.own_promise(meta.manifest.size, &sent);
+        let source = Source::Object(Pieces::new(stream));
+        let made = self.make(target, source, promise, &sent).await?;
+        let now = self.store.head(&call.bucket, &call.key).await;
+        let modified = match now {
+            Ok(meta) if meta.version == made.version => meta.modified_ms,
+            _ => context.now_ms,
+        };
+        Ok(Reply::xml(copy_result("CopyObjectResult", &made, modified)))
+    }
+
+    /// What is promised of a body that comes from the store.
+    pub(crate) fn own_promise(&self, len: u64, sent: &Sent) -> Promise {
+        Promise {
+            len,
+            payload: ashlar_cluster_s3::signature::Payload::Unsigned,
+            signer: None,
+            algorithms: sent.algorithms(),
+            wait: self.options.limits.body_wait,
+        }
+    }
+
+    /// Opens what is to be copied, if the caller may read it and its conditions hold.
+    pub(crate) async fn open_source(
+        &self,
+        context: &Context,
+        from: &CopySource,
+        range: Option<ashlar_node_client::ByteRange>,
+    ) -> Result<(ashlar_node_client::GetStream, ObjectMeta, Attributes), Refusal> {
+        let call = &context.call;
+        let mut access = self.access_to(context, &from.bucket).await?;
+        access.check_expected_owner(call.header("x-amz-source-expected-bucket-owner"))?;
+        let source = arn(&from.bucket, &from.key);
+        let by_tags = access.looks_at_existing_tags();
+        if by_tags {
+            self.say_tags_of(&mut access, &from.bucket, &from.key)
+                .await?;
+        }
+        access.check("s3:GetObject", &source)?;
+        let stream = self
+            .store
+            .get(&from.bucket, &from.key, GetOptions { range })
+            .await;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) if is_absent(&error) => return Err(access.absent(&from.bucket)),
+            Err(error) if error.code() == Store::RangeNotSatisfiable => {
+                return refused(
+                    Code::InvalidArgument,
+                    "Range specified is not valid for source object",
+                );
+            }
+            Err(error) => return Err(refusal(&error)),
+        };
+        let meta = stream.meta().clone();
+        let found = attributes(&meta)?;
+        if by_tags {
+            // It may be another object by now.
+            access.say_existing_tags(&found.tags);
+            access.check("s3:GetObject", &source)?;
+        }
+        from.conditions.check_copy(
+            &etag(&meta.manifest, meta.version),
+            modified_ms(&meta, &found),
+        )?;
+        Ok((stream, meta, found))
+    }
+
+    /// Says which tags an object has; none, if there is no such object.
+    pub(crate) async fn say_tags_of(
+        &self,
+        access: &mut Access,
+        bucket: &str,
+        key: &str,
+    ) -> Result<(), Refusal> {
+        let tags = match self.store.head(bucket, key).await {
+            Ok(meta) => attributes(&meta)?.tags,
+            Err(error) if is_absent(&error) => Vec::new(),
+            Err(error) => return Err(refusal(&error)),
+        };
+        access.say_existing_tags(&tags);
+        Ok(())
+    }
+
+    /// What the caller is to a bucket, which may be another one than the call's.
+    async fn access_to(&self, context: &Context, bucket: &str) -> Result<Access, Refusal> {
+        if bucket == context.call.bucket {
+            return Ok(context.access.clone());
+        }
+        let open = self.directory.bucket(bucket).await?;
+        if open.is_none() {
+            self.check_bucket_there(bucket).await?;
+        }
+        let mut access = context.access.clone();
+        access.bucket = open;
+        Ok(access)
+    }
+}
+
+/// What is to be remembered of a body that came, if it is what was said of it.
+pub(crate) fn seal(
+    came: &crate::body::Came,
+    sent: &Sent,
+    mut attributes: Attributes,
+) -> Result<(Seal, Option<Checksum>), Refusal> {
+    let Some(digests) = &came.digests else {
+        return Err(crate::faults::internal("a body without an end"));
+    };
+    let checksum = sent.check(digests, &came.trailer)?;
+    attributes.checksums = checksum.iter().cloned().collect();
+    let etag = Etag {
+        md5: digests.md5,
+        parts: 0,
+    };
+    let seal = Seal {
+        etag,
+        attributes: attributes.encode()?.into(),
+    };
+    Ok((seal, checksum))
+}
+
+/// What came of a copy, as a document.
+pub(crate) fn copy_result(name: &str, made: &Made, modified_ms: u64) -> String {
+    Xml::document(name, |xml| {
+        xml.text("LastModified", &iso_date(modified_ms));
+        xml.text("ETag", &format!("\"{}\"", made.etag));
+        if let Some(checksum) = &made.checksum {
+            write_checksum(xml, checksum);
+        }
+    })
+}
+
+/// Whether a copy is to have what the request says, and not what the source has.
+fn directive(call: &Call, name: &'static str) -> Result<bool, Refusal> {
+    match call.header(name) {
+        None | Some("" | "COPY") => Ok(false),
+        Some("REPLACE") => Ok(true),
+        Some(_) => refused(Code::InvalidArgument, "Unknown metadata directive."),
+    }
+}
+
+/// What is to be copied.
+#[derive(Clone, Debug)]
+pub(crate) struct CopySource {
+    pub(crate) bucket: String,
+    pub(crate) key: String,
+    conditions: ReadIf,
+}
+
+impl CopySource {
+    /// From a request's headers.
+    pub(crate) fn of(call: &Call) -> Result<CopySource, Refusal> {
+        let bad = || {
+            refused(
+                Code::InvalidArgument,
+                "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
+            )
+        };
+        let source = call.header("x-amz-copy-source").unwrap_or_default();
+        if source.starts_with("arn:") {
+            return refused(
+                Code::NotImplemented,
+                "Copies from access points are not implemented",
+            );
+        }
+        let (path, query) = source.split_once('?').unwrap_or((source, ""));
+        match query.strip_prefix("versionId=") {
+            None if query.is_empty() => {}
+            Some("null") => {}
+            Some(_) => {
+                return refused(Code::NoSuchVersion, "The specified version does not exist.");
+            }
+            None => return bad(),
+        }
+        let Some(path) = percent_decode(path) else {
+            return bad();
+        };
+        let path = path.strip_prefix('/').unwrap_or(&path);
+        let Some((bucket, key)) = path.split_once('/') else {
+            return bad();
+        };
+        if key.is_empty() {
+            return bad();
+        }
+        check_bucket_name(bucket)?;
+        let condition = |name: &str| call.header(&format!("x-amz-copy-source-if-{name}"));
+        Ok(CopySource {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            conditions: ReadIf::parse(
+                condition("match"),
+                condition("none-match"),
+                condition("modified-since"),
+                condition("unmodified-since"),
+            ),
+        })
+    }
+}

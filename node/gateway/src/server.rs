@@ -1,0 +1,241 @@
+//! Connections: accepted, secured, served, ended.
+//!
+//! Invariants:
+//! - a connection costs a bounded amount of memory, and one that stands still is ended;
+//! - over the bound of connections a new one is told to slow down, and closed;
+//! - small replies leave at once: `TCP_NODELAY`, head and body in one write.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
+
+use crate::gateway::Gateway;
+
+/// What a connection is told that is one too many.
+const SLOW_DOWN: &[u8] = b"HTTP/1.1 503 Slow Down\r\nRetry-After: 1\r\nConnection: close\r\n\
+    Content-Type: application/xml\r\nContent-Length: 100\r\n\r\n\
+    <?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+    <Error><Code>SlowDown</Code><Message>Busy.</Message></Error>\n";
+/// Between tries to accept after an error: of descriptors there may be too few.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Serves connections of `listener` until `stop` ends; then waits for the requests under way, at most so
+/// long. TLS, if there is an acceptor.
+pub async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    stop: impl Future<Output = ()>,
+    wait: Duration,
+) {
+    let limits = gateway.options.limits;
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let (stopping, stopped) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+            // Those that have ended are forgotten.
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        let Ok((stream, peer)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            connections.spawn(refuse(stream, tls.is_some()));
+            continue;
+        };
+        let (gateway, tls, stopped) = (gateway.clone(), tls.clone(), stopped.clone());
+        connections.spawn(async move {
+            let _place = place;
+            connection(gateway, stream, peer, tls, stopped).await;
+        });
+    }
+    drop(listener);
+    // A receiver that is gone has no request.
+    let _ = stopping.send(true);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    // Whoever takes longer is cut off.
+    let _ = tokio::time::timeout(wait, ended).await;
+}
+
+async fn refuse(mut stream: TcpStream, secure: bool) {
+    if !secure {
+        // It may be gone already.
+        let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(SLOW_DOWN)).await;
+    }
+}
+
+async fn connection(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    stopped: watch::Receiver<bool>,
+) {
+    let limits = gateway.options.limits;
+    // A socket that cannot do this is one that is gone.
+    let _ = stream.set_nodelay(true);
+    let stream = Paced::new(stream, limits.body_wait);
+    match tls {
+        None => http(gateway, stream, peer, false, stopped).await,
+        Some(tls) => {
+            // One that does not shake hands is nobody's.
+            if let Ok(Ok(stream)) = tokio::time::timeout(limits.head_wait, tls.accept(stream)).await
+            {
+                http(gateway, stream, peer, true, stopped).await;
+            }
+        }
+    }
+}
+
+async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    gateway: Arc<Gateway>,
+    stream: S,
+    peer: SocketAddr,
+    secure: bool,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let limits = gateway.options.limits;
+    let service = service_fn(move |request| {
+        let gateway = gateway.clone();
+        async move { Ok::<_, io::Error>(gateway.handle(request, peer, secure).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_wait)
+        .max_headers(limits.headers_max)
+        .max_buf_size(limits.head_max.max(8192))
+        .half_close(false)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            // What went wrong on the way, the client knows.
+            _ended = connection.as_mut() => return,
+            changed = stopped.changed(), if !stopping => {
+                stopping = true;
+                if changed.is_ok() {
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// A socket that does not wait for ever for its other side to take what is written.
+#[derive(Debug)]
+struct Paced {
+    stream: TcpStream,
+    wait: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Paced {
+    fn new(stream: TcpStream, wait: Duration) -> Paced {
+        Paced {
+            stream,
+            wait,
+            timer: None,
+        }
+    }
+
+    /// Passes on what a write has come to, unless it takes too long.
+    fn paced<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.timer = None;
+            return polled;
+        }
+        let wait = self.wait;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Paced {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Paced {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.paced(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.paced(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.paced(cx, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.paced(cx, polled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_canned_reply_has_the_length_that_it_says() {
+        let text = std::str::from_utf8(SLOW_DOWN).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("Content-Length: {}", body.len())),
+            "{}",
+            body.len()
+        );
+    }
+}

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Puts through an S3 endpoint while its store is beaten, and looks afterwards what is there.
+
+    storm.py ENDPOINT put LOG       until its standard input ends: whatever is begun and acknowledged is written down
+    storm.py ENDPOINT verify LOG    everything acknowledged is there, and whatever is there is whole
+
+Eight clients put objects of all sizes, some of them in parts, each under keys of its own, and overwrite them.
+"""
+import hashlib, json, random, sys, threading, time
+
+from check import MIB, S3, SEED, client
+from botocore.exceptions import BotoCoreError, ClientError
+
+BUCKET = "storm"
+CLIENTS, KEYS = 8, 12
+
+
+def content(seed, size):
+    return random.Random(seed).randbytes(size)
+
+
+def put_parts(s3, key, x):
+    upload = s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+    parts = []
+    for n, at in enumerate(range(0, len(x), 5 * MIB)):
+        got = s3.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=n + 1, Body=x[at:at + 5 * MIB])
+        parts.append({"PartNumber": n + 1, "ETag": got["ETag"]})
+    s3.complete_multipart_upload(Bucket=BUCKET, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+
+
+def work(me, stop, say):
+    dice = random.Random(SEED + me)
+    s3 = client(connect_timeout=2, read_timeout=20)
+    n = 0
+    while not stop.is_set():
+        n += 1
+        key = "%d/%d" % (me, dice.randrange(KEYS))
+        size = dice.choice((0, 100, 4096, 100_000, 1 << 20, 6 * MIB, 11 * MIB))
+        seed = "%d-%d-%d" % (SEED, me, n)
+        x = content(seed, size)
+        made = dict(key=key, seed=seed, size=size, md5=hashlib.md5(x).hexdigest())
+        say("begun", made)
+        try:
+            if size > 5 * MIB and dice.random() < 0.7:
+                put_parts(s3, key, x)
+            else:
+                s3.put_object(Bucket=BUCKET, Key=key, Body=x)
+            say("done", made)
+        except (ClientError, BotoCoreError) as error:
+            code = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
+            say("failed", dict(made, why=code))
+            stop.wait(0.1)
+
+
+def put(log):
+    S3.create_bucket(Bucket=BUCKET)
+    lock, stop = threading.Lock(), threading.Event()
+    with open(log, "w") as out:
+        def say(what, made):
+            with lock:
+                out.write(json.dumps(dict(made, what=what)) + "\n")
+                out.flush()
+        threads = [threading.Thread(target=work, args=(i, stop, say)) for i in range(CLIENTS)]
+        for t in threads:
+            t.start()
+        sys.stdin.read()
+        stop.set()
+        for t in threads:
+            t.join()
+
+
+def verify(log):
+    # What each key may hold: what was acknowledged last, or whatever was begun and not acknowledged since, or before
+    # that, but still on its way then.
+    may, done, failed = {}, 0, {}
+    for line in open(log):
+        e = json.loads(line)
+        if e["what"] == "begun":
+            may.setdefault(e["key"], [None]).append(e)
+        elif e["what"] == "done":
+            done += 1
+            may[e["key"]] = [x for x in may[e["key"]] if x and (x["seed"] == e["seed"] or x.get("doubt"))]
+        else:
+            failed[e["why"]] = failed.get(e["why"], 0) + 1
+            for x in may[e["key"]]:
+                if x and x["seed"] == e["seed"]:
+                    x["doubt"] = True
+    assert done > 20, "only %d puts were acknowledged: %s" % (done, failed)
+    wrong = []
+    for key, states in sorted(may.items()):
+        try:
+            got = S3.get_object(Bucket=BUCKET, Key=key)
+            x = got["Body"].read()
+            assert len(x) == got["ContentLength"]
+            is_one = any(s and len(x) == s["size"] and hashlib.md5(x).hexdigest() == s["md5"] for s in states)
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "NoSuchKey", error
+            is_one = None in states
+        if not is_one:
+            wrong.append(key)
+    listed = {o["Key"] for page in S3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET) for o in page.get("Contents", [])}
+    assert listed <= set(may), listed - set(may)
+    print("%d puts acknowledged, failed: %s, %d keys" % (done, failed, len(may)))
+    assert not wrong, "neither what was acknowledged nor what was begun since: %s" % wrong
+
+
+if __name__ == "__main__":
+    began = time.time()
+    {"put": put, "verify": verify}[sys.argv[2]](sys.argv[3])

@@ -1,0 +1,125 @@
+//! S3's clients: a Python with boto3, pointed at the gateways of a rig.
+//!
+//! Invariant: what the scripts in `tests/s3` find wrong is the test's report.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::binary;
+use crate::rig::Rig;
+
+/// What names a Python that has boto3.
+pub const PYTHON: &str = "ASHLAR_S3_PYTHON";
+
+/// A Python that has boto3; says so, if there is none.
+pub fn python() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(PYTHON) {
+        // Whoever names one means it.
+        return Some(path.into());
+    }
+    let has = Command::new("python3")
+        .args(["-c", "import boto3"])
+        .stderr(Stdio::null())
+        .status();
+    if has.is_ok_and(|status| status.success()) {
+        return Some("python3".into());
+    }
+    eprintln!(
+        "skipped: S3's clients (no python3 with boto3: install .ci/requirements-s3.txt, and name it by {PYTHON})"
+    );
+    None
+}
+
+/// A gateway beside the rig's own.
+pub struct Gateway {
+    child: Child,
+    /// Where it is reached.
+    pub endpoint: String,
+}
+
+impl Gateway {
+    /// Starts one.
+    pub fn start(rig: &Rig) -> Gateway {
+        let mut child = rig
+            .command(&["gateway", "run", "--listen", "127.0.0.1:0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("a gateway does not start: {e}"));
+        let stderr = child.stderr.take().expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(stderr)
+            .read_line(&mut line)
+            .expect("a gateway's log is text");
+        let endpoint = line
+            .split_whitespace()
+            .find(|word| word.starts_with("http://"));
+        let endpoint = endpoint.map(str::to_owned);
+        Gateway {
+            child,
+            endpoint: endpoint.unwrap_or_else(|| panic!("a gateway says {line:?}")),
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where the rig's own gateway is reached.
+pub fn endpoint(rig: &Rig) -> String {
+    let status: serde_json::Value =
+        serde_json::from_str(&rig.rig(&["status", "--json"])).expect("the status is JSON");
+    let endpoint = status["gateway"]["endpoint"].as_str();
+    endpoint.expect("a rig with a gateway").to_owned()
+}
+
+/// The pid of the rig's own gateway.
+pub fn pid(rig: &Rig) -> rustix::process::Pid {
+    let status: serde_json::Value =
+        serde_json::from_str(&rig.rig(&["status", "--json"])).expect("the status is JSON");
+    let pid = status["gateway"]["pid"].as_i64();
+    let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
+    pid.expect("a gateway that runs")
+}
+
+/// One of the scripts in `tests/s3`, as the rig's first user.
+pub fn script(rig: &Rig, python: &Path, name: &str) -> Command {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("s3");
+    let mut command = Command::new(python);
+    command
+        .arg("-B")
+        .arg(folder.join(name))
+        .arg(endpoint(rig))
+        .env(
+            "AWS_SHARED_CREDENTIALS_FILE",
+            rig.dir().join("gateway").join("credentials"),
+        )
+        .env("AWS_CONFIG_FILE", "/dev/null")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY")
+        .env_remove("AWS_PROFILE")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a script, which must find nothing wrong.
+pub fn run(mut command: Command) {
+    eprintln!("the command is {}", binary::ashlar().display());
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("Python does not start: {e}"));
+    let out = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{}\n{out}\n{errors}",
+        output.status
+    );
+    eprintln!("{out}");
+}

@@ -1,0 +1,80 @@
+//! S3 as its clients see it: boto3 through two gateways, requests that no client sends, nodes and gateways that die.
+//!
+//! The scripts are in `tests/s3`, and can be pointed at any endpoint by hand. Without a Python that has boto3 they are
+//! skipped, which is said.
+
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ashlar_tests::rig::{Options, Rig, pause};
+use ashlar_tests::s3::{self, Gateway};
+use rustix::process::{Signal, kill_process};
+
+/// One rig at a time: clients give up on what takes too long.
+static ONE: Mutex<()> = Mutex::new(());
+
+fn rig() -> (MutexGuard<'static, ()>, Rig) {
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::up(Options {
+        size: "1G",
+        gateway: true,
+        ..Options::default()
+    });
+    (turn, rig)
+}
+
+#[test]
+fn a_real_client_finds_what_it_knows_of_s3() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let second = Gateway::start(&rig);
+    let user = rig.ok(&["user", "add", "other", "--json"]);
+    let user: serde_json::Value = serde_json::from_str(&user).expect("a user is told as JSON");
+    let text = |name: &str| user[name].as_str().expect("a user has a key").to_owned();
+    let mut check = s3::script(&rig, &python, "check.py");
+    check
+        .env("ENDPOINT2", &second.endpoint)
+        .env("ALT_KEY", text("access_key_id"))
+        .env("ALT_SECRET", text("secret_access_key"));
+    s3::run(check);
+}
+
+#[test]
+fn what_no_client_sends_is_refused_and_touches_nothing() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    s3::run(s3::script(&rig, &python, "malformed.py"));
+}
+
+#[test]
+fn what_was_acknowledged_is_there_when_nodes_and_gateways_have_died() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let log = rig.scratch().join("storm.log");
+    let mut storm = s3::script(&rig, &python, "storm.py");
+    storm.arg("put").arg(&log).stdin(Stdio::piped());
+    let mut storm = storm
+        .spawn()
+        .unwrap_or_else(|e| panic!("Python does not start: {e}"));
+    let moment = Duration::from_secs(4);
+    pause(moment);
+    for _ in 0..2 {
+        let head = rig.head();
+        let other = rig.all().into_iter().find(|n| !rig.chain().contains(n));
+        let dead = [head, other.expect("a chain is three of six")];
+        rig.nodes("kill", &dead);
+        pause(moment);
+        kill_process(s3::pid(&rig), Signal::KILL).expect("the gateway runs");
+        pause(moment / 4);
+        // Both the nodes and the gateway come back.
+        rig.up_again();
+        pause(moment);
+    }
+    drop(storm.stdin.take());
+    let ended = storm.wait().expect("it was started");
+    assert!(ended.success(), "the storm ended with {ended}");
+    let mut verify = s3::script(&rig, &python, "storm.py");
+    verify.arg("verify").arg(&log);
+    s3::run(verify);
+}
