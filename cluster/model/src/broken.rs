@@ -210,15 +210,15 @@ impl World {
             candidates += u32::from(!face.reigned && face.term.round() > 1);
             if !face.serving {
                 if face.reigned {
-                    plan.saw(Seen::Fenced);
+                    self.saw(plan, Seen::Fenced);
                 }
                 continue;
             }
             if face.term.round() > 1 {
-                plan.saw(Seen::Election);
+                self.saw(plan, Seen::Election);
             }
             if face.config > 1 && face.config % 2 == 1 {
-                plan.saw(Seen::Change);
+                self.saw(plan, Seen::Change);
             }
             let held = &self.disk(at).held;
             let lost = self.committed.iter().any(|mark| {
@@ -235,13 +235,13 @@ impl World {
             }
         }
         if heads > 1 {
-            plan.saw(Seen::TwoHeads);
+            self.saw(plan, Seen::TwoHeads);
         }
         if candidates > 1 {
-            plan.saw(Seen::Race);
+            self.saw(plan, Seen::Race);
         }
         if !plan.desired.is_empty() && self.changes_race() {
-            plan.saw(Seen::ChangeRace);
+            self.saw(plan, Seen::ChangeRace);
         }
     }
 

@@ -25,6 +25,7 @@ impl Chain {
     /// From a chain that runs quietly, its bucket made.
     pub fn new(plan: Plan) -> Result<Self, String> {
         let first = World::begun(&plan)?;
+        plan.forget();
         Ok(Self {
             plan: Arc::new(plan),
             first,
@@ -254,7 +255,7 @@ impl Model for Chain {
             Act::Deliver { from, to } => world.deliver(plan, from, to, false),
             Act::Repeat { from, to } => {
                 world.left.repeats -= 1;
-                plan.saw(Seen::Repeat);
+                world.saw(plan, Seen::Repeat);
                 world.deliver(plan, from, to, true);
             }
             Act::Drop { from, to } => {

@@ -155,6 +155,7 @@ impl World {
     /// What it leads to without any more faults; why not, if nothing can be committed.
     pub fn healed(&self, plan: &Plan) -> Result<World, String> {
         let mut world = self.clone();
+        world.healing = true;
         let choice = self.fingerprint();
         for at in 0..world.nodes.len() {
             if !world.runs(at) {

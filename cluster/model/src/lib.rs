@@ -17,6 +17,7 @@ mod hash;
 mod heal;
 mod local;
 mod memo;
+mod models;
 mod net;
 mod past;
 mod plan;
@@ -27,8 +28,11 @@ mod world;
 pub use act::Act;
 pub use broken::{Broken, PROPERTIES};
 pub use chain::Chain;
-pub use plan::{Past, Plan, Seen};
-pub use suite::{Maker, Outcome, Scale, Search, Trace, check, models, walked};
 #[cfg(feature = "mutants")]
-pub use suite::{hunt, hunter};
+pub use models::hunter;
+pub use models::{Maker, Scale, models};
+pub use plan::{Past, Plan, Seen};
+#[cfg(feature = "mutants")]
+pub use suite::hunt;
+pub use suite::{Outcome, Search, Trace, check, walked};
 pub use world::World;

@@ -118,6 +118,8 @@ pub enum Effect {
     },
     /// It did what must not be.
     Fails(Broken),
+    /// Something happened that models are for.
+    Shows(Seen),
 }
 
 /// What the rest of a model may know of a replica at some time.
@@ -338,11 +340,11 @@ impl Doing<'_> {
         local.replica = None;
         local.connected = 0;
         if keep < local.disk.under_way.len() {
-            self.plan.saw(Seen::LostTail);
+            self.effects.push(Effect::Shows(Seen::LostTail));
         }
         local.disk.crash(keep);
         if rot && local.disk.rot() {
-            self.plan.saw(Seen::Rot);
+            self.effects.push(Effect::Shows(Seen::Rot));
         }
     }
 
@@ -430,10 +432,10 @@ impl Doing<'_> {
         }
         let gone = disk.write(token, first, entries);
         if !gone.is_empty() {
-            self.plan.saw(Seen::Truncation);
+            self.effects.push(Effect::Shows(Seen::Truncation));
         }
         if gone.iter().any(|mark| mark.chain != 0) {
-            self.plan.saw(Seen::ChangeUndone);
+            self.effects.push(Effect::Shows(Seen::ChangeUndone));
         }
         if !marks.is_empty() {
             self.effects.push(Effect::Writes(marks));
@@ -472,7 +474,7 @@ impl Doing<'_> {
             }
             Action::Retired => {
                 self.local.retired = true;
-                self.plan.saw(Seen::Retired);
+                self.effects.push(Effect::Shows(Seen::Retired));
             }
             // The one is done already, the others answer questions that no model asks.
             Action::Persist { .. }

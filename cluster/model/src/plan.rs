@@ -296,6 +296,11 @@ impl Plan {
         self.seen.fetch_or(1 << what as u8, Ordering::Relaxed);
     }
 
+    /// What happened before a model begins does not count.
+    pub fn forget(&self) {
+        self.seen.store(0, Ordering::Relaxed);
+    }
+
     /// What happened.
     pub fn happened(&self) -> Vec<Seen> {
         let seen = self.seen.load(Ordering::Relaxed);

@@ -72,6 +72,8 @@ pub struct World {
     pub committed: Arc<Vec<Mark>>,
     /// What did not hold: bits by [`Broken`].
     pub broken: u32,
+    /// It is only tried what comes of a state without any more faults.
+    pub healing: bool,
 }
 
 impl World {
@@ -134,6 +136,7 @@ impl World {
             at_work: None,
             committed: Arc::default(),
             broken: 0,
+            healing: false,
         }
     }
 
@@ -160,6 +163,13 @@ impl World {
     /// It does not hold.
     pub fn fail(&mut self, what: Broken) {
         self.broken |= 1 << what as u32;
+    }
+
+    /// It happened, unless that is no more part of the model.
+    pub fn saw(&self, plan: &Plan, what: Seen) {
+        if !self.healing {
+            plan.saw(what);
+        }
     }
 
     /// Whether it holds.
@@ -223,6 +233,11 @@ impl World {
             &Cause::Crash { keep, rot },
         );
         self.becomes(at, &step);
+        for effect in &step.effects {
+            if let Effect::Shows(what) = effect {
+                self.saw(plan, *what);
+            }
+        }
     }
 
     fn becomes(&mut self, at: usize, step: &Step) {
@@ -253,6 +268,7 @@ impl World {
         let mut prompt = Vec::new();
         for effect in &step.effects {
             match effect {
+                Effect::Shows(what) => self.saw(plan, *what),
                 Effect::Fails(what) => self.fail(*what),
                 Effect::Writes(marks) => {
                     let others = (0..self.nodes.len()).filter(|other| *other != at);
@@ -322,6 +338,12 @@ impl World {
             // Whoever waits for it: it is told.
             self.check_committed(plan, at, *seq, (id, no), durable);
         }
+        let healing = self.healing;
+        let saw = |what| {
+            if !healing {
+                plan.saw(what);
+            }
+        };
         let Some(held) = self.clients.get_mut(client) else {
             return;
         };
@@ -330,22 +352,22 @@ impl World {
             if let Reply::Error(error) = reply
                 && error.code == ErrorCode::NotHead
             {
-                plan.saw(Seen::Stray);
+                saw(Seen::Stray);
             }
             return;
         };
         match reply {
             Reply::Committed { seq, .. } => {
-                plan.saw(Seen::Commit);
+                saw(Seen::Commit);
                 if attempt.retry.is_some() {
-                    plan.saw(Seen::Retry);
+                    saw(Seen::Retry);
                 }
                 held.told = held.told.max(*seq);
                 held.ended(End::Done(*seq));
             }
             Reply::Error(error) => match error.code {
                 ErrorCode::PreconditionFailed => {
-                    plan.saw(Seen::Refusal);
+                    saw(Seen::Refusal);
                     held.ended(End::Refused);
                     self.check_refused(plan, client, request);
                 }
