@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ashlar_cluster_model::{Maker, Outcome, Scale, Search, check, models, walked};
+use ashlar_cluster_model::{Maker, Outcome, Plan, Scale, Search, check, models, walked};
 use clap::Parser;
 
 /// Check the replicated journal's models.
@@ -21,6 +21,9 @@ struct Cli {
     /// Only models whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only random walks, of so many steps in each model.
+    #[arg(long)]
+    only_walks: Option<usize>,
     /// No mutants.
     #[arg(long)]
     no_mutants: bool,
@@ -93,7 +96,10 @@ fn model(cli: &Cli, scale: Scale, (name, make): &Maker) -> Result<usize, String>
     for bound in &cli.set {
         plan.set(bound)?;
     }
-    let walks = plan.walks;
+    let walks = cli.only_walks.unwrap_or(plan.walks);
+    if cli.only_walks.is_some() {
+        return walk(cli, name, make, walks).map(|()| 0);
+    }
     let search = if cli.shortest {
         Search::Shortest
     } else {
@@ -125,11 +131,30 @@ fn model(cli: &Cli, scale: Scale, (name, make): &Maker) -> Result<usize, String>
             outcome.begins
         ));
     }
-    if walks > 0 {
+    walk(cli, name, make, walks)?;
+    Ok(*unique)
+}
+
+/// Walks at random through a model's largest bounds.
+fn walk(cli: &Cli, name: &str, make: &fn(Scale) -> Plan, steps: usize) -> Result<(), String> {
+    if steps == 0 {
+        return Ok(());
+    }
+    for forgets in [false, true] {
         let begun = Instant::now();
-        let outcome = check(walked(make), cli.threads, Search::Walks(cli.seed), walks)?;
+        let plan = walked(make, forgets);
+        if plan.forgets && !forgets {
+            // It always does.
+            continue;
+        }
+        let outcome = check(plan, cli.threads, Search::Walks(cli.seed), steps)?;
         println!(
-            "{name}: random walks of {} steps in all, the longest {}, {:.1} s, {:?}",
+            "{name}: random walks{} of {} steps in all, the longest {}, {:.1} s, {:?}",
+            if forgets {
+                ", with logs that forget,"
+            } else {
+                ""
+            },
             outcome.generated,
             outcome.depth,
             begun.elapsed().as_secs_f64(),
@@ -137,7 +162,7 @@ fn model(cli: &Cli, scale: Scale, (name, make): &Maker) -> Result<usize, String>
         );
         report(&outcome)?;
     }
-    Ok(*unique)
+    Ok(())
 }
 
 /// Prints the way to what does not hold.

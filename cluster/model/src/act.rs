@@ -29,6 +29,11 @@ pub enum Act {
         /// On which node.
         node: usize,
     },
+    /// The oldest thing that an index waits for is done.
+    Index {
+        /// On which node.
+        node: usize,
+    },
     /// A deadline that has come is acted upon.
     Timer {
         /// By which node.

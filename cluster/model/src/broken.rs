@@ -72,7 +72,7 @@ impl World {
         told: usize,
         (before, committed): (Seq, Seq),
         term: Term,
-        held: &[Option<Mark>],
+        (held, base): (&[Option<Mark>], Seq),
     ) {
         let newest = disk::at(held, committed);
         let reigns = node(term.head()) == told;
@@ -80,7 +80,7 @@ impl World {
             self.fail(Broken::OldReign);
         }
         let known = self.committed.len() as u64;
-        for seq in 1..=committed.0.min(known) {
+        for seq in base.0 + 1..=committed.0.min(known) {
             let held = disk::at(held, Seq(seq));
             if held.is_some_and(|held| held.term != self.committed[seq as usize - 1].term) {
                 self.fail(Broken::Disagree);
@@ -140,7 +140,7 @@ impl World {
                 let held = disk::at(&self.disk(at).durable, seq);
                 // Its own, as it was when it said so.
                 let held = if at == told { durable.copied() } else { held };
-                held.is_some_and(|held| held.term == mark.term)
+                self.face(at).base >= seq || held.is_some_and(|held| held.term == mark.term)
             };
             let members = (0..self.nodes.len()).filter(|at| chain & 1 << at != 0);
             let n = members.clone().count();
@@ -223,7 +223,9 @@ impl World {
             let held = &self.disk(at).held;
             let lost = self.committed.iter().any(|mark| {
                 let held = disk::at(held, mark.seq);
-                mark.term < face.term && held.is_none_or(|held| held.term != mark.term)
+                let known =
+                    mark.seq <= face.base || held.is_some_and(|held| held.term == mark.term);
+                mark.term < face.term && !known
             });
             if lost {
                 self.fail(Broken::Lost);

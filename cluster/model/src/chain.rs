@@ -52,6 +52,9 @@ impl Chain {
             if !world.disk(to).under_way.is_empty() {
                 acts.push(Act::Flush { node: to });
             }
+            if world.nodes[to].local.chunks.waits() {
+                acts.push(Act::Index { node: to });
+            }
             if world.is_due(to) {
                 acts.push(Act::Timer { node: to });
             }
@@ -263,6 +266,7 @@ impl Model for Chain {
                 world.net.pop(from, to)?;
             }
             Act::Flush { node } => world.tell(plan, node, &Cause::Flush),
+            Act::Index { node } => world.tell(plan, node, &Cause::Index),
             Act::Timer { node } => world.tell(plan, node, &Cause::Deadline),
             Act::Tick => {
                 world.left.ticks -= 1;
@@ -349,7 +353,9 @@ impl Model for Chain {
 /// anything happens in which it has no part, before it is done, then it was paused.
 impl World {
     fn has_work(&self, at: usize) -> bool {
-        let waits = self.net.waits_for(at) || !self.disk(at).under_way.is_empty();
+        let waits = self.net.waits_for(at)
+            || !self.disk(at).under_way.is_empty()
+            || self.nodes[at].local.chunks.waits();
         self.runs(at) && (waits || self.is_due(at))
     }
 
@@ -361,6 +367,7 @@ impl World {
             | Act::Drop { to, .. }
             | Act::Propose { to, .. } => Some(to),
             Act::Flush { node }
+            | Act::Index { node }
             | Act::Timer { node }
             | Act::Crash { node, .. }
             | Act::Restart { node }

@@ -152,13 +152,13 @@ impl Disk {
         gone
     }
 
-    /// The oldest record under way becomes durable: its token and address.
-    pub fn complete(&mut self) -> Option<(u64, u64)> {
+    /// The oldest record under way becomes durable: its token and address, and the record's number.
+    pub fn complete(&mut self) -> Option<(u64, u64, u64)> {
         let (token, record) = self.under_way.pop_front()?;
         let at = record.at;
         self.settle(&record);
         self.records.push(record);
-        Some((token, at))
+        Some((token, at, self.records.len() as u64))
     }
 
     /// What a durable record says.
@@ -234,7 +234,7 @@ mod tests {
             disk.write(token as u64, Seq(seq), entry(seq, term));
         }
         assert_eq!(terms(&disk.held), [1, 1, 1]);
-        assert_eq!(disk.complete().map(|(token, _)| token), Some(0));
+        assert_eq!(disk.complete().map(|done| done.0), Some(0));
         assert_eq!(terms(&disk.durable), [1]);
         let mut more = disk.clone();
         more.crash(2);
@@ -280,7 +280,8 @@ mod tests {
         disk.write(0, Seq(1), entry(1, 1));
         disk.write(0, Seq(1), entry(1, 2));
         disk.complete();
-        let (_, at) = disk.complete().unwrap();
+        let (_, at, position) = disk.complete().unwrap();
+        assert_eq!(position, 2);
         let len = entry(1, 2).len() as u32;
         assert_eq!(disk.read(at, len), Some(entry(1, 2)));
         assert_eq!(disk.read(at, len + 1), None);

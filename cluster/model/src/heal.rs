@@ -124,6 +124,10 @@ impl World {
                 any = true;
                 self.tell(plan, to, &Cause::Flush);
             }
+            if self.nodes[to].local.chunks.waits() {
+                any = true;
+                self.tell(plan, to, &Cause::Index);
+            }
             if self.is_due(to) {
                 any = true;
                 self.tell(plan, to, &Cause::Deadline);

@@ -11,6 +11,7 @@
 mod act;
 mod broken;
 mod chain;
+mod chunks;
 mod client;
 mod disk;
 mod hash;

@@ -12,13 +12,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use ashlar_cluster_index::{Cache, Index};
+use ashlar_cluster_index::{Action as IndexAction, Cache, Event as IndexEvent};
 use ashlar_cluster_journal::{Action, Answer, Ask, Event, Replica};
 use ashlar_layout::ids::{Seq, Term};
 use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply, WireError};
 use ashlar_layout::time::Instant;
 
 use crate::broken::Broken;
+use crate::chunks::Chunks;
 use crate::client::{self, Attempt, BUCKET};
 use crate::disk::{self, Disk, Mark};
 use crate::hash;
@@ -27,6 +28,9 @@ use crate::plan::{Plan, Seen, device, node};
 
 /// How far each clock is ahead of the one before it.
 const APART: u64 = 1_000_000_000_000_000;
+
+/// The name of a look-up's answer.
+const ASKED: u64 = u64::MAX;
 
 /// What a node's clock shows.
 pub fn clock(at: usize, now: u64) -> Instant {
@@ -39,6 +43,8 @@ pub struct Local {
     replica: Option<Replica>,
     /// Its device.
     pub disk: Disk,
+    /// The index's part of it.
+    pub chunks: Chunks,
     /// Counts its processes.
     pub process: u8,
     /// With whom it believes to be connected: a bit each.
@@ -72,6 +78,8 @@ pub enum Cause {
     Letter(Arc<Letter>),
     /// The oldest write under way becomes durable.
     Flush,
+    /// The oldest thing that its index waits for is done.
+    Index,
     /// Its deadline has come.
     Deadline,
     /// A request of a client of the script arrives.
@@ -95,8 +103,10 @@ pub enum Effect {
         committed: Seq,
         /// in which reign.
         term: Term,
-        /// Its log.
+        /// Its log,
         held: Vec<Option<Mark>>,
+        /// and what it has forgotten of that, or never had because it was taught.
+        base: Seq,
     },
     /// It says something to another one.
     Says {
@@ -131,6 +141,8 @@ pub struct Face {
     pub term: Term,
     /// What it takes for committed.
     pub committed: Seq,
+    /// What its index covers, and its log need not hold.
+    pub base: Seq,
     /// The composition of the chain that it names,
     pub config: u64,
     /// and its members, by node.
@@ -184,6 +196,7 @@ impl Local {
         self.hash = hash::of(&(
             &self.replica,
             &self.disk,
+            &self.chunks,
             self.process,
             self.connected,
             self.desired,
@@ -211,7 +224,7 @@ impl Local {
         let clock_shows = clock(at, now);
         let view = replica.view(clock_shows);
         let held = self.disk.held.iter().flatten();
-        let look_up = |key: &&str| match look_up(replica, clock_shows, key)? {
+        let look_up = |key: &&str| match look_up(replica, &self.chunks, clock_shows, key)? {
             Ok(Answer::Found {
                 meta,
                 as_of,
@@ -225,6 +238,7 @@ impl Local {
             runs: true,
             term: view.term,
             committed: view.committed,
+            base: base(replica),
             config: view.config,
             members: view.members.iter().map(|member| node(*member)).collect(),
             serving: view.serving,
@@ -291,7 +305,15 @@ impl Doing<'_> {
                 payload: letter.payload.clone(),
             },
             Cause::Flush => match self.local.disk.complete() {
-                Some((token, at)) => persisted(token, at),
+                Some((token, at, position)) => Event::Persisted {
+                    token,
+                    at,
+                    position,
+                },
+                None => return,
+            },
+            Cause::Index => match self.local.chunks.complete() {
+                Some((lane, event)) => Event::Index { lane, event },
                 None => return,
             },
             Cause::Deadline => Event::Deadline,
@@ -319,17 +341,18 @@ impl Doing<'_> {
         local.process += 1;
         local.connected = 0;
         local.retired = false;
-        let config = self.plan.config(self.at);
-        // Its tables are never full: nothing is written out, and the log holds everything.
-        let index = Index::new(config.index.clone());
-        let mut replica = Replica::new(config, index, &[]).expect("it is new");
-        for record in &local.disk.records {
+        let mut config = self.plan.config(self.at);
+        config.index.life = u64::from(local.process);
+        let (index, kept) = local.chunks.open(&config.index).expect("it is whole");
+        let mut replica = Replica::new(config, index, &kept).expect("what was kept is whole");
+        for (position, record) in (1..).zip(&local.disk.records) {
+            let marks = disk::marks(&record.entries);
+            let span = marks.first().zip(marks.last());
+            let span = span.map(|(first, last)| (first.seq, last.seq));
             if record.rotten {
-                let marks = disk::marks(&record.entries);
-                let hint = marks.first().zip(marks.last());
-                replica.replay_damaged(hint.map(|(first, last)| (first.seq, last.seq)));
-            } else {
-                replica.replay(&record.entries, record.at, record.at);
+                replica.replay_damaged(span);
+            } else if span.is_none_or(|(_, last)| !replica.is_past(last, position)) {
+                replica.replay(&record.entries, record.at, position);
             }
         }
         local.replica = Some(replica);
@@ -343,6 +366,7 @@ impl Doing<'_> {
             self.effects.push(Effect::Shows(Seen::LostTail));
         }
         local.disk.crash(keep);
+        local.chunks.crash();
         if rot && local.disk.rot() {
             self.effects.push(Effect::Shows(Seen::Rot));
         }
@@ -400,9 +424,22 @@ impl Doing<'_> {
                 self.carry_out(action, &mut events);
             }
             if !self.plan.slow_disks {
-                while let Some((token, at)) = self.local.disk.complete() {
-                    events.push_back(persisted(token, at));
+                while let Some((token, at, position)) = self.local.disk.complete() {
+                    events.push_back(Event::Persisted {
+                        token,
+                        at,
+                        position,
+                    });
                 }
+            }
+            if !self.plan.slow_index {
+                while let Some((lane, event)) = self.local.chunks.complete() {
+                    events.push_back(Event::Index { lane, event });
+                }
+            }
+            let replica = self.local.replica.as_ref();
+            if events.is_empty() && replica.is_some_and(Replica::wants_turn) {
+                events.push_back(Event::Turn);
             }
         }
     }
@@ -420,6 +457,7 @@ impl Doing<'_> {
             committed: view.committed,
             term: view.term,
             held: self.local.disk.held.clone(),
+            base: base(replica),
         });
     }
 
@@ -477,20 +515,27 @@ impl Doing<'_> {
                 self.effects.push(Effect::Shows(Seen::Retired));
             }
             // The one is done already, the others answer questions that no model asks.
-            Action::Persist { .. }
-            | Action::Restored { .. }
-            | Action::Answer { .. }
-            | Action::Trim { .. } => {}
-            Action::Index { action, .. } => unreachable!("no index is written out: {action:?}"),
+            Action::Persist { .. } | Action::Restored { .. } | Action::Answer { .. } => {}
+            Action::Trim { through, .. } => {
+                if through.0 > self.local.disk.held.len() as u64 {
+                    self.effects.push(Effect::Shows(Seen::Lesson));
+                }
+            }
+            Action::Index { lane, action } => match self.local.chunks.take(lane, action) {
+                Ok(None) => {}
+                Ok(Some(event)) => events.push_back(Event::Index { lane, event }),
+                Err(_) => self.effects.push(Effect::Fails(Broken::Stopped)),
+            },
         }
     }
 
     /// What a replica says of its device must be so.
     fn check_said(&mut self, message: &ChainMessage) {
         let disk = &self.local.disk;
+        let base = self.local.replica.as_ref().map_or(Seq(0), base);
         let through = |seq: Seq| {
-            disk.durable.len() as u64 >= seq.0
-                && disk.durable[..seq.0 as usize].iter().all(Option::is_some)
+            let mut behind = base.0 + 1..=seq.0;
+            behind.all(|seq| disk::at(&disk.durable, Seq(seq)).is_some())
         };
         let so = match &message.body {
             ChainBody::Ack { durable, .. } => through(*durable),
@@ -498,7 +543,9 @@ impl Doing<'_> {
                 last, last_term, ..
             } => {
                 let there = disk::at(&disk.durable, *last).map_or(Term(0), |mark| mark.term);
-                disk.promised >= message.term && there == *last_term
+                // What its index covers, nobody can tell by the log.
+                let there = *last <= base || there == *last_term;
+                disk.promised >= message.term && there
             }
             _ => return,
         };
@@ -512,28 +559,52 @@ impl Doing<'_> {
     }
 }
 
-/// What a replica answers to a reader, if it does at once: it holds all of its index in memory.
-fn look_up(replica: &Replica, now: Instant, key: &str) -> Option<Result<Answer, WireError>> {
-    let mut out = Vec::new();
+/// What of its log a replica has forgotten, or never had.
+fn base(replica: &Replica) -> Seq {
+    let past = (1..).take_while(|seq| replica.is_past(Seq(*seq), 0));
+    Seq(past.last().unwrap_or(0))
+}
+
+/// What a replica would answer to a reader, without its noticing: all pages that it needs are at hand.
+fn look_up(
+    replica: &Replica,
+    chunks: &Chunks,
+    now: Instant,
+    key: &str,
+) -> Option<Result<Answer, WireError>> {
     let ask = Ask::Lookup {
         bucket: BUCKET.to_owned(),
         key: key.to_owned(),
     };
-    let event = Event::Ask { reply_to: 0, ask };
     let mut asked = replica.clone();
-    asked.on_event(now, event, &mut Cache::new(0), &mut out);
-    out.into_iter().find_map(|action| match action {
-        Action::Answer { result, .. } => Some(result),
-        _ => None,
-    })
-}
-
-/// Records are numbered by where they stand: later ones stand behind earlier ones.
-fn persisted(token: u64, at: u64) -> Event {
-    let position = at;
-    Event::Persisted {
-        token,
-        at,
-        position,
+    let mut chunks = chunks.clone();
+    let mut cache = Cache::new(1 << 20);
+    let mut events = VecDeque::from([Event::Ask {
+        reply_to: ASKED,
+        ask,
+    }]);
+    while let Some(event) = events.pop_front() {
+        let mut out = Vec::new();
+        asked.on_event(now, event, &mut cache, &mut out);
+        for action in out {
+            match action {
+                Action::Answer {
+                    reply_to: ASKED,
+                    result,
+                } => return Some(result),
+                Action::Index {
+                    lane,
+                    action: action @ IndexAction::Read { .. },
+                } => {
+                    let event: Option<IndexEvent> = chunks.take(lane, action).ok().flatten();
+                    events.extend(event.map(|event| Event::Index { lane, event }));
+                }
+                _ => {}
+            }
+        }
+        if events.is_empty() && asked.wants_turn() {
+            events.push_back(Event::Turn);
+        }
     }
+    None
 }

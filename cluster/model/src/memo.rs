@@ -75,6 +75,7 @@ impl Plan {
             Cause::Deadline => (6, 0, 0),
             Cause::Propose(client, attempt) => (7, *client as u64, hash::of(attempt)),
             Cause::Desired(version) => (8, u64::from(*version), 0),
+            Cause::Index => (9, 0, 0),
             Cause::Other(_) => return Arc::new(local.step(self, at, now, cause)),
         };
         let key = hash::of(&(at, local.hash, now, what));

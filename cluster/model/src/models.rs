@@ -33,7 +33,7 @@ impl Scale {
             attempts: 1,
             // The states of a model are millions: as many as are tried take a tenth of the time.
             heal_one_in: 1000,
-            walks: self.of(0, 1_000_000, 50_000_000),
+            walks: self.of(0, 300_000, 50_000_000),
             ..Plan::new(name)
         }
     }
@@ -60,6 +60,9 @@ pub fn models() -> Vec<Maker> {
         ("swap", swap),
         ("change", change),
         ("race", race),
+        ("lesson", lesson),
+        ("pupil", pupil),
+        ("heir", heir),
     ]
 }
 
@@ -309,6 +312,54 @@ fn race(scale: Scale) -> Plan {
         desired: vec![members([0, 1, 3]), members([1, 2, 3])],
         expected: &[Seen::Election, Seen::ChangeRace, Seen::ChangeUndone],
         ..scale.plan("race")
+    }
+}
+
+/// One that was away is taught what the log of its head has forgotten, while a change is made; it, or its head,
+/// ends in the middle of that.
+fn lesson(scale: Scale) -> Plan {
+    Plan {
+        past: Past::Away,
+        forgets: true,
+        slow_index: scale != Scale::Small,
+        pauses: Some(scale.of(0, 1, 2)),
+        crashes: scale.of(0, 1, 1),
+        victims: 0b101,
+        ticks: 1,
+        wishes: vec![vec![Wish::put("k")]],
+        expected: &[Seen::Commit, Seen::Lesson],
+        ..scale.plan("lesson")
+    }
+}
+
+/// The same, and its head's lease is over: the others choose another one, which may need the one that learns, or
+/// be the one.
+fn pupil(scale: Scale) -> Plan {
+    Plan {
+        name: "pupil",
+        pauses: Some(scale.of(0, 0, 1)),
+        silence: 2,
+        victims: 0b100,
+        ticks: scale.of(0, 0, 1),
+        expected: &[Seen::Commit, Seen::Election, Seen::TwoHeads, Seen::Lesson],
+        ..lesson(scale)
+    }
+}
+
+/// The same, none ends, and time goes on: candidates race, and the one that learns may be among them.
+fn heir(scale: Scale) -> Plan {
+    Plan {
+        name: "heir",
+        crashes: 0,
+        ticks: 1,
+        expected: &[
+            Seen::Commit,
+            Seen::Election,
+            Seen::Race,
+            Seen::TwoHeads,
+            Seen::Lesson,
+        ],
+        ..pupil(scale)
     }
 }
 

@@ -27,6 +27,7 @@ impl World {
             Past::Begun => world.begun_to_change(plan)?,
             Past::Torn => world.torn(plan)?,
             Past::Racing => world.racing(plan)?,
+            Past::Away => world.away(plan)?,
         }
         let quantum = u64::try_from(plan.quantum.as_nanos()).unwrap_or(u64::MAX);
         world.wait(plan, quantum * u64::from(plan.silence));
@@ -175,6 +176,20 @@ impl World {
                 self.tell(plan, at, &Cause::Desired(2));
             }
         }
+        Ok(())
+    }
+
+    /// See [`Past::Away`].
+    fn away(&mut self, plan: &Plan) -> Result<(), String> {
+        let keep = self.disk(2).under_way.len();
+        self.crash(plan, 2, keep, true, false);
+        let end = self.committed();
+        let no = RequestNo(2000);
+        self.make(plan, FOUNDER, no, &client::put(plan.keys()[0]))?;
+        self.run_among(plan, 0b011, |world| {
+            world.face(0).base > end && world.face(1).base > end
+        })?;
+        self.start(plan, 2);
         Ok(())
     }
 

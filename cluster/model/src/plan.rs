@@ -51,11 +51,13 @@ pub enum Seen {
     Retired,
     /// A message arrived twice.
     Repeat,
+    /// A replica was taught what it lacked, and the log of its head had forgotten.
+    Lesson,
 }
 
 impl Seen {
     /// All of them.
-    pub const ALL: [Seen; 19] = [
+    pub const ALL: [Seen; 20] = [
         Seen::Commit,
         Seen::Election,
         Seen::Race,
@@ -75,6 +77,7 @@ impl Seen {
         Seen::ChangeUndone,
         Seen::Retired,
         Seen::Repeat,
+        Seen::Lesson,
     ];
 }
 
@@ -99,6 +102,9 @@ pub enum Past {
     Torn,
     /// The same, and they have another head.
     Racing,
+    /// The third replica was away while a change was made, and the others have forgotten what it lacks; it is
+    /// back, and has heard nothing yet.
+    Away,
 }
 
 /// The model's bounds and its clients' scripts.
@@ -141,6 +147,10 @@ pub struct Plan {
     pub prompt_acks: bool,
     /// Whether writes take their time: else they are durable at once.
     pub slow_disks: bool,
+    /// Whether what goes into an index is written out at once, and forgotten of the log.
+    pub forgets: bool,
+    /// Whether an index waits for its device: else what it wants is done at once.
+    pub slow_index: bool,
     /// How many reigns there may be after the first.
     pub rounds: u32,
     /// What each client wants, in order.
@@ -203,6 +213,8 @@ impl Plan {
             attempts: 3,
             prompt_acks: false,
             slow_disks: false,
+            forgets: false,
+            slow_index: false,
             rounds: 1,
             wishes: Vec::new(),
             keys: vec!["k"],
@@ -232,6 +244,10 @@ impl Plan {
         // All other bounds and waits are those that ship.
         if !self.batches {
             config.limits.batch_bytes = 1;
+        }
+        if self.forgets {
+            config.limits.tail_bytes = 1;
+            config.limits.keep_bytes = 0;
         }
         #[cfg(feature = "mutants")]
         {
@@ -274,6 +290,14 @@ impl Plan {
             }
             "prompt_acks" => {
                 self.prompt_acks = number.map_err(refused)? > 0;
+                return Ok(());
+            }
+            "forgets" => {
+                self.forgets = number.map_err(refused)? > 0;
+                return Ok(());
+            }
+            "slow_index" => {
+                self.slow_index = number.map_err(refused)? > 0;
                 return Ok(());
             }
             "slow_disks" => {

@@ -10,11 +10,15 @@ use crate::models::models;
 use crate::plan::{Plan, Seen};
 use crate::walk::Walker;
 
-/// What random walks go through: a model's largest bounds, and every order of events.
-pub fn walked(make: &fn(Scale) -> Plan) -> Plan {
+/// What random walks go through: a model's largest bounds, and every order of events; once more with indexes
+/// that are written out and logs that forget.
+pub fn walked(make: &fn(Scale) -> Plan, forgets: bool) -> Plan {
+    let plan = make(Scale::Large);
     Plan {
         pauses: None,
-        ..make(Scale::Large)
+        forgets: plan.forgets || forgets,
+        slow_index: plan.forgets || forgets,
+        ..plan
     }
 }
 

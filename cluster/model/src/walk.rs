@@ -15,7 +15,11 @@ pub struct Walker;
 
 fn weight(act: &Act) -> u64 {
     match act {
-        Act::Deliver { .. } | Act::Flush { .. } | Act::Arrive { .. } | Act::Restart { .. } => 8,
+        Act::Deliver { .. }
+        | Act::Flush { .. }
+        | Act::Index { .. }
+        | Act::Arrive { .. }
+        | Act::Restart { .. } => 8,
         Act::Timer { .. } | Act::Witness { .. } | Act::LookUp { .. } | Act::Begin { .. } => 4,
         Act::Propose { .. } | Act::Desire { .. } | Act::Tick => 3,
         Act::Crash { .. }

@@ -285,7 +285,8 @@ impl World {
                     committed,
                     term,
                     held,
-                } => self.observe(at, (*before, *committed), *term, held),
+                    base,
+                } => self.observe(at, (*before, *committed), *term, (held, *base)),
                 Effect::Says { to, letter, ack } => {
                     if *ack {
                         prompt.push(*to);
