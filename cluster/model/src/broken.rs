@@ -195,7 +195,7 @@ impl World {
     /// Whether a device has lost what was durable.
     pub fn is_rotten(&self) -> bool {
         let mut disks = (0..self.nodes.len()).map(|at| self.disk(at));
-        disks.any(|disk| disk.records.iter().any(|record| record.rotten))
+        disks.any(|disk| disk.lost || disk.records.iter().any(|record| record.rotten))
     }
 
     /// Looks at all replicas after a step.

@@ -121,6 +121,11 @@ impl Chunks {
         self.chunks.retain(|_, chunk| chunk.1);
     }
 
+    /// All is lost.
+    pub fn lose(&mut self) {
+        *self = Self::default();
+    }
+
     fn read(&self, at: u64, len: u32) -> Option<Bytes> {
         let (start, (chunk, _)) = self.chunks.range(..=at).next_back()?;
         let from = usize::try_from(at - start).ok()?;

@@ -50,6 +50,8 @@ pub struct Record {
     pub entries: Bytes,
     /// It cannot be read any more.
     pub rotten: bool,
+    /// The replica has said that it does not need it any more: it is not there when the index is lost.
+    pub trimmed: bool,
 }
 
 /// See the module.
@@ -65,6 +67,8 @@ pub struct Disk {
     pub held: Vec<Option<Mark>>,
     /// The newest promise that is durable.
     pub promised: Term,
+    /// Its index was lost.
+    pub lost: bool,
 }
 
 /// The marks of a record's entries; what cannot be read ends it.
@@ -124,6 +128,7 @@ impl Hash for Disk {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.records.hash(state);
         self.under_way.hash(state);
+        self.lost.hash(state);
     }
 }
 
@@ -147,6 +152,7 @@ impl Disk {
             at,
             entries,
             rotten: false,
+            trimmed: false,
         };
         self.under_way.push_back((token, record));
         gone
@@ -180,15 +186,36 @@ impl Disk {
             return false;
         }
         last.rotten = true;
+        self.settle_again();
+        true
+    }
+
+    /// What is durable, told anew from what can be read.
+    fn settle_again(&mut self) {
         self.durable.clear();
         self.promised = Term(0);
         let records = std::mem::take(&mut self.records);
-        for record in records.iter().filter(|record| !record.rotten) {
+        let gone = |record: &&Record| record.rotten || (self.lost && record.trimmed);
+        let left: Vec<&Record> = records.iter().filter(|record| !gone(record)).collect();
+        for record in left {
             self.settle(record);
         }
         self.records = records;
         self.held = self.durable.clone();
-        true
+    }
+
+    /// Records up to this number are not needed any more, if all that they hold is this old.
+    pub fn trim(&mut self, through: Seq, position: u64) {
+        for (_, record) in (1..=position).zip(&mut self.records) {
+            let last = marks(&record.entries).last().map(|mark| mark.seq);
+            record.trimmed |= last.is_none_or(|last| last <= through);
+        }
+    }
+
+    /// The index is lost, and with it what it had made dispensable.
+    pub fn lose(&mut self) {
+        self.lost = true;
+        self.settle_again();
     }
 
     /// Power is lost: of what is under way the first `keep` records are there afterwards.

@@ -344,11 +344,18 @@ impl Doing<'_> {
         let mut config = self.plan.config(self.at);
         config.index.life = u64::from(local.process);
         let (index, kept) = local.chunks.open(&config.index).expect("it is whole");
-        let mut replica = Replica::new(config, index, &kept).expect("what was kept is whole");
+        let blank = local.disk.lost && kept.is_empty();
+        let mut replica = match blank {
+            true => Replica::blank(config, index),
+            false => Replica::new(config, index, &kept).expect("what was kept is whole"),
+        };
         for (position, record) in (1..).zip(&local.disk.records) {
             let marks = disk::marks(&record.entries);
             let span = marks.first().zip(marks.last());
             let span = span.map(|(first, last)| (first.seq, last.seq));
+            if record.trimmed && blank {
+                continue;
+            }
             if record.rotten {
                 replica.replay_damaged(span);
             } else if span.is_none_or(|(_, last)| !replica.is_past(last, position)) {
@@ -367,7 +374,11 @@ impl Doing<'_> {
         }
         local.disk.crash(keep);
         local.chunks.crash();
-        if rot && local.disk.rot() {
+        if rot && self.plan.loses_index {
+            local.chunks.lose();
+            local.disk.lose();
+            self.effects.push(Effect::Shows(Seen::Rot));
+        } else if rot && local.disk.rot() {
             self.effects.push(Effect::Shows(Seen::Rot));
         }
     }
@@ -516,7 +527,10 @@ impl Doing<'_> {
             }
             // The one is done already, the others answer questions that no model asks.
             Action::Persist { .. } | Action::Restored { .. } | Action::Answer { .. } => {}
-            Action::Trim { through, .. } => {
+            Action::Trim {
+                through, position, ..
+            } => {
+                self.local.disk.trim(through, position);
                 if through.0 > self.local.disk.held.len() as u64 {
                     self.effects.push(Effect::Shows(Seen::Lesson));
                 }

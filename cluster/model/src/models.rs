@@ -56,6 +56,9 @@ pub fn models() -> Vec<Maker> {
         ("witness", witness),
         ("rot", rot),
         ("once", once),
+        ("blank", blank),
+        ("headless", headless),
+        ("doubt", doubt),
         ("learn", learn),
         ("swap", swap),
         ("change", change),
@@ -81,6 +84,7 @@ fn normal(scale: Scale) -> Plan {
             &[Seen::Commit, Seen::LostTail, Seen::Repeat],
             &[Seen::Commit, Seen::LostTail, Seen::Repeat],
         ),
+        least: scale.of(1, 1_000_000, 1),
         ..scale.plan("normal")
     }
 }
@@ -96,6 +100,7 @@ fn breaks(scale: Scale) -> Plan {
         attempts: 3,
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Commit, Seen::Repeat],
+        least: scale.of(1, 300_000, 1),
         ..scale.plan("breaks")
     }
 }
@@ -114,6 +119,7 @@ fn lease(scale: Scale) -> Plan {
             Seen::Fenced,
             Seen::TwoHeads,
         ],
+        least: scale.of(1, 9_000_000, 1),
         ..scale.plan("lease")
     }
 }
@@ -124,6 +130,7 @@ fn pause(scale: Scale) -> Plan {
         name: "pause",
         pauses: Some(scale.of(1, 2, 3)),
         ticks: 1,
+        least: scale.of(1, 17_000_000, 1),
         ..lease(scale)
     }
 }
@@ -131,7 +138,7 @@ fn pause(scale: Scale) -> Plan {
 /// The head ends, and is started again: two candidates, and an entry that may have been committed.
 fn failover(scale: Scale) -> Plan {
     Plan {
-        pauses: Some(scale.of(0, 1, 1)),
+        pauses: Some(scale.of(0, 0, 1)),
         silence: 2,
         crashes: 1,
         victims: 0b001,
@@ -140,6 +147,7 @@ fn failover(scale: Scale) -> Plan {
         rounds: scale.of(1, 1, 2),
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Commit, Seen::Election],
+        least: scale.of(1, 4_000_000, 1),
         ..scale.plan("failover")
     }
 }
@@ -153,6 +161,7 @@ fn tails(scale: Scale) -> Plan {
         ticks: scale.of(2, 2, 3),
         rounds: 3,
         expected: &[Seen::Election, Seen::Truncation],
+        least: scale.of(1, 19_000_000, 1),
         ..scale.plan("tails")
     }
 }
@@ -161,12 +170,13 @@ fn tails(scale: Scale) -> Plan {
 fn promise(scale: Scale) -> Plan {
     Plan {
         past: Past::Promised,
-        pauses: Some(scale.of(0, 1, 1)),
+        pauses: Some(scale.of(0, 0, 1)),
         crashes: 1,
         victims: 0b100,
         ticks: scale.of(1, 1, 2),
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Election],
+        least: scale.of(1, 3_000_000, 1),
         ..scale.plan("promise")
     }
 }
@@ -185,6 +195,7 @@ fn damage(scale: Scale) -> Plan {
         attempts: 2,
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Commit, Seen::Rot],
+        least: scale.of(1, 7_000_000, 1),
         ..scale.plan("damage")
     }
 }
@@ -202,6 +213,7 @@ fn witness(scale: Scale) -> Plan {
         attempts: 3,
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::CachedRead, Seen::CachedMiss],
+        least: scale.of(1, 400_000, 1),
         ..scale.plan("witness")
     }
 }
@@ -226,6 +238,7 @@ fn rot(scale: Scale) -> Plan {
             Seen::Ignorant,
             Seen::Rot,
         ],
+        least: scale.of(1, 7_000_000, 1),
         ..scale.plan("rot")
     }
 }
@@ -242,12 +255,64 @@ fn once(scale: Scale) -> Plan {
         attempts: 2,
         wishes: vec![vec![Wish::create("k")]],
         expected: &[Seen::Commit, Seen::Retry, Seen::Election, Seen::Stray],
+        least: scale.of(1, 10_000_000, 1),
         ..scale.plan("once")
     }
 }
 
 fn members(numbers: [usize; 3]) -> Vec<ashlar_layout::ids::DeviceNo> {
     numbers.map(device).to_vec()
+}
+
+/// A member's device loses its index, and with it what was forgotten of its log: it asks all others what it
+/// promised, and is taught; meanwhile a change is made, and time goes on.
+fn blank(scale: Scale) -> Plan {
+    Plan {
+        past: Past::Half,
+        attempts: 2,
+        pauses: Some(scale.of(0, 0, 1)),
+        forgets: true,
+        loses_index: true,
+        crashes: 1,
+        rots: 1,
+        victims: 0b010,
+        silence: 1,
+        ticks: scale.of(1, 2, 3),
+        desired: vec![members([0, 1, 2])],
+        told: 0,
+        wishes: vec![vec![Wish::put("k")]],
+        expected: &[Seen::Commit, Seen::Election, Seen::Rot, Seen::Lesson],
+        least: scale.of(1, 9_000_000, 1),
+        ..scale.plan("blank")
+    }
+}
+
+/// The same happens to the head's.
+fn headless(scale: Scale) -> Plan {
+    Plan {
+        name: "headless",
+        past: Past::Quiet,
+        attempts: 1,
+        silence: 1,
+        victims: 0b001,
+        least: scale.of(1, 11_000_000, 1),
+        ..blank(scale)
+    }
+}
+
+/// The same happens to one that has helped a new head into office, of which the old one has not heard.
+fn doubt(scale: Scale) -> Plan {
+    Plan {
+        name: "doubt",
+        past: Past::Overtaken,
+        attempts: 1,
+        silence: 0,
+        victims: 0b100,
+        ticks: scale.of(0, 0, 1),
+        expected: &[Seen::Commit, Seen::Rot, Seen::Election, Seen::Lesson],
+        least: scale.of(1, 90_000, 1),
+        ..blank(scale)
+    }
 }
 
 /// A spare learns and becomes a member, while a change is made.
@@ -260,6 +325,7 @@ fn learn(scale: Scale) -> Plan {
         told: 0b0001,
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Commit],
+        least: scale.of(1, 1_500_000, 1),
         ..scale.plan("learn")
     }
 }
@@ -282,6 +348,7 @@ fn swap(scale: Scale) -> Plan {
             Seen::CachedRead,
             Seen::CachedMiss,
         ],
+        least: scale.of(1, 500_000, 1),
         ..scale.plan("swap")
     }
 }
@@ -297,6 +364,7 @@ fn change(scale: Scale) -> Plan {
         told: 0,
         desired: vec![members([0, 1, 3]), members([1, 2, 3])],
         expected: &[Seen::Election, Seen::ChangeRace],
+        least: scale.of(1, 20_000_000, 1),
         ..scale.plan("change")
     }
 }
@@ -311,6 +379,7 @@ fn race(scale: Scale) -> Plan {
         told: 0,
         desired: vec![members([0, 1, 3]), members([1, 2, 3])],
         expected: &[Seen::Election, Seen::ChangeRace, Seen::ChangeUndone],
+        least: scale.of(1, 7_000_000, 1),
         ..scale.plan("race")
     }
 }
@@ -328,6 +397,7 @@ fn lesson(scale: Scale) -> Plan {
         ticks: 1,
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Commit, Seen::Lesson],
+        least: scale.of(1, 3_000_000, 1),
         ..scale.plan("lesson")
     }
 }
@@ -342,6 +412,7 @@ fn pupil(scale: Scale) -> Plan {
         victims: 0b100,
         ticks: scale.of(0, 0, 1),
         expected: &[Seen::Commit, Seen::Election, Seen::TwoHeads, Seen::Lesson],
+        least: scale.of(1, 1_000_000, 1),
         ..lesson(scale)
     }
 }
@@ -359,6 +430,7 @@ fn heir(scale: Scale) -> Plan {
             Seen::TwoHeads,
             Seen::Lesson,
         ],
+        least: scale.of(1, 2_000_000, 1),
         ..pupil(scale)
     }
 }

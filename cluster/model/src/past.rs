@@ -19,11 +19,18 @@ impl World {
     /// Where this plan begins.
     pub fn begun(plan: &Plan) -> Result<Self, String> {
         let mut world = World::settled(plan)?;
+        if plan.loses_index {
+            // Whoever knows nothing has to be told who the others are.
+            for at in 0..plan.nodes {
+                world.tell(plan, at, &Cause::Desired(1));
+            }
+        }
         match plan.past {
             Past::Quiet => {}
             Past::TwoTails => world.two_tails(plan)?,
             Past::Half => world.half(plan)?,
             Past::Promised => world.promised(plan)?,
+            Past::Overtaken => world.overtaken(plan)?,
             Past::Begun => world.begun_to_change(plan)?,
             Past::Torn => world.torn(plan)?,
             Past::Racing => world.racing(plan)?,
@@ -148,6 +155,16 @@ impl World {
         self.wait(plan, 82_000_000);
         let second = |world: &World, at: usize| world.disk(at).promised.round() > 1;
         self.run_among(plan, 0b110, |world| second(world, 1) && second(world, 2))
+    }
+
+    /// See [`Past::Overtaken`].
+    fn overtaken(&mut self, plan: &Plan) -> Result<(), String> {
+        self.promised(plan)?;
+        let end = self.committed();
+        self.run_among(plan, 0b110, |world| {
+            let face = |at| world.face(at);
+            face(1).serving && face(1).base > end && face(2).base > end
+        })
     }
 
     /// See [`Past::Begun`].

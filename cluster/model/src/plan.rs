@@ -94,6 +94,9 @@ pub enum Past {
     Half,
     /// The second replica seeks the next reign, and has the third one's promise.
     Promised,
+    /// The same, that head is in office by it, and both have written their indexes out; the old one has heard
+    /// nothing of all that.
+    Overtaken,
     /// The spare has learned, and the head has just written the first new composition. Readers remember
     /// what they looked up before.
     Begun,
@@ -149,6 +152,8 @@ pub struct Plan {
     pub slow_disks: bool,
     /// Whether what goes into an index is written out at once, and forgotten of the log.
     pub forgets: bool,
+    /// Whether it is the index, and with it what the log has forgotten, that a device loses.
+    pub loses_index: bool,
     /// Whether an index waits for its device: else what it wants is done at once.
     pub slow_index: bool,
     /// How many reigns there may be after the first.
@@ -214,6 +219,7 @@ impl Plan {
             prompt_acks: false,
             slow_disks: false,
             forgets: false,
+            loses_index: false,
             slow_index: false,
             rounds: 1,
             wishes: Vec::new(),
@@ -259,6 +265,8 @@ impl Plan {
     /// Sets another bound: `ticks=2`.
     pub fn set(&mut self, bound: &str) -> Result<(), String> {
         let (name, value) = bound.split_once('=').unwrap_or((bound, ""));
+        // It is another model then.
+        self.least = 1;
         let number = value.parse::<u8>();
         let refused = |_| format!("{bound:?}: a number up to 255 is wanted");
         let bound = match name {
