@@ -128,7 +128,7 @@ fn lease(scale: Scale) -> Plan {
 fn pause(scale: Scale) -> Plan {
     Plan {
         name: "pause",
-        pauses: Some(scale.of(1, 2, 3)),
+        pauses: Some(scale.of(0, 2, 3)),
         ticks: 1,
         least: scale.of(1, 17_000_000, 1),
         ..lease(scale)
@@ -143,7 +143,7 @@ fn failover(scale: Scale) -> Plan {
         crashes: 1,
         victims: 0b001,
         crash_loses: scale != Scale::Small,
-        ticks: scale.of(1, 1, 2),
+        ticks: scale.of(0, 1, 2),
         rounds: scale.of(1, 1, 2),
         wishes: vec![vec![Wish::put("k")]],
         expected: &[Seen::Commit, Seen::Election],
