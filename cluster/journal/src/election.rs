@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use crate::api::Action;
 use crate::chain::Chain;
+use crate::membership::MEMBERS_MAX;
 use crate::replica::{Replica, Role};
 
 /// What a member said of itself.
@@ -203,7 +204,9 @@ impl Replica {
     /// While it is in doubt: another composition, by which it has to ask.
     pub(crate) fn told_of(&mut self, chain: Chain) {
         let told = self.promise.told.as_ref().unwrap_or(self.log.chain());
-        if self.promise.doubtful && chain.config > told.config {
+        let newer = self.promise.doubtful && chain.config > told.config;
+        // A union has one more. Nobody works with what has none, and what is kept has a bound.
+        if newer && (1..=MEMBERS_MAX + 1).contains(&chain.members.len()) {
             self.promise.told = Some(chain);
         }
     }

@@ -139,17 +139,17 @@ impl Replica {
         if deletes && self.head.pending.knows_any_object(bucket) {
             return later("", None);
         }
-        let (name, at_bucket) = (bucket.to_owned(), String::new());
-        let gate = |key: String| Why::Gate {
-            bucket: name.clone(),
-            key,
+        // Nothing is copied for what needs no question.
+        let gate = |key: &str| Why::Gate {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
         };
         if !self.head.pending.knows_bucket(bucket) {
             if facts.bucket.is_none() {
-                match self.tell(Question::Bucket(name.clone()), out)? {
+                match self.tell(Question::Bucket(bucket.to_owned()), out)? {
                     Told::Now(output) => take(facts, output),
                     Told::Later(question) => {
-                        self.questions.insert(question, gate(at_bucket));
+                        self.questions.insert(question, gate(""));
                         return later("", Some(question));
                     }
                 }
@@ -158,10 +158,10 @@ impl Replica {
                 return Ok(Found::All);
             }
             if deletes && facts.empty.is_none() {
-                match self.tell(Question::Empty(name.clone()), out)? {
+                match self.tell(Question::Empty(bucket.to_owned()), out)? {
                     Told::Now(output) => take(facts, output),
                     Told::Later(question) => {
-                        self.questions.insert(question, gate(at_bucket));
+                        self.questions.insert(question, gate(""));
                         return later("", Some(question));
                     }
                 }
@@ -169,7 +169,7 @@ impl Replica {
         }
         let object = !key.is_empty() && !self.head.pending.knows_object(bucket, key);
         if object && facts.object.is_none() {
-            let question = Question::Objects(vec![(name.clone(), key.to_owned())]);
+            let question = Question::Objects(vec![(bucket.to_owned(), key.to_owned())]);
             match self.tell(question, out)? {
                 Told::Now(output) => take(facts, output),
                 Told::Later(question) if precondition == Precondition::None => {
@@ -177,7 +177,7 @@ impl Replica {
                     facts.asked = Some(question);
                 }
                 Told::Later(question) => {
-                    self.questions.insert(question, gate(key.to_owned()));
+                    self.questions.insert(question, gate(key));
                     return later(key, Some(question));
                 }
             }

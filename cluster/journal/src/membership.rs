@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::replica::{Replica, Role};
 
 /// Members that a chain may have.
-const MEMBERS_MAX: usize = 9;
+pub(crate) const MEMBERS_MAX: usize = 9;
 
 impl Replica {
     pub(crate) fn on_desired(

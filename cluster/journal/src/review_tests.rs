@@ -270,3 +270,26 @@ fn a_head_does_not_go_back_to_what_it_learned_before_its_reign() {
     assert_eq!(now_there.ok(), Some(version), "a read went back");
     assert!(!replica.serving(now) || replica.applied >= before);
 }
+
+/// What a message says of the chain is bounded, and a chain has members: with none, nobody would have to be asked.
+#[test]
+fn a_replica_in_doubt_takes_no_composition_that_cannot_be() {
+    use crate::replica_tests::{bare, config};
+
+    let mut replica = bare(config(2));
+    replica.promise.doubtful = true;
+    let told = |members: u32| Chain {
+        config: 99,
+        members: (1..=members).map(DeviceNo).collect(),
+    };
+    for members in [0, 11, 1000] {
+        replica.told_of(told(members));
+        assert_eq!(replica.promise.told, None, "{members} members");
+    }
+    replica.told_of(told(10));
+    assert_eq!(
+        replica.promise.told,
+        Some(told(10)),
+        "a union of nine and one"
+    );
+}

@@ -411,14 +411,10 @@ impl Compose {
                 Reply::Committed { seq, displaced } => {
                     self.done.version = seq;
                     self.outcome = Some(Ok(self.done));
-                    let displaced = displaced.and_then(|manifest| match ask.body() {
-                        Some(kept) => manifest.body.without(kept),
-                        None => Some(manifest.body),
-                    });
-                    if let Some(body) = displaced {
-                        let mut free = Free::body(self.common.clone(), FREE_LANE, body);
+                    let common = self.common.clone();
+                    self.free = Free::displaced(common, FREE_LANE, displaced, ask.body());
+                    if let Some(free) = &mut self.free {
                         free.on_event(now, Event::Start, out);
-                        self.free = Some(free);
                     }
                 }
                 other => self.outcome = Some(Err(unexpected("Committed", &other))),

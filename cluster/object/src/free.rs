@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ashlar_layout::ids::DeviceNo;
-use ashlar_layout::manifest::{Body, Stripe};
+use ashlar_layout::manifest::{Body, Manifest, Stripe};
 use ashlar_layout::message::Reply;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -73,6 +73,22 @@ impl Free {
             Body::Stripes(stripes) => Free::new(common, lane, stripes, Vec::new()),
             Body::Tree(nodes) | Body::Parts { nodes, .. } => Free::new(common, lane, [], nodes),
         }
+    }
+
+    /// Frees what a change displaced, if it names anything that `kept`, which is visible now, does not: that is
+    /// not freed, whatever the head says.
+    pub fn displaced(
+        common: Arc<Common>,
+        lane: u32,
+        displaced: Option<Manifest>,
+        kept: Option<&Body>,
+    ) -> Option<Free> {
+        let body = displaced?.body;
+        let body = match kept {
+            Some(kept) => body.without(kept)?,
+            None => body,
+        };
+        Some(Free::body(common, lane, body))
     }
 
     fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {

@@ -395,17 +395,11 @@ impl Put {
                 Reply::Committed { seq, displaced } => {
                     self.done.version = seq;
                     self.outcome = Some(Ok(self.done));
-                    // What is visible now is not freed, whatever the head says.
-                    let displaced =
-                        displaced.and_then(|manifest| match self.ask.as_ref()?.body() {
-                            Some(kept) => manifest.body.without(kept),
-                            None => Some(manifest.body),
-                        });
-                    if let Some(body) = displaced {
-                        let common = self.common.clone();
-                        let mut free = Free::body(common, FREE_LANE, body);
+                    let kept = self.ask.as_ref().and_then(Ask::body);
+                    let common = self.common.clone();
+                    self.free = Free::displaced(common, FREE_LANE, displaced, kept);
+                    if let Some(free) = &mut self.free {
                         free.on_event(now, Event::Start, out);
-                        self.free = Some(free);
                     }
                 }
                 // Who knows what this head did: nothing is freed.

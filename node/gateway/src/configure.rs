@@ -60,6 +60,33 @@ impl Gateway {
         }
     }
 
+    /// Changes the configuration of the bucket that the caller was found to be allowed to change.
+    async fn change(
+        &self,
+        context: &Context,
+        change: impl Fn(&mut BucketConfig) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let authorized = context.access.bucket.as_ref();
+        let bucket = &context.call.bucket;
+        self.directory
+            .change_bucket(bucket, authorized, change)
+            .await
+    }
+
+    /// Takes something out of it.
+    async fn reset(
+        &self,
+        context: &Context,
+        clear: impl Fn(&mut BucketConfig),
+    ) -> Result<Reply, Refusal> {
+        let change = |config: &mut BucketConfig| {
+            clear(config);
+            Ok(())
+        };
+        self.change(context, change).await?;
+        Ok(Reply::no_content())
+    }
+
     /// What nobody can set here, as S3 tells of it.
     fn unset(&self, operation: Operation, context: &Context) -> Result<Reply, Refusal> {
         use Operation as O;
@@ -142,7 +169,6 @@ impl Gateway {
         context: &Context,
         body: Inbound,
     ) -> Result<Reply, Refusal> {
-        let bucket = &context.call.bucket;
         match operation {
             Operation::GetBucketTagging => match &context.access.bucket {
                 Some(open) if !open.config.tags.is_empty() => {
@@ -157,21 +183,10 @@ impl Gateway {
                     config.tags.clone_from(&tags);
                     Ok(())
                 };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
-                    .await?;
+                self.change(context, change).await?;
                 Ok(Reply::no_content())
             }
-            _ => {
-                let clear = |config: &mut BucketConfig| {
-                    config.tags.clear();
-                    Ok(())
-                };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
-                    .await?;
-                Ok(Reply::no_content())
-            }
+            _ => self.reset(context, |config| config.tags.clear()).await,
         }
     }
 
@@ -217,21 +232,10 @@ impl Gateway {
                     config.policy = Some(text.to_owned());
                     Ok(())
                 };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
-                    .await?;
+                self.change(context, change).await?;
                 Ok(Reply::no_content())
             }
-            _ => {
-                let clear = |config: &mut BucketConfig| {
-                    config.policy = None;
-                    Ok(())
-                };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
-                    .await?;
-                Ok(Reply::no_content())
-            }
+            _ => self.reset(context, |config| config.policy = None).await,
         }
     }
 
@@ -241,7 +245,6 @@ impl Gateway {
         context: &Context,
         body: Inbound,
     ) -> Result<Reply, Refusal> {
-        let bucket = &context.call.bucket;
         match operation {
             Operation::GetBucketCors => match &context.access.bucket {
                 Some(open) if !open.config.cors.is_empty() => {
@@ -259,21 +262,10 @@ impl Gateway {
                     config.cors.clone_from(&rules);
                     Ok(())
                 };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
-                    .await?;
+                self.change(context, change).await?;
                 Ok(Reply::ok())
             }
-            _ => {
-                let clear = |config: &mut BucketConfig| {
-                    config.cors.clear();
-                    Ok(())
-                };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
-                    .await?;
-                Ok(Reply::no_content())
-            }
+            _ => self.reset(context, |config| config.cors.clear()).await,
         }
     }
 
@@ -283,7 +275,6 @@ impl Gateway {
         context: &Context,
         body: Inbound,
     ) -> Result<Reply, Refusal> {
-        let bucket = &context.call.bucket;
         match operation {
             Operation::GetBucketOwnershipControls => {
                 let open = context.access.bucket.as_ref();
@@ -302,21 +293,10 @@ impl Gateway {
                     config.ownership = Some(ownership.clone());
                     Ok(())
                 };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
-                    .await?;
+                self.change(context, change).await?;
                 Ok(Reply::ok())
             }
-            _ => {
-                let clear = |config: &mut BucketConfig| {
-                    config.ownership = None;
-                    Ok(())
-                };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
-                    .await?;
-                Ok(Reply::no_content())
-            }
+            _ => self.reset(context, |config| config.ownership = None).await,
         }
     }
 
@@ -326,7 +306,6 @@ impl Gateway {
         context: &Context,
         body: Inbound,
     ) -> Result<Reply, Refusal> {
-        let bucket = &context.call.bucket;
         match operation {
             Operation::GetPublicAccessBlock => {
                 let open = context.access.bucket.as_ref();
@@ -345,20 +324,12 @@ impl Gateway {
                     config.public_access_block = Some(block);
                     Ok(())
                 };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), change)
-                    .await?;
+                self.change(context, change).await?;
                 Ok(Reply::ok())
             }
             _ => {
-                let clear = |config: &mut BucketConfig| {
-                    config.public_access_block = None;
-                    Ok(())
-                };
-                self.directory
-                    .change_bucket(bucket, context.access.bucket.as_ref(), clear)
-                    .await?;
-                Ok(Reply::no_content())
+                self.reset(context, |config| config.public_access_block = None)
+                    .await
             }
         }
     }
