@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-/// Processor time that a process has used so far, all of its threads together; none if it is gone.
+use rustix::time::{ClockId, clock_gettime};
+
+/// Processor time that the threads which a process has now have used so far; none if it is gone.
 ///
 /// From the threads' `schedstat`, in nanoseconds: `stat` counts in ticks of 10 ms.
 pub fn of_process(pid: u32) -> Option<Duration> {
@@ -13,9 +15,10 @@ pub fn of_process(pid: u32) -> Option<Duration> {
     Some(of_threads.sum())
 }
 
-/// Processor time that the calling process has used so far.
+/// Processor time that the calling process has used so far, by threads that have ended as well: it never falls.
 pub fn of_self() -> Duration {
-    of_process(std::process::id()).unwrap_or_default()
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(used).unwrap_or_default()
 }
 
 /// Processor time of one thread of this process.
@@ -44,6 +47,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn time_of_ended_threads_is_not_forgotten() {
+        let worked = || {
+            let before = of_self();
+            while of_self() - before < Duration::from_millis(5) {}
+            of_self()
+        };
+        let thread = std::thread::spawn(worked);
+        let then = thread.join().unwrap_or_default();
+        assert!(then > Duration::ZERO && of_self() >= then);
+    }
+
+    #[test]
     fn work_costs_time() {
         let before = of_self();
         let mut x = 1u64;
@@ -53,6 +68,7 @@ mod tests {
             }
         }
         assert!(of_self() > before, "{x}");
+        assert!(of_process(std::process::id()) > Some(Duration::ZERO));
         assert_eq!(of_process(u32::MAX), None);
     }
 }
