@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::ids::{DeviceNo, PgId, Seq, StripeId};
+use crate::ids::{DeviceNo, PartitionId, PgId, Seq, StripeId};
 use crate::limits::{
     ATTRIBUTES_MAX, INLINE_MAX, MANIFEST_STRIPES_MAX, SHARD_ALIGN, SHARD_SIZE_MAX, SHARDS_MAX,
 };
@@ -355,6 +355,21 @@ pub enum Op {
         config: u64,
         /// The members.
         members: Vec<DeviceNo>,
+    },
+    /// The head's own record: what is at this place of the (bucket, key) order and behind it is another
+    /// partition's from here on. That one begins with what this one has here.
+    Split {
+        /// The partition that comes into being.
+        child: PartitionId,
+        /// Its first bucket,
+        bucket: String,
+        /// and its first key in that; empty: the bucket's record.
+        key: String,
+    },
+    /// The head's own record: nothing is changed any more; what there is becomes a part of another partition.
+    Close {
+        /// Which one.
+        into: PartitionId,
     },
 }
 

@@ -321,6 +321,11 @@ pub enum ErrorCode {
     /// This replica is not the head in office of the reign that was asked for; nothing was done. Ask
     /// [`Request::Chain`] who is.
     NotHead,
+    /// The partition does not hold that place of the (bucket, key) order any more; nothing was done. A newer
+    /// map says which one does.
+    Moved,
+    /// The bucket reaches into another partition: it cannot be made or removed before its parts are one.
+    BucketSpans,
 }
 
 /// A fault that was found on a device.

@@ -12,7 +12,7 @@ use wincode::config::Configuration;
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::control::{ControlError, WriteConfig, encode};
-use crate::ids::{ClientId, DeviceNo, RequestNo, Seq, Term};
+use crate::ids::{ClientId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 
 /// Bytes of a replica's state at most: what its bounds on clients and requests allow is less.
 pub const STATE_MAX: usize = 64 << 20;
@@ -45,6 +45,63 @@ pub struct ReplicaState {
     pub forgotten: Seq,
     /// What is known of the requests of clients, by the client's number.
     pub clients: Vec<ClientState>,
+    /// What splitting and merging have made of the partition.
+    pub bounds: Bounds,
+}
+
+/// What splitting and merging have made of a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, SchemaWrite, SchemaRead)]
+pub struct Bounds {
+    /// The first (bucket, key) that it may hold; none: no split or merge has set one.
+    pub from: Option<(String, String)>,
+    /// The first one behind it that it may not.
+    pub to: Option<(String, String)>,
+    /// It is closed.
+    pub closed: Option<Closed>,
+}
+
+/// Where a partition ends that became a part of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, SchemaWrite, SchemaRead)]
+pub struct Closed {
+    /// That other one.
+    pub into: PartitionId,
+    /// The entry that closed it: its last one that changes anything,
+    pub seq: Seq,
+    /// and the reign of that.
+    pub term: Term,
+    /// The chain then, from its head on.
+    pub members: Vec<DeviceNo>,
+}
+
+/// As it was kept before there were bounds: all of it but those.
+#[derive(SchemaWrite, SchemaRead)]
+struct Unbounded {
+    position: u64,
+    promised: Term,
+    term: Term,
+    doubt: Option<Term>,
+    chain_seq: Seq,
+    config: u64,
+    members: Vec<DeviceNo>,
+    forgotten: Seq,
+    clients: Vec<ClientState>,
+}
+
+impl From<Unbounded> for ReplicaState {
+    fn from(old: Unbounded) -> ReplicaState {
+        ReplicaState {
+            position: old.position,
+            promised: old.promised,
+            term: old.term,
+            doubt: old.doubt,
+            chain_seq: old.chain_seq,
+            config: old.config,
+            members: old.members,
+            forgotten: old.forgotten,
+            clients: old.clients,
+            bounds: Bounds::default(),
+        }
+    }
 }
 
 /// What is known of a client's requests.
@@ -73,6 +130,12 @@ impl ReplicaState {
         let (expected, got) = (STATE_MAX, bytes.len());
         if got > expected {
             return Err(ControlError::TooLong { expected, got });
+        }
+        // All of the bytes have to be used up: what is the one kind is never the other.
+        if let Ok(old) =
+            wincode::config::deserialize_exact::<Unbounded, _>(bytes, StateConfig::new())
+        {
+            return Ok(old.into());
         }
         wincode::config::deserialize_exact(bytes, StateConfig::new())
             .map_err(|error| undecodable(got, &error))
@@ -153,6 +216,16 @@ mod tests {
             members: vec![DeviceNo(12), DeviceNo(13)],
             forgotten: Seq(14),
             clients: clients.collect(),
+            bounds: Bounds {
+                from: Some(("a".to_owned(), String::new())),
+                to: Some(("b".to_owned(), "k".to_owned())),
+                closed: Some(Closed {
+                    into: PartitionId(3),
+                    seq: Seq(15),
+                    term: Term(9),
+                    members: vec![DeviceNo(13), DeviceNo(12)],
+                }),
+            },
         };
         let mut bytes = state.encode();
         assert_eq!(ReplicaState::decode(&bytes), Ok(state));
@@ -161,6 +234,23 @@ mod tests {
         bytes.truncate(bytes.len() - 2);
         assert!(ReplicaState::decode(&bytes).is_err());
         assert!(ReplicaState::decode(&[0xff; 200]).is_err());
+    }
+
+    #[test]
+    fn a_state_of_before_there_were_bounds_is_read() {
+        let old = || Unbounded {
+            position: 7,
+            promised: Term(8),
+            term: Term(9),
+            doubt: None,
+            chain_seq: Seq(10),
+            config: 11,
+            members: vec![DeviceNo(12)],
+            forgotten: Seq(14),
+            clients: Vec::new(),
+        };
+        let bytes = encode::<Unbounded>(&old());
+        assert_eq!(ReplicaState::decode(&bytes), Ok(old().into()));
     }
 
     #[test]

@@ -50,6 +50,19 @@ impl Index {
         Some(index)
     }
 
+    /// This one, made of other indexes, as the `nth` of its life: to take another's place as if it had been filled.
+    /// It comes back as it was if there were too many.
+    pub fn beside(mut self, nth: u32) -> Result<Self, Box<Self>> {
+        match nth.checked_mul(NAMES).filter(|_| nth > 0) {
+            Some(next_run) => {
+                self.next_run = next_run;
+                self.standing = Standing::Beside(None);
+                Ok(self)
+            }
+            None => Err(Box::new(self)),
+        }
+    }
+
     /// All of a snapshot at this entry was ingested. The next table that is frozen is published by a root, the
     /// first one, with a higher generation than this.
     pub fn learned(&mut self, at: Seq, generation: u64) {

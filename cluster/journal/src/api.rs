@@ -25,6 +25,8 @@ use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{BucketMeta, ChainMessage, ListPage, ObjectMeta, Reply, WireError};
 use bytes::Bytes;
 
+use crate::bounds::Newborn;
+
 /// What a replica is told when it is made.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
@@ -37,6 +39,9 @@ pub struct Config {
     /// The first members of the chain: configuration 1, the same for every replica of the partition
     /// for ever. Later configurations stand in the log. The first one named takes the first reign.
     pub founders: Vec<DeviceNo>,
+    /// It is made of other partitions: with nothing of them on its device it stands for nothing, and the founders are
+    /// those that the map names.
+    pub heir: bool,
     /// Bounds and times.
     pub limits: Limits,
     /// Where its jitter comes from.
@@ -60,6 +65,7 @@ impl Config {
                 limits: index::Limits::default(),
             },
             founders,
+            heir: false,
             limits: Limits::default(),
             seed: u64::from(me.0),
             #[cfg(feature = "mutants")]
@@ -256,6 +262,24 @@ pub enum Event {
         /// The members.
         members: Vec<DeviceNo>,
     },
+    /// What the cluster map says of the partition's place among others. All replicas are told, at their start and
+    /// at each change; the head acts on it.
+    Bounds {
+        /// See there.
+        wanted: Wanted,
+    },
+    /// To [`Action::Bear`]: the child is durable on this device, or it has what it needs without that.
+    ChildDurable {
+        /// The child.
+        child: PartitionId,
+    },
+    /// To a replica that [`crate::Replica::expects_birth`]: what it begins with. Answered by [`Action::Born`], also if
+    /// it has learned meanwhile.
+    Born {
+        /// What was made of its parents' indexes, on this device. The chunks that it shares are held for this
+        /// partition by now.
+        newborn: Box<Newborn>,
+    },
     /// A reader asks. Answered by [`Action::Answer`]: at the head in office, within its lease.
     Ask {
         /// The driver's name for the answer.
@@ -336,6 +360,25 @@ pub enum Action {
         /// So many bytes.
         len: u32,
     },
+    /// A child is to be made of its index as it is, before any other event comes: by [`crate::Replica::bear`], if the
+    /// child's replica on this device (which is made if it is not there) expects it. Then, or when that replica
+    /// has said [`Action::Born`], it is to be told [`Event::ChildDurable`].
+    Bear {
+        /// The child.
+        child: PartitionId,
+        /// Its founders, which are the members of this chain, from the head on.
+        members: Vec<DeviceNo>,
+    },
+    /// It is closed, and all that it ever will have is in its index: when its neighbour is closed as well, the two are
+    /// made one ([`Newborn::of_two`]).
+    Closed {
+        /// The partition that they become a part of.
+        into: PartitionId,
+        /// The members of this chain, from the head on: the founders, if this is the left one.
+        members: Vec<DeviceNo>,
+    },
+    /// What it was born with is durable.
+    Born,
     /// It is no member of the chain any more, and that is committed: the driver may drop it. It makes
     /// it again, from its device's log, when another replica speaks to it: one that had begun to take
     /// it in again cannot go on without it. (It may be said more than once.)
@@ -376,6 +419,26 @@ pub enum Action {
         /// Extents, in order.
         pins: Vec<u32>,
     },
+}
+
+/// What the cluster map wants of a partition's bounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// Where the next partition begins, by the map.
+    pub end: Option<(String, String)>,
+    /// Partitions that are to be made of what this one holds.
+    pub children: Vec<Border>,
+    /// The partition that this one is to become a part of.
+    pub into: Option<PartitionId>,
+}
+
+/// Where a partition that is to be made of another one begins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Border {
+    /// It.
+    pub child: PartitionId,
+    /// Its first bucket and key.
+    pub from: (String, String),
 }
 
 /// What a reader wants to know.

@@ -50,7 +50,7 @@ impl Replica {
         if self.role == Role::Head
             && !self.head.serving
             && self.committed >= self.head.term_start
-            && self.applied == self.committed
+            && (self.applied == self.committed || self.is_closed())
         {
             self.head.serving = true;
         }
@@ -59,7 +59,13 @@ impl Replica {
     /// Whether there is something to apply, and the index takes it.
     fn may_apply(&self) -> bool {
         let ready = self.committed.min(self.log.durable());
-        self.applied < ready && self.stopped.is_none() && self.index.has_room()
+        let waits = self.is_closed() || self.bears();
+        self.applied < ready && self.stopped.is_none() && !waits && self.index.has_room()
+    }
+
+    /// Whether an event alone would get it on: it waited for a child to be taken from its index.
+    pub(crate) fn may_apply_more(&self) -> bool {
+        self.splitting.is_some() && self.may_apply()
     }
 
     fn apply_proposal(&mut self, proposal: Proposal, out: &mut Vec<Action>) {
@@ -98,8 +104,11 @@ impl Replica {
                 bytes: Bytes::new(),
             });
         }
-        if !matches!(op, Op::TermStart | Op::Chain { .. }) {
-            self.dedup.done(client, request, seq);
+        match &op {
+            Op::TermStart | Op::Chain { .. } => {}
+            Op::Split { child, bucket, key } => self.split_off(seq, *child, (bucket, key)),
+            Op::Close { into } => self.close(seq, *into),
+            _ => self.dedup.done(client, request, seq),
         }
         self.applied = seq;
         self.unwritten += self.log.slot(seq).map_or(0, |slot| u64::from(slot.len));
@@ -111,7 +120,9 @@ impl Replica {
     /// What an entry does to the index.
     fn change(&self, seq: Seq, time_ms: u64, op: Op, inline: Bytes) -> Change {
         match op {
-            Op::TermStart | Op::Chain { .. } => Change::Nothing,
+            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
+                Change::Nothing
+            }
             Op::CreateBucket { bucket } => Change::PutBucket {
                 bucket,
                 created_ms: time_ms,

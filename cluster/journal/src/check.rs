@@ -14,7 +14,7 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
         result.map_err(|error| Refusal::new(ErrorCode::BadRequest, error.to_string()))
     };
     match op {
-        Op::TermStart | Op::Chain { .. } => {
+        Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
             return bad("that change is the head's own".to_owned());
         }
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {

@@ -106,6 +106,59 @@ impl Dedup {
         loaded
     }
 
+    /// The newest entry that is known of.
+    pub(crate) fn newest(&self) -> Seq {
+        self.by_last
+            .last_key_value()
+            .map_or(Seq(0), |(seq, _)| *seq)
+    }
+
+    /// What both know: of two partitions that become one, whose clients' requests have numbers of their own.
+    pub(crate) fn with(&self, other: &Dedup) -> Self {
+        let mut both = self.clone();
+        both.forgotten = self.forgotten.max(other.forgotten);
+        for (client, theirs) in &other.clients {
+            let held = both.clients.entry(*client).or_default();
+            held.last = held.last.max(theirs.last);
+            held.floor = held.floor.max(theirs.floor);
+            held.done.extend(&theirs.done);
+        }
+        // Of a client that only one of them holds, the other may have forgotten something; and its last entry may have
+        // the number of another client's in the other's log.
+        for held in both.clients.values_mut() {
+            held.forgotten = both.forgotten;
+            while held.done.len() > self.requests_max {
+                let dropped = held.done.pop_first();
+                held.floor = held
+                    .floor
+                    .max(dropped.map_or(held.floor, |(number, _)| number));
+            }
+        }
+        both.by_last.clear();
+        let mut order: Vec<(Seq, ClientId)> = both
+            .clients
+            .iter()
+            .map(|(client, held)| (held.last, *client))
+            .collect();
+        order.sort_unstable();
+        let over = order.len().saturating_sub(self.clients_max);
+        let mut last = Seq(0);
+        for (nth, (seq, client)) in order.into_iter().enumerate() {
+            if nth < over {
+                both.forgotten = both.forgotten.max(seq);
+                both.clients.remove(&client);
+                continue;
+            }
+            // One place for each, in the same order.
+            last = seq.max(Seq(last.0 + 1));
+            both.by_last.insert(last, client);
+            if let Some(held) = both.clients.get_mut(&client) {
+                held.last = last;
+            }
+        }
+        both
+    }
+
     /// What is known of this request.
     pub(crate) fn known(&self, client: ClientId, request: RequestNo, retry: Option<Seq>) -> Known {
         let held = self.clients.get(&client);

@@ -122,6 +122,7 @@ impl Replica {
                 .as_ref()
                 .is_some_and(|learning| learning.takes_over())
             || self.promise.writing.is_some()
+            || (self.is_unborn() && !self.promise.doubtful)
             || !(member || self.promise.doubtful)
         {
             return None;
@@ -270,6 +271,9 @@ impl Replica {
                 self.log.lost_up_to(self.term);
             }
             return;
+        }
+        if self.is_unborn() {
+            return self.stop_asking();
         }
         let members = self.members_but_me();
         let free = members.iter().filter(|member| {

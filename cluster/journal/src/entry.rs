@@ -28,6 +28,8 @@ impl Mark {
                 config: *config,
                 members: members.clone(),
             }),
+            // Whoever may serve what goes away changes things that are not written down here.
+            Op::Split { .. } | Op::Close { .. } => Mark::Any,
             Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
                 Mark::Slot(slot_of(bucket, ""))
             }
@@ -96,6 +98,17 @@ pub(crate) fn recompose(chain: &Chain) -> Decoded {
             config: chain.config,
             members: chain.members.clone(),
         },
+        inline: Bytes::new(),
+    }
+}
+
+/// A head's own record of what becomes of the partition's range.
+pub(crate) fn parting(op: Op) -> Decoded {
+    Decoded {
+        client: ClientId(0),
+        request: RequestNo(0),
+        time_ms: 0,
+        op,
         inline: Bytes::new(),
     }
 }

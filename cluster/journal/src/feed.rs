@@ -211,6 +211,10 @@ impl Replica {
             .map(|slot| slot.len as usize)
             .sum();
         let last = self.log.last();
+        if durable > Seq(0) && durable >= self.log.base() && !self.head.asked.contains(&peer) {
+            // It came to what it lacked in another way: it was born meanwhile.
+            self.stop_teaching(peer);
+        }
         if let Some(progress) = self.progress_mut(peer) {
             progress.known = true;
             progress.matched = progress.matched.max(durable);

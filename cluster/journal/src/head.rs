@@ -17,6 +17,7 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
+use crate::bounds::Parting;
 use crate::check;
 use crate::dedup::Known;
 use crate::entry::{self, Decoded, Mark, Piece};
@@ -34,6 +35,8 @@ pub(crate) struct Head {
     pub(crate) serving: bool,
     /// Its device had no room for an entry: reads go on, no change is taken any more in this reign.
     pub(crate) stuck: bool,
+    /// What it has put into the log of the partition's bounds, and is not applied yet.
+    pub(crate) parting: Option<Parting>,
     /// This reign's first entry.
     pub(crate) term_start: Seq,
     pub(crate) pending: Pending,
@@ -157,6 +160,7 @@ impl Replica {
             return Err(Refusal::new(ErrorCode::NotServing, detail));
         }
         check::op(op, precondition, inline)?;
+        self.check_change(op)?;
         self.check_reachable()?;
         if self.full && matches!(op, Op::Put { .. } | Op::CreateBucket { .. }) {
             let detail = format!(
@@ -233,6 +237,7 @@ impl Replica {
             }
         };
         let Err(Judgement { refusal, pending }) = judged else {
+            self.check_spans(&proposed.decoded.op)?;
             return self.order(now, proposed, out);
         };
         // A refusal tells of the state, as a read does.

@@ -406,6 +406,8 @@ impl Replica {
         let wants = self.index.wants_freeze() || (much && self.frozen.is_empty()) || pressed;
         // A log that was cut at a hole is shorter for a while than what had been applied of it.
         let known = self.log.term(self.applied).is_some();
+        // What covers the entry of a split has to wait for the child.
+        let known = known && self.splitting.is_none();
         if !wants || !known || self.learning.as_ref().is_some_and(|it| it.takes_over()) {
             return;
         }
@@ -444,6 +446,7 @@ impl Replica {
             members: chain.members,
             forgotten,
             clients,
+            bounds: self.bounds.clone(),
         }
     }
 

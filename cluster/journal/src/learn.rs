@@ -18,6 +18,7 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::Action;
+use crate::bounds::Newborn;
 use crate::chain::Chain;
 use crate::indexing::Why;
 use crate::pending::Refusal;
@@ -48,6 +49,8 @@ pub(crate) struct Learning {
     index: Index,
     /// The new index is being made durable: from here on there is no way back.
     takes_over: bool,
+    /// It is no lesson of a head, but what the partition begins with on this device.
+    birth: bool,
     position: u64,
 }
 
@@ -113,7 +116,8 @@ impl Replica {
                 // It knows nothing of this lesson (any more).
                 return self.say_learned(lesson, 0, out);
             }
-            if at < self.log.base() {
+            let born = self.config.heir && !self.unsound && at <= self.applied;
+            if at < self.log.base() || born {
                 // It has more than that.
                 return self.say_learned(lesson, UNWANTED, out);
             }
@@ -195,9 +199,56 @@ impl Replica {
             end: false,
             index,
             takes_over: false,
+            birth: false,
             position: 0,
         }));
         true
+    }
+
+    /// What its parents had on this device is there: it begins with that, unless it has learned meanwhile.
+    pub(crate) fn on_born(&mut self, now: Instant, newborn: Newborn, out: &mut Vec<Action>) {
+        let Newborn { index, at, state } = newborn;
+        let learns = self.learning.as_ref().is_some_and(|it| it.takes_over);
+        let lane = self.lanes.checked_add(1);
+        let wanted = self.is_unborn() && self.role == Role::Follower && !learns;
+        let index = match lane.filter(|_| wanted) {
+            Some(lane) => index.beside(lane).map(|index| (index, lane)),
+            None => Err(Box::new(index)),
+        };
+        let (index, lane) = match index {
+            Ok(made) => made,
+            Err(index) => {
+                let (lane, chunks) = (self.lane, index.live());
+                if !chunks.is_empty() {
+                    let action = IndexAction::Free { chunks };
+                    out.push(Action::Index { lane, action });
+                }
+                return out.push(Action::Born);
+            }
+        };
+        self.stop_learning(out);
+        self.lanes = lane;
+        // Reigns of the parent come before its own.
+        self.term = self.term.max(state.term);
+        self.seen = self.seen.max(self.term);
+        self.learning = Some(Box::new(Learning {
+            lane,
+            term: self.term,
+            lesson: 0,
+            at,
+            heard_at: now,
+            parts: 0,
+            bytes: Vec::new(),
+            state: Some(ReplicaStateOf(state)),
+            items: VecDeque::new(),
+            taking: false,
+            end: true,
+            index,
+            takes_over: false,
+            birth: true,
+            position: 0,
+        }));
+        self.finish(now, out);
     }
 
     /// Gives a lesson up, if that can be done; what was written of it is free again.
@@ -351,6 +402,7 @@ impl Replica {
             parts,
             index,
             position,
+            birth,
             ..
         } = *learning;
         let Some(ReplicaStateOf(state)) = state else {
@@ -389,6 +441,9 @@ impl Replica {
         }
         self.join_log(at, &state);
         self.dedup = self.dedup.load(state.forgotten, state.clients);
+        self.bounds = state.bounds;
+        self.splitting = None;
+        self.said_closed = false;
         self.applied = at;
         self.committed = self.committed.max(at);
         self.witness.learned(at);
@@ -399,6 +454,10 @@ impl Replica {
         self.unsound = false;
         self.applying = None;
         self.trim(out);
+        if birth {
+            self.is_born(now, at, out);
+            return self.apply(now, out);
+        }
         self.learned = Some((term, lesson));
         if self.role == Role::Follower && self.term == term {
             self.follower.verified = self.follower.verified.max(at);
@@ -407,6 +466,23 @@ impl Replica {
             self.acknowledge(true, out);
         }
         self.apply(now, out);
+    }
+
+    /// What it begins with is durable: it takes part.
+    fn is_born(&mut self, now: Instant, at: Seq, out: &mut Vec<Action>) {
+        out.push(Action::Born);
+        if self.follower.sealed {
+            self.follower.verified = self.follower.verified.max(at);
+            self.follower.forget_acked();
+            return self.acknowledge(true, out);
+        }
+        // The first of the founders takes the first reign, as a rule.
+        let first = self.log.chain().members.first() == Some(&self.config.me);
+        if first {
+            self.on_over(now);
+        } else if self.promise.lease_until.is_none() {
+            self.wait_before_suspicion(now);
+        }
     }
 
     /// What may be lost behind the end of its log, once that goes on behind the lesson.

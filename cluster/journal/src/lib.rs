@@ -13,6 +13,7 @@
 mod adopt;
 mod api;
 mod apply;
+mod bounds;
 mod chain;
 mod check;
 mod dedup;
@@ -64,7 +65,8 @@ mod start;
 mod teach;
 mod witness;
 
-pub use api::{Action, Answer, Ask, Config, Event, InlineRef, Limits, ListParams};
+pub use api::{Action, Answer, Ask, Border, Config, Event, InlineRef, Limits, ListParams, Wanted};
+pub use bounds::Newborn;
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 pub use replica::Replica;

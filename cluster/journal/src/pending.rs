@@ -250,7 +250,7 @@ impl Pending {
             _ => facts.bucket.unwrap_or(false),
         };
         match op {
-            Op::TermStart | Op::Chain { .. } => {
+            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
                 let detail = "that change is the head's own".to_owned();
                 refuse(ErrorCode::BadRequest, detail, false)
             }
@@ -340,7 +340,7 @@ impl Pending {
                 held.entries += 1;
                 held.object = object;
             }
-            Op::TermStart | Op::Chain { .. } => {}
+            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {}
         }
         self.bytes += bytes;
         self.requests.insert((decoded.client, decoded.request), seq);
@@ -435,7 +435,7 @@ impl Pending {
 /// The bucket and key of a change; empty where it has none.
 pub(crate) fn target(op: &Op) -> (&str, &str) {
     match op {
-        Op::TermStart | Op::Chain { .. } => ("", ""),
+        Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => ("", ""),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, ""),
         Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, key),
     }

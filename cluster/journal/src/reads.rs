@@ -55,6 +55,7 @@ impl Replica {
             Err(self.busy("reads"))
         } else {
             self.check_serving(now)
+                .and_then(|()| self.check_reader(&ask))
         };
         if let Err(refusal) = refused {
             let result = Err(refusal.into());
@@ -172,7 +173,11 @@ impl Replica {
         let knows = self.log.is_whole() || mutant!(self, WitnessSpeaksEarly);
         let works = matches!(self.role, Role::Follower | Role::Starting | Role::Head)
             && self.stopped.is_none();
-        let speaks = works && knows && chain.settled() && chain.contains(self.config.me);
+        let speaks = works
+            && knows
+            && chain.settled()
+            && chain.contains(self.config.me)
+            && !self.is_unborn();
         (speaks.then_some(chain.config), self.witness.highest(slot))
     }
 
@@ -241,6 +246,7 @@ impl Replica {
                 self.applied,
                 self.away(),
             ),
+            Role::Follower if self.is_unborn() => "waiting for what it is to be made of".to_owned(),
             Role::Follower if self.retired => "no member of the chain any more".to_owned(),
             Role::Follower if self.learning.is_some() => "learning a snapshot".to_owned(),
             Role::Follower if self.follower.sealed => "following".to_owned(),

@@ -15,7 +15,7 @@ use ashlar_layout::replica_state::ReplicaState;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::Config;
+use crate::api::{Config, Wanted};
 use crate::chain::Chain;
 use crate::dedup::Dedup;
 use crate::election::Election;
@@ -69,6 +69,11 @@ impl Replica {
             promise,
             election: Election::default(),
             desired: Vec::new(),
+            wanted: Wanted::default(),
+            bounds: state.bounds,
+            splitting: None,
+            said_closed: false,
+            spans_asked: false,
             leaves: false,
             retired: false,
             witness: Witness::behind(covered),

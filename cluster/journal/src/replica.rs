@@ -13,10 +13,12 @@ use std::hash::{Hash, Hasher};
 use ashlar_cluster_index::{Cache, Index};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
+use ashlar_layout::replica_state::Bounds;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Config, Event};
+use crate::api::{Action, Config, Event, Wanted};
+use crate::bounds::Splitting;
 use crate::chain::Chain;
 use crate::dedup::Dedup;
 use crate::election::Election;
@@ -123,6 +125,16 @@ pub struct Replica {
     pub(crate) election: Election,
     /// The members that the cluster map wants; none: it was not told.
     pub(crate) desired: Vec<DeviceNo>,
+    /// What the cluster map wants of its bounds,
+    pub(crate) wanted: Wanted,
+    /// and what they are.
+    pub(crate) bounds: Bounds,
+    /// The child that is being made.
+    pub(crate) splitting: Option<Splitting>,
+    /// The driver was told that it is closed.
+    pub(crate) said_closed: bool,
+    /// Somebody wanted to make or remove a bucket that reaches beyond it.
+    pub(crate) spans_asked: bool,
     /// Its process is about to end.
     pub(crate) leaves: bool,
     /// The driver was told that it may go.
@@ -190,7 +202,9 @@ impl Replica {
     pub fn wants_turn(&self) -> bool {
         let learning = self.learning.as_ref();
         self.stopped.is_none()
-            && (self.index.wants_turn() || learning.is_some_and(|learning| learning.wants_turn()))
+            && (self.index.wants_turn()
+                || self.may_apply_more()
+                || learning.is_some_and(|learning| learning.wants_turn()))
     }
 
     fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
@@ -243,6 +257,9 @@ impl Replica {
             Event::PeerUp { peer } => self.on_link(now, peer, Link::Up, out),
             Event::PeerDown { peer } => self.on_link(now, peer, Link::Down, out),
             Event::Desired { members } => self.on_desired(now, members, out),
+            Event::Bounds { wanted } => self.on_bounds(wanted),
+            Event::ChildDurable { child } => self.on_child_durable(child),
+            Event::Born { newborn } => self.on_born(now, *newborn, out),
             Event::InlineLost {
                 bucket,
                 key,
@@ -263,9 +280,11 @@ impl Replica {
         // Only now: handlers may change what is known to be committed in several places.
         self.apply(now, out);
         self.recompose(now, out);
+        self.part(now, out);
         self.write_out(now, out);
         // Another composition may count differently, and the index may have room again.
         self.apply(now, out);
+        self.say_bounds(out);
         self.open_gates(now, out);
         self.retire(now, out);
         self.leave(now, out);

@@ -672,6 +672,9 @@ impl World {
                 );
             }
             Action::Retired => self.count("retired"),
+            other @ (Action::Bear { .. } | Action::Closed { .. } | Action::Born) => {
+                panic!("no other partition is wanted here: {other:?}")
+            }
             Action::Restored {
                 bucket,
                 key,

@@ -420,7 +420,11 @@ impl World {
             if let Some(name) = slot {
                 changes.entry(name).or_insert_with(Vec::new).push(seq);
             }
-            if !matches!(op, Op::TermStart | Op::Chain { .. }) {
+            let own = matches!(
+                op,
+                Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. }
+            );
+            if !own {
                 let name = (entry.header.client, entry.header.request);
                 let before = at.insert(name, seq);
                 assert!(
@@ -505,7 +509,9 @@ impl Model {
     fn refuses(&self, op: &Op, precondition: Precondition) -> Option<ErrorCode> {
         let exists = |bucket: &String| self.buckets.contains(bucket);
         match op {
-            Op::TermStart | Op::Chain { .. } => Some(ErrorCode::BadRequest),
+            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
+                Some(ErrorCode::BadRequest)
+            }
             Op::CreateBucket { bucket } => exists(bucket).then_some(ErrorCode::BucketExists),
             Op::DeleteBucket { bucket } if !exists(bucket) => Some(ErrorCode::NoSuchBucket),
             Op::DeleteBucket { bucket } => {
@@ -530,7 +536,7 @@ impl Model {
 
     fn apply(&mut self, seq: u64, op: Op) {
         match op {
-            Op::TermStart | Op::Chain { .. } => {}
+            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {}
             Op::CreateBucket { bucket } => {
                 self.buckets.push(bucket);
                 self.buckets.sort();

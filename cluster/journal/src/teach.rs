@@ -85,7 +85,13 @@ impl Replica {
     pub(crate) fn teach(&mut self, now: Instant, peer: DeviceNo, out: &mut Vec<Action>) {
         let watched = self.head.progress.contains_key(&peer);
         let many = self.head.teaching.len() >= self.config.limits.lessons;
-        if self.role != Role::Head || !watched || many || self.head.teaching.contains_key(&peer) {
+        let parts = self.splitting.is_some();
+        if self.role != Role::Head
+            || !watched
+            || many
+            || parts
+            || self.head.teaching.contains_key(&peer)
+        {
             return;
         }
         let Some(snapshot) = self.index.snapshot() else {

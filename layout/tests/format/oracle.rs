@@ -77,6 +77,7 @@ fn numbers_of_codes_stand() {
     assert_eq!(tag(agree!(&ErrorCode::Internal, ErrorCode)), 18);
     assert_eq!(tag(agree!(&ErrorCode::OutcomeUnknown, ErrorCode)), 19);
     assert_eq!(tag(agree!(&ErrorCode::NotHead, ErrorCode)), 20);
+    assert_eq!(tag(agree!(&ErrorCode::BucketSpans, ErrorCode)), 22);
     assert_eq!(tag(agree!(&FindingKind::Rot, FindingKind)), 0);
     assert_eq!(tag(agree!(&FindingKind::Skipped, FindingKind)), 4);
 }

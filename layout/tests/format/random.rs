@@ -89,6 +89,14 @@ pub fn op() -> impl Strategy<Value = Op> {
                 members: members.into_iter().map(DeviceNo).collect(),
             }
         ),
+        (any::<u32>(), ".{0,20}", ".{0,100}").prop_map(|(child, bucket, key)| Op::Split {
+            child: PartitionId(child),
+            bucket,
+            key,
+        }),
+        any::<u32>().prop_map(|into| Op::Close {
+            into: PartitionId(into)
+        }),
     ]
 }
 

@@ -625,7 +625,7 @@ impl Store {
         }
         let seq = Seq(self.seq + 1);
         let displaced = match op {
-            Op::TermStart | Op::Chain { .. } => {
+            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
             Op::CreateBucket { bucket } => {

@@ -607,8 +607,8 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         })
     };
     let (bucket, key) = match op {
-        Op::TermStart | Op::Chain { .. } => {
-            return bad("only a head writes of its term and its chain".into());
+        Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
+            return bad("only a head writes of its term, its chain and its bounds".into());
         }
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, None),
         Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, Some(key)),
