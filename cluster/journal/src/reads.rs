@@ -43,7 +43,10 @@ impl Replica {
     pub fn settled(&self) -> bool {
         match self.role {
             Role::Head => self.in_office(),
-            Role::Follower => self.follower.sealed || !self.log.chain().contains(self.config.me),
+            Role::Follower => {
+                let member = self.log.chain().contains(self.config.me);
+                self.follower.sealed || !member || self.is_unborn()
+            }
             Role::Replaying | Role::Starting => false,
         }
     }

@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use ashlar_layout::ids::{DeviceId, DeviceNo, Epoch, NodeId, PartitionId};
 use serde::{Deserialize, Serialize};
 
-use crate::map::{ClusterMap, Core, Device, Domains, MapError, Node, PlacementGroup};
+use crate::map::{ClusterMap, Core, Device, Domains, MapError, Node, Partition, PlacementGroup};
+use crate::partition;
 use crate::spare::spares;
 
 /// A change of the map.
@@ -70,6 +71,27 @@ pub enum MapChange {
         /// those others are known to be away.
         #[serde(default)]
         crowd: bool,
+    },
+    /// What a partition holds from a place on becomes another partition's, of the next number, with the same chain.
+    SplitPartition {
+        /// Which partition.
+        partition: PartitionId,
+        /// The first bucket of the other one,
+        bucket: String,
+        /// and its first key in there; empty: all of that bucket.
+        key: String,
+    },
+    /// Two neighbours with the same chain become one partition, of the next number.
+    MergePartitions {
+        /// The first one in the order.
+        left: PartitionId,
+        /// The other one.
+        right: PartitionId,
+    },
+    /// Those that became this partition are of no use any more: it serves.
+    ForgetEnding {
+        /// The partition.
+        into: PartitionId,
     },
     /// The whole map. Groups stay, control members stay, each chain changes by one member at most.
     SetMap {
@@ -164,6 +186,28 @@ pub enum ChangeError {
         device: DeviceNo,
         /// The best device that would keep them apart.
         better: DeviceNo,
+    },
+    /// A partition cannot be split there.
+    #[error("partition {partition} cannot be split at key {key:?} of bucket {bucket:?}: {why}")]
+    NoBorder {
+        /// Which partition.
+        partition: PartitionId,
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// Why not.
+        why: String,
+    },
+    /// Two partitions cannot be merged.
+    #[error("partitions {left} and {right} cannot be merged: {why}")]
+    NoMerge {
+        /// The first one.
+        left: PartitionId,
+        /// The other one.
+        right: PartitionId,
+        /// Why not.
+        why: String,
     },
     /// A whole map that changes what stays.
     #[error("the new map changes {0}, which cannot be changed so")]
@@ -261,6 +305,20 @@ impl MapChange {
                 with,
                 crowd,
             } => replace(&mut next, *partition, *out, *with, *crowd)?,
+            MapChange::SplitPartition {
+                partition,
+                bucket,
+                key,
+            } => partition::split(&mut next, *partition, bucket, key)?,
+            MapChange::MergePartitions { left, right } => {
+                partition::merge(&mut next, *left, *right)?;
+            }
+            MapChange::ForgetEnding { into } => {
+                next.ending.retain(|it| it.into != *into);
+                if next.ending.len() == map.ending.len() {
+                    return Err(ChangeError::UnknownPartition(*into));
+                }
+            }
             MapChange::SetMap { map: new } => {
                 keeps(map, new, history)?;
                 let epoch = next.epoch;
@@ -341,7 +399,7 @@ fn remove_node(next: &mut ClusterMap, node: NodeId) -> Result<(), ChangeError> {
         .map(|d| d.no)
         .collect();
     let uses = |list: &[DeviceNo]| list.iter().any(|no| devices.contains(no));
-    let chains = next.partitions.iter();
+    let chains = next.all_partitions();
     let chains = chains.filter(|p| uses(&p.chain.devices)).count();
     let groups = next.groups.iter().filter(|g| uses(&g.devices)).count();
     if chains + groups > 0 {
@@ -440,6 +498,16 @@ fn keeps(map: &ClusterMap, new: &ClusterMap, history: &History) -> Result<(), Ch
             Some(old) if old == device => {}
             Some(_) => return Err(ChangeError::Fixed(format!("device {}", device.no))),
         }
+    }
+    let places = |map: &ClusterMap| -> Vec<_> {
+        let one = |p: &Partition| (p.id, p.start.clone(), p.parents.clone());
+        map.partitions.iter().map(one).collect()
+    };
+    if places(new) != places(map)
+        || new.ending != map.ending
+        || new.partition_numbers != map.partition_numbers
+    {
+        return fixed("the partitions");
     }
     for partition in &new.partitions {
         let Some(old) = map.partition_by_id(partition.id) else {

@@ -6,14 +6,15 @@
 
 pub mod change;
 pub mod map;
+pub mod partition;
 mod rules;
 pub mod solve;
 pub mod spare;
 
 pub use change::{ChangeError, History, MapChange};
 pub use map::{
-    Chain, Class, ClusterMap, ControlMember, Core, Device, DomainLevel, Domains, MapError, Node,
-    Partition, PlacementGroup,
+    Chain, Class, ClusterMap, ControlMember, Core, Device, DomainLevel, Domains, Ending, MapError,
+    Node, Partition, PlacementGroup,
 };
 pub use solve::{SolveError, extend, solve};
 pub use spare::{Spare, spares};

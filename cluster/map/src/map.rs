@@ -3,7 +3,7 @@
 //! Invariants, checked by [`ClusterMap::validate`] before a map is used:
 //! - numbers of nodes and devices are unique; every device names a node and a core of it;
 //! - a placement group has k + m different devices and keeps its fault-domain rule;
-//! - partitions cover the whole (bucket, key) order without overlap, in order;
+//! - partitions cover the whole (bucket, key) order without overlap, in order; those that are ending cover nothing;
 //! - a chain is an odd number of devices on different nodes; so are the founders of a partition, which
 //!   never change;
 //! - control members are an odd number, or none, with different numbers and addresses.
@@ -165,8 +165,20 @@ pub struct Partition {
     /// Its chain.
     pub chain: Chain,
     /// The members of its chain when it was made: the first composition in its journal, fixed for ever.
-    /// They may have left the cluster since.
+    /// They may have left the cluster since. (Of one that was made of others: what its own log says counts.)
     pub founders: Vec<DeviceNo>,
+    /// The partitions that it was or is to be made of: one that it is split off from, or two that become it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<PartitionId>,
+}
+
+/// A partition that becomes a part of another one: it is served nowhere, but its replicas go on until that one serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// The partition, as it was.
+    pub partition: Partition,
+    /// What it becomes a part of.
+    pub into: PartitionId,
 }
 
 /// A partition as a file may have it: one that was written before chains could change has no
@@ -178,6 +190,8 @@ struct PartitionFile {
     chain: Chain,
     #[serde(default)]
     founders: Vec<DeviceNo>,
+    #[serde(default)]
+    parents: Vec<PartitionId>,
 }
 
 impl From<PartitionFile> for Partition {
@@ -192,6 +206,7 @@ impl From<PartitionFile> for Partition {
             start: file.start,
             chain: file.chain,
             founders,
+            parents: file.parents,
         }
     }
 }
@@ -226,12 +241,22 @@ pub struct ClusterMap {
     pub groups: Vec<PlacementGroup>,
     /// Partitions, in order of their start.
     pub partitions: Vec<Partition>,
+    /// Partitions that were merged, until what they became serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ending: Vec<Ending>,
+    /// Numbers of partitions below this one were given out, and are never given out again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub partition_numbers: u32,
     /// The members of the control plane; none where the map is a file that nobody changes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub control: Vec<ControlMember>,
     /// Nodes that are to be emptied: nothing new is put on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<NodeId>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What is wrong with a map.
@@ -285,6 +310,36 @@ impl ClusterMap {
     /// A partition by its number.
     pub fn partition_by_id(&self, id: PartitionId) -> Option<&Partition> {
         self.partitions.iter().find(|p| p.id == id)
+    }
+
+    /// A partition by its number, also if it is ending.
+    pub fn known_partition(&self, id: PartitionId) -> Option<&Partition> {
+        self.all_partitions().find(|p| p.id == id)
+    }
+
+    /// The partitions, and those that are ending.
+    pub fn all_partitions(&self) -> impl Iterator<Item = &Partition> {
+        let ending = self.ending.iter().map(|it| &it.partition);
+        self.partitions.iter().chain(ending)
+    }
+
+    /// The number of the next partition.
+    pub fn next_partition(&self) -> PartitionId {
+        let highest = self.all_partitions().map(|p| p.id.0).max();
+        let behind = highest.map_or(0, |highest| highest.saturating_add(1));
+        PartitionId(behind.max(self.partition_numbers))
+    }
+
+    /// Whether a partition was merged into another one long ago: nothing that is left of it is of use to anybody. What
+    /// this map does not know of because it is too old does not count.
+    pub fn is_over(&self, id: PartitionId) -> bool {
+        id.0 < self.partition_numbers && self.known_partition(id).is_none()
+    }
+
+    /// Where the partition ends that begins at this place: where the next one begins, whether it is ending or not.
+    pub fn end_of(&self, start: &(String, String)) -> Option<&(String, String)> {
+        let behind = self.all_partitions().map(|p| &p.start);
+        behind.filter(|other| *other > start).min()
     }
 
     /// The address of the core that owns a device.

@@ -11,7 +11,7 @@ use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits;
 use ashlar_layout::manifest::shard_len;
 
-use crate::map::{Chain, Class, ClusterMap, Device, DomainLevel, MapError, PlacementGroup};
+use crate::map::{Chain, Class, ClusterMap, Device, DomainLevel, Ending, MapError, PlacementGroup};
 
 /// Replicas of a chain, at most.
 const CHAIN_MAX: usize = 9;
@@ -255,10 +255,25 @@ fn check_partitions(map: &ClusterMap) -> Result<(), String> {
             return Err(format!("two partitions have the number {}", partition.id));
         }
         let (bucket, key) = &partition.start;
-        if !key.is_empty() {
+        if !key.is_empty() && partition.parents.is_empty() {
             return Err(format!(
-                "partition {} starts inside of a bucket, at key {key:?} of {bucket:?}: a bucket cannot \
-                 span partitions yet, so a partition starts at a bucket's name with an empty key",
+                "partition {} starts inside of a bucket, at key {key:?} of {bucket:?}: only one that was split off \
+                 from another one can, and the first ones start at a bucket's name with an empty key",
+                partition.id
+            ));
+        }
+        check_chain(map, &partition.chain)
+            .map_err(|what| format!("the chain of partition {} {what}", partition.id))?;
+        check_founders(&partition.founders)
+            .map_err(|what| format!("the founders of partition {} {what}", partition.id))?;
+    }
+    for Ending { partition, into } in &map.ending {
+        if !ids.insert(partition.id) {
+            return Err(format!("two partitions have the number {}", partition.id));
+        }
+        if map.known_partition(*into).is_none() {
+            return Err(format!(
+                "partition {} becomes a part of partition {into}, which there is not",
                 partition.id
             ));
         }

@@ -113,6 +113,7 @@ pub fn solve(map: &mut ClusterMap, seed: u64) -> Result<(), SolveError> {
                 id: PartitionId(0),
                 start: (String::new(), String::new()),
                 founders: chain.clone(),
+                parents: Vec::new(),
                 chain: Chain { devices: chain },
             }];
             Ok(())

@@ -50,6 +50,8 @@ fn map(nodes: u32, zones: u32) -> ClusterMap {
         partitions: Vec::new(),
         control: Vec::new(),
         draining: Vec::new(),
+        ending: Vec::new(),
+        partition_numbers: 0,
     };
     for number in 1..=nodes {
         let (node, devices) = node(number, zones);

@@ -51,6 +51,8 @@ fn map(class: &str, level: DomainLevel, devices_per_node: &[u32], racks: usize) 
         partitions: Vec::new(),
         control: Vec::new(),
         draining: Vec::new(),
+        ending: Vec::new(),
+        partition_numbers: 0,
     }
 }
 

@@ -493,6 +493,8 @@ impl Doing<'_> {
 
     fn carry_out(&mut self, action: Action, events: &mut VecDeque<Event>) {
         match action {
+            // No map wants that here.
+            Action::Bear { .. } | Action::Closed { .. } | Action::Born => {}
             Action::Send {
                 to,
                 message,

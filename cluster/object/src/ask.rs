@@ -199,6 +199,11 @@ impl Ask {
         matches!(self.request, Request::Propose { .. })
     }
 
+    /// Whether it is about one object or bucket, whose partition may be another one by now.
+    fn is_keyed(&self) -> bool {
+        self.is_change() || matches!(self.request, Request::Lookup { .. })
+    }
+
     fn over_at(&self) -> Instant {
         self.started + self.common.tuning().unavailable_wait
     }
@@ -210,6 +215,12 @@ impl Ask {
         }
         if now >= self.over_at() {
             return self.give_up();
+        }
+        if self.current.is_none() {
+            self.reroute();
+            if self.outcome.is_some() {
+                return;
+            }
         }
         let (reign, confirmed) = {
             let heads = self.common.heads();
@@ -254,6 +265,38 @@ impl Ask {
             Some(reign) => self.send(now, reign, out),
             None => self.poll(now, out),
         }
+    }
+
+    /// What is asked about an object or a bucket is asked of whom the map says that it belongs to. (What is asked about a
+    /// partition stays with that.) Called while no attempt counts.
+    ///
+    /// A partition that others are made of orders nothing of what it gave away behind the entry that says so, and they
+    /// know all requests up to there. So whoever is in office in one of them has the last word on an earlier attempt.
+    fn reroute(&mut self) {
+        let keyed = self.is_keyed();
+        if !keyed && self.common.map().partition_by_id(self.partition).is_none() {
+            let code = ErrorCode::Moved;
+            let detail = format!("partition {} is not in the map any more", self.partition);
+            return self.end(Err(ObjectError::Refused { code, detail }));
+        }
+        let partition = self.common.partition_of(&self.bucket, &self.key);
+        let Some(holder) = partition
+            .ok()
+            .filter(|holder| keyed && *holder != self.partition)
+        else {
+            return;
+        };
+        self.partition = holder;
+        if let Request::Propose { partition, .. } | Request::Lookup { partition, .. } =
+            &mut self.request
+        {
+            *partition = holder;
+        }
+        self.doubt = self.doubt.map(|_| Term(0));
+        self.polls.clear();
+        self.heard.clear();
+        self.pause = PAUSE_MIN;
+        self.wait_until = Instant(0);
     }
 
     /// Asks the members who is their head, if it is this operation's turn to.
@@ -532,7 +575,10 @@ impl Ask {
                 self.last = Some((code, detail));
                 return;
             }
-            ErrorCode::Busy | ErrorCode::StaleEpoch => return self.pause(now, code, detail),
+            ErrorCode::Moved if self.is_keyed() => return self.pause(now, code, detail),
+            ErrorCode::Busy | ErrorCode::StaleEpoch | ErrorCode::BucketSpans => {
+                return self.pause(now, code, detail);
+            }
             ErrorCode::DeviceError | ErrorCode::Corrupt | ErrorCode::Internal => {
                 // Whatever broke may have broken after the others had it.
                 self.note_doubt(term);
@@ -581,11 +627,12 @@ impl Ask {
             (None, None) => (ErrorCode::NotHead, "no head was found".to_owned()),
         };
         let error = match code {
-            ErrorCode::Busy => ObjectError::Busy { detail },
+            ErrorCode::Busy | ErrorCode::BucketSpans => ObjectError::Busy { detail },
             ErrorCode::PartitionUnavailable
             | ErrorCode::NotServing
             | ErrorCode::NotHead
-            | ErrorCode::NotHere => self.unavailable(self.named(&detail)),
+            | ErrorCode::NotHere
+            | ErrorCode::Moved => self.unavailable(self.named(&detail)),
             code => ObjectError::Refused { code, detail },
         };
         self.end(Err(error));

@@ -82,9 +82,12 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
                 devices: vec![DeviceNo(1), DeviceNo(2), DeviceNo(3)],
             },
             founders: vec![DeviceNo(1), DeviceNo(2), DeviceNo(3)],
+            parents: Vec::new(),
         }],
         control: Vec::new(),
         draining: Default::default(),
+        ending: Vec::new(),
+        partition_numbers: 0,
     }
 }
 

@@ -122,7 +122,11 @@ fn stale(answer: &Answer) -> Option<&[u8]> {
     else {
         return None;
     };
-    matches!(code, ErrorCode::StaleEpoch | ErrorCode::NotHere).then_some(payload)
+    let moved = matches!(
+        code,
+        ErrorCode::StaleEpoch | ErrorCode::NotHere | ErrorCode::Moved
+    );
+    moved.then_some(payload)
 }
 
 impl<M: Machine + Send + 'static> Drop for Drive<M> {

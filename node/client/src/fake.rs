@@ -127,6 +127,8 @@ impl Cluster {
             partitions: Vec::new(),
             control: Vec::new(),
             draining: Vec::new(),
+            ending: Vec::new(),
+            partition_numbers: 0,
         };
         for (i, listener) in (1u32..).zip(&listeners) {
             let address = listener.local_addr().unwrap().to_string();

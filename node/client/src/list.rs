@@ -4,14 +4,15 @@
 //! have nothing more to give.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_map::{ClusterMap, Partition};
 use ashlar_cluster_object::common::unexpected;
 use ashlar_cluster_object::{Ask, Look, ObjectError};
 use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::limits::LIST_PAGE_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
-use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta, Reply, Request};
+use ashlar_layout::message::{BucketMeta, ErrorCode, ListPage, ObjectMeta, Reply, Request};
 use bytes::Bytes;
 
 use crate::client::admit;
@@ -93,13 +94,19 @@ pub(crate) async fn create_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Se
 }
 
 pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Seq, ClientError> {
-    // The partition that holds the bucket's record answers for itself; the others are asked.
-    for partition in holding(&inner.common.map(), bucket, "").into_iter().skip(1) {
-        let options = ListOptions {
-            max: 1,
-            ..ListOptions::default()
-        };
-        let page = page(inner, bucket, partition, &options, String::new(), 1).await?;
+    // The partition that holds the bucket's record answers for itself, and removes nothing as long as others have a
+    // part of the bucket; whether they are empty is asked, for they are made one with it only then.
+    let options = ListOptions {
+        max: 1,
+        ..ListOptions::default()
+    };
+    let start = inner
+        .common
+        .map()
+        .end_of(&(bucket.to_owned(), String::new()))
+        .cloned();
+    if let Some((_, key)) = start.filter(|(of, key)| of == bucket && !key.is_empty()) {
+        let page = walk(inner, bucket, &options, key).await?;
         if !page.objects.is_empty() || !page.prefixes.is_empty() {
             return Err(ObjectError::BucketNotEmpty {
                 bucket: bucket.to_owned(),
@@ -117,15 +124,15 @@ pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Se
     .await
 }
 
-/// The partitions that hold keys of `bucket` behind `after`, in order.
-fn holding(map: &ClusterMap, bucket: &str, after: &str) -> Vec<PartitionId> {
-    let first = map.partition(bucket, after).map(|p| p.id);
-    map.partitions
-        .iter()
-        .skip_while(|p| Some(p.id) != first)
-        .take_while(|p| Some(p.id) == first || p.start.0.as_str() <= bucket)
-        .map(|p| p.id)
-        .collect()
+/// Whether an answer says that the partition is another one by now.
+fn is_moved(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::Object(ObjectError::Refused {
+            code: ErrorCode::Moved,
+            ..
+        })
+    )
 }
 
 async fn page(
@@ -150,72 +157,137 @@ async fn page(
     }
 }
 
+/// The pauses between looks for a newer map, and for how long there are such.
+struct Moves {
+    pause: Duration,
+    until: tokio::time::Instant,
+}
+
+impl Moves {
+    fn new(inner: &Inner) -> Moves {
+        Moves {
+            pause: Duration::from_millis(1),
+            until: tokio::time::Instant::now() + inner.options.unavailable_wait,
+        }
+    }
+
+    /// A partition said that it is another one now: waits a little, for the newer map is being fetched. Gives the error
+    /// back if that has gone on for too long.
+    async fn wait(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if !is_moved(&error) || tokio::time::Instant::now() >= self.until {
+            return Err(error);
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(Duration::from_millis(50));
+        Ok(())
+    }
+}
+
 pub(crate) async fn list(
     inner: &Arc<Inner>,
     bucket: &str,
     options: &ListOptions,
 ) -> Result<ListPage, ClientError> {
+    // No key before the prefix is of interest.
+    let first = options.after.as_str().max(options.prefix.as_str());
+    walk(inner, bucket, options, first.to_owned()).await
+}
+
+/// One page, from the partition that holds `from` on. Each partition is asked by the map of that moment, and what comes
+/// next is what comes behind it in the same map.
+async fn walk(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    options: &ListOptions,
+    mut from: String,
+) -> Result<ListPage, ClientError> {
     let max = match options.max {
         0 => LIST_PAGE_MAX,
         max => max.min(LIST_PAGE_MAX),
     };
-    // No key before the prefix is of interest.
-    let first = options.after.as_str().max(options.prefix.as_str());
-    let partitions = holding(&inner.common.map(), bucket, first);
     let mut whole = ListPage::default();
     let mut after = options.after.clone();
-    for partition in &partitions {
-        loop {
-            let held = whole.objects.len() + whole.prefixes.len();
-            let room = max.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
-            if room == 0 {
-                whole.next = Some(after);
-                return Ok(whole);
+    let mut moves = Moves::new(inner);
+    loop {
+        let held = whole.objects.len() + whole.prefixes.len();
+        let room = max.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
+        if room == 0 {
+            whole.next = Some(after);
+            return Ok(whole);
+        }
+        let map = inner.common.map();
+        let partition = map.partition(bucket, &from);
+        let partition = partition.ok_or_else(|| ObjectError::BadRequest {
+            detail: format!("map {} has no partition for bucket '{bucket}'", map.epoch),
+        })?;
+        let page = match page(inner, bucket, partition.id, options, after.clone(), room).await {
+            Ok(page) => page,
+            Err(error) => {
+                moves.wait(error).await?;
+                continue;
             }
-            let page = page(inner, bucket, *partition, options, after.clone(), room).await?;
-            let got = page.objects.len() + page.prefixes.len();
-            let last = page
-                .objects
-                .last()
-                .map(|o| &o.key)
-                .max(page.prefixes.last());
-            if let Some(last) = last {
-                after = last.clone();
+        };
+        let got = page.objects.len() + page.prefixes.len();
+        let last = page
+            .objects
+            .last()
+            .map(|o| &o.key)
+            .max(page.prefixes.last());
+        if let Some(last) = last {
+            after = last.clone();
+        }
+        whole.objects.extend(page.objects);
+        whole.prefixes.extend(page.prefixes);
+        match page.next {
+            // The head's own mark, if it gives nothing else to go by.
+            Some(next) if got == 0 && next <= after => {
+                let partition = partition.id;
+                let detail = format!("partition {partition} lists nothing, and says there is more");
+                return Err(ObjectError::Protocol { detail }.into());
             }
-            whole.objects.extend(page.objects);
-            whole.prefixes.extend(page.prefixes);
-            match page.next {
-                // The head's own mark, if it gives nothing else to go by.
-                Some(next) if got == 0 && next <= after => {
-                    let detail =
-                        format!("partition {partition} lists nothing, and says there is more");
-                    return Err(ObjectError::Protocol { detail }.into());
+            Some(next) => after = next,
+            None => {
+                let behind = map.partitions.iter().find(|p| p.start > partition.start);
+                match behind.filter(|p| p.start.0 == bucket) {
+                    Some(behind) => from.clone_from(&behind.start.1),
+                    None => return Ok(whole),
                 }
-                Some(next) => after = next,
-                None => break,
             }
         }
+        if after > from && map.partition(bucket, &after).map(|p| p.id) == Some(partition.id) {
+            from.clone_from(&after);
+        }
     }
-    Ok(whole)
 }
 
 pub(crate) async fn buckets(inner: &Arc<Inner>) -> Result<Vec<BucketMeta>, ClientError> {
-    let map = inner.common.map();
+    let mut moves = Moves::new(inner);
+    loop {
+        match buckets_by(inner, &inner.common.map()).await {
+            Ok(buckets) => return Ok(buckets),
+            Err(error) => moves.wait(error).await?,
+        }
+    }
+}
+
+async fn buckets_by(inner: &Arc<Inner>, map: &ClusterMap) -> Result<Vec<BucketMeta>, ClientError> {
     let mut all: Vec<BucketMeta> = Vec::new();
-    for partition in map.partitions.iter().map(|p| p.id) {
+    for Partition { id, start, .. } in &map.partitions {
         let mut after = String::new();
         loop {
             let request = Request::ListBuckets {
-                partition,
+                partition: *id,
                 after: after.clone(),
                 max: LIST_PAGE_MAX,
             };
-            let (buckets, more) = match ask(inner, ("", ""), partition, request).await? {
+            let (buckets, more) = match ask(inner, ("", ""), *id, request).await? {
                 Reply::Buckets { buckets, more } => (buckets, more),
                 other => return Err(unexpected("Buckets", &other).into()),
             };
             let last = buckets.last().map(|b| b.name.clone());
-            all.extend(buckets);
+            // One that begins inside of a bucket has that bucket's record as well.
+            let own = |b: &BucketMeta| b.name != start.0 || start.1.is_empty();
+            all.extend(buckets.into_iter().filter(own));
             match last {
                 Some(last) if more && last > after => after = last,
                 _ => break,

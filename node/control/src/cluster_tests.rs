@@ -244,6 +244,7 @@ fn a_silent_member_of_a_chain_is_replaced_by_a_spare() {
         term: Term(1),
         config: 1,
         members: chain.clone(),
+        load: None,
     };
     let client = rig.client();
     let beat = |rig: &Rig| {

@@ -20,7 +20,8 @@ pub mod limits;
 pub mod link;
 pub mod member;
 pub mod network;
-pub mod policy;
+pub mod partitions;
+mod policy;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub mod wire;
 pub use client::{ClientError, ControlClient, Heard};
 pub use error::ControlError;
 pub use member::Timing;
+pub use partitions::{PartitionLimits, PartitionLoad, move_step};
 pub use policy::{ChainReport, Patience, Verdict};
 pub use server::{ControlConfig, ControlServer, StartError};
 pub use state::{Refusal, State};

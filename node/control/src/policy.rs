@@ -16,6 +16,8 @@ use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
 use ashlar_layout::time::Instant;
 use serde::{Deserialize, Serialize};
 
+use crate::partitions::{self, PartitionLimits, PartitionLoad};
+
 /// When a node counts as away, and when a spare takes its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
@@ -23,6 +25,8 @@ pub struct Patience {
     pub away_after: Duration,
     /// A member of a chain whose node is silent for longer is replaced.
     pub replace_after: Duration,
+    /// When partitions are split and merged.
+    pub partitions: PartitionLimits,
 }
 
 impl Default for Patience {
@@ -30,6 +34,7 @@ impl Default for Patience {
         Patience {
             away_after: Duration::from_secs(2),
             replace_after: Duration::from_secs(60),
+            partitions: PartitionLimits::default(),
         }
     }
 }
@@ -45,6 +50,9 @@ pub struct ChainReport {
     pub config: u64,
     /// Its members.
     pub members: Vec<DeviceNo>,
+    /// What it has to bear, if the member is its head in office.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<PartitionLoad>,
 }
 
 /// How a partition's chain is doing, and what is done about it.
@@ -99,6 +107,8 @@ pub struct Watchman {
     since: Instant,
     heard: BTreeMap<NodeId, Instant>,
     chains: BTreeMap<PartitionId, ChainReport>,
+    /// When partitions were changed last, or could not be.
+    rests: Instant,
 }
 
 impl Watchman {
@@ -109,6 +119,7 @@ impl Watchman {
             since: now,
             heard: BTreeMap::new(),
             chains: BTreeMap::new(),
+            rests: now,
         }
     }
 
@@ -120,7 +131,7 @@ impl Watchman {
         self.heard.insert(node, now);
         for report in chains {
             let ours = |no: &DeviceNo| map.device(*no).is_some_and(|d| d.node == node);
-            if !report.members.iter().any(ours) || map.partition_by_id(report.partition).is_none() {
+            if !report.members.iter().any(ours) || map.known_partition(report.partition).is_none() {
                 continue;
             }
             let newer = self
@@ -128,7 +139,12 @@ impl Watchman {
                 .get(&report.partition)
                 .is_none_or(|known| (known.config, known.term) <= (report.config, report.term));
             if newer {
-                self.chains.insert(report.partition, report);
+                // Only a head tells of the load.
+                let before = self.chains.get(&report.partition);
+                let load = report.load.clone();
+                let load = load.or_else(|| before.and_then(|before| before.load.clone()));
+                self.chains
+                    .insert(report.partition, ChainReport { load, ..report });
             }
         }
     }
@@ -147,7 +163,7 @@ impl Watchman {
     pub fn forget(&mut self, map: &ClusterMap) {
         self.heard.retain(|node, _| map.node(*node).is_some());
         self.chains
-            .retain(|id, _| map.partition_by_id(*id).is_some());
+            .retain(|id, _| map.known_partition(*id).is_some());
     }
 
     /// How every chain is made up that was heard of since this leader took office.
@@ -162,18 +178,37 @@ impl Watchman {
     }
 
     /// The change to make now, if any.
-    pub fn decide(&self, now: Instant, map: &ClusterMap) -> Option<MapChange> {
-        map.partitions
-            .iter()
-            .find_map(|partition| match self.verdict(now, map, partition) {
-                Verdict::Replace { out, with, crowd } => Some(MapChange::ReplaceChainMember {
-                    partition: partition.id,
-                    out,
-                    with,
-                    crowd,
-                }),
-                _ => None,
-            })
+    pub fn decide(&mut self, now: Instant, map: &ClusterMap) -> Option<MapChange> {
+        if let Some(change) = partitions::ended(map, &self.chains) {
+            return Some(change);
+        }
+        let mut well = true;
+        for partition in &map.partitions {
+            match self.verdict(now, map, partition) {
+                Verdict::Replace { out, with, crowd } => {
+                    return Some(MapChange::ReplaceChainMember {
+                        partition: partition.id,
+                        out,
+                        with,
+                        crowd,
+                    });
+                }
+                verdict => well &= verdict == Verdict::Well,
+            }
+        }
+        // While somebody is away there is enough to do.
+        if !well {
+            self.rests = now;
+            return None;
+        }
+        let pause = self.patience.partitions.pause;
+        let change = partitions::decide(&self.patience.partitions, map, &self.chains)?;
+        let waits = !change.urgent && now.since(self.rests) < pause;
+        if waits {
+            return None;
+        }
+        self.rests = now;
+        Some(change.change)
     }
 
     fn verdict(&self, now: Instant, map: &ClusterMap, partition: &Partition) -> Verdict {

@@ -8,12 +8,14 @@ use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
 use ashlar_layout::time::Instant;
 use proptest::prelude::*;
 
+use crate::partitions::PartitionLimits;
 use crate::policy::{ChainReport, Patience, Verdict, Watchman};
 use crate::testing;
 
 const PATIENCE: Patience = Patience {
     away_after: Duration::from_secs(2),
     replace_after: Duration::from_secs(10),
+    partitions: PartitionLimits::DEFAULT,
 };
 
 fn at(seconds: u64) -> Instant {
@@ -26,6 +28,7 @@ fn report(config: u64, members: &[u32]) -> ChainReport {
         term: Term(1),
         config,
         members: members.iter().map(|n| DeviceNo(*n)).collect(),
+        load: None,
     }
 }
 
@@ -59,7 +62,7 @@ fn verdict(man: &Watchman, map: &ClusterMap, now: u64) -> Verdict {
 #[test]
 fn a_spare_of_the_lost_zone_takes_the_place() {
     let map = six();
-    let man = watchman(&map, &[2], Some(report(1, &[1, 2, 3])));
+    let mut man = watchman(&map, &[2], Some(report(1, &[1, 2, 3])));
     // Node 5 stands in the zone of node 2.
     let want = Verdict::Replace {
         out: DeviceNo(2),
@@ -90,7 +93,7 @@ fn patience_comes_first() {
 #[test]
 fn with_the_whole_zone_lost_another_zone_lends_a_spare() {
     let map = six();
-    let man = watchman(&map, &[2, 5], Some(report(1, &[1, 2, 3])));
+    let mut man = watchman(&map, &[2, 5], Some(report(1, &[1, 2, 3])));
     let Verdict::Replace { out, with, crowd } = verdict(&man, &map, 20) else {
         panic!("{:?}", verdict(&man, &map, 20));
     };
@@ -103,7 +106,7 @@ fn with_the_whole_zone_lost_another_zone_lends_a_spare() {
 #[test]
 fn with_most_of_the_chain_away_nothing_is_done() {
     let map = six();
-    let man = watchman(&map, &[2, 3], Some(report(1, &[1, 2, 3])));
+    let mut man = watchman(&map, &[2, 3], Some(report(1, &[1, 2, 3])));
     let want = Verdict::MajorityAway {
         away: 2,
         members: 3,
@@ -128,7 +131,7 @@ fn a_chain_that_is_changing_is_left_to_it() {
     };
     // Told to take in 5 for 2; 2 is there still. Before and in the midst of it, 3 goes away.
     for told in [report(1, &[1, 2, 3]), report(2, &[1, 2, 3, 5])] {
-        let man = watchman(&map, &[3], Some(told));
+        let mut man = watchman(&map, &[3], Some(told));
         assert_eq!(verdict(&man, &map, 20), changing);
         assert_eq!(man.decide(at(20), &map), None);
     }
@@ -198,7 +201,7 @@ fn a_draining_node_gives_its_place_up() {
 #[test]
 fn a_new_leader_waits_before_it_judges() {
     let map = six();
-    let man = Watchman::new(PATIENCE, at(100));
+    let mut man = Watchman::new(PATIENCE, at(100));
     assert_eq!(verdict(&man, &map, 101), Verdict::Well);
     let waiting = Verdict::Waiting {
         member: DeviceNo(1),

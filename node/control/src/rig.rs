@@ -28,6 +28,7 @@ pub(crate) const TIMING: Timing = Timing {
     patience: Patience {
         away_after: Duration::from_millis(700),
         replace_after: Duration::from_millis(1500),
+        partitions: crate::partitions::PartitionLimits::DEFAULT,
     },
 };
 

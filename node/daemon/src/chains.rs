@@ -11,16 +11,21 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
 use ashlar_cluster_map::{ClusterMap, Partition};
 use ashlar_layout::ids::DeviceNo;
 use ashlar_layout::time::Instant;
-use ashlar_node_control::ChainReport;
+use ashlar_node_control::{ChainReport, PartitionLoad};
+use ashlar_node_reactor::Io;
 
 use crate::core::{Core, Todo};
 use crate::peers::Peer;
 use crate::replicas::ReplicaSlot;
+
+/// How often the control plane is told of a partition's load.
+const WEIGH_EVERY: Duration = Duration::from_secs(1);
 
 /// Everyone that a partition's replicas may have to do with: who founded it, and who is to be in it.
 fn members(partition: &Partition) -> Vec<DeviceNo> {
@@ -33,13 +38,42 @@ fn members(partition: &Partition) -> Vec<DeviceNo> {
     members
 }
 
+impl ReplicaSlot {
+    /// What the control plane is to know of the partition's load, if it is time: the head in office tells.
+    fn weigh(&mut self, now: Instant) -> Option<PartitionLoad> {
+        let state = self.replica.as_mut().filter(|it| it.serving(now));
+        let Some(state) = state else {
+            self.weighed = None;
+            return None;
+        };
+        let (at, requests) = match self.weighed {
+            None => (now, self.requests),
+            Some((at, _)) if now.since(at) < WEIGH_EVERY => return None,
+            Some(before) => before,
+        };
+        let millis = u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX);
+        let came = self.requests.saturating_sub(requests);
+        self.weighed = Some((now, self.requests));
+        let stats = state.index_stats();
+        Some(PartitionLoad {
+            objects: stats.objects,
+            bytes: stats.run_bytes + stats.table_bytes as u64,
+            requests_per_s: (came * 1000).checked_div(millis).unwrap_or(0),
+            middle: state.middle(),
+            spans: state.take_spans(),
+        })
+    }
+}
+
 impl Core {
     /// Takes a newer map, if there is one.
-    pub(crate) fn tend_map(&mut self) {
+    pub(crate) fn tend_map(&mut self, now: Instant, io: &mut Io) {
         if self.shared.epoch.load(Ordering::Acquire) > self.maps.map.epoch.0 {
             self.maps = self.shared.newest();
             eprintln!("cluster map of epoch {}", self.maps.map.epoch);
             self.follow_map();
+            self.forget_over(now, io);
+            self.unite();
         }
     }
 
@@ -50,9 +84,14 @@ impl Core {
             return;
         };
         let view = state.view(now);
-        if slot.reported == Some((view.term, view.config)) {
+        let load = slot.weigh(now);
+        if load.is_none() && slot.reported == Some((view.term, view.config)) {
             return;
         }
+        let Some(state) = slot.replica.as_ref() else {
+            return;
+        };
+        let view = state.view(now);
         let recomposed = slot
             .reported
             .is_none_or(|(_, config)| config != view.config);
@@ -63,10 +102,13 @@ impl Core {
             term: view.term,
             config: view.config,
             members: view.members,
+            load,
         };
         let chains = self.shared.chains.lock();
         let mut chains = chains.unwrap_or_else(PoisonError::into_inner);
-        chains.insert(partition, report);
+        let load = chains.get(&partition).and_then(|known| known.load.clone());
+        let load = report.load.clone().or(load.filter(|_| view.serving));
+        chains.insert(partition, ChainReport { load, ..report });
         drop(chains);
         if recomposed {
             // The log may name members that the map does not name any more, or not yet.
@@ -81,7 +123,8 @@ impl Core {
         for peer in &mut self.peers {
             peer.wanted = false;
         }
-        for partition in &map.partitions {
+        let mut made = Vec::new();
+        for partition in map.all_partitions() {
             let members = members(partition);
             for device in 0..self.devices.len() {
                 let no = self.devices[device].no;
@@ -92,9 +135,10 @@ impl Core {
                 }
                 let replica = held.unwrap_or_else(|| {
                     let founders = partition.founders.clone();
-                    let slot = ReplicaSlot::new(partition.id, no, device, founders);
+                    let heir = !partition.parents.is_empty();
+                    let slot = ReplicaSlot::new(partition.id, no, device, founders, heir);
                     self.replicas.push(slot);
-                    self.devices[device].replica_added();
+                    made.push(self.replicas.len() - 1);
                     self.replicas.len() - 1
                 });
                 let known = self.replicas[replica].members(Instant(0));
@@ -111,8 +155,14 @@ impl Core {
                     self.tell_links(replica, &before);
                     let event = journal::Event::Desired { members: desired };
                     self.todo.push_back(Todo::Replica { replica, event });
+                    let wanted = self.wanted(partition.id);
+                    let event = journal::Event::Bounds { wanted };
+                    self.todo.push_back(Todo::Replica { replica, event });
                 }
             }
+        }
+        for replica in made {
+            self.make_replica(replica);
         }
     }
 

@@ -527,7 +527,7 @@ impl Handler for Core {
         if self.shared.stopping.load(Ordering::Relaxed) && !self.finished {
             self.drain(now, io);
         }
-        self.tend_map();
+        self.tend_map(now, io);
         self.tend_devices(now, io);
         self.tend_peers(now, io);
         self.tend_replicas(now, io);
@@ -602,15 +602,15 @@ pub(crate) fn is_busy(result: &Result<api::Output<Buf>, EngineError>) -> bool {
 /// The replica of a partition on this core that clients are served from: the head, else a member by its own
 /// log, else one that is to be a member.
 pub(crate) fn replica_of(replicas: &[ReplicaSlot], partition: PartitionId) -> Option<usize> {
-    let of = |slot: &&ReplicaSlot| slot.partition == partition;
+    let of = |slot: &&ReplicaSlot| slot.partition == partition && !slot.over;
     if replicas.iter().filter(of).count() == 1 {
-        return replicas.iter().position(|slot| slot.partition == partition);
+        return replicas.iter().position(|slot| of(&slot));
     }
     let rank = |slot: &ReplicaSlot| (slot.in_office(), slot.is_member(), slot.is_desired());
     let best = replicas
         .iter()
         .enumerate()
-        .filter(|(_, slot)| slot.partition == partition)
+        .filter(|(_, slot)| of(slot))
         .max_by_key(|(index, slot)| (rank(slot), std::cmp::Reverse(*index)));
     best.map(|(index, _)| index)
 }

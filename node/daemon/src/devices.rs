@@ -5,12 +5,13 @@
 //! - a device that is fenced is closed, reopened and recovered: nothing is retried on the old state;
 //! - a device serves only when its journal has been replayed into its replicas.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ashlar_cluster_index::Cache;
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo};
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, PartitionId};
 use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Action, IoFailure};
@@ -71,6 +72,10 @@ pub struct DeviceSlot {
     /// but only when there is room on the device.
     reopen_with_room: bool,
     findings: [u64; KINDS.len()],
+    /// Partitions of which something was on it when it was opened, and that have no replica here.
+    pub(crate) strangers: BTreeSet<PartitionId>,
+    /// Of some partition something was on it, and it is not known of which.
+    pub(crate) unnamed: bool,
     /// Pages of its indexes that are in memory. (Devices do not share them: a run's name is one of its device.)
     pub(crate) pages: Cache,
     /// Whether it has ever served: before that, a failure to open ends the node.
@@ -105,6 +110,8 @@ impl DeviceSlot {
             reopen: false,
             reopen_with_room: false,
             findings: [0; KINDS.len()],
+            strangers: BTreeSet::new(),
+            unnamed: false,
             pages: Cache::new(cache),
             served: false,
             fatal: None,
@@ -193,6 +200,11 @@ impl DeviceSlot {
         // A full device does not get emptier by being reopened.
         self.reopen |= !full;
         self.reopen_with_room |= full;
+    }
+
+    /// Whether something of a partition may be on it that has no replica here.
+    pub(crate) fn may_have(&self, partition: PartitionId) -> bool {
+        self.unnamed || self.strangers.contains(&partition)
     }
 
     /// A replica was added: its device's log may have something of it, unless it is yet to be read.

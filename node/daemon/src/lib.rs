@@ -27,6 +27,7 @@ mod indexes;
 mod loads;
 mod lookups;
 mod outgoing;
+mod partitions;
 mod peers;
 mod replay;
 mod replicas;

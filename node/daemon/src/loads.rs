@@ -89,13 +89,21 @@ impl Core {
         let no = self.devices[device].no;
         let maps = self.maps.clone();
         let mut made = false;
+        self.devices[device].strangers.clear();
+        let mut unnamed = opened.damaged_roots.iter();
+        self.devices[device].unnamed = unnamed.any(|damaged| damaged.root.is_none());
         for partition in all {
-            let of = |slot: &ReplicaSlot| slot.partition == partition && slot.device == device;
+            let of = |slot: &ReplicaSlot| {
+                slot.partition == partition && slot.device == device && !slot.over
+            };
             if self.replicas.iter().any(of) {
                 continue;
             }
-            let known = maps.map.partitions.iter().find(|p| p.id == partition);
-            let Some(known) = known else {
+            let Some(known) = maps.map.known_partition(partition) else {
+                self.devices[device].strangers.insert(partition);
+                if maps.map.is_over(partition) {
+                    continue;
+                }
                 eprintln!(
                     "device {no}: there is a journal or an index of partition {partition} on it, which is not \
                      in the cluster map: nothing of any journal or index is freed on this device"
@@ -103,7 +111,8 @@ impl Core {
                 continue;
             };
             let founders = known.founders.clone();
-            let slot = ReplicaSlot::new(partition, no, device, founders);
+            let heir = !known.parents.is_empty();
+            let slot = ReplicaSlot::new(partition, no, device, founders, heir);
             self.replicas.push(slot);
             made = true;
         }
@@ -122,7 +131,7 @@ impl Core {
         let extent_size = opened.engine.geometry().extent_size;
         let id = opened.engine.device();
         for (replica, slot) in self.replicas.iter_mut().enumerate() {
-            if slot.device != device {
+            if slot.device != device || slot.over {
                 continue;
             }
             slot.orphans.clear();

@@ -173,7 +173,7 @@ impl Core {
             }
         }
         if replay.due == replay.steps.len() {
-            return self.end_replay(device);
+            return self.end_replay(device, now, io);
         }
         let ahead = replay.steps.len().min(replay.due + AHEAD);
         let from = replay.next.max(replay.due);
@@ -183,12 +183,13 @@ impl Core {
         }
     }
 
-    fn end_replay(&mut self, device: usize) {
+    fn end_replay(&mut self, device: usize, now: Instant, io: &mut Io) {
         let phase = std::mem::replace(&mut self.devices[device].phase, Phase::Down);
         let Phase::Replaying(replay) = phase else {
             return;
         };
         self.devices[device].serve(replay.engine);
+        self.forget_strangers(device, now, io);
         for (index, replica) in replay.replicas {
             self.start_replica(index, replica);
         }

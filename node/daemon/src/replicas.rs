@@ -39,6 +39,10 @@ pub struct ReplicaSlot {
     /// The slot of its device.
     pub(crate) device: usize,
     founders: Vec<DeviceNo>,
+    /// It is made of other partitions.
+    heir: bool,
+    /// Its partition is over: nothing is left of it.
+    pub(crate) over: bool,
     /// Who is to be in the chain, by the map.
     desired: Vec<DeviceNo>,
     /// The peer that holds each other device of the chain.
@@ -63,8 +67,12 @@ pub struct ReplicaSlot {
     /// Chunks of an index that could not be opened, and of which nothing is known to be of use: they are freed
     /// when the next one is durable.
     pub(crate) orphans: Vec<u64>,
-    /// What the control plane was last told of its chain.
+    /// What the control plane was last told of its chain,
     pub(crate) reported: Option<(Term, u64)>,
+    /// and when it was told of its load, and what that was then.
+    pub(crate) weighed: Option<(Instant, u64)>,
+    /// Requests that came for it.
+    pub(crate) requests: u64,
 }
 
 impl ReplicaSlot {
@@ -74,12 +82,15 @@ impl ReplicaSlot {
         me: DeviceNo,
         device: usize,
         founders: Vec<DeviceNo>,
+        heir: bool,
     ) -> ReplicaSlot {
         ReplicaSlot {
             partition,
             me,
             device,
             founders,
+            heir,
+            over: false,
             desired: Vec::new(),
             peers: BTreeMap::new(),
             replica: None,
@@ -94,6 +105,8 @@ impl ReplicaSlot {
             turned: Instant(0),
             orphans: Vec::new(),
             reported: None,
+            weighed: None,
+            requests: 0,
         }
     }
 
@@ -148,6 +161,7 @@ impl ReplicaSlot {
         let mut config = journal::Config::new(self.partition, self.me, self.founders.clone());
         // Replicas of one chain must not all wait for the same time.
         config.seed = u64::from(self.me.0) << 32 | u64::from(self.partition.0);
+        config.heir = self.heir;
         config.limits.star = tuning.star;
         config.limits.keep_bytes = tuning.keep_bytes;
         config.index.device = device;
@@ -170,7 +184,7 @@ impl ReplicaSlot {
 
     /// Whether it takes its part: it is the head in office, or follows one; or it is not in the chain.
     pub(crate) fn settled(&self) -> bool {
-        self.replica.as_ref().is_some_and(Replica::settled)
+        self.over || self.replica.as_ref().is_some_and(Replica::settled)
     }
 
     /// The devices of the chain that a peer holds.
@@ -274,11 +288,14 @@ impl Core {
         slot.full = false;
         slot.no_room = None;
         let members = slot.desired.clone();
+        let wanted = self.wanted(self.replicas[replica].partition);
+        let slot = &self.replicas[replica];
         let up = slot.peers.iter().filter(|(_, p)| self.peers[**p].is_up());
         let up = up.map(|(device, _)| journal::Event::PeerUp { peer: *device });
         let events = [
             journal::Event::Start {},
             journal::Event::Desired { members },
+            journal::Event::Bounds { wanted },
         ];
         let events: Vec<_> = events.into_iter().chain(up).collect();
         let todo = events
@@ -450,6 +467,11 @@ impl Core {
                 } => {
                     self.restored(replica, (bucket, key, version), result, io);
                 }
+                journal::Action::Bear { child, members } => {
+                    self.bear(replica, child, members);
+                }
+                journal::Action::Closed { .. } => self.unite(),
+                journal::Action::Born => self.is_born(replica),
                 journal::Action::Retired => {
                     let slot = &self.replicas[replica];
                     eprintln!(

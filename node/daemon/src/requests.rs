@@ -380,6 +380,7 @@ impl Core {
                 let checked = check_op(&op, header, &payload);
                 match checked.and_then(|()| self.replica(partition)) {
                     Ok(replica) => {
+                        self.replicas[replica].requests += 1;
                         let reply_to = self.replicas[replica].ask(conn, number);
                         let event = ashlar_cluster_journal::Event::Propose {
                             reply_to,
@@ -402,6 +403,7 @@ impl Core {
             | Request::List { partition, .. }
             | Request::ListBuckets { partition, .. } => match self.replica(partition) {
                 Ok(replica) => {
+                    self.replicas[replica].requests += 1;
                     let reading = Reading::new(conn, number, request);
                     return self.read_metadata(reading, replica, now, true, io);
                 }
@@ -412,6 +414,7 @@ impl Core {
                 Ok(Reply::Chain(view))
             })),
             Request::Witness { partition, slot } => Some(self.replica(partition).and_then(|r| {
+                self.replicas[r].requests += 1;
                 let (config, highest) = self.replicas[r].serve()?.witness(slot);
                 Ok(Reply::Witness { config, highest })
             })),
@@ -523,7 +526,12 @@ impl Core {
             epoch: self.maps.map.epoch,
             uptime_ms: now.since(self.started).as_millis() as u64,
             devices: self.devices.iter().map(|d| d.status()).collect(),
-            replicas: self.replicas.iter().map(|r| r.status()).collect(),
+            replicas: self
+                .replicas
+                .iter()
+                .filter(|r| !r.over)
+                .map(|r| r.status())
+                .collect(),
         }
     }
 

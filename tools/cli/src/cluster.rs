@@ -14,6 +14,7 @@ use clap::{Args, Subcommand};
 use crate::cluster_call::Control;
 use crate::cluster_change::{self, Change};
 use crate::cluster_join::{self, JoinArgs};
+use crate::cluster_move;
 use crate::cluster_status;
 use crate::fail::Fail;
 use crate::output;
@@ -48,6 +49,12 @@ enum ClusterCommand {
     Join(JoinArgs),
     /// Have a device take another's place in the chain of a partition's journal.
     Replace(ReplaceArgs),
+    /// Split a partition: what it holds from a place on becomes another one.
+    Split(SplitArgs),
+    /// Merge two partitions that are neighbours and have the same chain.
+    Merge(MergeArgs),
+    /// Move a partition to other devices, member by member, and wait until it is there.
+    Move(MoveArgs),
     /// Empty a node: nothing new is put on it, and spares take its places in chains.
     Drain(NodeArgs),
     /// Let a node that is being emptied be used again.
@@ -95,6 +102,43 @@ pub struct ReplaceArgs {
     crowd: bool,
     #[command(flatten)]
     expected: Expected,
+}
+
+/// Where a partition is split.
+#[derive(Args)]
+pub struct SplitArgs {
+    /// The partition's number.
+    #[arg(value_name = "P")]
+    partition: u32,
+    /// The first bucket of the new one, and the first key if it begins inside of that.
+    #[arg(value_name = "BUCKET[/KEY]")]
+    at: String,
+    #[command(flatten)]
+    expected: Expected,
+}
+
+/// Which two become one.
+#[derive(Args)]
+pub struct MergeArgs {
+    /// The first one's number.
+    #[arg(value_name = "LEFT")]
+    left: u32,
+    /// The number of the one that begins where the first one ends.
+    #[arg(value_name = "RIGHT")]
+    right: u32,
+    #[command(flatten)]
+    expected: Expected,
+}
+
+/// Where a partition is moved to.
+#[derive(Args)]
+pub struct MoveArgs {
+    /// The partition's number.
+    #[arg(value_name = "P")]
+    partition: u32,
+    /// The devices that its chain is to be on.
+    #[arg(long, required = true, value_name = "DEV,…", value_delimiter = ',')]
+    to: Vec<u32>,
 }
 
 /// Where a node listens.
@@ -161,6 +205,22 @@ pub fn run(args: ClusterArgs, cluster: Option<&Path>, json: bool) -> Result<(), 
                 crowd: r.crowd,
             };
             cluster_change::make(&reach()?, change, r.expected, json)
+        }
+        ClusterCommand::Split(s) => {
+            let at = s.at.split_once('/').unwrap_or((s.at.as_str(), ""));
+            let change = Change::Split {
+                partition: PartitionId(s.partition),
+                at: (at.0.to_owned(), at.1.to_owned()),
+            };
+            cluster_change::make(&reach()?, change, s.expected, json)
+        }
+        ClusterCommand::Merge(m) => {
+            let change = Change::Merge(PartitionId(m.left), PartitionId(m.right));
+            cluster_change::make(&reach()?, change, m.expected, json)
+        }
+        ClusterCommand::Move(m) => {
+            let to = m.to.into_iter().map(DeviceNo).collect();
+            cluster_move::move_partition(&reach()?, PartitionId(m.partition), to, json)
         }
         ClusterCommand::Drain(n) => {
             cluster_change::make(&reach()?, Change::Drain(n.node), n.expected, json)

@@ -1,4 +1,4 @@
-//! `ashlar cluster replace`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes of the map.
+//! `ashlar cluster replace`, `split`, `merge`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes of the map.
 
 use ashlar_cluster_map::{ClusterMap, Core, Domains, MapChange};
 use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
@@ -22,6 +22,15 @@ pub enum Change {
         /// Whether it may share a fault domain.
         crowd: bool,
     },
+    /// What a partition holds from a place on becomes another one.
+    Split {
+        /// Which partition.
+        partition: PartitionId,
+        /// The bucket, and the key in it if not all of it.
+        at: (String, String),
+    },
+    /// Two neighbours become one partition.
+    Merge(PartitionId, PartitionId),
     /// A node is to be emptied.
     Drain(NodeId),
     /// It is not any more.
@@ -95,6 +104,15 @@ impl Change {
                 with,
                 crowd,
             },
+            Change::Split {
+                partition,
+                at: (bucket, key),
+            } => MapChange::SplitPartition {
+                partition,
+                bucket,
+                key,
+            },
+            Change::Merge(left, right) => MapChange::MergePartitions { left, right },
             Change::Drain(node) => MapChange::DrainNode { node },
             Change::Undrain(node) => MapChange::UndrainNode { node },
             Change::Remove(node) => MapChange::RemoveNode { node },
@@ -123,6 +141,10 @@ impl Change {
             Change::Replace { partition, out, .. } => {
                 format!("device {out} is not replaced in the chain of partition {partition}")
             }
+            Change::Split { partition, .. } => format!("partition {partition} is not split"),
+            Change::Merge(left, right) => {
+                format!("partitions {left} and {right} are not merged")
+            }
             Change::Drain(node) => format!("node {node} is not drained"),
             Change::Undrain(node) => format!("node {node} is not taken into use again"),
             Change::Remove(node) => format!("node {node} is not removed"),
@@ -141,6 +163,14 @@ impl Change {
             } => format!(
                 "device {with} is to take the place of device {out} in the chain of partition {partition}: \
                  'ashlar cluster status' says when it has"
+            ),
+            Change::Split { partition, at } => format!(
+                "partition {partition} gives what it holds from {:?}/{:?} on to a new one: 'ashlar cluster status' \
+                 says when that serves",
+                at.0, at.1
+            ),
+            Change::Merge(left, right) => format!(
+                "partitions {left} and {right} become a new one: 'ashlar cluster status' says when that serves"
             ),
             Change::Drain(node) => format!(
                 "nothing new is put on node {node}, and spares take its places in chains: 'ashlar cluster status' \

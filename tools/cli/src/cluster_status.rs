@@ -109,7 +109,25 @@ fn chain(
         (Some(wanted), None) => format!(", to be devices {}", list(wanted)),
         _ => String::new(),
     };
-    format!("  partition {partition}: {is}{to_be}: {}", words(verdict))
+    let of = map.and_then(|map| {
+        let partition = map.partition_by_id(partition)?;
+        let (bucket, key) = &partition.start;
+        (map.partitions.len() > 1).then(|| match key.is_empty() {
+            true => format!(" from {bucket:?}"),
+            false => format!(" from {bucket:?}/{key:?}"),
+        })
+    });
+    let load = report.and_then(|report| report.load.as_ref()).map(|load| {
+        format!(
+            ", ~{} objects, {} requests/s",
+            load.objects, load.requests_per_s
+        )
+    });
+    let (of, load) = (of.unwrap_or_default(), load.unwrap_or_default());
+    format!(
+        "  partition {partition}{of}: {is}{to_be}{load}: {}",
+        words(verdict)
+    )
 }
 
 /// Whether a chain is made of just these, and no change of it is under way.
@@ -153,6 +171,7 @@ mod tests {
             partition: PartitionId(0),
             term: Term::new(4, DeviceNo(2)),
             config,
+            load: None,
             members: members.iter().copied().map(DeviceNo).collect(),
         }
     }

@@ -10,6 +10,7 @@ mod cluster;
 mod cluster_call;
 mod cluster_change;
 mod cluster_join;
+mod cluster_move;
 mod cluster_status;
 mod device;
 mod device_format;

@@ -124,6 +124,8 @@ pub fn make(spec: &Spec, seed: u64) -> Result<ClusterMap, Fail> {
         partitions: Vec::new(),
         control: Vec::new(),
         draining: Vec::new(),
+        ending: Vec::new(),
+        partition_numbers: 0,
     };
     solve(&mut map, seed)?;
     map.validate().map_err(Fail::Unsound)?;

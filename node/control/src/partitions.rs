@@ -1,0 +1,202 @@
+//! When partitions are split and merged: functions of the map and of what the heads report.
+//!
+//! Invariants:
+//! - one change at a time: nothing is changed before all that were changed last are made, and serve;
+//! - what is merged is far smaller than what is split, so that nothing is split and merged by turns;
+//! - what a partition was made of is forgotten only when it has been seen to serve.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ashlar_cluster_map::{ClusterMap, MapChange, Partition, spares};
+use ashlar_layout::ids::{DeviceNo, PartitionId};
+use serde::{Deserialize, Serialize};
+
+use crate::policy::ChainReport;
+
+/// What the head of a partition says of its load.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionLoad {
+    /// Objects, about, and rather too many.
+    pub objects: u64,
+    /// Bytes of its index.
+    pub bytes: u64,
+    /// Requests that came in a second, by the last second.
+    pub requests_per_s: u64,
+    /// A place (bucket and key) that divides it about in half; none if there is little in it.
+    pub middle: Option<(String, String)>,
+    /// Somebody wanted to make or remove a bucket that reaches from this partition into the next one.
+    pub spans: bool,
+}
+
+/// When partitions are split and merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionLimits {
+    /// One with more objects is split.
+    pub split_objects: u64,
+    /// So is one to which more requests come in a second, if it has a sixteenth of that many objects.
+    pub split_requests: u64,
+    /// Two neighbours that have fewer objects together, and a quarter of the requests that split one, are merged.
+    pub merge_objects: u64,
+    /// Partitions for each device at most; beyond it none is split.
+    pub per_device: usize,
+    /// How long after a change, or after somebody was away, the next one comes at the soonest.
+    pub pause: Duration,
+}
+
+impl PartitionLimits {
+    /// As they are if nobody says otherwise.
+    pub const DEFAULT: PartitionLimits = PartitionLimits {
+        split_objects: 4_000_000,
+        split_requests: 40_000,
+        merge_objects: 200_000,
+        per_device: 16,
+        pause: Duration::from_secs(10),
+    };
+}
+
+impl Default for PartitionLimits {
+    fn default() -> PartitionLimits {
+        PartitionLimits::DEFAULT
+    }
+}
+
+/// A change, and whether somebody waits for it.
+pub(crate) struct Due {
+    pub(crate) change: MapChange,
+    pub(crate) urgent: bool,
+}
+
+type Reports = BTreeMap<PartitionId, ChainReport>;
+
+fn load<'a>(reports: &'a Reports, id: PartitionId) -> Option<&'a PartitionLoad> {
+    reports.get(&id)?.load.as_ref()
+}
+
+/// Those of which a partition was made that serves by now.
+pub(crate) fn ended(map: &ClusterMap, reports: &Reports) -> Option<MapChange> {
+    let serves = |id: PartitionId| load(reports, id).is_some();
+    let mut ending = map.ending.iter().map(|it| it.into);
+    let into = ending.find(|into| serves(*into))?;
+    Some(MapChange::ForgetEnding { into })
+}
+
+/// The change to make now, if any.
+pub(crate) fn decide(limits: &PartitionLimits, map: &ClusterMap, reports: &Reports) -> Option<Due> {
+    if !map.ending.is_empty() {
+        return None;
+    }
+    let loads: Option<Vec<(&Partition, &PartitionLoad)>> = map
+        .partitions
+        .iter()
+        .map(|p| Some((p, load(reports, p.id)?)))
+        .collect();
+    // One that was made just now has not told yet.
+    let loads = loads?;
+    let pairs = || {
+        loads
+            .windows(2)
+            .filter_map(|pair| <&[_; 2]>::try_from(pair).ok())
+    };
+    for [(left, load), (right, _)] in pairs() {
+        if load.spans && right.start.0 == end_bucket(right) {
+            let change = together(map, reports, left, right)?;
+            let urgent = true;
+            return Some(Due { change, urgent });
+        }
+    }
+    let urgent = false;
+    let most = limits.per_device.saturating_mul(map.devices.len());
+    if map.partitions.len() < most {
+        let hot = |load: &PartitionLoad| {
+            load.requests_per_s > limits.split_requests && load.objects > limits.split_requests / 16
+        };
+        let split = loads.iter().find_map(|(partition, load)| {
+            let wants = load.objects > limits.split_objects || hot(load);
+            let (bucket, key) = load.middle.clone().filter(|_| wants)?;
+            let change = MapChange::SplitPartition {
+                partition: partition.id,
+                bucket,
+                key,
+            };
+            Some(Due { change, urgent })
+        });
+        if split.is_some() {
+            return split;
+        }
+    }
+    for [(left, one), (right, other)] in pairs() {
+        let few = one.objects + other.objects < limits.merge_objects;
+        let calm = (one.requests_per_s + other.requests_per_s) * 4 < limits.split_requests;
+        // Those that were founded apart stay so.
+        let ours = !right.parents.is_empty();
+        if few && calm && ours && same(left, right) {
+            let (left, right) = (left.id, right.id);
+            let change = MapChange::MergePartitions { left, right };
+            return Some(Due { change, urgent });
+        }
+    }
+    None
+}
+
+/// The bucket that a partition begins inside of; else none's name.
+fn end_bucket(partition: &Partition) -> &str {
+    let (bucket, key) = &partition.start;
+    if key.is_empty() { "" } else { bucket }
+}
+
+fn devices(partition: &Partition) -> Vec<DeviceNo> {
+    let mut devices = partition.chain.devices.clone();
+    devices.sort_unstable();
+    devices
+}
+
+fn same(left: &Partition, right: &Partition) -> bool {
+    devices(left) == devices(right)
+}
+
+/// The next step to make two neighbours one: the second one is moved to where the first one is, member by member.
+fn together(
+    map: &ClusterMap,
+    reports: &Reports,
+    left: &Partition,
+    right: &Partition,
+) -> Option<MapChange> {
+    if same(left, right) {
+        let (left, right) = (left.id, right.id);
+        return Some(MapChange::MergePartitions { left, right });
+    }
+    move_step(map, reports, right, &left.chain.devices)
+}
+
+/// The next step on the way of a chain to these devices; none while its last change is under way, or if none of them can
+/// take a place now.
+pub fn move_step(
+    map: &ClusterMap,
+    reports: &BTreeMap<PartitionId, ChainReport>,
+    partition: &Partition,
+    to: &[DeviceNo],
+) -> Option<MapChange> {
+    let report = reports.get(&partition.id)?;
+    let mut members = report.members.clone();
+    members.sort_unstable();
+    if report.config % 2 == 0 || members != devices(partition) {
+        return None;
+    }
+    let chain = &partition.chain.devices;
+    let out = chain.iter().filter(|no| !to.contains(no));
+    let mut steps = out.flat_map(|out| {
+        let spares = spares(map, partition.id, *out, |_| true);
+        let fits = spares
+            .into_iter()
+            .filter(|spare| to.contains(&spare.device));
+        fits.map(|spare| (*out, spare)).collect::<Vec<_>>()
+    });
+    let (out, spare) = steps.next()?;
+    Some(MapChange::ReplaceChainMember {
+        partition: partition.id,
+        out,
+        with: spare.device,
+        crowd: spare.crowded,
+    })
+}

@@ -1,0 +1,208 @@
+//! Partitions that come into being on this core's devices, and those that end.
+//!
+//! Invariants:
+//! - a child is taken from its parent's index before the parent hears of anything else, and what it shares is held
+//!   for it before anything that the parent gives up is freed;
+//! - a replica is made without its device's log being read only where that log was read and had nothing of it;
+//! - what is left of a partition is given up only when the map says that what it became serves.
+
+use ashlar_cluster_index::Index;
+use ashlar_cluster_journal::{self as journal, Newborn, Replica};
+use ashlar_layout::ids::{DeviceNo, PartitionId};
+use ashlar_layout::time::Instant;
+use ashlar_node_engine::api;
+use ashlar_node_reactor::Io;
+
+use crate::core::{Core, Todo};
+use crate::devices::Phase;
+use crate::replicas::ReplicaSlot;
+
+impl Core {
+    /// What the map wants of a partition's bounds.
+    pub(crate) fn wanted(&self, partition: PartitionId) -> journal::Wanted {
+        let map = &self.maps.map;
+        let Some(known) = map.known_partition(partition) else {
+            return journal::Wanted::default();
+        };
+        let child = |p: &&ashlar_cluster_map::Partition| p.parents == [partition];
+        let children = map.all_partitions().filter(child);
+        journal::Wanted {
+            end: map.end_of(&known.start).cloned(),
+            children: children
+                .map(|p| journal::Border {
+                    child: p.id,
+                    from: p.start.clone(),
+                })
+                .collect(),
+            into: map
+                .ending
+                .iter()
+                .find(|it| it.partition.id == partition)
+                .map(|it| it.into),
+        }
+    }
+
+    fn slot_of(&self, partition: PartitionId, device: usize) -> Option<usize> {
+        let of = |slot: &ReplicaSlot| slot.partition == partition && slot.device == device;
+        self.replicas.iter().position(of)
+    }
+
+    /// Makes the replica of a new slot, if its device serves and has nothing of its partition; else the device is
+    /// opened anew if it has to be, and then it is there.
+    pub(crate) fn make_replica(&mut self, replica: usize) {
+        let slot = &self.replicas[replica];
+        let (device, partition) = (slot.device, slot.partition);
+        let held = &mut self.devices[device];
+        if held.may_have(partition) {
+            return held.replica_added();
+        }
+        let Phase::Serving(engine) = &mut held.phase else {
+            return held.replica_added();
+        };
+        let (id, extent_size) = (engine.device(), engine.geometry().extent_size);
+        let Some(life) = engine.take_life() else {
+            return held.replica_added();
+        };
+        let config = slot.config(&self.shared.tuning, id, extent_size, life);
+        let index = Index::new(config.index.clone());
+        match Replica::new(config, index, &[]) {
+            Ok(made) => self.start_replica(replica, made),
+            Err(e) => {
+                eprintln!("partition {partition}: {e}");
+                self.devices[device].replica_added();
+            }
+        }
+    }
+
+    /// A parent has come to the entry of a split.
+    pub(crate) fn bear(&mut self, parent: usize, child: PartitionId, members: Vec<DeviceNo>) {
+        let (device, me) = (self.replicas[parent].device, self.replicas[parent].me);
+        let replica = self.slot_of(child, device).unwrap_or_else(|| {
+            // The map that says so has not come yet.
+            let slot = ReplicaSlot::new(child, me, device, members, true);
+            self.replicas.push(slot);
+            let replica = self.replicas.len() - 1;
+            self.make_replica(replica);
+            self.follow_map();
+            replica
+        });
+        let expects = self.replicas[replica].replica.as_ref();
+        let expects = expects.and_then(Replica::expects_birth);
+        let state = self.replicas[parent].replica.as_mut();
+        let newborn = expects.and_then(|config| state?.bear(config));
+        let Some(newborn) = newborn else {
+            let event = journal::Event::ChildDurable { child };
+            return self.todo.push_back(Todo::Replica {
+                replica: parent,
+                event,
+            });
+        };
+        eprintln!(
+            "partition {}: on device {me} it is split, and partition {child} is made",
+            self.replicas[parent].partition
+        );
+        self.deliver(replica, newborn);
+    }
+
+    fn deliver(&mut self, replica: usize, newborn: Newborn) {
+        let slot = &self.replicas[replica];
+        let (device, partition) = (slot.device, slot.partition);
+        let ats = newborn
+            .shared_chunks()
+            .iter()
+            .map(|chunk| chunk.at)
+            .collect();
+        let event = api::Event::HoldIndex { partition, ats };
+        self.todo.push_back(Todo::Engine { device, event });
+        let event = journal::Event::Born {
+            newborn: Box::new(newborn),
+        };
+        self.todo.push_back(Todo::Replica { replica, event });
+    }
+
+    /// Puts two closed neighbours together, on each device where both are.
+    pub(crate) fn unite(&mut self) {
+        let maps = self.maps.clone();
+        for heir in maps.map.all_partitions().filter(|p| p.parents.len() == 2) {
+            for device in 0..self.devices.len() {
+                let (Some(left), Some(right)) = (
+                    self.slot_of(heir.parents[0], device),
+                    self.slot_of(heir.parents[1], device),
+                ) else {
+                    continue;
+                };
+                let Some(replica) = self.slot_of(heir.id, device) else {
+                    continue;
+                };
+                let slot = &self.replicas[replica];
+                let border = maps.map.known_partition(heir.parents[1]).map(|p| &p.start);
+                let config = slot.replica.as_ref().and_then(Replica::expects_birth);
+                let (Some(config), Some(border)) = (config, border) else {
+                    continue;
+                };
+                let parents = (&self.replicas[left].replica, &self.replicas[right].replica);
+                let (Some(left), Some(right)) = parents else {
+                    continue;
+                };
+                let border = (border.0.as_str(), border.1.as_str());
+                match Newborn::of_two(heir.id, config, left, right, border) {
+                    Some(Ok(newborn)) => {
+                        let (id, me) = (heir.id, slot.me);
+                        eprintln!("partition {id}: on device {me} it is made of two");
+                        self.deliver(replica, newborn);
+                    }
+                    Some(Err(e)) => eprintln!("partition {}: it cannot be made: {e}", heir.id),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// What a replica was born with is durable: whoever it was made of goes on.
+    pub(crate) fn is_born(&mut self, replica: usize) {
+        let (device, child) = (
+            self.replicas[replica].device,
+            self.replicas[replica].partition,
+        );
+        for (parent, slot) in self.replicas.iter().enumerate() {
+            if slot.device == device && slot.partition != child {
+                let event = journal::Event::ChildDurable { child };
+                self.todo.push_back(Todo::Replica {
+                    replica: parent,
+                    event,
+                });
+            }
+        }
+    }
+
+    /// Gives up what is left of partitions that are over.
+    pub(crate) fn forget_over(&mut self, now: Instant, io: &mut Io) {
+        let maps = self.maps.clone();
+        for replica in 0..self.replicas.len() {
+            let slot = &self.replicas[replica];
+            let (partition, device) = (slot.partition, slot.device);
+            if slot.over || !maps.map.is_over(partition) {
+                continue;
+            }
+            eprintln!("partition {partition}: it is over on device {}", slot.me);
+            self.stop_replica(replica, io);
+            self.replicas[replica].over = true;
+            if self.devices[device].is_serving() {
+                let event = api::Event::ForgetPartition { partition };
+                self.engine_event(device, event, now, io);
+            }
+        }
+    }
+
+    /// A device was opened: what is on it of partitions that are over is not needed.
+    pub(crate) fn forget_strangers(&mut self, device: usize, now: Instant, io: &mut Io) {
+        let map = &self.maps.map;
+        let strangers = self.devices[device].strangers.iter();
+        let over: Vec<PartitionId> = strangers.filter(|id| map.is_over(**id)).copied().collect();
+        for partition in over {
+            self.devices[device].strangers.remove(&partition);
+            let event = api::Event::ForgetPartition { partition };
+            self.engine_event(device, event, now, io);
+        }
+    }
+}
