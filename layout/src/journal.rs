@@ -19,7 +19,7 @@ use crate::ids::{ClientId, RequestNo, Seq, Term};
 use crate::limits::{FRAME_CONTROL_MAX, INLINE_MAX, JOURNAL_BATCH_MAX};
 use crate::manifest::Op;
 use crate::manifest_v1::OpV1;
-use crate::version::ENTRY_VERSION;
+use crate::version::{ENTRY_VERSION, ENTRY_VERSION_PLAIN};
 
 /// Bytes of an entry's header.
 pub const ENTRY_HEADER_LEN: usize = 64;
@@ -173,6 +173,10 @@ pub fn encode_entry(
     inline: &[u8],
 ) -> Result<(), EntryError> {
     let at = out.len();
+    let version = match op {
+        Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION,
+        _ => ENTRY_VERSION_PLAIN,
+    };
     let op = control::encode(op);
     let op_len = bounded(at, "operation length", op.len(), OP_MAX)?;
     let inline_len = bounded(at, "inline length", inline.len(), INLINE_MAX)?;
@@ -186,7 +190,7 @@ pub fn encode_entry(
         time_ms: time_ms.into(),
         op_len: op_len.into(),
         inline_len: inline_len.into(),
-        version: ENTRY_VERSION.into(),
+        version: version.into(),
         reserved: [0; 6],
     };
     out.reserve(ENTRY_HEADER_LEN + op.len() + inline.len());

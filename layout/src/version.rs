@@ -10,4 +10,6 @@ pub const FORMAT_MINOR: u16 = 0;
 pub const WIRE_VERSION: u16 = 3;
 /// Version of the journal entries, on disk and on the wire. An entry with a higher one is refused; one
 /// with a lower one is read.
-pub const ENTRY_VERSION: u16 = 2;
+pub const ENTRY_VERSION: u16 = 3;
+/// Version of entries that hold nothing which came later: older programs read them.
+pub const ENTRY_VERSION_PLAIN: u16 = 2;

@@ -285,10 +285,6 @@ fn a_whole_map_keeps_what_must_stay() {
     let mut new = now.clone();
     new.epoch = Epoch(77);
     new.partitions[0].chain.devices[1] = DeviceNo(5);
-    let mut second = new.partitions[0].clone();
-    second.id = PartitionId(1);
-    second.start.0 = "m".into();
-    new.partitions.push(second);
     let after = apply(&now, set(new.clone())).unwrap();
     assert_eq!(after.epoch, Epoch(2));
     new.epoch = Epoch(2);
@@ -372,4 +368,120 @@ proptest! {
             map = next;
         }
     }
+}
+
+fn split(partition: u32, bucket: &str, key: &str) -> MapChange {
+    MapChange::SplitPartition {
+        partition: PartitionId(partition),
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+    }
+}
+
+fn merge(left: u32, right: u32) -> MapChange {
+    MapChange::MergePartitions {
+        left: PartitionId(left),
+        right: PartitionId(right),
+    }
+}
+
+fn ids(map: &ClusterMap) -> Vec<u32> {
+    map.partitions.iter().map(|p| p.id.0).collect()
+}
+
+#[test]
+fn partitions_are_split_and_merged_under_new_numbers() {
+    let map = map(6, 3);
+    let map = apply(&map, split(0, "photos", "m")).unwrap();
+    let map = apply(&map, split(0, "archive", "")).unwrap();
+    assert_eq!(ids(&map), [0, 2, 1]);
+    let holder = |bucket: &str, key: &str| map.partition(bucket, key).unwrap().id.0;
+    assert_eq!(holder("a", "z"), 0);
+    assert_eq!(holder("archive", ""), 2);
+    assert_eq!(holder("photos", "lzzz"), 2);
+    assert_eq!(holder("photos", "m"), 1);
+    assert_eq!(holder("zebra", ""), 1);
+    let child = map.known_partition(PartitionId(1)).unwrap();
+    assert_eq!(child.parents, [PartitionId(0)]);
+    assert_eq!(child.founders, map.partitions[0].chain.devices);
+    let merged = apply(&map, merge(0, 2)).unwrap();
+    assert_eq!(ids(&merged), [3, 1]);
+    assert_eq!(merged.ending.len(), 2);
+    assert_eq!(ClusterMap::from_json(&merged.to_json()), Ok(merged.clone()));
+    let end = |id: u32| {
+        let partition = merged.known_partition(PartitionId(id)).unwrap();
+        merged.end_of(&partition.start).cloned()
+    };
+    assert_eq!(end(0), Some(("archive".into(), String::new())));
+    assert_eq!(end(2), Some(("photos".into(), "m".into())));
+    assert_eq!(end(1), None);
+    assert!(!merged.is_over(PartitionId(0)), "it is ending");
+    let into = PartitionId(3);
+    let over = apply(&merged, MapChange::ForgetEnding { into }).unwrap();
+    assert!(over.ending.is_empty());
+    assert!(over.is_over(PartitionId(0)) && over.is_over(PartitionId(2)));
+    assert!(!over.is_over(PartitionId(3)) && !over.is_over(PartitionId(4)));
+    // No number comes back, and an older map does not take a number for over that it does not know.
+    assert!(!map.is_over(PartitionId(3)));
+    assert_eq!(ids(&apply(&over, split(3, "bbb", "")).unwrap()), [3, 4, 1]);
+}
+
+#[test]
+fn partitions_are_not_split_or_merged_wrongly() {
+    let map = apply(&map(6, 3), split(0, "photos", "m")).unwrap();
+    let no_border = |change: MapChange| {
+        let refused = matches!(apply(&map, change), Err(ChangeError::NoBorder { .. }));
+        assert!(refused);
+    };
+    for change in [
+        split(0, "photos", "m"),
+        split(0, "photos", "n"),
+        split(1, "photos", "m"),
+        split(1, "photos", ""),
+        split(0, "", ""),
+        split(0, "not/a/bucket", ""),
+        split(0, "fine", &"k".repeat(5000)),
+    ] {
+        no_border(change);
+    }
+    let unknown = Err(ChangeError::UnknownPartition(PartitionId(9)));
+    assert_eq!(apply(&map, split(9, "b", "")), unknown);
+    assert_eq!(apply(&map, merge(0, 9)), unknown);
+    let into = PartitionId(9);
+    assert_eq!(apply(&map, MapChange::ForgetEnding { into }), unknown);
+    for change in [merge(1, 0), merge(0, 0)] {
+        let refused = apply(&map, change);
+        assert!(
+            matches!(refused, Err(ChangeError::NoMerge { .. })),
+            "{refused:?}"
+        );
+    }
+    let moved = MapChange::ReplaceChainMember {
+        partition: PartitionId(1),
+        out: DeviceNo(2),
+        with: DeviceNo(5),
+        crowd: false,
+    };
+    let moved = apply(&map, moved).unwrap();
+    let refused = apply(&moved, merge(0, 1));
+    assert!(
+        matches!(refused, Err(ChangeError::NoMerge { .. })),
+        "{refused:?}"
+    );
+    // A whole new map leaves the partitions as they are.
+    let mut whole = map.clone();
+    whole.partitions.remove(1);
+    let refused = apply(
+        &map,
+        MapChange::SetMap {
+            map: Box::new(whole),
+        },
+    );
+    assert!(matches!(refused, Err(ChangeError::Fixed(_))), "{refused:?}");
+    let mut torn = map.clone();
+    torn.partitions[1].parents.clear();
+    assert!(
+        torn.validate().is_err(),
+        "only a child begins inside of a bucket"
+    );
 }

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_cluster_map::{
-    Class, ClusterMap, Core, Device, DomainLevel, Domains, MapError, Node, SolveError, solve,
+    Class, ClusterMap, Core, Device, DomainLevel, Domains, Ending, MapError, Node, SolveError,
+    solve,
 };
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId};
 use proptest::prelude::*;
@@ -269,11 +270,21 @@ fn every_broken_rule_is_noticed() {
         }),
         ("no partition", |m| m.partitions.clear()),
         ("very beginning", |m| m.partitions[0].start.0 = "a".into()),
-        ("cannot span partitions", |m| {
+        ("only one that was split off", |m| {
             let mut second = m.partitions[0].clone();
             second.id = PartitionId(second.id.0 + 1);
             second.start = ("photos".into(), "m".into());
             m.partitions.push(second);
+        }),
+        ("becomes a part of partition 9", |m| {
+            let mut partition = m.partitions[0].clone();
+            partition.id = PartitionId(5);
+            let into = PartitionId(9);
+            m.ending.push(Ending { partition, into });
+        }),
+        ("two partitions have the number", |m| {
+            let (partition, into) = (m.partitions[0].clone(), m.partitions[0].id);
+            m.ending.push(Ending { partition, into });
         }),
         ("odd number", |m| m.partitions[0].chain.devices.truncate(2)),
         ("two replicas", |m| {

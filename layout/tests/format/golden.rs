@@ -156,6 +156,18 @@ fn journal_entries_v2() {
 }
 
 #[test]
+fn journal_entries_v3() {
+    let image = golden("journal-entries.v3.bin", &parting_entries());
+    let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
+    let ops: Vec<Op> = got.iter().map(|entry| entry.op().unwrap()).collect();
+    assert_eq!(ops, parting_ops());
+    assert_eq!(
+        got.iter().map(|entry| entry.version).collect::<Vec<_>>(),
+        [3, 3]
+    );
+}
+
+#[test]
 fn frame_v3() {
     let image = golden("frame.v3.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));

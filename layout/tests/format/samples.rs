@@ -555,3 +555,27 @@ pub fn ops() -> Vec<Op> {
         },
     ]
 }
+
+/// Changes of a partition's bounds.
+pub fn parting_ops() -> Vec<Op> {
+    vec![
+        Op::Split {
+            child: PartitionId(7),
+            bucket: "photos".to_owned(),
+            key: "2024/å.jpg".to_owned(),
+        },
+        Op::Close {
+            into: PartitionId(9),
+        },
+    ]
+}
+
+/// The entries of those.
+pub fn parting_entries() -> Vec<u8> {
+    let mut out = Vec::new();
+    for (op, seq) in parting_ops().iter().zip(43..) {
+        let (client, request) = (ClientId(0), RequestNo(0));
+        encode_entry(&mut out, Seq(seq), Term(7), client, request, 0, op, b"").unwrap();
+    }
+    out
+}

@@ -194,7 +194,7 @@ pub(crate) async fn list(
 }
 
 /// One page, from the partition that holds `from` on. Each partition is asked by the map of that moment, and what comes
-/// next is what comes behind it in the same map.
+/// next is what comes behind it in the same map: so nothing is left out, and whoever has another map by then asks again.
 async fn walk(
     inner: &Arc<Inner>,
     bucket: &str,
@@ -227,6 +227,10 @@ async fn walk(
                 continue;
             }
         };
+        if inner.common.map().epoch != map.epoch {
+            // It may have been answered by a newer map than the one that says what comes next.
+            continue;
+        }
         let got = page.objects.len() + page.prefixes.len();
         let last = page
             .objects
@@ -263,7 +267,9 @@ async fn walk(
 pub(crate) async fn buckets(inner: &Arc<Inner>) -> Result<Vec<BucketMeta>, ClientError> {
     let mut moves = Moves::new(inner);
     loop {
-        match buckets_by(inner, &inner.common.map()).await {
+        let map = inner.common.map();
+        match buckets_by(inner, &map).await {
+            Ok(_) if inner.common.map().epoch != map.epoch => {}
             Ok(buckets) => return Ok(buckets),
             Err(error) => moves.wait(error).await?,
         }

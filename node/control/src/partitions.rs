@@ -200,3 +200,137 @@ pub fn move_step(
         crowd: spare.crowded,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use ashlar_cluster_map::History;
+    use ashlar_layout::ids::Term;
+
+    use super::*;
+    use crate::testing;
+
+    const LIMITS: PartitionLimits = PartitionLimits {
+        split_objects: 1000,
+        split_requests: 1600,
+        merge_objects: 100,
+        per_device: 1,
+        pause: Duration::ZERO,
+    };
+
+    fn load(objects: u64, requests_per_s: u64) -> PartitionLoad {
+        PartitionLoad {
+            objects,
+            bytes: objects * 100,
+            requests_per_s,
+            middle: Some(("bucket".to_owned(), format!("{objects}"))),
+            spans: false,
+        }
+    }
+
+    fn reports(map: &ClusterMap, loads: &[PartitionLoad]) -> Reports {
+        let each = map.partitions.iter().zip(loads);
+        let report = each.map(|(partition, load)| ChainReport {
+            partition: partition.id,
+            term: Term(1),
+            config: 1,
+            members: partition.chain.devices.clone(),
+            load: Some(load.clone()),
+        });
+        report.map(|report| (report.partition, report)).collect()
+    }
+
+    fn due(map: &ClusterMap, loads: &[PartitionLoad]) -> Option<MapChange> {
+        decide(&LIMITS, map, &reports(map, loads)).map(|due| due.change)
+    }
+
+    fn apply(map: &ClusterMap, change: &MapChange) -> ClusterMap {
+        change.apply(map, &History::default()).unwrap()
+    }
+
+    #[test]
+    fn what_is_large_or_hot_is_split_and_what_is_small_and_calm_is_merged() {
+        let map = testing::map(6, 3);
+        assert_eq!(due(&map, &[load(1000, 1600)]), None);
+        let large = due(&map, &[load(1001, 0)]).unwrap();
+        assert!(matches!(large, MapChange::SplitPartition { .. }));
+        let hot = due(&map, &[load(101, 1601)]);
+        assert!(matches!(hot, Some(MapChange::SplitPartition { .. })));
+        assert_eq!(
+            due(&map, &[load(100, 1601)]),
+            None,
+            "there is nothing to be split"
+        );
+        let mut whole = load(1001, 0);
+        whole.middle = None;
+        assert_eq!(due(&map, &[whole]), None, "no place divides it");
+        let two = apply(&map, &large);
+        assert_eq!(
+            due(&two, &[load(500, 0)]),
+            None,
+            "the child has not told yet"
+        );
+        assert_eq!(due(&two, &[load(50, 0), load(50, 0)]), None);
+        assert_eq!(
+            due(&two, &[load(50, 300), load(49, 101)]),
+            None,
+            "they are hot"
+        );
+        let merge = due(&two, &[load(50, 0), load(49, 0)]).unwrap();
+        assert!(matches!(merge, MapChange::MergePartitions { .. }));
+        let one = apply(&two, &merge);
+        assert_eq!(due(&one, &[load(2000, 0)]), None, "two are ending still");
+        assert_eq!(ended(&one, &Reports::new()), None);
+        let forget = ended(&one, &reports(&one, &[load(99, 0)])).unwrap();
+        assert!(apply(&one, &forget).ending.is_empty());
+    }
+
+    #[test]
+    fn a_bucket_that_somebody_wants_removed_is_brought_together() {
+        let map = testing::map(6, 3);
+        let split = MapChange::SplitPartition {
+            partition: PartitionId(0),
+            bucket: "bucket".to_owned(),
+            key: "k".to_owned(),
+        };
+        let map = apply(&map, &split);
+        let chain = map.partitions[0].chain.devices.clone();
+        let used: Vec<_> = chain
+            .iter()
+            .filter_map(|no| map.device(*no))
+            .map(|d| d.node)
+            .collect();
+        let spare = map
+            .devices
+            .iter()
+            .find(|d| !used.contains(&d.node))
+            .unwrap();
+        let moved = MapChange::ReplaceChainMember {
+            partition: PartitionId(1),
+            out: chain[2],
+            with: spare.no,
+            crowd: true,
+        };
+        let apart = apply(&map, &moved);
+        let spans = || {
+            let mut loads = [load(900, 0), load(900, 0)];
+            loads[0].spans = true;
+            loads
+        };
+        let back = due(&apart, &spans()).unwrap();
+        assert!(
+            matches!(back, MapChange::ReplaceChainMember { .. }),
+            "{back:?}"
+        );
+        let together = apply(&apart, &back);
+        assert_eq!(
+            devices(&together.partitions[0]),
+            devices(&together.partitions[1])
+        );
+        let merge = due(&together, &spans()).unwrap();
+        assert!(matches!(merge, MapChange::MergePartitions { .. }));
+        // Not while the chain is still on its way.
+        let mut reports = reports(&apart, &spans());
+        reports.get_mut(&PartitionId(1)).unwrap().config = 2;
+        assert!(decide(&LIMITS, &apart, &reports).is_none());
+    }
+}

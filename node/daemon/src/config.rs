@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use ashlar_layout::ids::{DeviceNo, NodeId};
+use ashlar_node_control::PartitionLimits;
 use serde::{Deserialize, Serialize};
 
 /// What `ashlar node run --config FILE` reads. Relative paths are relative to the file's folder.
@@ -82,6 +83,27 @@ pub struct ControlConfig {
     /// How long a node is away before it is replaced in the journal's chains, in seconds.
     #[serde(default = "default_replace_after")]
     pub replace_after_secs: u64,
+    /// A partition with more objects is split.
+    #[serde(default = "default_split_objects")]
+    pub split_objects: u64,
+    /// So is one to which more requests come in a second.
+    #[serde(default = "default_split_requests")]
+    pub split_requests: u64,
+    /// Two neighbours with fewer objects together are merged, unless many requests come to them.
+    #[serde(default = "default_merge_objects")]
+    pub merge_objects: u64,
+}
+
+fn default_split_objects() -> u64 {
+    PartitionLimits::DEFAULT.split_objects
+}
+
+fn default_split_requests() -> u64 {
+    PartitionLimits::DEFAULT.split_requests
+}
+
+fn default_merge_objects() -> u64 {
+    PartitionLimits::DEFAULT.merge_objects
 }
 
 fn default_replace_after() -> u64 {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::Epoch;
 use ashlar_node_control::{
-    ControlClient, ControlConfig as MemberConfig, ControlThread, Patience, Timing,
+    ControlClient, ControlConfig as MemberConfig, ControlThread, PartitionLimits, Patience, Timing,
 };
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -101,6 +101,12 @@ fn member(config: &Config, map: &ClusterMap) -> Result<Option<ControlThread>, Da
     member.timing = Timing {
         patience: Patience {
             replace_after: Duration::from_secs(control.replace_after_secs),
+            partitions: PartitionLimits {
+                split_objects: control.split_objects,
+                split_requests: control.split_requests,
+                merge_objects: control.merge_objects,
+                ..PartitionLimits::DEFAULT
+            },
             ..Patience::default()
         },
         ..Timing::default()

@@ -103,6 +103,12 @@ pub struct UpArgs {
     /// Seconds after which a node that is away is replaced in the journal's chains. [default: 30]
     #[arg(long)]
     pub replace_after: Option<u64>,
+    /// Split a partition of the index when it has more objects. [default: 4000000]
+    #[arg(long)]
+    pub split_objects: Option<u64>,
+    /// Merge two neighbours when they have fewer objects together. [default: 200000, or an eighth of --split-objects]
+    #[arg(long)]
+    pub merge_objects: Option<u64>,
     /// Put loop devices with direct I/O on the files, so that nodes own block devices (needs root).
     #[arg(long = "loop")]
     pub loops: bool,
@@ -189,6 +195,12 @@ pub struct RigFile {
     pub control: u32,
     /// Seconds after which a node that is away is replaced in the journal's chains.
     pub replace_after: u64,
+    /// Objects of a partition that is split, if it was said,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_objects: Option<u64>,
+    /// and of two that are merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_objects: Option<u64>,
     /// Where its S3 gateway listens, if it has one.
     #[serde(default)]
     pub gateway: Option<String>,

@@ -8,6 +8,7 @@ use ashlar_cluster_map::{Class, ClusterMap, ControlMember, Device, DomainLevel, 
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
 use ashlar_node_client::{Client, ClientOptions};
+use ashlar_node_control::PartitionLimits;
 use ashlar_node_daemon::config::{self, CacheMode, Config, ControlConfig, DeviceConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -181,6 +182,10 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
             .control
             .unwrap_or(if nodes >= CONTROL { CONTROL } else { 1 }),
         replace_after: args.replace_after.unwrap_or(REPLACE_AFTER),
+        split_objects: args.split_objects,
+        merge_objects: args
+            .merge_objects
+            .or(args.split_objects.map(|split| split / 8)),
         gateway: None,
     };
     if file.control.is_multiple_of(2) || file.control > file.nodes {
@@ -352,6 +357,7 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         .file
         .index_table
         .map(|table| usize::try_from(table).unwrap_or(usize::MAX));
+    let limits = PartitionLimits::DEFAULT;
     let config = Config {
         node: NodeId(node),
         map: crate::locate::MAP_FILE.into(),
@@ -359,6 +365,9 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
             id: node,
             dir: "control".into(),
             replace_after_secs: rig.file.replace_after,
+            split_objects: rig.file.split_objects.unwrap_or(limits.split_objects),
+            split_requests: limits.split_requests,
+            merge_objects: rig.file.merge_objects.unwrap_or(limits.merge_objects),
         }),
         devices: vec![DeviceConfig {
             no: DeviceNo(node),
