@@ -247,7 +247,7 @@ fn a_chain_is_three_where_three_nodes_are() {
 fn every_broken_rule_is_noticed() {
     let good = solved("4+2", DomainLevel::Host, &[1; 7], 1);
     type Breaking = fn(&mut ClusterMap);
-    let breakings: [(&str, Breaking); 19] = [
+    let breakings: [(&str, Breaking); 21] = [
         ("two nodes", |m| m.nodes[1].id = m.nodes[0].id),
         ("number 0", |m| m.nodes[0].id = NodeId(0)),
         ("no core", |m| m.nodes[0].cores.clear()),
