@@ -120,7 +120,9 @@ impl Replica {
             }
             let born = self.config.heir && !self.unsound && at <= self.applied;
             if at < self.log.base() || born {
-                // It has more than that.
+                // It has more than that: what it said of it may be lost.
+                self.follower.verified = self.follower.verified.max(at);
+                self.acknowledge(true, out);
                 return self.say_learned(lesson, UNWANTED, out);
             }
             if !self.begin_learning(now, lesson, at, out) {

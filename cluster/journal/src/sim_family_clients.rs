@@ -551,9 +551,11 @@ impl World {
         let bucket = current.place.0.clone();
         let inside = |key: &str| {
             let place = (bucket.clone(), key.to_owned());
-            end.as_ref().is_none_or(|end| place < *end)
+            place >= *from && end.as_ref().is_none_or(|end| place < *end)
         };
-        let whole = page.objects.iter().all(|it| inside(&it.key));
+        let before = |key: &str| (bucket.clone(), key.to_owned()) < *from;
+        // By a newer map the partition may begin further in front.
+        let whole = page.objects.iter().all(|it| before(&it.key) || inside(&it.key));
         for object in page.objects.into_iter().filter(|it| inside(&it.key)) {
             found.push((object.key, object.version.0));
         }

@@ -99,7 +99,7 @@ fn all_settle(world: &World) -> Option<String> {
 fn devices_rest(world: &World) -> Option<String> {
     let busy = |node: &crate::sim_family::Node| {
         let mut replicas = node.replicas.values();
-        node.device.is_writing() || replicas.any(|it| it.replica.wants_turn())
+        node.device.is_writing() || replicas.any(|it| it.replica.wants_turn() || it.expected)
     };
     let nth = world.nodes.iter().position(busy)?;
     Some(format!("device {nth} still writes"))
