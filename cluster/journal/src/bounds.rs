@@ -10,7 +10,8 @@
 //!   out no further before the child is durable on its device: a crash until then leaves the parent whole, and
 //!   its log with the entry in it, and the child is made anew;
 //! - what went away is hidden only then. Until that moment no lesson begins, and none that began before goes on;
-//! - a replica applies nothing behind the entry that closes it: so all that are closed are in the same state;
+//! - a replica applies nothing behind the entry that closes it: so all that are closed are in the same state, once no
+//!   child is being made any more: until then the index still has what is the child's;
 //! - a child's log begins behind the entry that it was made at, in the reign of that entry. One that has nothing
 //!   ("unborn") may promise, and learn, but wants no reign and bears no witness: of its parent's replicas enough are past
 //!   that entry, and each of those has it born, or was taught the parent by one that did.
@@ -142,7 +143,7 @@ impl Replica {
     }
 
     fn closed_into(&self, partition: PartitionId) -> Option<&Closed> {
-        let closed = self.bounds.closed.as_ref()?;
+        let closed = self.bounds.closed.as_ref().filter(|_| self.splitting.is_none())?;
         (closed.into == partition && self.applied == closed.seq).then_some(closed)
     }
 
@@ -220,6 +221,7 @@ impl Replica {
             });
         }
         if let Some(closed) = &self.bounds.closed
+            && self.splitting.is_none()
             && !self.said_closed
         {
             self.said_closed = true;

@@ -51,6 +51,8 @@ pub(crate) struct Learning {
     takes_over: bool,
     /// It is no lesson of a head, but what the partition begins with on this device.
     birth: bool,
+    /// The driver wants to be told as if it were: it came with what the partition begins with too late.
+    owes_birth: bool,
     position: u64,
 }
 
@@ -118,7 +120,9 @@ impl Replica {
             }
             let born = self.config.heir && !self.unsound && at <= self.applied;
             if at < self.log.base() || born {
-                // It has more than that.
+                // It has more than that: what it said of it may be lost.
+                self.follower.verified = self.follower.verified.max(at);
+                self.acknowledge(true, out);
                 return self.say_learned(lesson, UNWANTED, out);
             }
             if !self.begin_learning(now, lesson, at, out) {
@@ -200,6 +204,7 @@ impl Replica {
             index,
             takes_over: false,
             birth: false,
+            owes_birth: false,
             position: 0,
         }));
         true
@@ -223,7 +228,11 @@ impl Replica {
                     let action = IndexAction::Free { chunks };
                     out.push(Action::Index { lane, action });
                 }
-                return out.push(Action::Born);
+                // What it learns is durable soon, and not before that may its parent do without.
+                return match self.learning.as_mut().filter(|_| learns) {
+                    Some(learning) => learning.owes_birth = true,
+                    None => out.push(Action::Born),
+                };
             }
         };
         self.stop_learning(out);
@@ -246,6 +255,7 @@ impl Replica {
             index,
             takes_over: false,
             birth: true,
+            owes_birth: false,
             position: 0,
         }));
         self.finish(now, out);
@@ -403,6 +413,7 @@ impl Replica {
             index,
             position,
             birth,
+            owes_birth,
             ..
         } = *learning;
         let Some(ReplicaStateOf(state)) = state else {
@@ -457,6 +468,9 @@ impl Replica {
         if birth {
             self.is_born(now, at, out);
             return self.apply(now, out);
+        }
+        if owes_birth {
+            out.push(Action::Born);
         }
         self.learned = Some((term, lesson));
         if self.role == Role::Follower && self.term == term {

@@ -54,6 +54,18 @@ mod sim_clients;
 #[cfg(test)]
 mod sim_device;
 #[cfg(test)]
+mod sim_family;
+#[cfg(test)]
+mod sim_family_clients;
+#[cfg(test)]
+mod sim_family_device;
+#[cfg(test)]
+mod sim_family_judge;
+#[cfg(test)]
+mod sim_family_map;
+#[cfg(test)]
+mod sim_family_tests;
+#[cfg(test)]
 mod sim_faults;
 #[cfg(test)]
 mod sim_index;

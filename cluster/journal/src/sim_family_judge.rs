@@ -1,0 +1,325 @@
+//! Judges what clients of a family of partitions saw, by what was committed.
+//!
+//! A key's history is what was committed of it in one partition after the other, for an heir's entries have higher
+//! numbers than those that it was made of; so is a bucket's. What must hold:
+//! - every request is committed at most once, in whatever partition; one that was acknowledged, by that entry; one that was
+//!   refused not at all;
+//! - versions rise, and conditions held where their entries stand;
+//! - every read, and every refusal, tells of a state that was committed before it ended, and not older than anything that
+//!   had been acknowledged, or read, before it began.
+
+use std::collections::BTreeMap;
+
+use ashlar_cluster_index::{
+    Action as IndexAction, Answer as IndexAnswer, Cache, Change, Event as IndexEvent, Item,
+    Output, Question,
+};
+use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq};
+use ashlar_layout::journal::Entry;
+use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::message::ErrorCode;
+
+use crate::api::Event;
+use crate::sim_family::World;
+use crate::sim_family_clients::{Current, Seen, Told, What};
+use crate::sim_family_map::Place;
+
+/// A key, or with an empty one a bucket, from one entry to the next.
+#[derive(Clone, Debug)]
+struct State {
+    seq: u64,
+    /// It is there.
+    there: bool,
+    /// When somebody knew that it was committed,
+    committed: u64,
+    /// and when it was told to a client, or a newer one was.
+    told: u64,
+}
+
+type Histories = BTreeMap<Place, Vec<State>>;
+
+fn nothing() -> State {
+    State {
+        seq: 0,
+        there: false,
+        committed: 0,
+        told: 0,
+    }
+}
+
+/// The states that may be told from one moment to another.
+fn tellable(states: &[State], from: u64, to: u64) -> impl Iterator<Item = &State> {
+    let oldest = states.iter().rposition(|it| it.told < from).unwrap_or(0);
+    states[oldest..].iter().take_while(move |it| it.committed <= to)
+}
+
+fn place_of(op: &Op) -> Option<(Place, bool)> {
+    let there = matches!(op, Op::Put { .. } | Op::CreateBucket { .. });
+    let place = match op {
+        Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket.clone(), key.clone()),
+        Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket.clone(), String::new()),
+        _ => return None,
+    };
+    Some((place, there))
+}
+
+fn holds(precondition: Precondition, state: &State) -> bool {
+    match precondition {
+        Precondition::None => true,
+        Precondition::Absent => !state.there,
+        Precondition::Present => state.there,
+        Precondition::Version(seq) => state.there && state.seq == seq.0,
+    }
+}
+
+impl World {
+    /// Judges the whole history.
+    pub(crate) fn judge(&self) {
+        let mut seen: Vec<&Seen> = self.clients.seen.iter().collect();
+        seen.sort_by_key(|it| it.to);
+        let changes = seen.iter().filter_map(|it| match &it.current.what {
+            What::Write { precondition, .. } => {
+                Some(((it.client, it.current.request), *precondition))
+            }
+            _ => None,
+        });
+        let (histories, done) = self.histories(&changes.collect());
+        let mut histories = histories;
+        for seen in seen {
+            Self::judge_one(&mut histories, &done, seen);
+        }
+        for part in &self.maps[self.maps.len() - 1].parts {
+            self.judge_contents(&histories, part.id);
+        }
+    }
+
+    fn histories(
+        &self,
+        asked: &BTreeMap<(ClientId, RequestNo), Precondition>,
+    ) -> (Histories, BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>) {
+        let mut histories = Histories::new();
+        let mut done = BTreeMap::new();
+        for (partition, entries) in &self.committed {
+            for (seq, known) in entries {
+                let bytes = &self.written[&(*partition, known.term, *seq)];
+                let entry = Entry::decode(bytes).expect("it is whole");
+                let op = entry.op().expect("it can be read");
+                let Some((place, there)) = place_of(&op) else {
+                    continue;
+                };
+                let name = (entry.header.client, entry.header.request);
+                let before = done.insert(name, (*partition, *seq));
+                assert!(before.is_none(), "{name:?} twice: {before:?}, {partition} {seq}");
+                let bucket = (place.0.clone(), String::new());
+                if place != bucket {
+                    let exists = histories.get(&bucket).and_then(|it| it.last());
+                    let exists = exists.is_some_and(|it| it.there);
+                    assert!(exists, "{partition} {seq}: {op:?} without a bucket");
+                } else if !there {
+                    let mut keys = histories.iter();
+                    let full = keys.find(|(it, states)| {
+                        it.0 == bucket.0 && !it.1.is_empty() && states.last().is_some_and(|s| s.there)
+                    });
+                    assert!(full.is_none(), "{partition} {seq}: {op:?}, but {full:?}");
+                }
+                let states = histories.entry(place.clone()).or_insert_with(|| vec![nothing()]);
+                let last = states.last().expect("one at the least");
+                assert!(seq.0 > last.seq, "{place:?} goes back: {last:?}, {partition} {seq}");
+                if let Some(precondition) = asked.get(&name) {
+                    assert!(holds(*precondition, last), "{op:?} at {last:?}: {precondition:?}");
+                }
+                if place == bucket {
+                    assert_ne!(there, last.there, "{partition} {seq}: {op:?}");
+                }
+                assert!(last.committed <= known.at, "{place:?}: an heir before its parents");
+                states.push(State {
+                    seq: seq.0,
+                    there,
+                    committed: known.at,
+                    told: u64::MAX,
+                });
+            }
+        }
+        (histories, done)
+    }
+
+    fn judge_one(
+        histories: &mut Histories,
+        done: &BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>,
+        seen: &Seen,
+    ) {
+        let Seen {
+            from,
+            to,
+            client,
+            current,
+            told,
+        } = seen;
+        let name = (*client, current.request);
+        let Current { place, what, .. } = current;
+        let entry = done.get(&name);
+        let bucket = (place.0.clone(), String::new());
+        match (what, told) {
+            (What::Write { .. }, Told::Done(seq)) => {
+                let (_, at) = entry.unwrap_or_else(|| panic!("lost: {seen:?}"));
+                assert_eq!(at, seq, "another entry: {seen:?}");
+                tell(histories, place, seq.0, *to);
+            }
+            (_, Told::Refused(ErrorCode::OutcomeUnknown)) => {}
+            (What::Write { precondition, op, .. }, Told::Refused(code)) => {
+                assert_eq!(entry, None, "refused, but done: {seen:?}");
+                let states = |place: &Place| histories.get(place).cloned().unwrap_or_else(|| vec![nothing()]);
+                let (own, of) = (states(place), states(&bucket));
+                let right = match code {
+                    ErrorCode::PreconditionFailed => {
+                        tellable(&own, *from, *to).any(|it| !holds(*precondition, it))
+                    }
+                    ErrorCode::NoSuchBucket => tellable(&of, *from, *to).any(|it| !it.there),
+                    ErrorCode::BucketExists => tellable(&of, *from, *to).any(|it| it.there),
+                    ErrorCode::BucketNotEmpty => {
+                        let mut keys = histories.iter().filter(|(it, _)| it.0 == place.0);
+                        keys.any(|(it, states)| {
+                            !it.1.is_empty() && tellable(states, *from, *to).any(|it| it.there)
+                        })
+                    }
+                    // Whether it does is not told.
+                    ErrorCode::BucketSpans => {
+                        matches!(op, Op::CreateBucket { .. } | Op::DeleteBucket { .. })
+                    }
+                    _ => false,
+                };
+                assert!(right, "never right: {seen:?} {own:?}");
+            }
+            (_, Told::Version(version)) => {
+                Self::judge_version(histories, seen, place, *version);
+            }
+            (_, Told::NoBucket) => Self::judge_version(histories, seen, &bucket, None),
+            (_, Told::Keys(keys)) => {
+                let sorted = keys.windows(2).all(|two| two[0].0 < two[1].0);
+                assert!(sorted, "twice, or out of order: {seen:?}");
+                let all: Vec<Place> = histories.keys().cloned().collect();
+                for (_, key) in all.into_iter().filter(|it| it.0 == place.0 && !it.1.is_empty()) {
+                    let found = keys.iter().find(|it| it.0 == key);
+                    let place = (place.0.clone(), key);
+                    Self::judge_version(histories, seen, &place, found.map(|it| it.1));
+                }
+            }
+            _ => panic!("{seen:?}"),
+        }
+    }
+
+    fn judge_version(histories: &mut Histories, seen: &Seen, place: &Place, version: Option<u64>) {
+        let Some(states) = histories.get(place) else {
+            return assert_eq!(version, None, "never made: {seen:?}");
+        };
+        let seq = {
+            let mut right = tellable(states, seen.from, seen.to);
+            let right = right.find(|it| it.there.then_some(it.seq) == version);
+            right.unwrap_or_else(|| panic!("{place:?} {version:?} was not so: {seen:?} {states:?}")).seq
+        };
+        tell(histories, place, seq, seen.to);
+    }
+
+    /// All replicas of a partition have what was committed of it, and no more.
+    fn judge_contents(&self, histories: &Histories, partition: PartitionId) {
+        let map = &self.maps[self.maps.len() - 1];
+        let part = map.find(partition).expect("it is there");
+        let (from, to) = (&part.from, map.end(partition));
+        let inside = histories.iter().filter(|(it, _)| {
+            *it >= from && to.as_ref().is_none_or(|to| *it < to)
+        });
+        let there = inside.filter_map(|(place, states)| {
+            let last = states.last().filter(|it| it.there)?;
+            Some((place.clone(), last.seq))
+        });
+        let mut expected: Vec<(Place, u64)> = there.collect();
+        // The bucket that it begins inside of comes along.
+        let bucket = (from.0.clone(), String::new());
+        let carried = histories.get(&bucket).and_then(|it| it.last());
+        if let Some(carried) = carried.filter(|it| it.there && !from.1.is_empty()) {
+            expected.insert(0, (bucket, carried.seq));
+        }
+        expected.sort();
+        for member in &part.chain {
+            let node = crate::sim::node_of(*member);
+            let mut contents = self.contents(node, partition);
+            contents.sort();
+            assert_eq!(contents, expected, "{partition} on {node}");
+        }
+    }
+
+    /// All that an index says; payloads can be read.
+    fn contents(&self, node: u8, partition: PartitionId) -> Vec<(Place, u64)> {
+        let device = &self.nodes[usize::from(node)].device;
+        let replica = &self.running(node, partition).expect("it runs").replica;
+        let mut index = replica.index.clone();
+        let mut cache = Cache::new(1 << 20);
+        let mut out = Vec::new();
+        for event in self.reads_under_way(node, partition) {
+            if let Event::Index { lane, event } = event
+                && lane == replica.lane
+            {
+                index.on_event(event, &mut cache, &mut out);
+            }
+        }
+        let question = Question::Items {
+            after: Vec::new(),
+            max_bytes: usize::MAX,
+        };
+        let answer = index.ask(question, None, &mut cache, &mut out);
+        let result = loop {
+            match &answer {
+                IndexAnswer::Ready(result) => break result.clone(),
+                IndexAnswer::Busy => panic!("too many questions"),
+                IndexAnswer::Pending(_) => {}
+            }
+            let mut events = vec![IndexEvent::Turn];
+            let mut done = None;
+            for action in std::mem::take(&mut out) {
+                match action {
+                    IndexAction::Done { question, result }
+                        if answer == IndexAnswer::Pending(question) =>
+                    {
+                        done = Some(result);
+                    }
+                    IndexAction::Read { token, at, len } => {
+                        let bytes = device.read_chunk(at, len);
+                        events.push(IndexEvent::Read { token, bytes });
+                    }
+                    _ => {}
+                }
+            }
+            if let Some(result) = done {
+                break result;
+            }
+            for event in events {
+                index.on_event(event, &mut cache, &mut out);
+            }
+        };
+        let Ok(Output::Items { items, .. }) = result else {
+            panic!("{result:?}")
+        };
+        let item = |item: Item| match item.change() {
+            Ok(Change::Put { bucket, key, object }) => {
+                let moved = replica.log.slot(item.version);
+                let place = object.place.map(|it| (it.at, it.len)).filter(|_| moved.is_none());
+                let readable = place.is_none_or(|(at, len)| device.read(at, len).is_some());
+                assert!(readable, "{partition} on {node}: {bucket}/{key} was freed");
+                ((bucket, key), item.version.0)
+            }
+            Ok(Change::PutBucket { bucket, .. }) => ((bucket, String::new()), item.version.0),
+            other => panic!("{other:?}"),
+        };
+        items.into_iter().map(item).collect()
+    }
+}
+
+/// Somebody was told of the entry that stands here.
+fn tell(histories: &mut Histories, place: &Place, seq: u64, at: u64) {
+    let Some(states) = histories.get_mut(place) else {
+        return;
+    };
+    for state in states.iter_mut().take_while(|it| it.seq <= seq) {
+        state.told = state.told.min(at);
+    }
+}
