@@ -15,7 +15,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ashlar_layout::ids::Seq;
-use ashlar_layout::root::{Chunk, ROOT_MAX, Root, RootError, Window};
+use ashlar_layout::page::EntryKind;
+use ashlar_layout::root::{Chunk, ObjectValue, ROOT_MAX, Root, RootError, Window};
 
 use crate::api::{Config, IndexError, Range};
 use crate::cache::RunName;
@@ -122,6 +123,21 @@ impl Index {
         let own = self.config.partition;
         let shared = self.runs.iter().filter(|run| run.record.origin != own);
         shared.flat_map(|run| &run.record.chunks).copied().collect()
+    }
+
+    /// The extents that its runs pin, and those that what is still in tables will pin.
+    pub fn all_pins(&self) -> Vec<u32> {
+        let mut pins: BTreeSet<u32> = self.pins().into_iter().collect();
+        let size = self.config.extent_size.max(1);
+        let frozen = self.frozen.iter().map(|Frozen { table, .. }| &**table);
+        for table in frozen.chain([&self.active]) {
+            for (_, versions) in table.all_after(None) {
+                let objects = versions.filter(|it| it.kind == EntryKind::Object);
+                let places = objects.filter_map(|it| ObjectValue::inline(&it.value)?.0);
+                pins.extend(places.map(|place| (place.at / size) as u32));
+            }
+        }
+        pins.into_iter().collect()
     }
 
     /// The newest of each key that a window shows, of all tables.

@@ -9,7 +9,8 @@
 //! - at the entry of a split each replica makes the child of its own index as it is there, and writes its own index
 //!   out no further before the child is durable on its device: a crash until then leaves the parent whole, and
 //!   its log with the entry in it, and the child is made anew;
-//! - what went away is hidden only then. Until that moment no lesson begins, and none that began before goes on;
+//! - what went away is hidden only then. Until that moment no lesson begins, and none that began before goes on; a
+//!   reader who is not answered by then is sent on;
 //! - a replica applies nothing behind the entry that closes it: so all that are closed are in the same state, once no
 //!   child is being made any more: until then the index still has what is the child's;
 //! - a child's log begins behind the entry that it was made at, in the reign of that entry. One that has nothing
@@ -26,6 +27,7 @@ use ashlar_layout::time::Instant;
 use crate::api::{Action, Ask, Wanted};
 use crate::dedup::Dedup;
 use crate::entry::{self, Mark, Piece};
+use crate::indexing::Why;
 use crate::pending::{Refusal, target};
 use crate::replica::Replica;
 
@@ -76,6 +78,12 @@ impl Newborn {
     /// The chunks that it shares with those that it was made of: to be held for it before anything else.
     pub fn shared_chunks(&self) -> Vec<ashlar_layout::root::Chunk> {
         self.index.shared_chunks()
+    }
+
+    /// The extents of the journal that it needs of those that it was made of: pinned for it as early, and until its
+    /// replica has said the first [`Action::Trim`] after [`Action::Born`]'s root.
+    pub fn pins(&self) -> Vec<u32> {
+        self.index.all_pins()
     }
 
     /// Two neighbours that are closed become one partition. None if one of them is not closed into `into`.
@@ -261,18 +269,56 @@ impl Replica {
     }
 
     /// The child is durable on this device, or need not be made here.
-    pub(crate) fn on_child_durable(&mut self, child: PartitionId) {
+    pub(crate) fn on_child_durable(&mut self, child: PartitionId, out: &mut Vec<Action>) {
         if self.splitting.as_ref().is_none_or(|it| it.child != child) {
             return;
         }
         self.splitting = None;
         // A lesson of before would miss what is hidden now, and whoever took it would make its child without that.
         self.stop_all_teaching();
+        self.send_readers_on(out);
         let range = Range {
             from: self.bounds.from.clone(),
             to: self.bounds.to.clone(),
         };
         self.index.narrow(&range, &carried(range.from.as_ref()));
+    }
+
+    /// Whoever asked before the split, and has no answer yet, would miss what is hidden from now on.
+    fn send_readers_on(&mut self, out: &mut Vec<Action>) {
+        let readers = self.questions.iter().filter_map(|(question, why)| {
+            let Why::Reader(reader) = why else {
+                return None;
+            };
+            let bucket = match &reader.ask {
+                Ask::Lookup { bucket, key } if self.holds(bucket, key) => return None,
+                Ask::List(params) if self.holds_to_end(&params.bucket) => return None,
+                Ask::Lookup { bucket, .. } => bucket,
+                Ask::List(params) => &params.bucket,
+                Ask::Buckets { .. } => "",
+            };
+            let result = Err(self.moved(bucket).into());
+            let reply_to = reader.reply_to;
+            Some((*question, Action::Answer { reply_to, result }))
+        });
+        for (question, answer) in readers.collect::<Vec<_>>() {
+            self.questions.remove(&question);
+            out.push(answer);
+        }
+    }
+
+    /// Whether a place is in its bounds.
+    fn holds(&self, bucket: &str, key: &str) -> bool {
+        let at = |place: &Place| (bucket, key).cmp(&(place.0.as_str(), place.1.as_str()));
+        let Bounds { from, to, .. } = &self.bounds;
+        from.as_ref().is_none_or(|from| at(from).is_ge())
+            && to.as_ref().is_none_or(|to| at(to).is_lt())
+    }
+
+    /// Whether nothing of a bucket is behind its bounds.
+    fn holds_to_end(&self, bucket: &str) -> bool {
+        let to = self.bounds.to.as_ref();
+        to.is_none_or(|(of, _)| bucket < of.as_str())
     }
 
     /// Puts into the log what the map wants of this partition's bounds, if it is time.
@@ -336,10 +382,7 @@ impl Replica {
     /// Whether it may answer for this place.
     pub(crate) fn check_place(&self, bucket: &str, key: &str) -> Result<(), Refusal> {
         let at = |place: &Place| (bucket, key).cmp(&(place.0.as_str(), place.1.as_str()));
-        let Bounds { from, to, closed } = &self.bounds;
-        let inside = from.as_ref().is_none_or(|from| at(from).is_ge())
-            && to.as_ref().is_none_or(|to| at(to).is_lt());
-        if closed.is_some() || !inside {
+        if self.is_closed() || !self.holds(bucket, key) {
             return Err(self.moved(bucket));
         }
         match &self.head.parting {

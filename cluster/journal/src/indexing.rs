@@ -477,10 +477,16 @@ impl Replica {
 
     /// Says what of the journal is not needed any more.
     pub(crate) fn trim(&self, out: &mut Vec<Action>) {
+        let mut pins = self.index.pins();
+        if let Some(birth) = self.learning.as_ref().and_then(|it| it.birth_pins()) {
+            pins.extend(birth);
+            pins.sort_unstable();
+            pins.dedup();
+        }
         out.push(Action::Trim {
             through: self.log.base(),
             position: self.rooted,
-            pins: self.index.pins(),
+            pins,
         });
     }
 }

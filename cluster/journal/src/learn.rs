@@ -79,6 +79,11 @@ impl Learning {
     pub(crate) fn takes_over(&self) -> bool {
         self.takes_over
     }
+
+    /// The extents that belong to what the partition begins with, if it is that.
+    pub(crate) fn birth_pins(&self) -> Option<Vec<u32>> {
+        self.birth.then(|| self.index.all_pins())
+    }
 }
 
 impl Replica {

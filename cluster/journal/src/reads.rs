@@ -21,7 +21,7 @@ use crate::replica::{Replica, Role};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Reader {
     pub(crate) reply_to: u64,
-    ask: Ask,
+    pub(crate) ask: Ask,
     as_of: Seq,
     config: u64,
     /// There is no such object: the question is whether there is the bucket.

@@ -258,7 +258,7 @@ impl Replica {
             Event::PeerDown { peer } => self.on_link(now, peer, Link::Down, out),
             Event::Desired { members } => self.on_desired(now, members, out),
             Event::Bounds { wanted } => self.on_bounds(wanted),
-            Event::ChildDurable { child } => self.on_child_durable(child),
+            Event::ChildDurable { child } => self.on_child_durable(child, out),
             Event::Born { newborn } => self.on_born(now, *newborn, out),
             Event::InlineLost {
                 bucket,

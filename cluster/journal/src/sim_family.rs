@@ -564,7 +564,9 @@ impl World {
         let first = self.births.entry(partition).or_insert_with(|| birth.clone());
         assert_eq!(*first, birth, "{partition} is made in two ways");
         let chunks = newborn.shared_chunks();
-        self.nodes[usize::from(node)].device.hold(partition, &chunks);
+        let device = &mut self.nodes[usize::from(node)].device;
+        device.hold(partition, &chunks);
+        device.pin(partition, newborn.pins());
         if let Some(it) = self.nodes[usize::from(node)].replicas.get_mut(&partition) {
             it.expected = true;
         }

@@ -88,6 +88,12 @@ impl FamilyDevice {
         self.free_records();
     }
 
+    /// A partition that is about to begin needs these extents besides what it said of its journal.
+    pub(crate) fn pin(&mut self, partition: PartitionId, pins: Vec<u32>) {
+        let nothing = (Seq(0), 0, Vec::new());
+        self.trims.entry(partition).or_insert(nothing).2.extend(pins);
+    }
+
     fn free_records(&mut self) {
         if !self.awaited.is_empty() {
             return;

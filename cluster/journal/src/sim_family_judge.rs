@@ -304,7 +304,7 @@ impl World {
                 let moved = replica.log.slot(item.version);
                 let place = object.place.map(|it| (it.at, it.len)).filter(|_| moved.is_none());
                 let readable = place.is_none_or(|(at, len)| device.read(at, len).is_some());
-                assert!(readable, "{partition} on {node}: {bucket}/{key} was freed");
+                assert!(readable, "{partition} on {node}: {bucket}/{key} {} at {place:?} was freed", item.version);
                 ((bucket, key), item.version.0)
             }
             Ok(Change::PutBucket { bucket, .. }) => ((bucket, String::new()), item.version.0),
