@@ -34,6 +34,7 @@ impl Replica {
                 continue;
             }
             match self.log.recent(next).map(entry::decode) {
+                Some(Ok(decoded)) if self.holds_up(&decoded.op) => break,
                 Some(Ok(decoded)) => self.apply_one(next, decoded),
                 Some(Err(error)) => return self.not_understood(&error.to_string(), out),
                 None => return self.read_to_apply(next, out),
@@ -65,7 +66,7 @@ impl Replica {
 
     /// Whether an event alone would get it on: it waited for a child to be taken from its index.
     pub(crate) fn may_apply_more(&self) -> bool {
-        self.splitting.is_some() && self.may_apply()
+        self.splitting.as_ref().is_some_and(|it| !it.holds_up) && self.may_apply()
     }
 
     fn apply_proposal(&mut self, proposal: Proposal, out: &mut Vec<Action>) {
@@ -246,6 +247,7 @@ impl Replica {
                         continue;
                     }
                     match entry::decode(&piece.bytes) {
+                        Ok(decoded) if self.holds_up(&decoded.op) => break,
                         Ok(decoded) => self.apply_read(piece.seq, decoded, out),
                         Err(error) => return self.not_understood(&error.to_string(), out),
                     }

@@ -9,7 +9,8 @@
 //! - at the entry of a split each replica makes the child of its own index as it is there, and writes its own index
 //!   out no further before the child is durable on its device: a crash until then leaves the parent whole, and
 //!   its log with the entry in it, and the child is made anew;
-//! - what went away is hidden only then. Until that moment no lesson begins, and none that began before goes on; a
+//! - what went away is hidden when a root that covers the entry is durable as well: no root that could bring a parent
+//!   back to before the entry lacks what the child would be made of. Until that moment no lesson begins, and none that began before goes on; a
 //!   reader who is not answered by then is sent on;
 //! - a replica applies nothing behind the entry that closes it: so all that are closed are in the same state, once no
 //!   child is being made any more: until then the index still has what is the child's;
@@ -42,8 +43,12 @@ pub(crate) struct Splitting {
     /// What the child gets.
     from: Place,
     to: Option<Place>,
-    /// It was taken from the index.
+    /// It was taken from the index,
     taken: bool,
+    /// and is durable, or need not be made here: it is waited for a root of this index that covers the entry.
+    pub(crate) durable: bool,
+    /// Another entry of such a kind is next, and waits for the end of this one.
+    pub(crate) holds_up: bool,
 }
 
 /// What the head has put into the log and is not applied yet.
@@ -135,9 +140,26 @@ impl Replica {
         self.wanted = wanted;
     }
 
-    /// Whether it is another partition's heir and has nothing of that yet.
+    /// Whether it is another partition's heir and has nothing of that, for whatever reason.
+    pub(crate) fn has_nothing(&self) -> bool {
+        self.config.heir && self.log.last() == Seq(0)
+    }
+
+    /// The same, and it never had anything.
     pub(crate) fn is_unborn(&self) -> bool {
-        self.config.heir && !self.blank && self.log.last() == Seq(0)
+        self.has_nothing() && !self.blank
+    }
+
+    /// Whether it does nothing any more, and another one has to be made of what is on the device.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Whether what it begins with is being made durable.
+    pub fn is_being_born(&self) -> bool {
+        self.learning
+            .as_ref()
+            .is_some_and(|learning| learning.is_birth())
     }
 
     /// How the index has to be made that it is born with; none if it has what it needs, or has to learn it.
@@ -151,7 +173,11 @@ impl Replica {
     }
 
     fn closed_into(&self, partition: PartitionId) -> Option<&Closed> {
-        let closed = self.bounds.closed.as_ref().filter(|_| self.splitting.is_none())?;
+        let closed = self
+            .bounds
+            .closed
+            .as_ref()
+            .filter(|_| self.splitting.is_none())?;
         (closed.into == partition && self.applied == closed.seq).then_some(closed)
     }
 
@@ -191,6 +217,8 @@ impl Replica {
             from,
             to,
             taken: false,
+            durable: false,
+            holds_up: false,
         });
         self.parted(seq);
     }
@@ -268,20 +296,47 @@ impl Replica {
         })
     }
 
+    /// Whether this entry has to wait until a child is made: it is one of the same kind.
+    pub(crate) fn holds_up(&mut self, op: &Op) -> bool {
+        let Some(splitting) = &mut self.splitting else {
+            return false;
+        };
+        splitting.holds_up = matches!(op, Op::Split { .. } | Op::Close { .. });
+        splitting.holds_up
+    }
+
     /// The child is durable on this device, or need not be made here.
-    pub(crate) fn on_child_durable(&mut self, child: PartitionId, out: &mut Vec<Action>) {
-        if self.splitting.as_ref().is_none_or(|it| it.child != child) {
+    pub(crate) fn on_child_durable(&mut self, child: PartitionId) {
+        if let Some(splitting) = self.splitting.as_mut().filter(|it| it.child == child) {
+            splitting.durable = true;
+        }
+    }
+
+    /// Whether the index is to be written out for the sake of a split; None: it may not be written out for it.
+    pub(crate) fn writes_out_for_split(&self) -> Option<bool> {
+        let Some(splitting) = &self.splitting else {
+            return Some(false);
+        };
+        let under_way = self
+            .frozen
+            .back()
+            .is_some_and(|last| last.covers(splitting.seq));
+        let covered = self.index.covered() >= splitting.seq;
+        splitting.durable.then_some(!covered && !under_way)
+    }
+
+    /// Hides what is the child's, once it may.
+    pub(crate) fn hide_child(&mut self, out: &mut Vec<Action>) {
+        let covered = self.index.covered();
+        let ready = |it: &Splitting| it.durable && covered >= it.seq;
+        if self.stopped.is_some() || !self.splitting.as_ref().is_some_and(ready) {
             return;
         }
         self.splitting = None;
         // A lesson of before would miss what is hidden now, and whoever took it would make its child without that.
         self.stop_all_teaching();
         self.send_readers_on(out);
-        let range = Range {
-            from: self.bounds.from.clone(),
-            to: self.bounds.to.clone(),
-        };
-        self.index.narrow(&range, &carried(range.from.as_ref()));
+        narrow(&mut self.index, &self.bounds);
     }
 
     /// Whoever asked before the split, and has no answer yet, would miss what is hidden from now on.
@@ -325,7 +380,10 @@ impl Replica {
     pub(crate) fn part(&mut self, now: Instant, out: &mut Vec<Action>) {
         let chain = self.log.chain();
         let rests = chain.settled() && self.log.chain_seq() <= self.committed;
-        let busy = self.head.parting.is_some() || self.splitting.is_some() || self.is_closed();
+        let busy = self.head.parting.is_some()
+            || self.splitting.is_some()
+            || self.is_closed()
+            || self.full;
         if !self.in_office() || self.head.stuck || self.leaves || busy || !rests {
             return;
         }
@@ -468,6 +526,18 @@ impl Replica {
         }
         Ok(())
     }
+}
+
+/// Shows nothing of an index but what is in bounds.
+pub(crate) fn narrow(index: &mut Index, bounds: &Bounds) {
+    if bounds.from.is_none() && bounds.to.is_none() {
+        return;
+    }
+    let range = Range {
+        from: bounds.from.clone(),
+        to: bounds.to.clone(),
+    };
+    index.narrow(&range, &carried(range.from.as_ref()));
 }
 
 /// The bucket whose record goes with a range that begins here.

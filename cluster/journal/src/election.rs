@@ -122,7 +122,7 @@ impl Replica {
                 .as_ref()
                 .is_some_and(|learning| learning.takes_over())
             || self.promise.writing.is_some()
-            || (self.is_unborn() && !self.promise.doubtful)
+            || (self.has_nothing() && !self.promise.doubtful)
             || !(member || self.promise.doubtful)
         {
             return None;
@@ -272,7 +272,7 @@ impl Replica {
             }
             return;
         }
-        if self.is_unborn() {
+        if self.has_nothing() {
             return self.stop_asking();
         }
         let members = self.members_but_me();

@@ -74,6 +74,12 @@ pub(crate) struct Frozen {
     position: u64,
 }
 
+impl Frozen {
+    pub(crate) fn covers(&self, seq: Seq) -> bool {
+        self.covered >= seq
+    }
+}
+
 /// What a question about a change came to.
 enum Told {
     Now(Output),
@@ -406,8 +412,11 @@ impl Replica {
         let wants = self.index.wants_freeze() || (much && self.frozen.is_empty()) || pressed;
         // A log that was cut at a hole is shorter for a while than what had been applied of it.
         let known = self.log.term(self.applied).is_some();
-        // What covers the entry of a split has to wait for the child.
-        let known = known && self.splitting.is_none();
+        // What covers the entry of a split has to wait for the child, and is wanted then.
+        let Some(split) = self.writes_out_for_split() else {
+            return;
+        };
+        let wants = wants || split;
         if !wants || !known || self.learning.as_ref().is_some_and(|it| it.takes_over()) {
             return;
         }

@@ -76,6 +76,10 @@ impl Learning {
         self.heard_at = self.heard_at - by;
     }
 
+    pub(crate) fn is_birth(&self) -> bool {
+        self.birth
+    }
+
     pub(crate) fn takes_over(&self) -> bool {
         self.takes_over
     }
@@ -497,9 +501,12 @@ impl Replica {
         }
         // The first of the founders takes the first reign, as a rule.
         let first = self.log.chain().members.first() == Some(&self.config.me);
+        if self.promise.lease_until.is_some() {
+            return;
+        }
         if first {
             self.on_over(now);
-        } else if self.promise.lease_until.is_none() {
+        } else {
             self.wait_before_suspicion(now);
         }
     }

@@ -180,7 +180,7 @@ impl Replica {
             && knows
             && chain.settled()
             && chain.contains(self.config.me)
-            && !self.is_unborn();
+            && !self.has_nothing();
         (speaks.then_some(chain.config), self.witness.highest(slot))
     }
 

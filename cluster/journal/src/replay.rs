@@ -16,6 +16,7 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::api::{Config, Wanted};
+use crate::bounds::narrow;
 use crate::chain::Chain;
 use crate::dedup::Dedup;
 use crate::election::Election;
@@ -39,7 +40,9 @@ impl Replica {
         Ok(Self::made(config, index, state))
     }
 
-    fn made(config: Config, index: Index, mut state: ReplicaState) -> Self {
+    fn made(config: Config, mut index: Index, mut state: ReplicaState) -> Self {
+        // A root may cover an entry that gave something away, and still show that.
+        narrow(&mut index, &state.bounds);
         if state.config == 0 {
             state.config = 1;
             state.members.clone_from(&config.founders);

@@ -258,7 +258,7 @@ impl Replica {
             Event::PeerDown { peer } => self.on_link(now, peer, Link::Down, out),
             Event::Desired { members } => self.on_desired(now, members, out),
             Event::Bounds { wanted } => self.on_bounds(wanted),
-            Event::ChildDurable { child } => self.on_child_durable(child, out),
+            Event::ChildDurable { child } => self.on_child_durable(child),
             Event::Born { newborn } => self.on_born(now, *newborn, out),
             Event::InlineLost {
                 bucket,
@@ -282,6 +282,7 @@ impl Replica {
         self.recompose(now, out);
         self.part(now, out);
         self.write_out(now, out);
+        self.hide_child(out);
         // Another composition may count differently, and the index may have room again.
         self.apply(now, out);
         self.say_bounds(out);

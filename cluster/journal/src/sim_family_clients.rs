@@ -170,13 +170,20 @@ impl World {
             inline,
         };
         let first = held.done == 0;
-        let bucket = if first { BUCKETS[client % 3].to_owned() } else { bucket };
+        let bucket = if first {
+            BUCKETS[client % 3].to_owned()
+        } else {
+            bucket
+        };
         let at = (bucket.clone(), key.clone());
         if first || rng.one_in(60) {
             let op = Op::CreateBucket {
                 bucket: bucket.clone(),
             };
-            return ((bucket, String::new()), write(Precondition::None, op, Bytes::new()));
+            return (
+                (bucket, String::new()),
+                write(Precondition::None, op, Bytes::new()),
+            );
         }
         let precondition = match rng.below(6) {
             0 => Precondition::Absent,
@@ -192,7 +199,10 @@ impl World {
                 let op = Op::DeleteBucket {
                     bucket: bucket.clone(),
                 };
-                return ((bucket, String::new()), write(Precondition::None, op, Bytes::new()));
+                return (
+                    (bucket, String::new()),
+                    write(Precondition::None, op, Bytes::new()),
+                );
             }
             1..=4 => {
                 let op = Op::Delete {
@@ -437,8 +447,13 @@ impl World {
         if let (Some(asked), Reply::Committed { seq, .. }) = (asked, &reply) {
             let known = self.committed.get(&partition);
             let newest = known.and_then(|it| it.last_key_value()).map(|it| *it.0);
-            let inherited = known.and_then(|it| it.first_key_value()).is_none_or(|it| it.0 > seq);
-            assert!(inherited || newest >= Some(*seq), "acknowledged, not committed");
+            let inherited = known
+                .and_then(|it| it.first_key_value())
+                .is_none_or(|it| it.0 > seq);
+            assert!(
+                inherited || newest >= Some(*seq),
+                "acknowledged, not committed"
+            );
             // Another attempt of the same request may have been given up: it is done all the same.
             let held = &mut self.clients.clients[asked.client];
             let told = held.told.entry(partition).or_default();
@@ -488,7 +503,9 @@ impl World {
         }) = &result
         {
             let inline = place.map(|place| {
-                let bytes = self.nodes[usize::from(node)].device.read(place.at, place.len);
+                let bytes = self.nodes[usize::from(node)]
+                    .device
+                    .read(place.at, place.len);
                 let bytes = bytes.unwrap_or_else(|| panic!("{partition}: {place:?} was freed"));
                 let entry = Entry::decode(&bytes).expect("it is whole");
                 let named = (entry.header.seq, entry.header.term);
@@ -530,10 +547,9 @@ impl World {
             Err(error) => match error.code {
                 ErrorCode::NotFound => Told::Version(None),
                 ErrorCode::NoSuchBucket => Told::NoBucket,
-                ErrorCode::NotServing
-                | ErrorCode::NotHead
-                | ErrorCode::Moved
-                | ErrorCode::Busy => return self.put_off(client, current, error.code),
+                ErrorCode::NotServing | ErrorCode::NotHead | ErrorCode::Moved | ErrorCode::Busy => {
+                    return self.put_off(client, current, error.code);
+                }
                 _ => panic!("{partition}: {error:?}"),
             },
         };
@@ -555,7 +571,10 @@ impl World {
         };
         let before = |key: &str| (bucket.clone(), key.to_owned()) < *from;
         // By a newer map the partition may begin further in front.
-        let whole = page.objects.iter().all(|it| before(&it.key) || inside(&it.key));
+        let whole = page
+            .objects
+            .iter()
+            .all(|it| before(&it.key) || inside(&it.key));
         for object in page.objects.into_iter().filter(|it| inside(&it.key)) {
             found.push((object.key, object.version.0));
         }
@@ -604,15 +623,18 @@ impl World {
         let it = asked.replicas.get(partition).filter(|_| !asked.paused);
         let slot = slot_of(&kept.place.0, &kept.place.1);
         let answer = it.map(|it| it.replica.witness(slot));
-        let same = answer.is_some_and(|(config, highest)| {
-            config == Some(kept.config) && highest <= kept.as_of
-        });
+        let same = answer
+            .is_some_and(|(config, highest)| config == Some(kept.config) && highest <= kept.as_of);
         if !same {
             // It is asked of the head.
             current.what = What::Lookup;
             self.count("not confirmed by witnesses");
         }
-        let most = if self.rng.one_in(5) { 20 * MILLI } else { 200 * MICRO };
+        let most = if self.rng.one_in(5) {
+            20 * MILLI
+        } else {
+            200 * MICRO
+        };
         let delay = self.rng.below(most);
         self.at(delay, Happening::Client { client, attempt });
     }

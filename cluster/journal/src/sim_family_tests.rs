@@ -23,7 +23,11 @@ fn plan(seed: u64) -> Plan {
         jitter: !rng.one_in(3),
         forgetful: rng.one_in(4),
         cuts: rng.one_in(2),
-        spares: if rng.one_in(3) { 1 + rng.below(2) as u8 } else { 0 },
+        spares: if rng.one_in(3) {
+            1 + rng.below(2) as u8
+        } else {
+            0
+        },
         drift: rng.one_in(2),
         forgets: rng.one_in(2),
         slow: rng.one_in(2),
@@ -110,13 +114,20 @@ fn judge_chunks(world: &World, node: u8) {
     let held = &world.nodes[usize::from(node)];
     let here: BTreeSet<PartitionId> = held.replicas.keys().copied().collect();
     let holders = held.device.holders();
-    assert!(holders.is_subset(&here), "{holders:?} hold chunks of {node}, not {here:?}");
+    assert!(
+        holders.is_subset(&here),
+        "{holders:?} hold chunks of {node}, not {here:?}"
+    );
     for (partition, running) in &held.replicas {
         let mut live = BTreeMap::new();
         for chunk in running.replica.index.live() {
             *live.entry(chunk.at).or_insert(0) += 1;
         }
-        assert_eq!(held.device.held_by(*partition), live, "{partition} on {node}: chunks");
+        assert_eq!(
+            held.device.held_by(*partition),
+            live,
+            "{partition} on {node}: chunks"
+        );
     }
 }
 

@@ -286,6 +286,9 @@ impl Ask {
         else {
             return;
         };
+        // Its log may be shorter than the one that it was told of; what is behind the end of that tells nothing.
+        let known = self.common.heads().told(holder);
+        self.told = self.told.map(|told| told.min(known));
         self.partition = holder;
         if let Request::Propose { partition, .. } | Request::Lookup { partition, .. } =
             &mut self.request

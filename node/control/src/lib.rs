@@ -46,7 +46,7 @@ pub mod wire;
 pub use client::{ClientError, ControlClient, Heard};
 pub use error::ControlError;
 pub use member::Timing;
-pub use partitions::{PartitionLimits, PartitionLoad, move_step};
+pub use partitions::{PartitionLimits, PartitionLoad, may_merge, move_step};
 pub use policy::{ChainReport, Patience, Verdict};
 pub use server::{ControlConfig, ControlServer, StartError};
 pub use state::{Refusal, State};

@@ -76,8 +76,14 @@ fn load<'a>(reports: &'a Reports, id: PartitionId) -> Option<&'a PartitionLoad> 
 /// Those of which a partition was made that serves by now.
 pub(crate) fn ended(map: &ClusterMap, reports: &Reports) -> Option<MapChange> {
     let serves = |id: PartitionId| load(reports, id).is_some();
+    // One that ends itself, and of which others are to become a part still, is needed for those.
+    let heir = |id: PartitionId| map.ending.iter().any(|it| it.into == id);
+    let gone = |into: PartitionId| {
+        let parts = map.ending.iter().filter(move |it| it.into == into);
+        parts.map(|it| it.partition.id)
+    };
     let mut ending = map.ending.iter().map(|it| it.into);
-    let into = ending.find(|into| serves(*into))?;
+    let into = ending.find(|into| serves(*into) && !gone(*into).any(heir))?;
     Some(MapChange::ForgetEnding { into })
 }
 
@@ -130,7 +136,7 @@ pub(crate) fn decide(limits: &PartitionLimits, map: &ClusterMap, reports: &Repor
         let calm = (one.requests_per_s + other.requests_per_s) * 4 < limits.split_requests;
         // Those that were founded apart stay so.
         let ours = !right.parents.is_empty();
-        if few && calm && ours && same(left, right) {
+        if few && calm && ours && may_merge(reports, left, right) {
             let (left, right) = (left.id, right.id);
             let change = MapChange::MergePartitions { left, right };
             return Some(Due { change, urgent });
@@ -155,6 +161,25 @@ fn same(left: &Partition, right: &Partition) -> bool {
     devices(left) == devices(right)
 }
 
+/// Whether a chain is what the map wants, and no change of it is under way.
+fn rests(reports: &Reports, partition: &Partition) -> bool {
+    reports.get(&partition.id).is_some_and(|report| {
+        let mut members = report.members.clone();
+        members.sort_unstable();
+        report.config % 2 == 1 && members == devices(partition)
+    })
+}
+
+/// Whether two partitions are on the same devices by now, so that what closes one is soon followed by what closes the other:
+/// until both are closed and one again, neither is served.
+pub fn may_merge(
+    reports: &BTreeMap<PartitionId, ChainReport>,
+    left: &Partition,
+    right: &Partition,
+) -> bool {
+    same(left, right) && rests(reports, left) && rests(reports, right)
+}
+
 /// The next step to make two neighbours one: the second one is moved to where the first one is, member by member.
 fn together(
     map: &ClusterMap,
@@ -162,10 +187,11 @@ fn together(
     left: &Partition,
     right: &Partition,
 ) -> Option<MapChange> {
-    if same(left, right) {
+    if may_merge(reports, left, right) {
         let (left, right) = (left.id, right.id);
         return Some(MapChange::MergePartitions { left, right });
     }
+    rests(reports, left).then_some(())?;
     move_step(map, reports, right, &left.chain.devices)
 }
 
@@ -177,12 +203,7 @@ pub fn move_step(
     partition: &Partition,
     to: &[DeviceNo],
 ) -> Option<MapChange> {
-    let report = reports.get(&partition.id)?;
-    let mut members = report.members.clone();
-    members.sort_unstable();
-    if report.config % 2 == 0 || members != devices(partition) {
-        return None;
-    }
+    rests(reports, partition).then_some(())?;
     let chain = &partition.chain.devices;
     let out = chain.iter().filter(|no| !to.contains(no));
     let mut steps = out.flat_map(|out| {

@@ -120,6 +120,11 @@ impl State {
                     return Ok(None);
                 }
                 map.validate().map_err(ChangeError::from)?;
+                let heirs = map.partitions.iter().any(|p| !p.parents.is_empty());
+                if heirs || !map.ending.is_empty() {
+                    let what = "something that only a map of later can have: parts of partitions";
+                    return Err(ChangeError::Fixed(what.to_owned()).into());
+                }
                 next.map = Some(ClusterMap::clone(map));
             }
             Command::Change { expected, change } => next.change(*expected, change)?,

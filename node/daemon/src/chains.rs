@@ -73,7 +73,12 @@ impl Core {
             eprintln!("cluster map of epoch {}", self.maps.map.epoch);
             self.follow_map();
             self.forget_over(now, io);
-            self.unite();
+            for device in 0..self.devices.len() {
+                self.forget_strangers(device, now, io);
+            }
+            self.unite(now);
+        } else if self.unite_at.is_some_and(|at| at <= now) {
+            self.unite(now);
         }
     }
 

@@ -213,6 +213,8 @@ pub struct Core {
     /// Somebody outside said something in this round of the loop.
     pub(crate) busy: bool,
     /// What an engine had no room for: our own work, which waits for room instead of failing.
+    /// When closed neighbours that could not be put together are tried again.
+    pub(crate) unite_at: Option<Instant>,
     pub(crate) parked: VecDeque<Todo>,
     parked_until: Option<Instant>,
     pub(crate) started: Instant,
@@ -249,6 +251,7 @@ impl Core {
             todo: VecDeque::new(),
             forwards: false,
             busy: false,
+            unite_at: None,
             parked: VecDeque::new(),
             parked_until: None,
             started: now,
@@ -563,7 +566,7 @@ impl Handler for Core {
             // The next round comes at once, and if nobody wants anything in it there is time.
             return Some(Instant(0));
         }
-        let own = [self.draining_until, step, self.parked_until]
+        let own = [self.draining_until, step, self.parked_until, self.unite_at]
             .into_iter()
             .flatten();
         let ours = replicas.chain(own).min();

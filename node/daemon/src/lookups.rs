@@ -9,7 +9,8 @@
 
 use ashlar_cluster_journal::{self as journal, Answer, Ask, ListParams};
 use ashlar_layout::crc::crc32;
-use ashlar_layout::frame::encode_control;
+use ashlar_layout::frame::{FrameHeader, encode_control};
+use ashlar_layout::ids::Epoch;
 use ashlar_layout::limits::{FRAME_CONTROL_MAX, LIST_PAGE_MAX};
 use ashlar_layout::message::{ErrorCode, FindingKind, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
@@ -34,21 +35,24 @@ pub(crate) struct Reading {
     max: u32,
     /// How often its payload was lost.
     tries: u32,
+    /// The caller's map: what comes behind a page, it says.
+    epoch: Epoch,
 }
 
 impl Reading {
     /// A request.
-    pub(crate) fn new(conn: ConnId, number: u64, request: Request) -> Reading {
+    pub(crate) fn new(conn: ConnId, header: &FrameHeader, request: Request) -> Reading {
         let max = match &request {
             Request::List { max, .. } | Request::ListBuckets { max, .. } => *max,
             _ => 1,
         };
         Reading {
             conn,
-            number,
+            number: header.request,
             request,
             max: max.clamp(1, LIST_PAGE_MAX),
             tries: 0,
+            epoch: header.epoch,
         }
     }
 
@@ -209,6 +213,16 @@ impl Core {
 
     /// A page was found. Long keys make it too large for a frame: then it is a shorter page.
     fn listed(&mut self, replica: usize, mut reading: Reading, reply: Reply, io: &mut Io) {
+        if reading.epoch < self.maps.map.epoch {
+            // The partition may have got other bounds while the page was made.
+            let detail = format!(
+                "the map is of epoch {} now, and was of {} when the list was asked for",
+                self.maps.map.epoch, reading.epoch
+            );
+            let error = outgoing::error(ErrorCode::StaleEpoch, detail);
+            let map = Payload::Bytes(self.maps.json.clone());
+            return self.answer(io, reading.conn, reading.number, &error, map);
+        }
         if reading.max > 1 && encode_control(&reply).len() > FRAME_CONTROL_MAX as usize {
             reading.max /= 2;
             return self.ask(replica, reading, io);

@@ -7,8 +7,11 @@
 //! - what is left of a partition is given up only when the map says that what it became serves.
 
 use ashlar_cluster_index::Index;
+use std::sync::PoisonError;
+use std::time::Duration;
+
 use ashlar_cluster_journal::{self as journal, Newborn, Replica};
-use ashlar_layout::ids::{DeviceNo, PartitionId};
+use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_reactor::Io;
@@ -16,6 +19,9 @@ use ashlar_node_reactor::Io;
 use crate::core::{Core, Todo};
 use crate::devices::Phase;
 use crate::replicas::ReplicaSlot;
+
+/// When two closed neighbours are put together again that could not be: their runs are merged meanwhile.
+const UNITE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Core {
     /// What the map wants of a partition's bounds.
@@ -26,8 +32,15 @@ impl Core {
         };
         let child = |p: &&ashlar_cluster_map::Partition| p.parents == [partition];
         let children = map.all_partitions().filter(child);
+        // Those that become this one end with it.
+        let into = |id: PartitionId| map.ending.iter().find(|it| it.partition.id == id);
+        let others = map.all_partitions();
+        let others = others.filter(|p| into(p.id).is_none_or(|it| it.into != partition));
+        let behind = others
+            .map(|p| &p.start)
+            .filter(|start| **start > known.start);
         journal::Wanted {
-            end: map.end_of(&known.start).cloned(),
+            end: behind.min().cloned(),
             children: children
                 .map(|p| journal::Border {
                     child: p.id,
@@ -77,6 +90,14 @@ impl Core {
     /// A parent has come to the entry of a split.
     pub(crate) fn bear(&mut self, parent: usize, child: PartitionId, members: Vec<DeviceNo>) {
         let (device, me) = (self.replicas[parent].device, self.replicas[parent].me);
+        if self.maps.map.is_over(child) {
+            // It was merged into another one since.
+            let event = journal::Event::ChildDurable { child };
+            return self.todo.push_back(Todo::Replica {
+                replica: parent,
+                event,
+            });
+        }
         let replica = self.slot_of(child, device).unwrap_or_else(|| {
             // The map that says so has not come yet.
             let slot = ReplicaSlot::new(child, me, device, members, true);
@@ -86,16 +107,22 @@ impl Core {
             self.follow_map();
             replica
         });
-        let expects = self.replicas[replica].replica.as_ref();
-        let expects = expects.and_then(Replica::expects_birth);
-        let state = self.replicas[parent].replica.as_mut();
-        let newborn = expects.and_then(|config| state?.bear(config));
-        let Some(newborn) = newborn else {
+        let held = self.replicas[replica].replica.as_ref();
+        if held.is_none_or(Replica::is_stopped) {
+            // What it has is not known: the device is opened anew, or is about to be, and its parent comes to the entry
+            // once more.
+            return self.devices[device].reopen_wanted(false);
+        }
+        let Some(config) = held.and_then(Replica::expects_birth) else {
             let event = journal::Event::ChildDurable { child };
             return self.todo.push_back(Todo::Replica {
                 replica: parent,
                 event,
             });
+        };
+        let state = self.replicas[parent].replica.as_mut();
+        let Some(newborn) = state.and_then(|state| state.bear(config)) else {
+            return self.devices[device].reopen_wanted(false);
         };
         eprintln!(
             "partition {}: on device {me} it is split, and partition {child} is made",
@@ -114,6 +141,14 @@ impl Core {
             .collect();
         let event = api::Event::HoldIndex { partition, ats };
         self.todo.push_back(Todo::Engine { device, event });
+        // Nor may those that it was made of give up what its objects' payloads are in, before it says so itself.
+        let event = api::Event::TrimJournal {
+            partition,
+            through: Seq(0),
+            position: 0,
+            pins: newborn.pins(),
+        };
+        self.todo.push_back(Todo::Engine { device, event });
         let event = journal::Event::Born {
             newborn: Box::new(newborn),
         };
@@ -121,7 +156,8 @@ impl Core {
     }
 
     /// Puts two closed neighbours together, on each device where both are.
-    pub(crate) fn unite(&mut self) {
+    pub(crate) fn unite(&mut self, now: Instant) {
+        self.unite_at = None;
         let maps = self.maps.clone();
         for heir in maps.map.all_partitions().filter(|p| p.parents.len() == 2) {
             for device in 0..self.devices.len() {
@@ -151,7 +187,10 @@ impl Core {
                         eprintln!("partition {id}: on device {me} it is made of two");
                         self.deliver(replica, newborn);
                     }
-                    Some(Err(e)) => eprintln!("partition {}: it cannot be made: {e}", heir.id),
+                    Some(Err(e)) => {
+                        eprintln!("partition {}: it cannot be made yet: {e}", heir.id);
+                        self.unite_at = Some(now + UNITE_AGAIN);
+                    }
                     None => {}
                 }
             }
@@ -159,7 +198,7 @@ impl Core {
     }
 
     /// What a replica was born with is durable: whoever it was made of goes on.
-    pub(crate) fn is_born(&mut self, replica: usize) {
+    pub(crate) fn is_born(&mut self, replica: usize, now: Instant, io: &mut Io) {
         let (device, child) = (
             self.replicas[replica].device,
             self.replicas[replica].partition,
@@ -173,6 +212,7 @@ impl Core {
                 });
             }
         }
+        self.forget_over(now, io);
     }
 
     /// Gives up what is left of partitions that are over.
@@ -181,12 +221,21 @@ impl Core {
         for replica in 0..self.replicas.len() {
             let slot = &self.replicas[replica];
             let (partition, device) = (slot.partition, slot.device);
-            if slot.over || !maps.map.is_over(partition) {
+            // What is being made of it needs it until that is durable.
+            let bears = self.replicas.iter().any(|other| {
+                let state = other.replica.as_ref();
+                other.device == device && state.is_some_and(Replica::is_being_born)
+            });
+            if slot.over || bears || !maps.map.is_over(partition) {
                 continue;
             }
             eprintln!("partition {partition}: it is over on device {}", slot.me);
             self.stop_replica(replica, io);
             self.replicas[replica].over = true;
+            let chains = self.shared.chains.lock();
+            let mut chains = chains.unwrap_or_else(PoisonError::into_inner);
+            chains.remove(&partition);
+            drop(chains);
             if self.devices[device].is_serving() {
                 let event = api::Event::ForgetPartition { partition };
                 self.engine_event(device, event, now, io);
@@ -194,8 +243,11 @@ impl Core {
         }
     }
 
-    /// A device was opened: what is on it of partitions that are over is not needed.
+    /// What is on a device of partitions that are over, and have no replica here, is not needed.
     pub(crate) fn forget_strangers(&mut self, device: usize, now: Instant, io: &mut Io) {
+        if !self.devices[device].is_serving() {
+            return;
+        }
         let map = &self.maps.map;
         let strangers = self.devices[device].strangers.iter();
         let over: Vec<PartitionId> = strangers.filter(|id| map.is_over(**id)).copied().collect();

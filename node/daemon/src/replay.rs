@@ -191,6 +191,13 @@ impl Core {
         self.devices[device].serve(replay.engine);
         self.forget_strangers(device, now, io);
         for (index, replica) in replay.replicas {
+            let partition = self.replicas[index].partition;
+            if self.replicas[index].over {
+                // The map that says so came while the log was read.
+                let event = api::Event::ForgetPartition { partition };
+                self.engine_event(device, event, now, io);
+                continue;
+            }
             self.start_replica(index, replica);
         }
     }

@@ -470,8 +470,8 @@ impl Core {
                 journal::Action::Bear { child, members } => {
                     self.bear(replica, child, members);
                 }
-                journal::Action::Closed { .. } => self.unite(),
-                journal::Action::Born => self.is_born(replica),
+                journal::Action::Closed { .. } => self.unite(now),
+                journal::Action::Born => self.is_born(replica, now, io),
                 journal::Action::Retired => {
                     let slot = &self.replicas[replica];
                     eprintln!(

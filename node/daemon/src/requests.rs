@@ -404,7 +404,7 @@ impl Core {
             | Request::ListBuckets { partition, .. } => match self.replica(partition) {
                 Ok(replica) => {
                     self.replicas[replica].requests += 1;
-                    let reading = Reading::new(conn, number, request);
+                    let reading = Reading::new(conn, header, request);
                     return self.read_metadata(reading, replica, now, true, io);
                 }
                 Err(error) => Some(Err(error)),

@@ -1,5 +1,7 @@
 //! `ashlar cluster replace`, `split`, `merge`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes of the map.
 
+use std::collections::BTreeMap;
+
 use ashlar_cluster_map::{ClusterMap, Core, Domains, MapChange};
 use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
 
@@ -50,12 +52,40 @@ pub fn make(control: &Control, change: Change, expected: Expected, json: bool) -
     let map = control
         .newest_map()
         .map_err(|error| Fail::Refused(format!("{not}: {error}")))?;
+    if let Change::Merge(left, right) = &change {
+        may_merge(control, &map, (*left, *right), &not)?;
+    }
     let expected = expected.epoch.map_or(map.epoch, Epoch);
     let epoch = control.change(expected, change.resolve(&map), &not)?;
     if json {
         return output::json(&serde_json::json!({ "epoch": epoch }));
     }
     output::line(&format!("{}; the map is of epoch {epoch}", change.done()))
+}
+
+/// Refuses a merge as long as one of the two is still on its way to where the other one is: until both are there, neither
+/// would be served.
+fn may_merge(
+    control: &Control,
+    map: &ClusterMap,
+    (left, right): (PartitionId, PartitionId),
+    not: &str,
+) -> Result<(), Fail> {
+    let status = control.status()?;
+    let reports = status.reports.into_iter();
+    let reports: BTreeMap<_, _> = reports.map(|report| (report.partition, report)).collect();
+    let (Some(first), Some(second)) = (map.partition_by_id(left), map.partition_by_id(right))
+    else {
+        // The control plane says what is wrong with that.
+        return Ok(());
+    };
+    if ashlar_node_control::may_merge(&reports, first, second) {
+        return Ok(());
+    }
+    Err(Fail::Refused(format!(
+        "{not}: their chains are not on the same devices, or not at rest there: see 'ashlar cluster status', and \
+         'ashlar cluster move'"
+    )))
 }
 
 /// What is wrong with a change whatever the map is.
