@@ -151,7 +151,11 @@ impl Replica {
     }
 
     fn closed_into(&self, partition: PartitionId) -> Option<&Closed> {
-        let closed = self.bounds.closed.as_ref().filter(|_| self.splitting.is_none())?;
+        let closed = self
+            .bounds
+            .closed
+            .as_ref()
+            .filter(|_| self.splitting.is_none())?;
         (closed.into == partition && self.applied == closed.seq).then_some(closed)
     }
 

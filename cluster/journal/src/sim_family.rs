@@ -88,9 +88,20 @@ pub(crate) enum Happening {
         connection: Option<(u8, u64)>,
         event: Box<Event>,
     },
-    DiskDone { node: u8, process: u64 },
-    Timer { node: u8, partition: PartitionId, life: u64 },
-    Turn { node: u8, partition: PartitionId, life: u64 },
+    DiskDone {
+        node: u8,
+        process: u64,
+    },
+    Timer {
+        node: u8,
+        partition: PartitionId,
+        life: u64,
+    },
+    Turn {
+        node: u8,
+        partition: PartitionId,
+        life: u64,
+    },
     Index {
         node: u8,
         partition: PartitionId,
@@ -98,13 +109,30 @@ pub(crate) enum Happening {
         lane: u32,
         action: Box<IndexAction>,
     },
-    Connect { a: u8, b: u8, generation: u64 },
-    Restart { node: u8 },
-    Resume { node: u8 },
-    Mend { from: u8, to: u8 },
-    Client { client: usize, attempt: u64 },
+    Connect {
+        a: u8,
+        b: u8,
+        generation: u64,
+    },
+    Restart {
+        node: u8,
+    },
+    Resume {
+        node: u8,
+    },
+    Mend {
+        from: u8,
+        to: u8,
+    },
+    Client {
+        client: usize,
+        attempt: u64,
+    },
     /// A node comes to know a map.
-    Map { node: u8, version: usize },
+    Map {
+        node: u8,
+        version: usize,
+    },
     /// The map changes.
     Plane,
     Fault,
@@ -225,7 +253,13 @@ impl World {
     }
 
     /// Something reaches the replica that is there now.
-    pub(crate) fn tell_later(&mut self, delay: u64, node: u8, partition: PartitionId, event: Event) {
+    pub(crate) fn tell_later(
+        &mut self,
+        delay: u64,
+        node: u8,
+        partition: PartitionId,
+        event: Event,
+    ) {
         let life = self.life(node, partition);
         if life.is_some() {
             let (connection, event) = (None, event.into());
@@ -390,6 +424,13 @@ impl World {
             }
             return;
         }
+        if self.sends_on(node, partition, &event) {
+            return;
+        }
+        let held = &mut self.nodes[usize::from(node)];
+        let Some(it) = held.replicas.get_mut(&partition) else {
+            return;
+        };
         let what = match log {
             true => format!("{event:?}"),
             false => String::new(),
@@ -403,7 +444,10 @@ impl World {
             eprintln!("{at} {what:.260}");
             for action in &out {
                 let action = format!("{action:?}");
-                eprintln!("{at}    -> {}", action.chars().take(260).collect::<String>());
+                eprintln!(
+                    "{at}    -> {}",
+                    action.chars().take(260).collect::<String>()
+                );
             }
         }
         if learned {
@@ -486,7 +530,12 @@ impl World {
         was
     }
 
-    pub(crate) fn config(&mut self, node: u8, partition: PartitionId, founders: Vec<DeviceNo>) -> Config {
+    pub(crate) fn config(
+        &mut self,
+        node: u8,
+        partition: PartitionId,
+        founders: Vec<DeviceNo>,
+    ) -> Config {
         let mut config = Config::new(partition, device(node), founders);
         config.limits = limits();
         if self.plan.forgets {
@@ -509,7 +558,12 @@ impl World {
     }
 
     /// Makes a replica of what the device has of it, and what it holds of the index.
-    pub(crate) fn open(&mut self, node: u8, partition: PartitionId, founders: Vec<DeviceNo>) -> Vec<Chunk> {
+    pub(crate) fn open(
+        &mut self,
+        node: u8,
+        partition: PartitionId,
+        founders: Vec<DeviceNo>,
+    ) -> Vec<Chunk> {
         let config = self.config(node, partition, founders);
         let held = &mut self.nodes[usize::from(node)];
         let life = config.index.life;
@@ -537,7 +591,10 @@ impl World {
     pub(crate) fn begin(&mut self, node: u8, partition: PartitionId) {
         self.tell(node, partition, Event::Start {});
         for peer in 0..self.nodes.len() as u8 {
-            let up = self.generations.get(&pair(node, peer)).is_some_and(|it| it.1);
+            let up = self
+                .generations
+                .get(&pair(node, peer))
+                .is_some_and(|it| it.1);
             if peer != node && up {
                 let peer = device(peer);
                 self.tell(node, partition, Event::PeerUp { peer });
@@ -561,7 +618,10 @@ impl World {
     /// Gives a child, or an heir, what it is made of.
     pub(crate) fn give_birth(&mut self, node: u8, partition: PartitionId, newborn: Newborn) {
         let birth = (newborn.at, newborn.state.clone());
-        let first = self.births.entry(partition).or_insert_with(|| birth.clone());
+        let first = self
+            .births
+            .entry(partition)
+            .or_insert_with(|| birth.clone());
         assert_eq!(*first, birth, "{partition} is made in two ways");
         let chunks = newborn.shared_chunks();
         let device = &mut self.nodes[usize::from(node)].device;
@@ -571,7 +631,11 @@ impl World {
             it.expected = true;
         }
         self.count("births");
-        let most = if self.plan.slow && self.rng.one_in(3) { 30 * MILLI } else { 100 * MICRO };
+        let most = if self.plan.slow && self.rng.one_in(3) {
+            30 * MILLI
+        } else {
+            100 * MICRO
+        };
         let delay = self.rng.below(most);
         let newborn = Box::new(newborn);
         self.tell_later(delay, node, partition, Event::Born { newborn });
@@ -657,7 +721,10 @@ impl World {
             Action::Answer { reply_to, result } => self.answered(node, partition, reply_to, result),
             Action::ReadLog { token, at, len } => {
                 let bytes = self.nodes[usize::from(node)].device.read(at, len);
-                assert!(bytes.is_some(), "{partition} on {node}: the record at {at} is gone");
+                assert!(
+                    bytes.is_some(),
+                    "{partition} on {node}: the record at {at} is gone"
+                );
                 let delay = 20 * MICRO + self.rng.below(100 * MICRO);
                 self.tell_later(delay, node, partition, Event::LogRead { token, bytes });
             }

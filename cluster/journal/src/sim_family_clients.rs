@@ -103,6 +103,8 @@ struct Asked {
     node: u8,
     partition: PartitionId,
     request: RequestNo,
+    /// Who wants a list says what it takes the partition for.
+    bounds: Option<(Place, Option<Place>)>,
 }
 
 pub(crate) struct Clients {
@@ -170,13 +172,20 @@ impl World {
             inline,
         };
         let first = held.done == 0;
-        let bucket = if first { BUCKETS[client % 3].to_owned() } else { bucket };
+        let bucket = if first {
+            BUCKETS[client % 3].to_owned()
+        } else {
+            bucket
+        };
         let at = (bucket.clone(), key.clone());
         if first || rng.one_in(60) {
             let op = Op::CreateBucket {
                 bucket: bucket.clone(),
             };
-            return ((bucket, String::new()), write(Precondition::None, op, Bytes::new()));
+            return (
+                (bucket, String::new()),
+                write(Precondition::None, op, Bytes::new()),
+            );
         }
         let precondition = match rng.below(6) {
             0 => Precondition::Absent,
@@ -192,7 +201,10 @@ impl World {
                 let op = Op::DeleteBucket {
                     bucket: bucket.clone(),
                 };
-                return ((bucket, String::new()), write(Precondition::None, op, Bytes::new()));
+                return (
+                    (bucket, String::new()),
+                    write(Precondition::None, op, Bytes::new()),
+                );
             }
             1..=4 => {
                 let op = Op::Delete {
@@ -277,11 +289,6 @@ impl World {
             let delay = 500 * MICRO + self.rng.below(5 * MILLI);
             return self.at(delay, Happening::Client { client, attempt });
         };
-        let same = {
-            let map = self.map_of(node);
-            let from = map.find(part.id).map(|it| it.from.clone());
-            from == Some(bounds.0) && map.end(part.id) == bounds.1
-        };
         let held = &mut self.clients.clients[client];
         let Some(current) = &mut held.current else {
             return;
@@ -308,13 +315,6 @@ impl World {
                 }
             }
             What::List { after, .. } => {
-                // The request says what the client takes the partition for, and so it has to be, to the node.
-                if !same {
-                    self.newer_map(client);
-                    self.list_anew(client);
-                    let delay = 500 * MICRO + self.rng.below(5 * MILLI);
-                    return self.at(delay, Happening::Client { client, attempt });
-                }
                 let ask = Ask::List(ListParams {
                     bucket: at.0.clone(),
                     after: after.clone(),
@@ -331,11 +331,19 @@ impl World {
             }
         };
         let request = self.clients.clients[client].next - 1;
+        let lists = matches!(
+            &event,
+            Event::Ask {
+                ask: Ask::List(_),
+                ..
+            }
+        );
         let asked = Asked {
             client,
             node,
             partition: part.id,
             request: RequestNo(request),
+            bounds: lists.then_some(bounds),
         };
         self.clients.asked.insert(attempt, asked);
         let lies = self.plan.jitter && !self.plan.forgetful && self.rng.one_in(20);
@@ -344,6 +352,25 @@ impl World {
         self.tell_later(delay, node, part.id, event);
         let patience = 2 * MILLI + self.rng.below(40 * MILLI);
         self.at(patience, Happening::Client { client, attempt });
+    }
+
+    /// Whether a list is asked for by the map that the node has: if not, its driver sends the client on.
+    pub(crate) fn sends_on(&mut self, node: u8, partition: PartitionId, event: &Event) -> bool {
+        let Event::Ask { reply_to, .. } = event else {
+            return false;
+        };
+        let asked = self.clients.asked.get(reply_to);
+        let Some((from, end)) = asked.and_then(|it| it.bounds.as_ref()) else {
+            return false;
+        };
+        let map = self.map_of(node);
+        let same = map.find(partition).is_some_and(|it| it.from == *from);
+        if same && map.end(partition) == *end {
+            return false;
+        }
+        let (code, detail) = (ErrorCode::Moved, String::new());
+        self.answered(node, partition, *reply_to, Err(WireError { code, detail }));
+        true
     }
 
     fn newer_map(&mut self, client: usize) {
@@ -437,8 +464,13 @@ impl World {
         if let (Some(asked), Reply::Committed { seq, .. }) = (asked, &reply) {
             let known = self.committed.get(&partition);
             let newest = known.and_then(|it| it.last_key_value()).map(|it| *it.0);
-            let inherited = known.and_then(|it| it.first_key_value()).is_none_or(|it| it.0 > seq);
-            assert!(inherited || newest >= Some(*seq), "acknowledged, not committed");
+            let inherited = known
+                .and_then(|it| it.first_key_value())
+                .is_none_or(|it| it.0 > seq);
+            assert!(
+                inherited || newest >= Some(*seq),
+                "acknowledged, not committed"
+            );
             // Another attempt of the same request may have been given up: it is done all the same.
             let held = &mut self.clients.clients[asked.client];
             let told = held.told.entry(partition).or_default();
@@ -488,7 +520,9 @@ impl World {
         }) = &result
         {
             let inline = place.map(|place| {
-                let bytes = self.nodes[usize::from(node)].device.read(place.at, place.len);
+                let bytes = self.nodes[usize::from(node)]
+                    .device
+                    .read(place.at, place.len);
                 let bytes = bytes.unwrap_or_else(|| panic!("{partition}: {place:?} was freed"));
                 let entry = Entry::decode(&bytes).expect("it is whole");
                 let named = (entry.header.seq, entry.header.term);
@@ -530,10 +564,9 @@ impl World {
             Err(error) => match error.code {
                 ErrorCode::NotFound => Told::Version(None),
                 ErrorCode::NoSuchBucket => Told::NoBucket,
-                ErrorCode::NotServing
-                | ErrorCode::NotHead
-                | ErrorCode::Moved
-                | ErrorCode::Busy => return self.put_off(client, current, error.code),
+                ErrorCode::NotServing | ErrorCode::NotHead | ErrorCode::Moved | ErrorCode::Busy => {
+                    return self.put_off(client, current, error.code);
+                }
                 _ => panic!("{partition}: {error:?}"),
             },
         };
@@ -555,7 +588,10 @@ impl World {
         };
         let before = |key: &str| (bucket.clone(), key.to_owned()) < *from;
         // By a newer map the partition may begin further in front.
-        let whole = page.objects.iter().all(|it| before(&it.key) || inside(&it.key));
+        let whole = page
+            .objects
+            .iter()
+            .all(|it| before(&it.key) || inside(&it.key));
         for object in page.objects.into_iter().filter(|it| inside(&it.key)) {
             found.push((object.key, object.version.0));
         }
@@ -604,15 +640,18 @@ impl World {
         let it = asked.replicas.get(partition).filter(|_| !asked.paused);
         let slot = slot_of(&kept.place.0, &kept.place.1);
         let answer = it.map(|it| it.replica.witness(slot));
-        let same = answer.is_some_and(|(config, highest)| {
-            config == Some(kept.config) && highest <= kept.as_of
-        });
+        let same = answer
+            .is_some_and(|(config, highest)| config == Some(kept.config) && highest <= kept.as_of);
         if !same {
             // It is asked of the head.
             current.what = What::Lookup;
             self.count("not confirmed by witnesses");
         }
-        let most = if self.rng.one_in(5) { 20 * MILLI } else { 200 * MICRO };
+        let most = if self.rng.one_in(5) {
+            20 * MILLI
+        } else {
+            200 * MICRO
+        };
         let delay = self.rng.below(most);
         self.at(delay, Happening::Client { client, attempt });
     }

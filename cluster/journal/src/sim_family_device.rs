@@ -91,7 +91,11 @@ impl FamilyDevice {
     /// A partition that is about to begin needs these extents besides what it said of its journal.
     pub(crate) fn pin(&mut self, partition: PartitionId, pins: Vec<u32>) {
         let nothing = (Seq(0), 0, Vec::new());
-        self.trims.entry(partition).or_insert(nothing).2.extend(pins);
+        self.trims
+            .entry(partition)
+            .or_insert(nothing)
+            .2
+            .extend(pins);
     }
 
     fn free_records(&mut self) {
@@ -205,7 +209,9 @@ impl FamilyDevice {
             let bytes = self.read_chunk(at, len);
             opened = opening.on_event(IndexEvent::Read { token, bytes }, &mut out);
         }
-        let opened = opened.expect("it is over").expect("what a root names is there");
+        let opened = opened
+            .expect("it is over")
+            .expect("what a root names is there");
         assert!(opened.findings.is_empty(), "{:?}", opened.findings);
         let Opened {
             index,
@@ -268,7 +274,12 @@ impl FamilyDevice {
     }
 
     /// An index wants something: whether it takes time.
-    pub(crate) fn wants(&mut self, partition: PartitionId, lane: u32, action: &IndexAction) -> bool {
+    pub(crate) fn wants(
+        &mut self,
+        partition: PartitionId,
+        lane: u32,
+        action: &IndexAction,
+    ) -> bool {
         match action {
             IndexAction::Write { token, bytes } => {
                 let at = BASE + self.next * CHUNK;
@@ -289,7 +300,9 @@ impl FamilyDevice {
             }
             IndexAction::WriteRoot {
                 generation, bytes, ..
-            } => self.roots_under_way.push((partition, *generation, bytes.clone())),
+            } => self
+                .roots_under_way
+                .push((partition, *generation, bytes.clone())),
             IndexAction::Free { chunks } => {
                 for chunk in chunks {
                     self.free(partition, chunk);

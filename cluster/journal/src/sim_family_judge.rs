@@ -11,8 +11,8 @@
 use std::collections::BTreeMap;
 
 use ashlar_cluster_index::{
-    Action as IndexAction, Answer as IndexAnswer, Cache, Change, Event as IndexEvent, Item,
-    Output, Question,
+    Action as IndexAction, Answer as IndexAnswer, Cache, Change, Event as IndexEvent, Item, Output,
+    Question,
 };
 use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq};
 use ashlar_layout::journal::Entry;
@@ -50,14 +50,18 @@ fn nothing() -> State {
 /// The states that may be told from one moment to another.
 fn tellable(states: &[State], from: u64, to: u64) -> impl Iterator<Item = &State> {
     let oldest = states.iter().rposition(|it| it.told < from).unwrap_or(0);
-    states[oldest..].iter().take_while(move |it| it.committed <= to)
+    states[oldest..]
+        .iter()
+        .take_while(move |it| it.committed <= to)
 }
 
 fn place_of(op: &Op) -> Option<(Place, bool)> {
     let there = matches!(op, Op::Put { .. } | Op::CreateBucket { .. });
     let place = match op {
         Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket.clone(), key.clone()),
-        Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket.clone(), String::new()),
+        Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
+            (bucket.clone(), String::new())
+        }
         _ => return None,
     };
     Some((place, there))
@@ -96,7 +100,10 @@ impl World {
     fn histories(
         &self,
         asked: &BTreeMap<(ClientId, RequestNo), Precondition>,
-    ) -> (Histories, BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>) {
+    ) -> (
+        Histories,
+        BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>,
+    ) {
         let mut histories = Histories::new();
         let mut done = BTreeMap::new();
         for (partition, entries) in &self.committed {
@@ -109,7 +116,10 @@ impl World {
                 };
                 let name = (entry.header.client, entry.header.request);
                 let before = done.insert(name, (*partition, *seq));
-                assert!(before.is_none(), "{name:?} twice: {before:?}, {partition} {seq}");
+                assert!(
+                    before.is_none(),
+                    "{name:?} twice: {before:?}, {partition} {seq}"
+                );
                 let bucket = (place.0.clone(), String::new());
                 if place != bucket {
                     let exists = histories.get(&bucket).and_then(|it| it.last());
@@ -118,20 +128,33 @@ impl World {
                 } else if !there {
                     let mut keys = histories.iter();
                     let full = keys.find(|(it, states)| {
-                        it.0 == bucket.0 && !it.1.is_empty() && states.last().is_some_and(|s| s.there)
+                        it.0 == bucket.0
+                            && !it.1.is_empty()
+                            && states.last().is_some_and(|s| s.there)
                     });
                     assert!(full.is_none(), "{partition} {seq}: {op:?}, but {full:?}");
                 }
-                let states = histories.entry(place.clone()).or_insert_with(|| vec![nothing()]);
+                let states = histories
+                    .entry(place.clone())
+                    .or_insert_with(|| vec![nothing()]);
                 let last = states.last().expect("one at the least");
-                assert!(seq.0 > last.seq, "{place:?} goes back: {last:?}, {partition} {seq}");
+                assert!(
+                    seq.0 > last.seq,
+                    "{place:?} goes back: {last:?}, {partition} {seq}"
+                );
                 if let Some(precondition) = asked.get(&name) {
-                    assert!(holds(*precondition, last), "{op:?} at {last:?}: {precondition:?}");
+                    assert!(
+                        holds(*precondition, last),
+                        "{op:?} at {last:?}: {precondition:?}"
+                    );
                 }
                 if place == bucket {
                     assert_ne!(there, last.there, "{partition} {seq}: {op:?}");
                 }
-                assert!(last.committed <= known.at, "{place:?}: an heir before its parents");
+                assert!(
+                    last.committed <= known.at,
+                    "{place:?}: an heir before its parents"
+                );
                 states.push(State {
                     seq: seq.0,
                     there,
@@ -166,9 +189,19 @@ impl World {
                 tell(histories, place, seq.0, *to);
             }
             (_, Told::Refused(ErrorCode::OutcomeUnknown)) => {}
-            (What::Write { precondition, op, .. }, Told::Refused(code)) => {
+            (
+                What::Write {
+                    precondition, op, ..
+                },
+                Told::Refused(code),
+            ) => {
                 assert_eq!(entry, None, "refused, but done: {seen:?}");
-                let states = |place: &Place| histories.get(place).cloned().unwrap_or_else(|| vec![nothing()]);
+                let states = |place: &Place| {
+                    histories
+                        .get(place)
+                        .cloned()
+                        .unwrap_or_else(|| vec![nothing()])
+                };
                 let (own, of) = (states(place), states(&bucket));
                 let right = match code {
                     ErrorCode::PreconditionFailed => {
@@ -198,7 +231,10 @@ impl World {
                 let sorted = keys.windows(2).all(|two| two[0].0 < two[1].0);
                 assert!(sorted, "twice, or out of order: {seen:?}");
                 let all: Vec<Place> = histories.keys().cloned().collect();
-                for (_, key) in all.into_iter().filter(|it| it.0 == place.0 && !it.1.is_empty()) {
+                for (_, key) in all
+                    .into_iter()
+                    .filter(|it| it.0 == place.0 && !it.1.is_empty())
+                {
                     let found = keys.iter().find(|it| it.0 == key);
                     let place = (place.0.clone(), key);
                     Self::judge_version(histories, seen, &place, found.map(|it| it.1));
@@ -215,7 +251,9 @@ impl World {
         let seq = {
             let mut right = tellable(states, seen.from, seen.to);
             let right = right.find(|it| it.there.then_some(it.seq) == version);
-            right.unwrap_or_else(|| panic!("{place:?} {version:?} was not so: {seen:?} {states:?}")).seq
+            right
+                .unwrap_or_else(|| panic!("{place:?} {version:?} was not so: {seen:?} {states:?}"))
+                .seq
         };
         tell(histories, place, seq, seen.to);
     }
@@ -225,9 +263,9 @@ impl World {
         let map = &self.maps[self.maps.len() - 1];
         let part = map.find(partition).expect("it is there");
         let (from, to) = (&part.from, map.end(partition));
-        let inside = histories.iter().filter(|(it, _)| {
-            *it >= from && to.as_ref().is_none_or(|to| *it < to)
-        });
+        let inside = histories
+            .iter()
+            .filter(|(it, _)| *it >= from && to.as_ref().is_none_or(|to| *it < to));
         let there = inside.filter_map(|(place, states)| {
             let last = states.last().filter(|it| it.there)?;
             Some((place.clone(), last.seq))
@@ -300,11 +338,22 @@ impl World {
             panic!("{result:?}")
         };
         let item = |item: Item| match item.change() {
-            Ok(Change::Put { bucket, key, object }) => {
+            Ok(Change::Put {
+                bucket,
+                key,
+                object,
+            }) => {
                 let moved = replica.log.slot(item.version);
-                let place = object.place.map(|it| (it.at, it.len)).filter(|_| moved.is_none());
+                let place = object
+                    .place
+                    .map(|it| (it.at, it.len))
+                    .filter(|_| moved.is_none());
                 let readable = place.is_none_or(|(at, len)| device.read(at, len).is_some());
-                assert!(readable, "{partition} on {node}: {bucket}/{key} {} at {place:?} was freed", item.version);
+                assert!(
+                    readable,
+                    "{partition} on {node}: {bucket}/{key} {} at {place:?} was freed",
+                    item.version
+                );
                 ((bucket, key), item.version.0)
             }
             Ok(Change::PutBucket { bucket, .. }) => ((bucket, String::new()), item.version.0),

@@ -81,7 +81,9 @@ impl Map {
     /// Whose a place is.
     pub(crate) fn at(&self, place: &Place) -> &Part {
         let mut parts = self.parts.iter().rev();
-        parts.find(|it| it.from <= *place).expect("the first one begins at the beginning")
+        parts
+            .find(|it| it.from <= *place)
+            .expect("the first one begins at the beginning")
     }
 
     fn wanted(&self, id: PartitionId) -> Wanted {
@@ -283,7 +285,8 @@ impl World {
         let held = &self.nodes[usize::from(node)];
         let here: Vec<PartitionId> = held.replicas.keys().copied().collect();
         let recorded = held.device.records.iter().map(|(of, _)| *of);
-        let all: std::collections::BTreeSet<PartitionId> = here.into_iter().chain(recorded).collect();
+        let all: std::collections::BTreeSet<PartitionId> =
+            here.into_iter().chain(recorded).collect();
         for partition in all.into_iter().filter(|it| map.is_over(*it)) {
             self.forget(node, partition);
         }
@@ -333,7 +336,9 @@ impl World {
             return self.tell_later(0, node, parent, durable);
         }
         self.ensure(node, child, members);
-        let expects = self.running(node, child).map(|it| it.replica.expects_birth());
+        let expects = self
+            .running(node, child)
+            .map(|it| it.replica.expects_birth());
         let Some(config) = expects.flatten() else {
             return self.tell_later(0, node, parent, durable);
         };
@@ -490,7 +495,10 @@ impl World {
         };
         let replica = &it.replica;
         let stopped = replica.stopped.as_ref();
-        assert!(stopped.is_none(), "{partition} on {node} stopped: {stopped:?}");
+        assert!(
+            stopped.is_none(),
+            "{partition} on {node} stopped: {stopped:?}"
+        );
         let (base, covered) = (replica.log.base(), replica.index.covered());
         assert!(
             base <= covered && covered <= replica.applied,
@@ -522,7 +530,10 @@ impl World {
         if let Some(known) = known.and_then(|known| known.get(&below))
             && let Some(term) = replica.log.term(below)
         {
-            assert_eq!(known.term, term, "{partition}, entry {below}: committed twice");
+            assert_eq!(
+                known.term, term,
+                "{partition}, entry {below}: committed twice"
+            );
         }
         let at = self.now;
         let known = self.committed.entry(partition).or_default();

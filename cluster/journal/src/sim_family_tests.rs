@@ -10,8 +10,10 @@ use crate::sim::{MILLI, device, node_of};
 use crate::sim_device::Rng;
 use crate::sim_family::{Plan, World};
 
-/// Seeds that failed once.
-const REGRESSIONS: [u64; 0] = [];
+/// Seeds that failed once: born was said before anything was durable; an acknowledgement was lost, and lessons given
+/// for ever; an heir was made of what still had its child's part; a reader was answered from what was hidden meanwhile
+/// (two); an extent was freed that only a newborn needed (two).
+const REGRESSIONS: [u64; 7] = [1, 143, 313, 1346, 2986, 1185, 2993];
 
 fn plan(seed: u64) -> Plan {
     let mut rng = Rng(seed ^ 0xfa_5eed);
@@ -23,7 +25,11 @@ fn plan(seed: u64) -> Plan {
         jitter: !rng.one_in(3),
         forgetful: rng.one_in(4),
         cuts: rng.one_in(2),
-        spares: if rng.one_in(3) { 1 + rng.below(2) as u8 } else { 0 },
+        spares: if rng.one_in(3) {
+            1 + rng.below(2) as u8
+        } else {
+            0
+        },
         drift: rng.one_in(2),
         forgets: rng.one_in(2),
         slow: rng.one_in(2),
@@ -110,13 +116,20 @@ fn judge_chunks(world: &World, node: u8) {
     let held = &world.nodes[usize::from(node)];
     let here: BTreeSet<PartitionId> = held.replicas.keys().copied().collect();
     let holders = held.device.holders();
-    assert!(holders.is_subset(&here), "{holders:?} hold chunks of {node}, not {here:?}");
+    assert!(
+        holders.is_subset(&here),
+        "{holders:?} hold chunks of {node}, not {here:?}"
+    );
     for (partition, running) in &held.replicas {
         let mut live = BTreeMap::new();
         for chunk in running.replica.index.live() {
             *live.entry(chunk.at).or_insert(0) += 1;
         }
-        assert_eq!(held.device.held_by(*partition), live, "{partition} on {node}: chunks");
+        assert_eq!(
+            held.device.held_by(*partition),
+            live,
+            "{partition} on {node}: chunks"
+        );
     }
 }
 
@@ -150,7 +163,7 @@ fn families() {
     let seeds: Vec<u64> = match number("ASHLAR_SEED") {
         Some(seed) => vec![seed],
         None => {
-            let more = (0..number("ASHLAR_SEEDS").unwrap_or(150)).map(|seed| from + seed);
+            let more = (0..number("ASHLAR_SEEDS").unwrap_or(300)).map(|seed| from + seed);
             REGRESSIONS.iter().copied().chain(more).collect()
         }
     };
