@@ -424,6 +424,13 @@ impl World {
             }
             return;
         }
+        if self.sends_on(node, partition, &event) {
+            return;
+        }
+        let held = &mut self.nodes[usize::from(node)];
+        let Some(it) = held.replicas.get_mut(&partition) else {
+            return;
+        };
         let what = match log {
             true => format!("{event:?}"),
             false => String::new(),

@@ -103,6 +103,8 @@ struct Asked {
     node: u8,
     partition: PartitionId,
     request: RequestNo,
+    /// Who wants a list says what it takes the partition for.
+    bounds: Option<(Place, Option<Place>)>,
 }
 
 pub(crate) struct Clients {
@@ -287,11 +289,6 @@ impl World {
             let delay = 500 * MICRO + self.rng.below(5 * MILLI);
             return self.at(delay, Happening::Client { client, attempt });
         };
-        let same = {
-            let map = self.map_of(node);
-            let from = map.find(part.id).map(|it| it.from.clone());
-            from == Some(bounds.0) && map.end(part.id) == bounds.1
-        };
         let held = &mut self.clients.clients[client];
         let Some(current) = &mut held.current else {
             return;
@@ -318,13 +315,6 @@ impl World {
                 }
             }
             What::List { after, .. } => {
-                // The request says what the client takes the partition for, and so it has to be, to the node.
-                if !same {
-                    self.newer_map(client);
-                    self.list_anew(client);
-                    let delay = 500 * MICRO + self.rng.below(5 * MILLI);
-                    return self.at(delay, Happening::Client { client, attempt });
-                }
                 let ask = Ask::List(ListParams {
                     bucket: at.0.clone(),
                     after: after.clone(),
@@ -341,11 +331,19 @@ impl World {
             }
         };
         let request = self.clients.clients[client].next - 1;
+        let lists = matches!(
+            &event,
+            Event::Ask {
+                ask: Ask::List(_),
+                ..
+            }
+        );
         let asked = Asked {
             client,
             node,
             partition: part.id,
             request: RequestNo(request),
+            bounds: lists.then_some(bounds),
         };
         self.clients.asked.insert(attempt, asked);
         let lies = self.plan.jitter && !self.plan.forgetful && self.rng.one_in(20);
@@ -354,6 +352,25 @@ impl World {
         self.tell_later(delay, node, part.id, event);
         let patience = 2 * MILLI + self.rng.below(40 * MILLI);
         self.at(patience, Happening::Client { client, attempt });
+    }
+
+    /// Whether a list is asked for by the map that the node has: if not, its driver sends the client on.
+    pub(crate) fn sends_on(&mut self, node: u8, partition: PartitionId, event: &Event) -> bool {
+        let Event::Ask { reply_to, .. } = event else {
+            return false;
+        };
+        let asked = self.clients.asked.get(reply_to);
+        let Some((from, end)) = asked.and_then(|it| it.bounds.as_ref()) else {
+            return false;
+        };
+        let map = self.map_of(node);
+        let same = map.find(partition).is_some_and(|it| it.from == *from);
+        if same && map.end(partition) == *end {
+            return false;
+        }
+        let (code, detail) = (ErrorCode::Moved, String::new());
+        self.answered(node, partition, *reply_to, Err(WireError { code, detail }));
+        true
     }
 
     fn newer_map(&mut self, client: usize) {

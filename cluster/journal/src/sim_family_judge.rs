@@ -36,6 +36,9 @@ struct State {
     told: u64,
 }
 
+/// By which entry each request was done.
+type Done = BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>;
+
 type Histories = BTreeMap<Place, Vec<State>>;
 
 fn nothing() -> State {
@@ -100,10 +103,7 @@ impl World {
     fn histories(
         &self,
         asked: &BTreeMap<(ClientId, RequestNo), Precondition>,
-    ) -> (
-        Histories,
-        BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>,
-    ) {
+    ) -> (Histories, Done) {
         let mut histories = Histories::new();
         let mut done = BTreeMap::new();
         for (partition, entries) in &self.committed {
@@ -166,11 +166,7 @@ impl World {
         (histories, done)
     }
 
-    fn judge_one(
-        histories: &mut Histories,
-        done: &BTreeMap<(ClientId, RequestNo), (PartitionId, Seq)>,
-        seen: &Seen,
-    ) {
+    fn judge_one(histories: &mut Histories, done: &Done, seen: &Seen) {
         let Seen {
             from,
             to,

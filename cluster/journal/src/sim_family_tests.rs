@@ -10,8 +10,10 @@ use crate::sim::{MILLI, device, node_of};
 use crate::sim_device::Rng;
 use crate::sim_family::{Plan, World};
 
-/// Seeds that failed once.
-const REGRESSIONS: [u64; 0] = [];
+/// Seeds that failed once: born was said before anything was durable; an acknowledgement was lost, and lessons given
+/// for ever; an heir was made of what still had its child's part; a reader was answered from what was hidden meanwhile
+/// (two); an extent was freed that only a newborn needed (two).
+const REGRESSIONS: [u64; 7] = [1, 143, 313, 1346, 2986, 1185, 2993];
 
 fn plan(seed: u64) -> Plan {
     let mut rng = Rng(seed ^ 0xfa_5eed);
@@ -161,7 +163,7 @@ fn families() {
     let seeds: Vec<u64> = match number("ASHLAR_SEED") {
         Some(seed) => vec![seed],
         None => {
-            let more = (0..number("ASHLAR_SEEDS").unwrap_or(150)).map(|seed| from + seed);
+            let more = (0..number("ASHLAR_SEEDS").unwrap_or(300)).map(|seed| from + seed);
             REGRESSIONS.iter().copied().chain(more).collect()
         }
     };

@@ -82,8 +82,14 @@ pub(crate) fn ended(map: &ClusterMap, reports: &Reports) -> Option<MapChange> {
         let parts = map.ending.iter().filter(move |it| it.into == into);
         parts.map(|it| it.partition.id)
     };
+    // Nor one that others are still to be made of: whoever was taught its heir has nothing of those.
+    let children = |id: PartitionId| {
+        let mut children = map.all_partitions().filter(|p| p.parents == [id]);
+        children.all(|child| serves(child.id))
+    };
     let mut ending = map.ending.iter().map(|it| it.into);
-    let into = ending.find(|into| serves(*into) && !gone(*into).any(heir))?;
+    let into =
+        ending.find(|into| serves(*into) && !gone(*into).any(heir) && gone(*into).all(children))?;
     Some(MapChange::ForgetEnding { into })
 }
 
