@@ -155,7 +155,7 @@ impl Gateway {
     ) -> Result<ObjectMeta, Refusal> {
         match self.store.head(bucket, key).await {
             Ok(meta) => Ok(meta),
-            Err(error) if is_absent(&error) => Err(context.access.absent(bucket)),
+            Err(error) if is_absent(&error) => Err(context.access.absent(bucket, key)),
             Err(error) => Err(refusal(&error)),
         }
     }
@@ -224,7 +224,9 @@ impl Gateway {
                     let found = attributes(&meta)?;
                     return Ok(Opened::Stream(Box::new((stream, meta, found))));
                 }
-                Err(error) if is_absent(&error) => return Err(context.access.absent(&call.bucket)),
+                Err(error) if is_absent(&error) => {
+                    return Err(context.access.absent(&call.bucket, &call.key));
+                }
                 Err(error) if error.code() == Store::RangeNotSatisfiable => {
                     return Ok(Opened::OutOfRange(Box::new(self.find(context).await?)));
                 }

@@ -97,8 +97,11 @@ pub(crate) fn attributes_of(call: &Call) -> Result<Attributes, Refusal> {
     Ok(attributes)
 }
 
-/// A content encoding without that of the body on its way.
+/// A content encoding without that of the body on its way; as it came, if that is not in it.
 fn without_chunks(encoding: &str) -> Option<String> {
+    if !encoding.to_ascii_lowercase().contains("aws-chunked") {
+        return Some(encoding.to_owned());
+    }
     let others: Vec<&str> = encoding
         .split(',')
         .map(str::trim)
@@ -365,7 +368,7 @@ impl Gateway {
             .await;
         let stream = match stream {
             Ok(stream) => stream,
-            Err(error) if is_absent(&error) => return Err(access.absent(&from.bucket)),
+            Err(error) if is_absent(&error) => return Err(access.absent(&from.bucket, &from.key)),
             Err(error) if error.code() == Store::RangeNotSatisfiable => {
                 return refused(
                     Code::InvalidArgument,
