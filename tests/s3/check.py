@@ -720,6 +720,91 @@ def test_presigned():
             assert status == 403 and b"expired" in text, text
 
 
+def form(fields, file, name="f.txt", boundary="a-boundary"):
+    """A form as browsers send it: its type and its bytes."""
+    text = b"".join(b'--%s\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+                    % (boundary.encode(), n.encode(), v.encode()) for n, v in fields.items())
+    head = b'--%s\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\nContent-Type: a/b\r\n\r\n'
+    text += head % (boundary.encode(), name.encode()) + file + b"\r\n--%s--\r\n" % boundary.encode()
+    return {"Content-Type": "multipart/form-data; boundary=" + boundary}, text
+
+
+def test_forms():
+    with bucket() as b:
+        def post(key, file, conditions=(), more={}, s3=S3, **args):
+            """Sends a form that was signed with these conditions, and more fields than that."""
+            signed = {k: v for k, v in more.items() if not k.startswith("x-unsigned-")}
+            given = s3.generate_presigned_post(b, key, Fields=dict(signed), Conditions=[{k: v} for k, v in signed.items()] + list(conditions),
+                                               ExpiresIn=args.pop("ExpiresIn", 60))
+            fields = dict(given["fields"])
+            fields.update({k[11:]: v for k, v in more.items() if k.startswith("x-unsigned-")})
+            return http("POST", given["url"], *form(fields, file, **args))
+
+        for n in (0, 1, 4096, 5 * MIB + 3):
+            x = data(n)
+            status, head, text = post("k%d" % n, x)
+            assert status == 204 and not text, (status, text)
+            assert head["etag"] == '"%s"' % hashlib.md5(x).hexdigest() and body(b, "k%d" % n) == x
+        # What looks like its end is not.
+        x = b"\r\n--a-boundar\r\n--a-bound\r\r\n" * 3000
+        assert post("k", x)[0] == 204 and body(b, "k") == x
+        more = {"acl": "private", "Content-Type": "a/b", "x-amz-meta-m": "1", "Cache-Control": "no-cache", "success_action_status": "201"}
+        status, head, text = post("up/${filename}", b"x", more=more, name="C:\\dir\\a b.txt")
+        assert status == 201 and b"<Key>up/a b.txt</Key>" in text and head["location"].endswith("/up/a%20b.txt"), (status, head, text)
+        got = S3.head_object(Bucket=b, Key="up/a b.txt")
+        assert (got["ContentType"], got["Metadata"], got["CacheControl"]) == ("a/b", {"m": "1"}, "no-cache")
+        to = "http://elsewhere.example/done?a=b"
+        status, head, _ = post("k", b"x", more={"success_action_redirect": to})
+        assert status == 303 and head["location"].startswith(to + "&bucket=%s&key=k&etag=%%22" % b), (status, head)
+        tags = "<Tagging><TagSet><Tag><Key>t</Key><Value>1</Value></Tag></TagSet></Tagging>"
+        assert post("k", b"x", more={"tagging": tags})[0] == 204
+        assert S3.get_object_tagging(Bucket=b, Key="k")["TagSet"] == [{"Key": "t", "Value": "1"}]
+        assert post("k", b"old", s3=client(signature_version="s3"))[0] == 204 and body(b, "k") == b"old"
+
+        def refused(code, status, *args, **named):
+            got = post(*args, **named)
+            assert got[0] == status and b"<Code>%s</Code>" % code.encode() in got[2], (code, got)
+            assert body(b, "k") == b"old"
+        refused("EntityTooLarge", 400, "k", b"1234", [["content-length-range", 0, 3]])
+        refused("EntityTooSmall", 400, "k", b"1234", [["content-length-range", 5, 9]])
+        refused("EntityTooLarge", 400, "k", data(3 * MIB), [["content-length-range", 0, MIB]])
+        refused("AccessDenied", 403, "k", b"1", more={"x-unsigned-x-amz-meta-a": "1"})
+        refused("AccessDenied", 403, "k", b"1", [{"acl": "private"}])
+        refused("AccessDenied", 403, "k", b"1", more={"x-unsigned-key": "other"})
+        refused("AccessDenied", 403, "k", b"1", ExpiresIn=-1)
+        refused("SignatureDoesNotMatch", 403, "k", b"1", more={"x-unsigned-x-amz-signature": "0" * 64})
+        refused("InvalidAccessKeyId", 403, "k", b"1", s3=client("NOSUCHKEY", "x"))
+        refused("SignatureDoesNotMatch", 403, "k", b"1", s3=client(boto3.Session().get_credentials().access_key, "wrong"))
+        refused("BadDigest", 400, "k", b"1", more={"x-unsigned-x-amz-checksum-crc32": "AAAAAA=="})
+        refused("NotImplemented", 501, "k", b"1", more={"x-amz-server-side-encryption": "AES256"})
+        refused("NotImplemented", 501, "k", b"1", more={"x-amz-website-redirect-location": "/x"})
+        refused("KeyTooLongError", 400, "k" * 1025, b"1")
+        refused("MaxPostPreDataLengthExceededError", 400, "k", b"1", more={"x-ignore-a": "x" * (21 << 10)})
+        url = "%s/%s" % (ENDPOINT, b)
+        for fields, status, code in (({"key": "k"}, 403, b"AccessDenied"), ({"a": "k"}, 400, b"InvalidArgument"),
+                                     ({"key": "k", "policy": "e30="}, 400, b"InvalidArgument")):
+            got = http("POST", url, *form(fields, b"1"))
+            assert got[0] == status and b"<Code>%s</Code>" % code in got[2], got
+        given = S3.generate_presigned_post(b, "k")
+        headers, text = form(given["fields"], b"1")
+        # A file that no boundary ends is none, nor is a form without a file.
+        for cut in (text[:-8], text[:-18], text[:-22], text[:200]):
+            got = http("POST", url, headers, cut)
+            assert got[0] == 400 and b"<Code>MalformedPOSTRequest</Code>" in got[2], (cut, got)
+        assert http("POST", url, {"Content-Type": "text/plain"}, text)[0] == 412
+        assert http("POST", url, headers, b"nothing of a form")[0] == 400
+        assert body(b, "k") == b"old"
+        if "ALT_KEY" in os.environ:
+            alt = client(os.environ["ALT_KEY"], os.environ["ALT_SECRET"])
+            refused("AccessDenied", 403, "k", b"1", s3=alt)
+            may = {"Effect": "Allow", "Principal": "*", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::%s/k*" % b}
+            S3.put_bucket_policy(Bucket=b, Policy=json.dumps({"Version": "2012-10-17", "Statement": [may]}))
+            assert post("k", b"alt", s3=alt)[0] == 204 and body(b, "k") == b"alt"
+            assert http("POST", url, *form({"key": "k2"}, b"anybody"))[0] == 204 and body(b, "k2") == b"anybody"
+            assert http("POST", url, *form({"key": "l"}, b"anybody"))[0] == 403
+            assert http("POST", url, *form({"key": "k3", "tagging": tags}, b"1"))[0] == 403
+
+
 def test_policies():
     if "ALT_KEY" not in os.environ:
         return "skipped: no second user"

@@ -27,6 +27,8 @@ pub mod conditional;
 pub mod cors;
 mod crc_combine;
 pub mod documents;
+pub mod form;
+pub mod form_policy;
 pub mod lifecycle;
 pub mod listing;
 pub mod operation;

@@ -37,7 +37,7 @@ use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 /// Largest document that a request carries, in bytes.
 pub(crate) const DOCUMENT_MAX: u64 = 2 * 1024 * 1024;
 /// How long a document may take to come.
-const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
 /// Mebibytes that a small request takes of the memory for bodies.
 const SMALL_SHARE: u32 = 1;
 /// Mebibytes that a large one takes: the stripes that it has on their way, parity included.
@@ -449,6 +449,7 @@ impl Gateway {
         };
         Ok(Promise {
             len,
+            least: None,
             payload,
             signer,
             algorithms: Vec::new(),

@@ -215,12 +215,13 @@ impl Gateway {
             precondition,
             attributes,
         } = target;
-        let len = promise.len;
+        let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
         let (reader, shared) = BodyReader::new(source, promise);
         let options = PutOptions {
             precondition,
-            size_exact: Some(len),
+            size_hint: Some(len),
+            size_exact: least.is_none().then_some(len),
             // Of what stands in the reserved bucket parts alone come this way: they are to be taken over.
             striped: bucket == SYSTEM_BUCKET,
             ..PutOptions::default()
@@ -338,6 +339,7 @@ impl Gateway {
     pub(crate) fn own_promise(&self, len: u64, sent: &Sent) -> Promise {
         Promise {
             len,
+            least: None,
             payload: ashlar_cluster_s3::signature::Payload::Unsigned,
             signer: None,
             algorithms: sent.algorithms(),
