@@ -883,6 +883,46 @@ def test_configurations():
         assert S3.get_bucket_ownership_controls(Bucket=b)["OwnershipControls"]["Rules"][0]["ObjectOwnership"] == "BucketOwnerEnforced"
 
 
+def test_lifecycle():
+    with bucket() as b:
+        put = lambda rules: S3.put_bucket_lifecycle_configuration(Bucket=b, LifecycleConfiguration={"Rules": rules})
+        rule = lambda id, **more: dict({"ID": id, "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}, **more)
+        tags = [{"Key": "t", "Value": "1"}, {"Key": "u", "Value": "2"}]
+        rules = [rule("a", Filter={"Prefix": "a/"}), rule("b", Filter={"Tag": tags[0]}, Status="Disabled"),
+                 rule("c", Filter={"And": {"Prefix": "c", "Tags": tags, "ObjectSizeGreaterThan": 5}}),
+                 rule("d", Filter={"ObjectSizeLessThan": 7}), {"ID": "e", "Status": "Enabled", "Prefix": "e", "Expiration": {"Days": 5}},
+                 rule("f", AbortIncompleteMultipartUpload={"DaysAfterInitiation": 3})]
+        put(rules)
+        assert S3.get_bucket_lifecycle_configuration(Bucket=b)["Rules"] == rules
+        put([{k: v for k, v in rule("x").items() if k != "ID"}])
+        assert S3.get_bucket_lifecycle_configuration(Bucket=b)["Rules"][0]["ID"]
+        for code, status, bad in (
+                ("InvalidArgument", 400, [rule("a"), rule("a")]), ("InvalidArgument", 400, [rule("a" * 256)]),
+                ("InvalidArgument", 400, [rule("a", Expiration={"Days": 0})]), ("MalformedXML", 400, [rule("a", Status="enabled")]),
+                ("InvalidRequest", 400, [rule("a", Filter={"Tag": tags[0]}, AbortIncompleteMultipartUpload={"DaysAfterInitiation": 1})]),
+                ("MalformedXML", 400, [rule("a", Expiration={"Days": 1, "Date": "2020-01-01"})]),
+                ("InvalidArgument", 400, [rule("a", Expiration={"Date": "2020-01-01T01:00:00Z"})]),
+                ("NotImplemented", 501, [rule("a", Transitions=[{"Days": 1, "StorageClass": "GLACIER"}])]),
+                ("NotImplemented", 501, [rule("a", NoncurrentVersionExpiration={"NoncurrentDays": 1})])):
+            fails(code, status, put, rules=bad)
+        assert len(S3.get_bucket_lifecycle_configuration(Bucket=b)["Rules"]) == 1
+        S3.delete_bucket_lifecycle(Bucket=b)
+        fails("NoSuchLifecycleConfiguration", 404, S3.get_bucket_lifecycle_configuration, Bucket=b)
+        # Those that have ended go soon (Amazon takes its time), and no others.
+        for k, more in (("old/a", {}), ("old/tagged", {"Tagging": "t=1"}), ("old/large", {"Body": b"123456"}), ("new/a", {})):
+            S3.put_object(Bucket=b, Key=k, **more)
+        past = {"Date": "2020-01-01T00:00:00Z"}
+        put([rule("gone", Filter={"And": {"Prefix": "old/", "Tags": tags[:1]}}, Expiration=past), rule("later", Expiration={"Days": 9}),
+             rule("large", Filter={"And": {"Prefix": "old/", "ObjectSizeGreaterThan": 5}}, Expiration=past)])
+        said = S3.put_object(Bucket=b, Key="new/b")["Expiration"]
+        assert 'rule-id="later"' in said and S3.head_object(Bucket=b, Key="new/b")["Expiration"] == said, said
+        keys = lambda: [o["Key"] for o in S3.list_objects_v2(Bucket=b)["Contents"]]
+        until = time.time() + 90
+        while keys() != ["new/a", "new/b", "old/a"]:
+            assert time.time() < until, keys()
+            time.sleep(0.1)
+
+
 def test_what_is_not_there_is_not_done():
     """Nothing is touched by a request that is not understood."""
     with bucket() as b:

@@ -23,7 +23,7 @@ use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Client, ClientError, ClientOptions, Drained, ListOptions};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::access::{Access, denied};
 use crate::body::{BodyReader, Promise, Shared, Source};
@@ -55,7 +55,9 @@ pub struct Gateway {
     pub(crate) options: GatewayOptions,
     memory: Arc<Semaphore>,
     requests: Arc<Semaphore>,
-    number: u64,
+    pub(crate) number: u64,
+    /// Somebody has changed what becomes of objects as they grow old.
+    pub(crate) rules_changed: Notify,
     next: AtomicU64,
 }
 
@@ -69,7 +71,7 @@ pub(crate) struct Context {
 }
 
 /// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -111,6 +113,7 @@ impl Gateway {
             requests: Arc::new(Semaphore::new(options.limits.requests)),
             options,
             number: u64::from_le_bytes(number),
+            rules_changed: Notify::new(),
             next: AtomicU64::new(1),
         })
     }

@@ -11,6 +11,7 @@ use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::http_date;
 use ashlar_cluster_s3::checksum::{Checksum, Kind};
 use ashlar_cluster_s3::conditional::{ReadIf, etag, range_stands};
+use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::range::{self, Wanted, content_range};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::xml::Xml;
@@ -22,6 +23,7 @@ use hyper::StatusCode;
 use crate::call::Call;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
+use crate::lifecycle::expiration_header;
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
 
@@ -475,6 +477,15 @@ fn head(
         StatusCode::OK
     });
     describe(&mut reply, call, meta, found);
+    let subject = Subject {
+        key: &call.key,
+        size,
+        tags: &found.tags,
+        modified_ms: modified_ms(meta, found),
+    };
+    if let Some(ends) = expiration_header(context.access.bucket.as_ref(), &subject) {
+        reply.set("x-amz-expiration", &ends);
+    }
     if is_part {
         reply.set("content-range", &content_range(range, size));
     }

@@ -10,6 +10,7 @@ use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::checksum::{Algorithm, Checksum};
 use ashlar_cluster_s3::conditional::{Current, ReadIf, WriteIf, etag};
+use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags;
 use ashlar_cluster_s3::text::percent_decode;
@@ -27,6 +28,7 @@ use crate::digests::Sent;
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::inbound::Inbound;
+use crate::lifecycle::expiration_header;
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
@@ -183,6 +185,13 @@ impl Gateway {
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
         promise.algorithms = sent.algorithms();
+        let subject = Subject {
+            key: &call.key,
+            size: promise.len,
+            tags: &attributes.tags,
+            modified_ms: context.now_ms,
+        };
+        let ends = expiration_header(context.access.bucket.as_ref(), &subject);
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
@@ -194,6 +203,9 @@ impl Gateway {
             .make(target, Source::Http(body), promise, &sent)
             .await?;
         let mut reply = Reply::ok().with("etag", &format!("\"{}\"", made.etag));
+        if let Some(ends) = ends {
+            reply.set("x-amz-expiration", &ends);
+        }
         if let Some(checksum) = &made.checksum {
             set_checksum(&mut reply, checksum);
         }
