@@ -367,7 +367,8 @@ proptest! {
     #[test]
     fn of_forms(text in made_of(FORM), piece in 1usize..30) {
         forms(text.as_bytes(), piece);
-        forms(format!("--b\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n{text}").as_bytes(), piece);
+        forms(format!("--b\r\nContent-Disposition: form-data; name=\"file\"\r\n\
+             \r\n{text}").as_bytes(), piece);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::objects::write_checksum;
 use crate::pieces::Pieces;
 use crate::puts::{Target, write_if};
 use crate::reply::Reply;
-use crate::uploads::{Upload, no_such_upload, remove};
+use crate::uploads::{Upload, no_such_upload};
 
 /// Least bytes of each part but the last.
 const PART_MIN: u64 = 5 * 1024 * 1024;
@@ -353,6 +353,7 @@ impl Gateway {
     /// or may have been freed with it: then they cannot be read, and the upload is no more.
     async fn copy_parts(&self, upload: &mut Upload, named: &[NamedPart]) -> Result<(), Refusal> {
         let parts = self.parts(upload.id, 0, usize::from(PARTS_MAX)).await?;
+        let mut made = HashSet::new();
         for part in named {
             if let UploadState::Completing { since_ms } = upload.record.state
                 && now_ms().saturating_sub(since_ms) > COMPLETING_MAX_MS / 4
@@ -383,15 +384,14 @@ impl Gateway {
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));
             self.make(target, source, promise, &sent).await?;
+            made.insert(key);
         }
         // Whoever takes the upload over from here on copies what is there now.
         if !self.turn(upload, completing()).await? {
             return unavailable();
         }
-        for entry in parts.latest.into_values().chain(parts.superseded) {
-            remove(&self.store, &entry.key, Precondition::None, true).await?;
-        }
-        Ok(())
+        // Of a part that somebody uploads meanwhile, and is told that it does not count, the stripes stay too.
+        self.forget_parts(upload.id, &made).await
     }
 
     /// The answer to who asks again for what is done.
