@@ -48,6 +48,49 @@ fn what_no_client_sends_is_refused_and_touches_nothing() {
 }
 
 #[test]
+fn what_grows_old_ends_and_nothing_else() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let stage = |name: &str| {
+        let mut script = s3::script(&rig, &python, "lifecycle.py");
+        script.args([name, "growing-old"]);
+        s3::run(script);
+    };
+    stage("make");
+    let ahead = ["gateway", "lifecycle", "--days-ahead", "3", "--json"];
+    let tally = |said: &str| -> serde_json::Value {
+        let said: serde_json::Value = serde_json::from_str(said).expect("it is told as JSON");
+        said["tally"].clone()
+    };
+    let first = tally(&rig.ok(&ahead));
+    // 1,100 that are short, and the one with a tag.
+    assert_eq!(first["removed"], 1101, "{first}");
+    assert_eq!(
+        (&first["aborted"], &first["failed"]),
+        (&1.into(), &0.into())
+    );
+    let second = tally(&rig.ok(&ahead));
+    assert_eq!(
+        (&second["removed"], &second["aborted"]),
+        (&0.into(), &0.into())
+    );
+    stage("verify");
+    // The gateway that runs has gone through the bucket when the rules came, and today nothing had ended.
+    let until = std::time::Instant::now() + Duration::from_secs(90);
+    loop {
+        let said = rig.ok(&["gateway", "lifecycle", "--json"]);
+        let said: serde_json::Value = serde_json::from_str(&said).expect("it is told as JSON");
+        let of = &said["lifecycles"][0];
+        if of[0] == "growing-old" && of[1]["gone"].is_object() {
+            assert_eq!(of[1]["gone"]["tally"]["removed"], 0, "{said}");
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "{said}");
+        pause(Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn what_was_acknowledged_is_there_when_nodes_and_gateways_have_died() {
     let Some(python) = s3::python() else { return };
     let (_turn, rig) = rig();

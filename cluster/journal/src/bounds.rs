@@ -197,6 +197,12 @@ impl Replica {
         &self.bounds
     }
 
+    /// Has its index put into one run: two neighbours could not be made one, for runs that both have stand in another order
+    /// in each of them.
+    pub fn condense(&mut self) {
+        self.index.press();
+    }
+
     /// A place that divides it about in half, and what its index has.
     pub fn middle(&self) -> Option<(String, String)> {
         self.index.middle()

@@ -133,6 +133,11 @@ pub(crate) enum Happening {
         node: u8,
         version: usize,
     },
+    /// Two that are closed are tried again.
+    Join {
+        node: u8,
+        into: PartitionId,
+    },
     /// The map changes.
     Plane,
     Fault,
@@ -371,6 +376,7 @@ impl World {
             }
             Happening::Client { client, attempt } => self.client_goes_on(client, attempt),
             Happening::Map { node, version } => self.learn_map(node, version),
+            Happening::Join { node, into } => self.join(node, into),
             Happening::Plane => self.change_map(),
             Happening::Fault => self.fault(),
         }

@@ -2,6 +2,8 @@
 
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
 
+use ashlar_cluster_index::IndexError;
+
 use crate::api::{Border, Event, Wanted};
 use crate::bounds::Newborn;
 use crate::sim::{MILLI, device, limits, pair};
@@ -363,17 +365,30 @@ impl World {
             return;
         };
         let both = (self.running(node, left), self.running(node, right));
-        let ((Some(left), Some(right)), Some(heir)) = (both, self.running(node, into)) else {
+        let ((Some(one), Some(other)), Some(heir)) = (both, self.running(node, into)) else {
             return;
         };
         let Some(config) = heir.replica.expects_birth().filter(|_| !heir.expected) else {
             return;
         };
         let border = (&border.0[..], &border.1[..]);
-        let newborn = Newborn::of_two(into, config, &left.replica, &right.replica, border);
-        if let Some(newborn) = newborn {
-            self.count("joins");
-            self.give_birth(node, into, newborn.expect("two neighbours"));
+        let newborn = Newborn::of_two(into, config, &one.replica, &other.replica, border);
+        match newborn {
+            Some(Ok(newborn)) => {
+                self.count("joins");
+                self.give_birth(node, into, newborn);
+            }
+            Some(Err(IndexError::Crossed { .. })) => {
+                self.count("crossed");
+                for parent in [left, right] {
+                    let held = self.nodes[usize::from(node)].replicas.get_mut(&parent);
+                    held.expect("it runs").replica.condense();
+                    self.tell_later(0, node, parent, Event::Turn);
+                }
+                self.at(MILLI, Happening::Join { node, into });
+            }
+            Some(Err(error)) => panic!("two neighbours: {error}"),
+            None => {}
         }
     }
 

@@ -121,7 +121,9 @@ pub fn parse_http_date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let (day, month_name, year, time) = match words[..] {
         // Sun, 06 Nov 1994 08:49:37 GMT
-        [_, day, month, year, time, "GMT" | "UTC" | "+0000"] => (day, month, number(year)?, time),
+        [_, day, month, year, time, "GMT" | "UTC" | "+0000" | "-0000"] => {
+            (day, month, number(year)?, time)
+        }
         // Sunday, 06-Nov-94 08:49:37 GMT
         [_, date, time, "GMT"] => {
             let mut fields = date.split('-');

@@ -131,11 +131,13 @@ fn parse_tags(set: &Element) -> Result<Tags, Refusal> {
     set.all("Tag").map(tag).collect()
 }
 
-/// Tags as a document.
+/// Tags as a document, in the order of their names.
 pub fn write_tagging(tags: &Tags) -> String {
+    let mut sorted: Vec<&(String, String)> = tags.iter().collect();
+    sorted.sort_unstable();
     Xml::document("Tagging", |xml| {
         xml.element("TagSet", |xml| {
-            for (key, value) in tags {
+            for (key, value) in sorted {
                 xml.element("Tag", |xml| {
                     xml.text("Key", key);
                     xml.text("Value", value);

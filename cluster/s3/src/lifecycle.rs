@@ -50,6 +50,9 @@ pub struct LifecycleRule {
     pub enabled: bool,
     /// What it is about.
     pub filter: Filter,
+    /// It was said as rules were before there were filters: as a prefix alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bare_prefix: bool,
     /// Objects end then.
     pub expiration: Option<When>,
     /// Delete markers that nothing is under any more end.
@@ -111,6 +114,26 @@ pub fn expires<'a>(rules: &'a [LifecycleRule], subject: &Subject<'_>) -> Option<
         .filter(|rule| rule.enabled && rule.filter.takes(subject))
         .filter_map(|rule| Some((rule.expiration?.of(subject.modified_ms), rule.id.as_str())))
         .min_by_key(|(at, _)| *at)
+}
+
+/// Whether an object may have ended by now, whatever tags it has: what a listing tells of it is enough to ask.
+pub fn may_have_ended(
+    rules: &[LifecycleRule],
+    key: &str,
+    size: u64,
+    modified_ms: u64,
+    now_ms: u64,
+) -> bool {
+    rules.iter().any(|rule| {
+        let subject = Subject {
+            key,
+            size,
+            tags: &rule.filter.tags,
+            modified_ms,
+        };
+        let ended = |when: When| when.of(modified_ms) <= now_ms;
+        rule.enabled && rule.filter.takes(&subject) && rule.expiration.is_some_and(ended)
+    })
 }
 
 /// When a version ends that was displaced at `displaced_ms`, if `newer` noncurrent ones are newer.
@@ -277,6 +300,18 @@ mod tests {
         let mut exact = subject("x", &[]);
         exact.modified_ms = 10 * DAY;
         assert_eq!(expires(&rules, &exact), Some((13 * DAY, "all")));
+    }
+
+    #[test]
+    fn what_a_listing_tells_is_enough_to_ask() {
+        let rules = [rule("x", |r| {
+            r.filter.prefix = "a".into();
+            r.filter.tags = vec![("a".into(), "b".into())];
+            r.filter.larger_than = Some(5);
+        })];
+        let may = |key, size, now| may_have_ended(&rules, key, size, 10 * DAY, now);
+        assert!(may("ab", 6, 13 * DAY));
+        assert!(!may("ab", 6, 13 * DAY - 1) && !may("ab", 5, 13 * DAY) && !may("b", 6, 13 * DAY));
     }
 
     #[test]

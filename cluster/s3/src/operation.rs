@@ -267,8 +267,14 @@ operations! {
     /// Not locked.
     GetObjectLockConfiguration "s3:GetBucketObjectLockConfiguration" "GET" Bucket
         needs ["object-lock"] header None, queries [] headers [];
-    /// No rules.
+    /// What becomes of objects as they grow old.
     GetBucketLifecycleConfiguration "s3:GetLifecycleConfiguration" "GET" Bucket
+        needs ["lifecycle"] header None, queries [] headers [];
+    /// What becomes of objects as they grow old.
+    PutBucketLifecycleConfiguration "s3:PutLifecycleConfiguration" "PUT" Bucket
+        needs ["lifecycle"] header None, queries [] headers [CHECKSUMS, CHUNKED];
+    /// The same.
+    DeleteBucketLifecycle "s3:PutLifecycleConfiguration" "DELETE" Bucket
         needs ["lifecycle"] header None, queries [] headers [];
 
     /// Reads one.
@@ -615,7 +621,7 @@ mod tests {
             ("DELETE", Object, &[], &["x-amz-if-match-size"]),
             ("DELETE", Object, &[], &["x-amz-mfa"]),
             ("DELETE", Object, &[], &["if-none-match"]),
-            ("DELETE", Bucket, &["lifecycle"], &[]),
+            ("DELETE", Bucket, &["website"], &[]),
             ("DELETE", Bucket, &["versionId"], &[]),
             ("PUT", Bucket, &["versioning"], &[]),
             ("PUT", Bucket, &["object-lock"], &[]),

@@ -472,10 +472,13 @@ fn is_resource(resource: &str, of: Of<'_>) -> bool {
     match of {
         Of::User => resource == "*" || resource.starts_with("arn:aws:s3:::"),
         Of::Bucket(bucket) => {
-            let rest = resource.strip_prefix("arn:aws:s3:::");
-            let rest = rest.and_then(|rest| rest.strip_prefix(bucket));
-            // `bucket*` reaches the bucket and its objects, and others only if one were asked.
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '*']))
+            let Some(rest) = resource.strip_prefix("arn:aws:s3:::") else {
+                return false;
+            };
+            // A pattern may reach the bucket and its objects, and others only if they were asked.
+            let named = rest.split_once('/').map_or(rest, |(named, _)| named);
+            let pattern = Pattern::new(named, false);
+            pattern.matches(bucket, Case::Kept, |_| None)
         }
     }
 }

@@ -106,6 +106,8 @@ codes! {
     MalformedXML 400,
     /// A body that is longer than its operation takes.
     MaxMessageLengthExceeded 400,
+    /// Too much of a form comes before its file.
+    MaxPostPreDataLengthExceededError 400,
     /// More than 2 KiB of metadata.
     MetadataTooLarge 400,
     /// Not on this.

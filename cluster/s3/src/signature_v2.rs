@@ -141,21 +141,38 @@ impl V2 {
             text.push_str(bucket);
         }
         text.push_str(request.path);
-        let mut signed: Vec<&(String, String)> = query
-            .iter()
-            .filter(|(name, _)| V2_QUERIES.contains(&name.as_str()))
-            .collect();
-        signed.sort_unstable();
-        for (i, (name, value)) in signed.into_iter().enumerate() {
-            text.push(if i == 0 { '?' } else { '&' });
-            text.push_str(name);
-            if !value.is_empty() {
-                text.push('=');
-                text.push_str(value);
-            }
-        }
-        same(&sign_v2(secret, &text), &self.signature)
+        let rest = v2_query(query);
+        // Of a bucket without a key clients sign `/bucket/`, whichever way they ask for it.
+        let is_bucket = request.host_bucket.is_none()
+            && request.path.len() > 1
+            && !request.path[1..].contains('/');
+        let fits = |path: &str| {
+            same(
+                &sign_v2(secret, &format!("{text}{path}{rest}")),
+                &self.signature,
+            )
+        };
+        fits("") || is_bucket && fits("/")
     }
+}
+
+/// What is signed of a query, as it is signed.
+fn v2_query(query: &[(String, String)]) -> String {
+    let mut text = String::new();
+    let mut signed: Vec<&(String, String)> = query
+        .iter()
+        .filter(|(name, _)| V2_QUERIES.contains(&name.as_str()))
+        .collect();
+    signed.sort_unstable();
+    for (i, (name, value)) in signed.into_iter().enumerate() {
+        text.push(if i == 0 { '?' } else { '&' });
+        text.push_str(name);
+        if !value.is_empty() {
+            text.push('=');
+            text.push_str(value);
+        }
+    }
+    text
 }
 
 /// The signature of a text in version 2, in base64.

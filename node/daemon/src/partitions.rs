@@ -21,7 +21,7 @@ use crate::devices::Phase;
 use crate::replicas::ReplicaSlot;
 
 /// When two closed neighbours are put together again that could not be: their runs are merged meanwhile.
-const UNITE_AGAIN: Duration = Duration::from_secs(1);
+const UNITE_AGAIN: Duration = Duration::from_millis(100);
 
 impl Core {
     /// What the map wants of a partition's bounds.
@@ -189,6 +189,13 @@ impl Core {
                     }
                     Some(Err(e)) => {
                         eprintln!("partition {}: it cannot be made yet: {e}", heir.id);
+                        for parent in &heir.parents {
+                            let slot = self.slot_of(*parent, device);
+                            let slot = slot.and_then(|slot| self.replicas.get_mut(slot));
+                            if let Some(state) = slot.and_then(|slot| slot.replica.as_mut()) {
+                                state.condense();
+                            }
+                        }
                         self.unite_at = Some(now + UNITE_AGAIN);
                     }
                     None => {}

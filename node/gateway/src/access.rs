@@ -253,9 +253,12 @@ impl Access {
         }
     }
 
-    /// What is said of an object that is not there: to who may not list the bucket, not even that.
-    pub(crate) fn absent(&self, bucket: &str) -> Refusal {
-        if self.may("s3:ListBucket", &arn(bucket, "")) {
+    /// What is said of an object that is not there: to who may not list the bucket, not even that. Who may
+    /// list what begins with its key may know.
+    pub(crate) fn absent(&self, bucket: &str, key: &str) -> Refusal {
+        let mut listing = self.clone();
+        listing.say("s3:prefix", key);
+        if listing.may("s3:ListBucket", &arn(bucket, "")) {
             Refusal::new(Code::NoSuchKey, "The specified key does not exist.")
         } else {
             Refusal::new(Code::AccessDenied, "Access Denied")

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - a secret is given out once, by what made it, and stands nowhere unsealed;
 //! - a key is taken away before its user's document says so: what is not in use any more may still be
-//!   listed, and never the other way round.
+//!   listed, and never the other way round;
+//! - a key is used only if its user's document listed it when it was there: who makes one looks again.
 
 use ashlar_cluster_s3::policy::{Of, Policy};
 use ashlar_cluster_s3::refusal::Refusal;
@@ -154,6 +155,7 @@ impl Admin {
             written => written?,
         }
         self.write_key(&key, Precondition::Absent).await?;
+        let key = self.settle(key).await?;
         Ok((user, key, secret))
     }
 
@@ -177,9 +179,47 @@ impl Admin {
             user.keys.push(key.id.clone());
             Ok(())
         };
-        self.change(name, add).await?;
+        let mut key = key.clone();
+        key.user = self.change(name, add).await?;
         self.write_key(&key, Precondition::Absent).await?;
+        let key = self.settle(key).await?;
         Ok((key, secret))
+    }
+
+    /// Makes a key that was just written what its user's document says: others may have changed the user, or
+    /// taken the user away, before there was a key that they could have changed or taken with it.
+    async fn settle(&self, mut key: Key) -> Result<Key, AdminError> {
+        let name = key.user.name.clone();
+        for _ in 0..TRIES {
+            let user = match self.find(&name).await {
+                Ok((_, user)) if user.keys.contains(&key.id) => user,
+                Err(AdminError::NoUser { .. }) | Ok(_) => {
+                    self.revoke(&key.id).await?;
+                    return Err(AdminError::NoUser { name });
+                }
+                Err(error) => return Err(error),
+            };
+            let of_key = User {
+                keys: user.keys.clone(),
+                ..key.user.clone()
+            };
+            if of_key == user {
+                return Ok(key);
+            }
+            key.user = user;
+            let found = read_document(&self.client, &key_key(&key.id)).await?;
+            // Who takes the user away may have taken it by now.
+            let Some((meta, _)) = found else { continue };
+            match self
+                .write_key(&key, Precondition::Version(meta.version))
+                .await
+            {
+                Err(AdminError::Store(error)) if error.code() == Code::PreconditionFailed => {}
+                written => written?,
+            }
+        }
+        self.revoke(&key.id).await?;
+        Err(AdminError::Busy { name })
     }
 
     async fn revoke(&self, id: &str) -> Result<(), AdminError> {

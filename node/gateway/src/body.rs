@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use ashlar_cluster_s3::checksum::{Algorithm, Digests, Hasher};
 use ashlar_cluster_s3::chunked::Chunked;
+use ashlar_cluster_s3::form::FormFile;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::signature::Payload;
 use ashlar_cluster_s3::signature_v4::ChunkSigner;
@@ -38,6 +39,50 @@ pub(crate) enum Source {
     Http(Inbound),
     /// The store: a copy.
     Object(Pieces),
+    /// A client's form: its file.
+    Form(Box<FormSource>),
+}
+
+/// A form's file, on its way in the form's body.
+#[derive(Debug)]
+pub(crate) struct FormSource {
+    /// The form from its file on.
+    form: BodyReader,
+    file: FormFile,
+    queue: VecDeque<Bytes>,
+}
+
+impl FormSource {
+    /// Of a form whose fields were read.
+    pub(crate) fn new(form: BodyReader, mut file: FormFile) -> FormSource {
+        let mut pieces = Vec::new();
+        let first = file.first();
+        file.push(first, &mut pieces);
+        FormSource {
+            form,
+            file,
+            queue: pieces.into(),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Refusal>> {
+        loop {
+            if let Some(piece) = self.queue.pop_front() {
+                return Poll::Ready(Ok(Some(piece)));
+            }
+            match ready!(self.form.poll_piece(cx))? {
+                Some(bytes) => {
+                    let mut pieces = Vec::new();
+                    self.file.push(bytes, &mut pieces);
+                    self.queue.extend(pieces);
+                }
+                None => {
+                    self.file.end()?;
+                    return Poll::Ready(Ok(None));
+                }
+            }
+        }
+    }
 }
 
 /// What came of a body, once it has ended.
@@ -62,6 +107,8 @@ pub(crate) fn came(shared: &Shared) -> std::sync::MutexGuard<'_, Came> {
 pub(crate) struct Promise {
     /// Its bytes, without chunks around them.
     pub(crate) len: u64,
+    /// If it may have fewer: so many, at the least.
+    pub(crate) least: Option<u64>,
     pub(crate) payload: Payload,
     /// Signs its chunks, if they are signed.
     pub(crate) signer: Option<ChunkSigner>,
@@ -120,6 +167,7 @@ pub(crate) struct BodyReader {
     chunked: Option<Chunked>,
     sha256: Option<[u8; 32]>,
     len: u64,
+    least: Option<u64>,
     read: u64,
     hasher: Option<Hasher>,
     queue: VecDeque<Bytes>,
@@ -134,6 +182,7 @@ impl BodyReader {
     pub(crate) fn new(source: Source, promise: Promise) -> (BodyReader, Shared) {
         let Promise {
             len,
+            least,
             payload,
             signer,
             mut algorithms,
@@ -154,6 +203,7 @@ impl BodyReader {
             chunked,
             sha256,
             len,
+            least,
             read: 0,
             hasher: Some(Hasher::new(algorithms)),
             queue: VecDeque::new(),
@@ -172,6 +222,7 @@ impl BodyReader {
                 let next = ready!(pieces.poll_next(cx));
                 return Poll::Ready(next.transpose().map_err(|error| refusal(&error)));
             }
+            Source::Form(form) => return form.poll_next(cx),
             Source::Http(body) => Pin::new(body).poll_frame(cx),
         };
         match polled {
@@ -210,7 +261,13 @@ impl BodyReader {
                 }
                 self.read += piece.len() as u64;
                 if self.read > self.len {
-                    return Poll::Ready(too_long());
+                    return Poll::Ready(match self.least {
+                        None => too_long(),
+                        Some(_) => refused(
+                            Code::EntityTooLarge,
+                            "Your proposed upload exceeds the maximum allowed size",
+                        ),
+                    });
                 }
                 if let Some(hasher) = &mut self.hasher {
                     hasher.update(&piece);
@@ -242,8 +299,15 @@ impl BodyReader {
             Some(chunked) => chunked.end()?,
             None => Vec::new(),
         };
-        if self.read != self.len {
-            return incomplete();
+        match self.least {
+            None if self.read != self.len => return incomplete(),
+            Some(least) if self.read < least => {
+                return refused(
+                    Code::EntityTooSmall,
+                    "Your proposed upload is smaller than the minimum allowed size",
+                );
+            }
+            _ => {}
         }
         let digests = hasher.finish();
         if let Some(expected) = self.sha256
@@ -259,16 +323,19 @@ impl BodyReader {
         Ok(())
     }
 
+    /// The next bytes of the body, for who waits.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Refusal> {
+        std::future::poll_fn(|cx| self.poll_piece(cx)).await
+    }
+
     /// All of the body.
     pub(crate) async fn whole(mut self) -> Result<Bytes, Refusal> {
         let mut all = BytesMut::new();
         loop {
-            let piece = std::future::poll_fn(|cx| self.poll_piece(cx)).await?;
-            match piece {
+            match self.piece().await? {
                 // As a rule it is one.
                 Some(piece) if all.is_empty() && piece.len() as u64 == self.len => {
-                    let ended = std::future::poll_fn(|cx| self.poll_piece(cx)).await?;
-                    return match ended {
+                    return match self.piece().await? {
                         None => Ok(piece),
                         Some(_) => too_long(),
                     };

@@ -10,8 +10,10 @@ use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::documents::{check_ownership, parse_create_bucket};
 use ashlar_cluster_s3::listing::{page_size, parse_token, token};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::sweep::sweep_key;
 use ashlar_cluster_s3::system::BUCKETS;
 use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::manifest::Precondition;
 use ashlar_layout::message::BucketMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Code as Store, ListOptions};
@@ -23,9 +25,12 @@ use crate::gateway::{Context, Gateway, to_the_end};
 use crate::inbound::Inbound;
 use crate::lists::write_owner;
 use crate::reply::Reply;
+use crate::uploads::remove;
 
 /// Most buckets of a page, as S3 has it.
 const PAGE_MAX: usize = 10_000;
+/// The region where who makes a bucket again that is the caller's already is not refused.
+const LENIENT_REGION: &str = "us-east-1";
 
 impl Gateway {
     /// CreateBucket.
@@ -74,6 +79,10 @@ impl Gateway {
             Ok(made_by) => made_by,
             Err(error) if error.code() == Store::BucketExists => {
                 return match access.is_owner() {
+                    // The first region there was takes it for done, and its clients count on that.
+                    true if *ours == LENIENT_REGION => {
+                        Ok(Reply::ok().with("location", &format!("/{}", call.bucket)))
+                    }
                     true => refused(
                         Code::BucketAlreadyOwnedByYou,
                         "Your previous request to create the named bucket succeeded and you already own it.",
@@ -121,6 +130,8 @@ impl Gateway {
             if let Some(open) = open {
                 this.directory.forget_bucket(&bucket, open.version).await?;
             }
+            // What is recorded of its lifecycle is of no use to anybody.
+            remove(&this.store, &sweep_key(&bucket), Precondition::None, false).await?;
             // What was uploaded to it, and never put together, belongs to nobody now.
             this.purge_uploads(&bucket, before_ms).await
         })

@@ -130,6 +130,18 @@ impl Call {
         })
     }
 
+    /// The put that a form asks for: of this key, with these headers. Of its own headers those stay that tell
+    /// who sends it, and how.
+    pub(crate) fn of_form(&self, key: String, headers: Vec<(String, String)>) -> Call {
+        const KEPT: &[&str] = &["host", "origin", "referer", "user-agent"];
+        let mut call = self.clone();
+        call.headers
+            .retain(|(name, _)| KEPT.contains(&name.as_str()));
+        call.headers.extend(headers);
+        (call.key, call.level) = (key, Level::Object);
+        call
+    }
+
     /// Refuses names that no bucket and no object can have.
     pub(crate) fn check_names(&self) -> Result<(), Refusal> {
         if self.level == Level::Service {

@@ -35,7 +35,7 @@ use crate::objects::write_checksum;
 use crate::pieces::Pieces;
 use crate::puts::{Target, write_if};
 use crate::reply::Reply;
-use crate::uploads::{Upload, no_such_upload, remove};
+use crate::uploads::{Upload, no_such_upload};
 
 /// Least bytes of each part but the last.
 const PART_MIN: u64 = 5 * 1024 * 1024;
@@ -202,11 +202,15 @@ impl Gateway {
         }
         let checksum = checksum(call, upload, named, &metas)?;
         let mut attributes = upload.record.attributes().map_err(internal)?;
-        let digests = part_digests(&metas, checksum.algorithm)?;
-        let only = digests.into_iter().map(|(digest, _)| digest).collect();
+        let digests = match &checksum {
+            Some(checksum) => part_digests(&metas, checksum.algorithm)?,
+            None => None,
+        };
+        let digests = digests.unwrap_or_default().into_iter();
+        let only = digests.map(|(digest, _)| digest).collect();
         attributes.parts = PartTable::new(entries.iter().map(|entry| entry.size), only);
         attributes.upload = Some(upload.id.0);
-        attributes.checksums = vec![checksum];
+        attributes.checksums = checksum.into_iter().collect();
         let md5s = metas.iter().map(|meta| &meta.manifest.etag.md5);
         let etag = Etag {
             md5: md5_of_parts(md5s),
@@ -349,6 +353,7 @@ impl Gateway {
     /// or may have been freed with it: then they cannot be read, and the upload is no more.
     async fn copy_parts(&self, upload: &mut Upload, named: &[NamedPart]) -> Result<(), Refusal> {
         let parts = self.parts(upload.id, 0, usize::from(PARTS_MAX)).await?;
+        let mut made = HashSet::new();
         for part in named {
             if let UploadState::Completing { since_ms } = upload.record.state
                 && now_ms().saturating_sub(since_ms) > COMPLETING_MAX_MS / 4
@@ -379,15 +384,14 @@ impl Gateway {
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));
             self.make(target, source, promise, &sent).await?;
+            made.insert(key);
         }
         // Whoever takes the upload over from here on copies what is there now.
         if !self.turn(upload, completing()).await? {
             return unavailable();
         }
-        for entry in parts.latest.into_values().chain(parts.superseded) {
-            remove(&self.store, &entry.key, Precondition::None, true).await?;
-        }
-        Ok(())
+        // Of a part that somebody uploads meanwhile, and is told that it does not count, the stripes stay too.
+        self.forget_parts(upload.id, &made).await
     }
 
     /// The answer to who asks again for what is done.
@@ -420,34 +424,33 @@ impl Gateway {
     }
 }
 
-/// Digests and lengths of parts.
+/// Parts' digests and lengths.
+type PartDigests = Vec<(Vec<u8>, u64)>;
+
+/// Those of parts; none if one of the parts has no such digest.
 fn part_digests(
     metas: &[ObjectMeta],
     algorithm: Algorithm,
-) -> Result<Vec<(Vec<u8>, u64)>, Refusal> {
-    metas
-        .iter()
-        .map(|meta| {
-            let found = attributes(meta)?;
-            let of = found.checksums.into_iter().find(|checksum| checksum.algorithm == algorithm);
-            match of {
-                Some(checksum) => Ok((checksum.digest, meta.manifest.size)),
-                None => refused(
-                    Code::InvalidRequest,
-                    "The parts have checksums of different kinds: the upload named none when it began",
-                ),
-            }
-        })
-        .collect()
+) -> Result<Option<PartDigests>, Refusal> {
+    let mut digests = Vec::with_capacity(metas.len());
+    for meta in metas {
+        let mut checksums = attributes(meta)?.checksums.into_iter();
+        match checksums.find(|checksum| checksum.algorithm == algorithm) {
+            Some(checksum) => digests.push((checksum.digest, meta.manifest.size)),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(digests))
 }
 
-/// The checksum of the whole, if what the request says of it and its parts is so.
+/// The checksum of the whole, if what the request says of it and its parts is so. An upload that named
+/// none when it began may have parts with checksums of different kinds: nothing is made of those.
 fn checksum(
     call: &Call,
     upload: &Upload,
     named: &[NamedPart],
     metas: &[ObjectMeta],
-) -> Result<Checksum, Refusal> {
+) -> Result<Option<Checksum>, Refusal> {
     let (algorithm, kind) = match (upload.record.checksum(), metas.first()) {
         (Some(checksum), _) => checksum,
         (None, Some(first)) => {
@@ -470,7 +473,13 @@ fn checksum(
         }
     }
     let digests = part_digests(metas, algorithm)?;
-    let made = checksum_of_parts(algorithm, kind, &digests);
+    let made = digests.map(|digests| checksum_of_parts(algorithm, kind, &digests));
+    if made.is_none() && upload.record.checksum().is_some() {
+        return refused(
+            Code::InvalidRequest,
+            "A part has no checksum of the kind that the upload named when it began",
+        );
+    }
     if let Some(said) = call
         .header("x-amz-checksum-type")
         .map(Kind::parse)
@@ -487,7 +496,9 @@ fn checksum(
             continue;
         };
         let value = value.rsplit_once('-').map_or(value, |(digest, _)| digest);
-        if other != algorithm || other.parse_digest(value)? != made.digest {
+        let digest = other.parse_digest(value)?;
+        let is_it = |made: &Checksum| other == algorithm && made.digest == digest;
+        if !made.as_ref().is_some_and(is_it) {
             let message = format!(
                 "The {} you specified did not match the calculated checksum.",
                 other.as_str()

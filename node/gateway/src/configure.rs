@@ -50,6 +50,9 @@ impl Gateway {
             O::GetPublicAccessBlock | O::PutPublicAccessBlock | O::DeletePublicAccessBlock => {
                 self.public_access_block(operation, context, body).await
             }
+            O::GetBucketLifecycleConfiguration
+            | O::PutBucketLifecycleConfiguration
+            | O::DeleteBucketLifecycle => self.bucket_lifecycle(operation, context, body).await,
             O::GetObjectAcl => {
                 check_version(&context.call)?;
                 self.find(context).await?;
@@ -61,7 +64,7 @@ impl Gateway {
     }
 
     /// Changes the configuration of the bucket that the caller was found to be allowed to change.
-    async fn change(
+    pub(crate) async fn change(
         &self,
         context: &Context,
         change: impl Fn(&mut BucketConfig) -> Result<(), Refusal>,
@@ -74,7 +77,7 @@ impl Gateway {
     }
 
     /// Takes something out of it.
-    async fn reset(
+    pub(crate) async fn reset(
         &self,
         context: &Context,
         clear: impl Fn(&mut BucketConfig),
@@ -124,10 +127,6 @@ impl Gateway {
             O::GetObjectLockConfiguration => refused(
                 Code::ObjectLockConfigurationNotFoundError,
                 "Object Lock configuration does not exist for this bucket",
-            ),
-            O::GetBucketLifecycleConfiguration => refused(
-                Code::NoSuchLifecycleConfiguration,
-                "The lifecycle configuration does not exist",
             ),
             other => {
                 let message = format!("{} is not implemented", other.as_str());

@@ -23,7 +23,7 @@ use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Client, ClientError, ClientOptions, Drained, ListOptions};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::access::{Access, denied};
 use crate::body::{BodyReader, Promise, Shared, Source};
@@ -37,7 +37,7 @@ use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 /// Largest document that a request carries, in bytes.
 pub(crate) const DOCUMENT_MAX: u64 = 2 * 1024 * 1024;
 /// How long a document may take to come.
-const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
 /// Mebibytes that a small request takes of the memory for bodies.
 const SMALL_SHARE: u32 = 1;
 /// Mebibytes that a large one takes: the stripes that it has on their way, parity included.
@@ -55,7 +55,9 @@ pub struct Gateway {
     pub(crate) options: GatewayOptions,
     memory: Arc<Semaphore>,
     requests: Arc<Semaphore>,
-    number: u64,
+    pub(crate) number: u64,
+    /// Somebody has changed what becomes of objects as they grow old.
+    pub(crate) rules_changed: Notify,
     next: AtomicU64,
 }
 
@@ -69,7 +71,7 @@ pub(crate) struct Context {
 }
 
 /// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -111,6 +113,7 @@ impl Gateway {
             requests: Arc::new(Semaphore::new(options.limits.requests)),
             options,
             number: u64::from_le_bytes(number),
+            rules_changed: Notify::new(),
             next: AtomicU64::new(1),
         })
     }
@@ -449,6 +452,7 @@ impl Gateway {
         };
         Ok(Promise {
             len,
+            least: None,
             payload,
             signer,
             algorithms: Vec::new(),

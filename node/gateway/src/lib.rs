@@ -5,7 +5,7 @@
 //! world: connections, bodies, clocks, the store.
 //!
 //! - [`server`] accepts connections, [`gateway`] answers requests;
-//! - [`admin`] makes users and takes them away.
+//! - [`admin`] makes users and takes them away; [`lifecycle`] ends what has grown old.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -22,6 +22,7 @@ mod directory;
 mod faults;
 pub mod gateway;
 mod inbound;
+pub mod lifecycle;
 mod lists;
 mod objects;
 pub mod options;
@@ -35,6 +36,7 @@ pub mod tls;
 mod upload_list;
 mod uploads;
 
+pub use ashlar_cluster_s3::sweep::{SweepRecord, Tally};
 pub use ashlar_cluster_s3::users::{ROOT_KEY_LEN, RootKey, SealError, Secret, User};
 pub use gateway::Gateway;
 pub use options::{GatewayOptions, Limits, Log, LogEntry};

@@ -109,12 +109,8 @@ impl Gateway {
         let after = match operation {
             Operation::ListObjects => param("marker").to_owned(),
             Operation::ListObjectsV2 => match call.param("continuation-token") {
-                Some("") => {
-                    return refused(
-                        Code::InvalidArgument,
-                        "The continuation token provided is incorrect",
-                    );
-                }
+                // As S3 has it, a token without anything in it is one from the beginning.
+                Some("") => param("start-after").to_owned(),
                 Some(given) => parse_token(given)?,
                 None => param("start-after").to_owned(),
             },

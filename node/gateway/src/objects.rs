@@ -11,6 +11,7 @@ use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::http_date;
 use ashlar_cluster_s3::checksum::{Checksum, Kind};
 use ashlar_cluster_s3::conditional::{ReadIf, etag, range_stands};
+use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::range::{self, Wanted, content_range};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::xml::Xml;
@@ -22,6 +23,7 @@ use hyper::StatusCode;
 use crate::call::Call;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
+use crate::lifecycle::expiration_header;
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
 
@@ -155,7 +157,7 @@ impl Gateway {
     ) -> Result<ObjectMeta, Refusal> {
         match self.store.head(bucket, key).await {
             Ok(meta) => Ok(meta),
-            Err(error) if is_absent(&error) => Err(context.access.absent(bucket)),
+            Err(error) if is_absent(&error) => Err(context.access.absent(bucket, key)),
             Err(error) => Err(refusal(&error)),
         }
     }
@@ -224,7 +226,9 @@ impl Gateway {
                     let found = attributes(&meta)?;
                     return Ok(Opened::Stream(Box::new((stream, meta, found))));
                 }
-                Err(error) if is_absent(&error) => return Err(context.access.absent(&call.bucket)),
+                Err(error) if is_absent(&error) => {
+                    return Err(context.access.absent(&call.bucket, &call.key));
+                }
                 Err(error) if error.code() == Store::RangeNotSatisfiable => {
                     return Ok(Opened::OutOfRange(Box::new(self.find(context).await?)));
                 }
@@ -473,6 +477,15 @@ fn head(
         StatusCode::OK
     });
     describe(&mut reply, call, meta, found);
+    let subject = Subject {
+        key: &call.key,
+        size,
+        tags: &found.tags,
+        modified_ms: modified_ms(meta, found),
+    };
+    if let Some(ends) = expiration_header(context.access.bucket.as_ref(), &subject) {
+        reply.set("x-amz-expiration", &ends);
+    }
     if is_part {
         reply.set("content-range", &content_range(range, size));
     }

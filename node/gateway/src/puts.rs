@@ -10,6 +10,7 @@ use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::checksum::{Algorithm, Checksum};
 use ashlar_cluster_s3::conditional::{Current, ReadIf, WriteIf, etag};
+use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags;
 use ashlar_cluster_s3::text::percent_decode;
@@ -27,6 +28,7 @@ use crate::digests::Sent;
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::inbound::Inbound;
+use crate::lifecycle::expiration_header;
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
@@ -97,8 +99,11 @@ pub(crate) fn attributes_of(call: &Call) -> Result<Attributes, Refusal> {
     Ok(attributes)
 }
 
-/// A content encoding without that of the body on its way.
+/// A content encoding without that of the body on its way; as it came, if that is not in it.
 fn without_chunks(encoding: &str) -> Option<String> {
+    if !encoding.to_ascii_lowercase().contains("aws-chunked") {
+        return Some(encoding.to_owned());
+    }
     let others: Vec<&str> = encoding
         .split(',')
         .map(str::trim)
@@ -180,6 +185,13 @@ impl Gateway {
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
         promise.algorithms = sent.algorithms();
+        let subject = Subject {
+            key: &call.key,
+            size: promise.len,
+            tags: &attributes.tags,
+            modified_ms: context.now_ms,
+        };
+        let ends = expiration_header(context.access.bucket.as_ref(), &subject);
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
@@ -191,6 +203,9 @@ impl Gateway {
             .make(target, Source::Http(body), promise, &sent)
             .await?;
         let mut reply = Reply::ok().with("etag", &format!("\"{}\"", made.etag));
+        if let Some(ends) = ends {
+            reply.set("x-amz-expiration", &ends);
+        }
         if let Some(checksum) = &made.checksum {
             set_checksum(&mut reply, checksum);
         }
@@ -212,12 +227,13 @@ impl Gateway {
             precondition,
             attributes,
         } = target;
-        let len = promise.len;
+        let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
         let (reader, shared) = BodyReader::new(source, promise);
         let options = PutOptions {
             precondition,
-            size_exact: Some(len),
+            size_hint: Some(len),
+            size_exact: least.is_none().then_some(len),
             // Of what stands in the reserved bucket parts alone come this way: they are to be taken over.
             striped: bucket == SYSTEM_BUCKET,
             ..PutOptions::default()
@@ -335,6 +351,7 @@ impl Gateway {
     pub(crate) fn own_promise(&self, len: u64, sent: &Sent) -> Promise {
         Promise {
             len,
+            least: None,
             payload: ashlar_cluster_s3::signature::Payload::Unsigned,
             signer: None,
             algorithms: sent.algorithms(),
@@ -365,7 +382,7 @@ impl Gateway {
             .await;
         let stream = match stream {
             Ok(stream) => stream,
-            Err(error) if is_absent(&error) => return Err(access.absent(&from.bucket)),
+            Err(error) if is_absent(&error) => return Err(access.absent(&from.bucket, &from.key)),
             Err(error) if error.code() == Store::RangeNotSatisfiable => {
                 return refused(
                     Code::InvalidArgument,

@@ -71,7 +71,7 @@ impl Gateway {
     }
 
     /// The upload whose record has this key, however it stands.
-    async fn listed(&self, bucket: &str, key: &str) -> Result<Option<Upload>, Refusal> {
+    pub(crate) async fn listed(&self, bucket: &str, key: &str) -> Result<Option<Upload>, Refusal> {
         let found = read_document(&self.store, key).await;
         let Some((meta, bytes)) = found.map_err(|error| refusal(&error))? else {
             return Ok(None);

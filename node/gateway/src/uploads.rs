@@ -11,8 +11,8 @@
 //! - nobody takes parts away before one change of the record has said that nobody else will put them
 //!   together.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use ashlar_cluster_s3::attributes::Attributes;
@@ -63,7 +63,10 @@ pub(crate) struct Upload {
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
     pub(crate) latest: BTreeMap<u16, ListEntry>,
-    pub(crate) superseded: Vec<ListEntry>,
+    superseded: Vec<ListEntry>,
+    /// Whether those are wanted. A client may make as many as it likes, so they are not kept for who does
+    /// not need them.
+    all: bool,
     /// Whether there are more behind them.
     pub(crate) more: bool,
 }
@@ -78,7 +81,9 @@ impl Parts {
             Entry::Occupied(mut place) => {
                 let later = entry.version > place.get().version;
                 let other = if later { place.insert(entry) } else { entry };
-                self.superseded.push(other);
+                if self.all {
+                    self.superseded.push(other);
+                }
             }
         }
     }
@@ -378,7 +383,16 @@ impl Gateway {
         after: u16,
         most: usize,
     ) -> Result<Parts, Refusal> {
-        let mut parts = Parts::default();
+        self.list_of_parts(id, after, most, Parts::default()).await
+    }
+
+    async fn list_of_parts(
+        &self,
+        id: UploadId,
+        after: u16,
+        most: usize,
+        mut parts: Parts,
+    ) -> Result<Parts, Refusal> {
         let mut mark = match after {
             0 => String::new(),
             after => part_marker(id, after),
@@ -395,7 +409,8 @@ impl Gateway {
                 let Some(number) = part_number(&entry.key) else {
                     continue;
                 };
-                if parts.latest.len() >= most && !parts.latest.contains_key(&number) {
+                let full = parts.latest.len() >= most && !parts.latest.contains_key(&number);
+                if full || parts.superseded.len() >= most {
                     parts.more = true;
                     return Ok(parts);
                 }
@@ -541,13 +556,46 @@ impl Gateway {
         self.clear_parts(upload, taken).await
     }
 
+    /// Takes the names of an upload's parts away, but for those that are `kept`; all stripes stay.
+    pub(crate) async fn forget_parts(
+        &self,
+        id: UploadId,
+        kept: &HashSet<String>,
+    ) -> Result<(), Refusal> {
+        let mut after = String::new();
+        loop {
+            let options = ListOptions {
+                prefix: parts_prefix(id),
+                after,
+                ..ListOptions::default()
+            };
+            let page = self.store.list(SYSTEM_BUCKET, options).await;
+            let page = page.map_err(|error| refusal(&error))?;
+            for entry in page
+                .objects
+                .iter()
+                .filter(|entry| !kept.contains(&entry.key))
+            {
+                remove(&self.store, &entry.key, Precondition::None, true).await?;
+            }
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
     async fn clear_parts(
         &self,
         upload: &Upload,
         taken: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<(), Refusal> {
         loop {
-            let parts = self.parts(upload.id, 0, 1000).await?;
+            let all = Parts {
+                all: true,
+                ..Parts::default()
+            };
+            let parts = self.list_of_parts(upload.id, 0, 1000, all).await?;
             let at_once = Arc::new(Semaphore::new(AT_ONCE));
             let mut tasks = JoinSet::new();
             for entry in parts.latest.into_values().chain(parts.superseded) {
@@ -617,7 +665,10 @@ mod tests {
             etag: Etag::NONE,
         };
         for order in [[5, 9, 7], [9, 7, 5], [7, 5, 9]] {
-            let mut parts = Parts::default();
+            let mut parts = Parts {
+                all: true,
+                ..Parts::default()
+            };
             for version in order {
                 parts.take(1, entry(version, 1000 - version));
             }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_node_gateway::{
-    Gateway, GatewayOptions, Limits, Log, LogEntry, ROOT_KEY_LEN, RootKey, server, tls,
+    Gateway, GatewayOptions, Limits, Log, LogEntry, ROOT_KEY_LEN, RootKey, Tally, gateway,
+    lifecycle, server, tls,
 };
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
@@ -18,6 +19,7 @@ use crate::fail::Fail;
 use crate::locate;
 use crate::output;
 use crate::process;
+use crate::store;
 
 /// The region of a gateway that was told none: what clients take if they are told none.
 pub const REGION: &str = "us-east-1";
@@ -37,6 +39,8 @@ pub struct GatewayArgs {
 enum GatewayCommand {
     /// Run one gateway in the foreground until SIGTERM or Ctrl-C. Any number of them serve the same buckets.
     Run(RunArgs),
+    /// Tell what came of the lifecycle rules of buckets. Gateways that run carry them out.
+    Lifecycle(LifecycleArgs),
     /// Make a root key: the file that secrets of users are sealed with. Every gateway of a cluster has it.
     RootKey {
         /// The file to make; it must not be there.
@@ -79,10 +83,23 @@ struct RunArgs {
     own_session: bool,
 }
 
+/// What to tell of lifecycles.
+#[derive(Args)]
+struct LifecycleArgs {
+    /// The file with the root key. [default: that of the rig]
+    #[arg(long, env = ROOT_KEY_FILE, value_name = "FILE")]
+    root_key_file: Option<PathBuf>,
+    /// Before that, carry the rules out as if it was so many days later, and record nothing: for tests. What
+    /// would end by then is gone.
+    #[arg(long, hide = true, value_name = "DAYS")]
+    days_ahead: Option<u64>,
+}
+
 /// Runs a gateway command.
 pub fn run(args: GatewayArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
     match args.command {
         GatewayCommand::Run(args) => serve(&args, cluster),
+        GatewayCommand::Lifecycle(args) => tell_lifecycles(&args, cluster, json),
         GatewayCommand::RootKey { file } => {
             make_root_key(&file)?;
             if json {
@@ -152,6 +169,66 @@ fn log(all: bool) -> Log {
     }))
 }
 
+fn tell_lifecycles(args: &LifecycleArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+    if let Some(days) = args.days_ahead {
+        let options = GatewayOptions {
+            region: REGION.to_owned(),
+            domains: Vec::new(),
+            version_2: true,
+            root: root_key(args.root_key_file.as_deref(), cluster)?,
+            limits: Limits::default(),
+            log: log(false),
+        };
+        let gateway =
+            Gateway::new(locate::map(cluster)?, options).map_err(Fail::store("the cluster"))?;
+        let at = gateway::now_ms().saturating_add(days.saturating_mul(DAY_MS));
+        let here = Path::new("this process");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(Fail::io("cannot start threads in", here))?;
+        let gone = runtime.block_on(gateway.go_through_at(at));
+        let tally = gone.map_err(|refusal| Fail::Refused(refusal.to_string()))?;
+        return tell_tally("all buckets", &tally, json);
+    }
+    store::with_client(cluster, |client| async move {
+        let records = lifecycle::records(&client).await;
+        let records = records.map_err(|refusal| Fail::Refused(refusal.to_string()))?;
+        if json {
+            return output::json(&serde_json::json!({ "lifecycles": records }));
+        }
+        for (bucket, record) in records {
+            if let Some(going) = &record.going {
+                tell_tally(
+                    &format!("{bucket}: being gone through"),
+                    &going.tally,
+                    false,
+                )?;
+            }
+            if let Some(gone) = &record.gone {
+                let ago = gateway::now_ms().saturating_sub(gone.ended_ms) / 1000;
+                tell_tally(
+                    &format!("{bucket}: gone through {ago} s ago"),
+                    &gone.tally,
+                    false,
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn tell_tally(what: &str, tally: &Tally, json: bool) -> Result<(), Fail> {
+    if json {
+        return output::json(&serde_json::json!({ "tally": tally }));
+    }
+    output::line(&format!(
+        "{what}: {} looked at, {} objects removed, {} uploads given up, {} failed",
+        tally.seen, tally.removed, tally.aborted, tally.failed
+    ))
+}
+
 fn serve(args: &RunArgs, cluster: Option<&Path>) -> Result<(), Fail> {
     if args.own_session {
         // It fails only if we lead a session already: then there is nothing to leave.
@@ -209,7 +286,10 @@ fn serve(args: &RunArgs, cluster: Option<&Path>) -> Result<(), Fail> {
                 _ = terminate.recv() => {}
             }
         };
+        let lifecycles = tokio::spawn(gateway.clone().keep_lifecycles());
         server::serve(gateway.clone(), listener, tls, stop, DRAIN).await;
+        // What it was doing it did conditionally, and somebody else goes on with it.
+        lifecycles.abort();
         gateway.drain(DRAIN).await;
         Ok(())
     })
