@@ -1,8 +1,9 @@
 //! Partitions are split, merged and moved under full load, while nodes die: nothing that was acknowledged is missing,
-//! nothing is stale, done twice or listed wrongly (P1, P2, P4), and a bucket that reached over several partitions can be
-//! removed when it is empty.
+//! nothing is stale, done twice or listed wrongly (P1, P2, P4), and a bucket that reached over several partitions can
+//! be removed when it is empty.
 //!
 //! `ASHLAR_PARTITIONS_STEPS`: changes of the map (24). `ASHLAR_SEED`.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

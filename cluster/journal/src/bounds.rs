@@ -10,13 +10,13 @@
 //!   out no further before the child is durable on its device: a crash until then leaves the parent whole, and
 //!   its log with the entry in it, and the child is made anew;
 //! - what went away is hidden when a root that covers the entry is durable as well: no root that could bring a parent
-//!   back to before the entry lacks what the child would be made of. Until that moment no lesson begins, and none that began before goes on; a
-//!   reader who is not answered by then is sent on;
+//!   back to before the entry lacks what the child would be made of. Until that moment no lesson begins, and none that
+//!   began before goes on; a reader who is not answered by then is sent on;
 //! - a replica applies nothing behind the entry that closes it: so all that are closed are in the same state, once no
 //!   child is being made any more: until then the index still has what is the child's;
 //! - a child's log begins behind the entry that it was made at, in the reign of that entry. One that has nothing
-//!   ("unborn") may promise, and learn, but wants no reign and bears no witness: of its parent's replicas enough are past
-//!   that entry, and each of those has it born, or was taught the parent by one that did.
+//!   ("unborn") may promise, and learn, but wants no reign and bears no witness: of its parent's replicas enough are
+//!   past that entry, and each of those has it born, or was taught the parent by one that did.
 
 use ashlar_cluster_index::{self as index, Index, IndexError, Range};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, Term};
@@ -26,6 +26,7 @@ use ashlar_layout::replica_state::{Bounds, Closed, ReplicaState};
 use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Ask, Wanted};
+use crate::chain::Chain;
 use crate::dedup::Dedup;
 use crate::entry::{self, Mark, Piece};
 use crate::indexing::Why;
@@ -197,8 +198,8 @@ impl Replica {
         &self.bounds
     }
 
-    /// Has its index put into one run: two neighbours could not be made one, for runs that both have stand in another order
-    /// in each of them.
+    /// Has its index put into one run: two neighbours could not be made one, for runs that both have stand in another
+    /// order in each of them.
     pub fn condense(&mut self) {
         self.index.press();
     }
@@ -237,7 +238,7 @@ impl Replica {
             into,
             seq,
             term,
-            members: chain.order(term.head()),
+            members: founders(&chain, term),
         });
         self.said_closed = false;
         self.parted(seq);
@@ -256,7 +257,7 @@ impl Replica {
                 self.log.term(splitting.seq),
                 self.log.chain_of(splitting.seq),
             );
-            let members = chain.1.order(term.unwrap_or_default().head());
+            let members = founders(&chain.1, term.unwrap_or_default());
             out.push(Action::Bear {
                 child: splitting.child,
                 members,
@@ -294,7 +295,7 @@ impl Replica {
             to,
             closed: None,
         };
-        let state = state_of(term, &chain.order(term.head()), &self.dedup, bounds);
+        let state = state_of(term, &founders(&chain, term), &self.dedup, bounds);
         Some(Newborn {
             index,
             at: seq,
@@ -518,8 +519,8 @@ impl Replica {
         }
     }
 
-    /// Whether it can tell all that is in its bounds, and no more, and whoever asks knows these bounds: the map that the
-    /// driver has is no older than what the log says.
+    /// Whether it can tell all that is in its bounds, and no more, and whoever asks knows these bounds: the map that
+    /// the driver has is no older than what the log says.
     fn check_whole(&self) -> Result<(), Refusal> {
         let narrower = match (&self.bounds.to, &self.wanted.end) {
             (Some(to), Some(end)) => to < end,
@@ -544,6 +545,13 @@ pub(crate) fn narrow(index: &mut Index, bounds: &Bounds) {
         to: bounds.to.clone(),
     };
     index.narrow(&range, &carried(range.from.as_ref()));
+}
+
+/// The members of a chain, from the head on, if that is one: it may have been left out just before.
+fn founders(chain: &Chain, term: Term) -> Vec<DeviceNo> {
+    let mut members = chain.order(term.head());
+    members.retain(|member| chain.contains(*member));
+    members
 }
 
 /// The bucket whose record goes with a range that begins here.

@@ -64,6 +64,8 @@ mod sim_family_judge;
 #[cfg(test)]
 mod sim_family_map;
 #[cfg(test)]
+mod sim_family_nodes;
+#[cfg(test)]
 mod sim_family_tests;
 #[cfg(test)]
 mod sim_faults;

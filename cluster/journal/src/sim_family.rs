@@ -8,19 +8,18 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
-use ashlar_cluster_index::{Action as IndexAction, Cache, Config as IndexConfig};
-use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, Term};
+use ashlar_cluster_index::{Action as IndexAction, Cache};
+use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::replica_state::ReplicaState;
-use ashlar_layout::root::Chunk;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Config, Event};
+use crate::api::{Action, Event};
 use crate::bounds::Newborn;
 use crate::entry;
 use crate::replica::Replica;
-use crate::sim::{MICRO, MILLI, device, index_limits, limits, node_of, pair};
-use crate::sim_device::{EXTENT, Record, Rng};
+use crate::sim::{MICRO, MILLI, device, node_of, pair};
+use crate::sim_device::{Record, Rng};
 use crate::sim_family_clients::Clients;
 use crate::sim_family_device::{FamilyDevice, Writing};
 use crate::sim_family_map::Map;
@@ -47,8 +46,8 @@ pub(crate) struct Running {
     pub(crate) replica: Replica,
     /// Tells it from those before it.
     pub(crate) life: u64,
-    timer: Option<u64>,
-    turning: bool,
+    pub(crate) timer: Option<u64>,
+    pub(crate) turning: bool,
     /// It will be given what it is made of.
     pub(crate) expected: bool,
 }
@@ -61,7 +60,7 @@ pub(crate) struct Node {
     pub(crate) process: u64,
     pub(crate) lives: u64,
     pub(crate) paused: bool,
-    inbox: VecDeque<(PartitionId, u64, Event)>,
+    pub(crate) inbox: VecDeque<(PartitionId, u64, Event)>,
     pub(crate) cache: Cache,
     /// The map that it knows.
     pub(crate) map: usize,
@@ -164,7 +163,7 @@ pub(crate) struct World {
     pub(crate) cut: BTreeSet<(u8, u8)>,
     fifo: BTreeMap<(u8, u8), u64>,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
+    pub(crate) happenings: BTreeMap<u64, Happening>,
     order: u64,
     pub(crate) faults: bool,
     /// The map still changes.
@@ -253,7 +252,7 @@ impl World {
         self.nodes[usize::from(node)].replicas.get(&partition)
     }
 
-    fn life(&self, node: u8, partition: PartitionId) -> Option<u64> {
+    pub(crate) fn life(&self, node: u8, partition: PartitionId) -> Option<u64> {
         self.running(node, partition).map(|it| it.life)
     }
 
@@ -509,106 +508,6 @@ impl World {
         }
     }
 
-    pub(crate) fn resume(&mut self, node: u8) {
-        let held = &mut self.nodes[usize::from(node)];
-        if !std::mem::take(&mut held.paused) {
-            return;
-        }
-        for (partition, life, event) in std::mem::take(&mut held.inbox) {
-            if self.life(node, partition) == Some(life) {
-                self.tell(node, partition, event);
-            }
-        }
-        self.tell_all(node, |_| Event::Deadline);
-    }
-
-    pub(crate) fn stop(&mut self, node: u8) -> bool {
-        let tear = self.plan.torn;
-        let held = &mut self.nodes[usize::from(node)];
-        let was = std::mem::take(&mut held.up);
-        if was {
-            held.process += 1;
-            held.paused = false;
-            held.inbox.clear();
-            held.replicas.clear();
-            held.device.crash(&mut self.rng, tear);
-        }
-        was
-    }
-
-    pub(crate) fn config(
-        &mut self,
-        node: u8,
-        partition: PartitionId,
-        founders: Vec<DeviceNo>,
-    ) -> Config {
-        let mut config = Config::new(partition, device(node), founders);
-        config.limits = limits();
-        if self.plan.forgets {
-            config.limits.keep_bytes = 400;
-        }
-        if self.plan.forgetful {
-            config.limits.clients = 2;
-        }
-        config.heir = partition != Map::FIRST;
-        config.seed = self.rng.next();
-        let held = &mut self.nodes[usize::from(node)];
-        held.lives += 1;
-        config.index = IndexConfig {
-            extent_size: EXTENT,
-            limits: index_limits(),
-            life: held.lives,
-            ..config.index
-        };
-        config
-    }
-
-    /// Makes a replica of what the device has of it, and what it holds of the index.
-    pub(crate) fn open(
-        &mut self,
-        node: u8,
-        partition: PartitionId,
-        founders: Vec<DeviceNo>,
-    ) -> Vec<Chunk> {
-        let config = self.config(node, partition, founders);
-        let held = &mut self.nodes[usize::from(node)];
-        let life = config.index.life;
-        let (index, kept, live) = held.device.open(&config.index);
-        let mut replica = Replica::new(config, index, &kept).expect("what was kept is whole");
-        for (of, record) in &held.device.records {
-            if record.rotten && (*of == partition || record.hint.is_none()) {
-                replica.replay_damaged(record.hint);
-            } else if *of == partition && !replica.is_past(record.last, record.position) {
-                replica.replay(&record.bytes, record.at, record.position);
-            }
-        }
-        let running = Running {
-            replica,
-            life,
-            timer: None,
-            turning: false,
-            expected: false,
-        };
-        held.replicas.insert(partition, running);
-        live
-    }
-
-    /// Tells a replica that was made what it has to know.
-    pub(crate) fn begin(&mut self, node: u8, partition: PartitionId) {
-        self.tell(node, partition, Event::Start {});
-        for peer in 0..self.nodes.len() as u8 {
-            let up = self
-                .generations
-                .get(&pair(node, peer))
-                .is_some_and(|it| it.1);
-            if peer != node && up {
-                let peer = device(peer);
-                self.tell(node, partition, Event::PeerUp { peer });
-            }
-        }
-        self.tell_wanted(node, partition);
-    }
-
     /// One value for each place in each reign, whoever writes it.
     fn check_written(&mut self, partition: PartitionId, entries: &Bytes) {
         let mut pieces = Vec::new();
@@ -771,28 +670,5 @@ impl World {
                 device.trim(partition, (through, position, pins));
             }
         }
-    }
-
-    /// What is being read for a replica's index.
-    pub(crate) fn reads_under_way(&self, node: u8, partition: PartitionId) -> Vec<Event> {
-        let device = &self.nodes[usize::from(node)].device;
-        let under_way = self.happenings.values().filter_map(|what| match what {
-            Happening::Index {
-                node: of,
-                partition: p,
-                life,
-                lane,
-                action,
-            } if (*of, *p, Some(*life)) == (node, partition, self.life(node, partition)) => {
-                let IndexAction::Read { token, at, len } = **action else {
-                    return None;
-                };
-                let bytes = device.read_chunk(at, len);
-                let event = ashlar_cluster_index::Event::Read { token, bytes };
-                Some(Event::Index { lane: *lane, event })
-            }
-            _ => None,
-        });
-        under_way.collect()
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! A key's history is what was committed of it in one partition after the other, for an heir's entries have higher
 //! numbers than those that it was made of; so is a bucket's. What must hold:
-//! - every request is committed at most once, in whatever partition; one that was acknowledged, by that entry; one that was
-//!   refused not at all;
+//! - every request is committed at most once, in whatever partition; one that was acknowledged, by that entry; one
+//!   that was refused not at all;
 //! - versions rise, and conditions held where their entries stand;
-//! - every read, and every refusal, tells of a state that was committed before it ended, and not older than anything that
-//!   had been acknowledged, or read, before it began.
+//! - every read, and every refusal, tells of a state that was committed before it ended, and not older than anything
+//!   that had been acknowledged, or read, before it began.
 
 use std::collections::BTreeMap;
 

@@ -188,14 +188,12 @@ pub enum ChangeError {
         better: DeviceNo,
     },
     /// A partition cannot be split there.
-    #[error("partition {partition} cannot be split at key {key:?} of bucket {bucket:?}: {why}")]
+    #[error("partition {partition} cannot be split at {place}: {why}")]
     NoBorder {
         /// Which partition.
         partition: PartitionId,
-        /// The bucket.
-        bucket: String,
-        /// The key.
-        key: String,
+        /// The bucket and the key.
+        place: String,
         /// Why not.
         why: String,
     },

@@ -29,8 +29,7 @@ pub(crate) fn split(
 ) -> Result<(), ChangeError> {
     let refuse = |why: String| ChangeError::NoBorder {
         partition: id,
-        bucket: bucket.to_owned(),
-        key: key.to_owned(),
+        place: format!("{bucket:?}/{key:?}"),
         why,
     };
     let at = map.partitions.iter().position(|p| p.id == id);

@@ -194,7 +194,8 @@ pub(crate) async fn list(
 }
 
 /// One page, from the partition that holds `from` on. Each partition is asked by the map of that moment, and what comes
-/// next is what comes behind it in the same map: so nothing is left out, and whoever has another map by then asks again.
+/// next is what comes behind it in the same map: so nothing is left out, and whoever has another map by then asks
+/// again.
 async fn walk(
     inner: &Arc<Inner>,
     bucket: &str,

@@ -60,6 +60,10 @@ impl Default for Timing {
 }
 
 /// Where a call that needs the leader got to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and nearly all of them are answers"
+)]
 enum Attempt {
     Answered(Answer),
     /// Nothing was done; another try may find the leader.

@@ -69,7 +69,7 @@ pub(crate) struct Due {
 
 type Reports = BTreeMap<PartitionId, ChainReport>;
 
-fn load<'a>(reports: &'a Reports, id: PartitionId) -> Option<&'a PartitionLoad> {
+fn load(reports: &Reports, id: PartitionId) -> Option<&PartitionLoad> {
     reports.get(&id)?.load.as_ref()
 }
 
@@ -176,8 +176,8 @@ fn rests(reports: &Reports, partition: &Partition) -> bool {
     })
 }
 
-/// Whether two partitions are on the same devices by now, so that what closes one is soon followed by what closes the other:
-/// until both are closed and one again, neither is served.
+/// Whether two partitions are on the same devices by now, so that what closes one is soon followed by what closes the
+/// other: until both are closed and one again, neither is served.
 pub fn may_merge(
     reports: &BTreeMap<PartitionId, ChainReport>,
     left: &Partition,
@@ -201,8 +201,8 @@ fn together(
     move_step(map, reports, right, &left.chain.devices)
 }
 
-/// The next step on the way of a chain to these devices; none while its last change is under way, or if none of them can
-/// take a place now.
+/// The next step on the way of a chain to these devices; none while its last change is under way, or if none of them
+/// can take a place now.
 pub fn move_step(
     map: &ClusterMap,
     reports: &BTreeMap<PartitionId, ChainReport>,

@@ -1,4 +1,5 @@
-//! `ashlar cluster replace`, `split`, `merge`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes of the map.
+//! `ashlar cluster replace`, `split`, `merge`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes
+//! of the map.
 
 use std::collections::BTreeMap;
 
@@ -63,8 +64,8 @@ pub fn make(control: &Control, change: Change, expected: Expected, json: bool) -
     output::line(&format!("{}; the map is of epoch {epoch}", change.done()))
 }
 
-/// Refuses a merge as long as one of the two is still on its way to where the other one is: until both are there, neither
-/// would be served.
+/// Refuses a merge as long as one of the two is still on its way to where the other one is: until both are there,
+/// neither would be served.
 fn may_merge(
     control: &Control,
     map: &ClusterMap,

@@ -82,7 +82,7 @@ pub fn move_partition(
                     "{not}: its chain has not come to rest for an hour; 'ashlar cluster status' says why"
                 )));
             }
-            None => std::thread::sleep(LOOK),
+            None => std::thread::park_timeout(LOOK),
         }
     }
 }
