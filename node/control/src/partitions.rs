@@ -83,9 +83,14 @@ pub(crate) fn ended(map: &ClusterMap, reports: &Reports) -> Option<MapChange> {
         parts.map(|it| it.partition.id)
     };
     // Nor one that others are still to be made of: whoever was taught its heir has nothing of those.
+    let with = |id: PartitionId| {
+        let ending = map.ending.iter().find(|it| it.partition.id == id);
+        ending.map(|it| it.into)
+    };
     let children = |id: PartitionId| {
-        let mut children = map.all_partitions().filter(|p| p.parents == [id]);
-        children.all(|child| serves(child.id))
+        let children = map.all_partitions().filter(move |p| p.parents == [id]);
+        let mut others = children.filter(|child| with(child.id) != with(id));
+        others.all(|child| serves(child.id))
     };
     let mut ending = map.ending.iter().map(|it| it.into);
     let into =
