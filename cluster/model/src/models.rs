@@ -295,7 +295,7 @@ fn headless(scale: Scale) -> Plan {
         attempts: 1,
         silence: 1,
         victims: 0b001,
-        least: scale.of(1, 11_000_000, 1),
+        least: scale.of(1, 9_500_000, 1),
         ..blank(scale)
     }
 }
