@@ -44,10 +44,7 @@ impl Standing {
 impl Index {
     /// An index to be filled by [`Index::ingest`], the `nth` of this life, from 1. None if there were too many.
     pub fn learning(config: Config, nth: u32) -> Option<Self> {
-        let mut index = Self::new(config);
-        index.next_run = nth.checked_mul(NAMES).filter(|_| nth > 0)?;
-        index.standing = Standing::Beside(None);
-        Some(index)
+        Self::new(config).beside(nth).ok()
     }
 
     /// This one, made of other indexes, as the `nth` of its life: to take another's place as if it had been filled.

@@ -26,9 +26,8 @@ use ashlar_layout::replica_state::{Bounds, Closed, ReplicaState};
 use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Ask, Wanted};
-use crate::chain::Chain;
 use crate::dedup::Dedup;
-use crate::entry::{self, Mark, Piece};
+use crate::entry::{self, Mark};
 use crate::indexing::Why;
 use crate::pending::{Refusal, target};
 use crate::replica::Replica;
@@ -193,18 +192,13 @@ impl Replica {
         std::mem::take(&mut self.spans_asked)
     }
 
-    /// What it holds.
-    pub fn bounds(&self) -> &Bounds {
-        &self.bounds
-    }
-
     /// Has its index put into one run: two neighbours could not be made one, for runs that both have stand in another
     /// order in each of them.
     pub fn condense(&mut self) {
         self.index.press();
     }
 
-    /// A place that divides it about in half, and what its index has.
+    /// A place that divides it about in half, if its index knows one.
     pub fn middle(&self) -> Option<(String, String)> {
         self.index.middle()
     }
@@ -233,15 +227,23 @@ impl Replica {
     /// Entry `seq`, which is being applied, is the last one that changes anything.
     pub(crate) fn close(&mut self, seq: Seq, into: PartitionId) {
         let term = self.log.term(seq).unwrap_or_default();
-        let (_, chain) = self.log.chain_of(seq);
+        let members = self.founders_at(seq, term);
         self.bounds.closed = Some(Closed {
             into,
             seq,
             term,
-            members: founders(&chain, term),
+            members,
         });
         self.said_closed = false;
         self.parted(seq);
+    }
+
+    /// The members at an entry of this reign, from the head on if that is one: it may have been left out just before.
+    fn founders_at(&self, seq: Seq, term: Term) -> Vec<DeviceNo> {
+        let (_, chain) = self.log.chain_of(seq);
+        let mut members = chain.order(term.head());
+        members.retain(|member| chain.contains(*member));
+        members
     }
 
     fn parted(&mut self, seq: Seq) {
@@ -253,15 +255,10 @@ impl Replica {
         if let Some(splitting) = self.splitting.as_mut().filter(|it| !it.taken) {
             // Said once: the driver takes the child before it gives another event.
             splitting.taken = true;
-            let (term, chain) = (
-                self.log.term(splitting.seq),
-                self.log.chain_of(splitting.seq),
-            );
-            let members = founders(&chain.1, term.unwrap_or_default());
-            out.push(Action::Bear {
-                child: splitting.child,
-                members,
-            });
+            let (child, seq) = (splitting.child, splitting.seq);
+            let term = self.log.term(seq).unwrap_or_default();
+            let members = self.founders_at(seq, term);
+            out.push(Action::Bear { child, members });
         }
         if let Some(closed) = &self.bounds.closed
             && self.splitting.is_none()
@@ -289,13 +286,13 @@ impl Replica {
         };
         let index = self.index.fork(config, &range, &carried(Some(&from)));
         let term = self.log.term(seq)?;
-        let (_, chain) = self.log.chain_of(seq);
+        let members = self.founders_at(seq, term);
         let bounds = Bounds {
             from: Some(from),
             to,
             closed: None,
         };
-        let state = state_of(term, &founders(&chain, term), &self.dedup, bounds);
+        let state = state_of(term, &members, &self.dedup, bounds);
         Some(Newborn {
             index,
             at: seq,
@@ -424,22 +421,11 @@ impl Replica {
     }
 
     fn put_parting(&mut self, now: Instant, op: Op, from: Option<Place>, out: &mut Vec<Action>) {
-        let seq = Seq(self.log.last().0 + 1);
-        let bytes = match entry::encode(seq, self.term, &entry::parting(op)) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let detail = format!("replica {} stopped: {error}", self.config.me);
-                return self.stop(Refusal::new(ErrorCode::Internal, detail), out);
-            }
+        let Some(piece) = self.own_piece(&entry::own(op), None, Mark::Any, out) else {
+            return;
         };
+        let seq = piece.seq;
         self.head.parting = Some(Parting { seq, from });
-        let piece = Piece {
-            seq,
-            term: self.term,
-            prev_term: None,
-            mark: Mark::Any,
-            bytes,
-        };
         self.append(now, piece, out);
         self.advance_commit(now);
     }
@@ -545,13 +531,6 @@ pub(crate) fn narrow(index: &mut Index, bounds: &Bounds) {
         to: bounds.to.clone(),
     };
     index.narrow(&range, &carried(range.from.as_ref()));
-}
-
-/// The members of a chain, from the head on, if that is one: it may have been left out just before.
-fn founders(chain: &Chain, term: Term) -> Vec<DeviceNo> {
-    let mut members = chain.order(term.head());
-    members.retain(|member| chain.contains(*member));
-    members
 }
 
 /// The bucket whose record goes with a range that begins here.

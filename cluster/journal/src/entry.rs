@@ -90,20 +90,14 @@ pub(crate) fn term_start(prev_term: Term) -> Decoded {
 
 /// A change of the chain's composition, by its head.
 pub(crate) fn recompose(chain: &Chain) -> Decoded {
-    Decoded {
-        client: ClientId(0),
-        request: RequestNo(0),
-        time_ms: 0,
-        op: Op::Chain {
-            config: chain.config,
-            members: chain.members.clone(),
-        },
-        inline: Bytes::new(),
-    }
+    own(Op::Chain {
+        config: chain.config,
+        members: chain.members.clone(),
+    })
 }
 
-/// A head's own record of what becomes of the partition's range.
-pub(crate) fn parting(op: Op) -> Decoded {
+/// A head's own record, which no client asked for.
+pub(crate) fn own(op: Op) -> Decoded {
     Decoded {
         client: ClientId(0),
         request: RequestNo(0),

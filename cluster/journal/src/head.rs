@@ -298,6 +298,31 @@ impl Replica {
         Ok(())
     }
 
+    /// The next entry, of the head's own accord. None if that cannot be: then it stops.
+    pub(crate) fn own_piece(
+        &mut self,
+        decoded: &Decoded,
+        prev_term: Option<Term>,
+        mark: Mark,
+        out: &mut Vec<Action>,
+    ) -> Option<Piece> {
+        let (seq, term) = (Seq(self.log.last().0 + 1), self.term);
+        match entry::encode(seq, term, decoded) {
+            Ok(bytes) => Some(Piece {
+                seq,
+                term,
+                prev_term,
+                mark,
+                bytes,
+            }),
+            Err(error) => {
+                let detail = format!("replica {} stopped: {error}", self.config.me);
+                self.stop(Refusal::new(ErrorCode::Internal, detail), out);
+                None
+            }
+        }
+    }
+
     /// A new entry: forward first, then the device.
     pub(crate) fn append(&mut self, now: Instant, piece: Piece, out: &mut Vec<Action>) {
         let mut persist = Vec::new();

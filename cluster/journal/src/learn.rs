@@ -68,6 +68,28 @@ impl std::hash::Hash for ReplicaStateOf {
 }
 
 impl Learning {
+    /// One of which nothing has come yet.
+    fn new(lane: u32, term: Term, now: Instant, at: Seq, index: Index) -> Learning {
+        Learning {
+            lane,
+            term,
+            lesson: 0,
+            at,
+            heard_at: now,
+            parts: 0,
+            bytes: Vec::new(),
+            state: None,
+            items: VecDeque::new(),
+            taking: false,
+            end: false,
+            index,
+            takes_over: false,
+            birth: false,
+            owes_birth: false,
+            position: 0,
+        }
+    }
+
     pub(crate) fn wants_turn(&self) -> bool {
         self.index.wants_turn() || (!self.items.is_empty() && self.index.has_room())
     }
@@ -198,24 +220,8 @@ impl Replica {
             return false;
         };
         self.lanes = lane;
-        self.learning = Some(Box::new(Learning {
-            lane,
-            term: self.term,
-            lesson,
-            at,
-            heard_at: now,
-            parts: 0,
-            bytes: Vec::new(),
-            state: None,
-            items: VecDeque::new(),
-            taking: false,
-            end: false,
-            index,
-            takes_over: false,
-            birth: false,
-            owes_birth: false,
-            position: 0,
-        }));
+        let learning = Learning::new(lane, self.term, now, at, index);
+        self.learning = Some(Box::new(Learning { lesson, ..learning }));
         true
     }
 
@@ -249,23 +255,12 @@ impl Replica {
         // Reigns of the parent come before its own.
         self.term = self.term.max(state.term);
         self.seen = self.seen.max(self.term);
+        let learning = Learning::new(lane, self.term, now, at, index);
         self.learning = Some(Box::new(Learning {
-            lane,
-            term: self.term,
-            lesson: 0,
-            at,
-            heard_at: now,
-            parts: 0,
-            bytes: Vec::new(),
             state: Some(ReplicaStateOf(state)),
-            items: VecDeque::new(),
-            taking: false,
             end: true,
-            index,
-            takes_over: false,
             birth: true,
-            owes_birth: false,
-            position: 0,
+            ..learning
         }));
         self.finish(now, out);
     }

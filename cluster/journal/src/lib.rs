@@ -50,6 +50,8 @@ mod review_tests;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
+mod sim_agenda;
+#[cfg(test)]
 mod sim_clients;
 #[cfg(test)]
 mod sim_device;

@@ -11,14 +11,12 @@
 use std::collections::BTreeSet;
 
 use ashlar_layout::ids::{DeviceNo, Seq};
-use ashlar_layout::message::ErrorCode;
 use ashlar_layout::time::Instant;
 
 use crate::api::Action;
 use crate::chain::Chain;
-use crate::entry::{self, Mark, Piece};
+use crate::entry::{self, Mark};
 use crate::mutants::mutant;
-use crate::pending::Refusal;
 use crate::progress::Progress;
 use crate::replica::{Replica, Role};
 
@@ -115,24 +113,13 @@ impl Replica {
     }
 
     fn put_chain(&mut self, now: Instant, chain: Chain, out: &mut Vec<Action>) {
-        let seq = Seq(self.log.last().0 + 1);
-        let bytes = match entry::encode(seq, self.term, &entry::recompose(&chain)) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let detail = format!("replica {} stopped: {error}", self.config.me);
-                return self.stop(Refusal::new(ErrorCode::Internal, detail), out);
-            }
+        let (decoded, mark) = (entry::recompose(&chain), Mark::Chain(chain.clone()));
+        let Some(piece) = self.own_piece(&decoded, None, mark, out) else {
+            return;
         };
         let leaving = self.members_but_me().into_iter();
         let leaving: Vec<DeviceNo> = leaving.filter(|member| !chain.contains(*member)).collect();
         self.head.leaving.extend(leaving);
-        let piece = Piece {
-            seq,
-            term: self.term,
-            prev_term: None,
-            mark: Mark::Chain(chain),
-            bytes,
-        };
         // The order of the chain is another one: all are fed directly until they keep up.
         let mut persist = Vec::new();
         self.write(std::slice::from_ref(&piece), &mut persist);

@@ -15,8 +15,7 @@
 //!
 //! The journal's records are really freed when a replica says so, and the index is written out all the time.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ashlar_cluster_index::{Action as IndexAction, Cache};
@@ -28,6 +27,7 @@ use bytes::Bytes;
 use crate::api::{Action, Answer, Event, Limits};
 use crate::entry;
 use crate::replica::Replica;
+use crate::sim_agenda::Agenda;
 use crate::sim_clients::Clients;
 use crate::sim_device::{Device, Record, Rng};
 use crate::sim_reads::Cached;
@@ -169,9 +169,7 @@ pub(crate) struct World {
     pub(crate) generations: BTreeMap<(u8, u8), (u64, bool)>,
     pub(crate) cut: BTreeSet<(u8, u8)>,
     fifo: BTreeMap<(u8, u8), u64>,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    order: u64,
+    pub(crate) agenda: Agenda<Happening>,
     pub(crate) faults: bool,
     pub(crate) stats: BTreeMap<&'static str, u64>,
     /// Answers to questions numbered from [`SCRIPTED`].
@@ -266,9 +264,7 @@ impl World {
             desired: founders,
             generations: BTreeMap::new(),
             fifo: BTreeMap::new(),
-            queue: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            order: 0,
+            agenda: Agenda::default(),
             faults: true,
             stats: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -326,13 +322,11 @@ impl World {
     }
 
     pub(crate) fn at(&mut self, delay: u64, what: Happening) {
-        self.order += 1;
-        self.queue.push(Reverse((self.now + delay, self.order)));
-        self.happenings.insert(self.order, what);
+        self.agenda.put(self.now + delay, what);
     }
 
     pub(crate) fn under_way(&self) -> impl Iterator<Item = &Happening> {
-        self.happenings.values()
+        self.agenda.all()
     }
 
     pub(crate) fn client_later(&mut self, delay: u64, client: usize, attempt: u64) {
@@ -355,15 +349,9 @@ impl World {
 
     /// Runs until this time, or until there is nothing to do.
     pub(crate) fn run_until(&mut self, end: u64) {
-        while let Some(Reverse((time, order))) = self.queue.peek().copied() {
-            if time > end {
-                break;
-            }
-            self.queue.pop();
+        while let Some((time, what)) = self.agenda.next(end) {
             self.now = time;
-            if let Some(what) = self.happenings.remove(&order) {
-                self.happen(what);
-            }
+            self.happen(what);
         }
         self.now = self.now.max(end);
     }

@@ -83,27 +83,34 @@ impl Device {
 
     /// Bytes of one or more records that stand without a gap; `None` if not all can be read.
     pub(crate) fn read(&self, at: u64, len: u32) -> Option<Bytes> {
-        let nth = self
-            .records
-            .partition_point(|record| record.at <= at)
-            .checked_sub(1)?;
-        let mut out = Vec::new();
-        let mut at = at;
-        let mut left = len as usize;
-        for record in &self.records[nth..] {
-            let from = at.checked_sub(record.at)? as usize;
-            let part = record.bytes.get(from..)?;
-            let part = &part[..part.len().min(left)];
-            if record.rotten || (part.is_empty() && left > 0) {
-                return None;
-            }
-            out.extend_from_slice(part);
-            left -= part.len();
-            at += part.len() as u64;
-            if left == 0 {
-                return Some(Bytes::from(out));
-            }
-        }
-        None
+        read_records(&self.records, |record| record, at, len)
     }
+}
+
+/// The same, of records in a list of whatever they are in.
+pub(crate) fn read_records<T>(
+    records: &[T],
+    record: impl Fn(&T) -> &Record,
+    at: u64,
+    len: u32,
+) -> Option<Bytes> {
+    let before = records.partition_point(|it| record(it).at <= at);
+    let nth = before.checked_sub(1)?;
+    let mut out = Vec::new();
+    let (mut at, mut left) = (at, len as usize);
+    for record in records[nth..].iter().map(record) {
+        let from = at.checked_sub(record.at)? as usize;
+        let part = record.bytes.get(from..)?;
+        let part = &part[..part.len().min(left)];
+        if record.rotten || (part.is_empty() && left > 0) {
+            return None;
+        }
+        out.extend_from_slice(part);
+        left -= part.len();
+        at += part.len() as u64;
+        if left == 0 {
+            return Some(Bytes::from(out));
+        }
+    }
+    None
 }

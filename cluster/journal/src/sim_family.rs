@@ -5,8 +5,7 @@
 //! devices that hang. See `sim_family_device` for what a crash leaves. Maps come to each node, and to each client,
 //! at different times, and in no relation to what the partitions' logs say.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ashlar_cluster_index::{Action as IndexAction, Cache};
 use ashlar_layout::ids::{PartitionId, Seq, Term};
@@ -19,6 +18,7 @@ use crate::bounds::Newborn;
 use crate::entry;
 use crate::replica::Replica;
 use crate::sim::{MICRO, MILLI, device, node_of, pair};
+use crate::sim_agenda::Agenda;
 use crate::sim_device::{Record, Rng};
 use crate::sim_family_clients::Clients;
 use crate::sim_family_device::{FamilyDevice, Writing};
@@ -162,9 +162,7 @@ pub(crate) struct World {
     pub(crate) generations: BTreeMap<(u8, u8), (u64, bool)>,
     pub(crate) cut: BTreeSet<(u8, u8)>,
     fifo: BTreeMap<(u8, u8), u64>,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    pub(crate) happenings: BTreeMap<u64, Happening>,
-    order: u64,
+    pub(crate) agenda: Agenda<Happening>,
     pub(crate) faults: bool,
     /// The map still changes.
     pub(crate) changes: bool,
@@ -206,9 +204,7 @@ impl World {
             generations: BTreeMap::new(),
             cut: BTreeSet::new(),
             fifo: BTreeMap::new(),
-            queue: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            order: 0,
+            agenda: Agenda::default(),
             faults: true,
             changes: true,
             stats: BTreeMap::new(),
@@ -235,9 +231,7 @@ impl World {
     }
 
     pub(crate) fn at(&mut self, delay: u64, what: Happening) {
-        self.order += 1;
-        self.queue.push(Reverse((self.now + delay, self.order)));
-        self.happenings.insert(self.order, what);
+        self.agenda.put(self.now + delay, what);
     }
 
     pub(crate) fn clock(&self, node: u8) -> Instant {
@@ -281,15 +275,9 @@ impl World {
     }
 
     pub(crate) fn run_until(&mut self, end: u64) {
-        while let Some(Reverse((time, order))) = self.queue.peek().copied() {
-            if time > end {
-                break;
-            }
-            self.queue.pop();
+        while let Some((time, what)) = self.agenda.next(end) {
             self.now = time;
-            if let Some(what) = self.happenings.remove(&order) {
-                self.happen(what);
-            }
+            self.happen(what);
         }
         self.now = self.now.max(end);
     }

@@ -7,14 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ashlar_cluster_index::{
-    Action as IndexAction, Config, Event as IndexEvent, Index, Opened, Opening,
-};
+use ashlar_cluster_index::{Action as IndexAction, Config, Event as IndexEvent, Index, Opened};
 use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::root::Chunk;
 use bytes::Bytes;
 
-use crate::sim_device::{EXTENT, Record, Rng};
+use crate::sim_device::{EXTENT, Record, Rng, read_records};
+use crate::sim_index::opened;
 
 /// Where the first chunk stands: far from the journal.
 const BASE: u64 = 1 << 40;
@@ -129,25 +128,7 @@ impl FamilyDevice {
 
     /// Bytes of one or more records that stand without a gap; `None` if not all can be read.
     pub(crate) fn read(&self, at: u64, len: u32) -> Option<Bytes> {
-        let before = self.records.partition_point(|(_, it)| it.at <= at);
-        let nth = before.checked_sub(1)?;
-        let mut out = Vec::new();
-        let (mut at, mut left) = (at, len as usize);
-        for (_, record) in &self.records[nth..] {
-            let from = at.checked_sub(record.at)? as usize;
-            let part = record.bytes.get(from..)?;
-            let part = &part[..part.len().min(left)];
-            if record.rotten || (part.is_empty() && left > 0) {
-                return None;
-            }
-            out.extend_from_slice(part);
-            left -= part.len();
-            at += part.len() as u64;
-            if left == 0 {
-                return Some(Bytes::from(out));
-            }
-        }
-        None
+        read_records(&self.records, |(_, record)| record, at, len)
     }
 
     pub(crate) fn read_chunk(&self, at: u64, len: u32) -> Option<Bytes> {
@@ -199,19 +180,8 @@ impl FamilyDevice {
     pub(crate) fn open(&self, config: &Config) -> (Index, Bytes, Vec<Chunk>) {
         let root = self.roots.get(&config.partition);
         let root = root.map(|(_, root)| &root[..]);
-        let mut opening = Opening::new(config.clone(), root).expect("a root is whole");
-        let mut out = Vec::new();
-        let mut opened = opening.start(&mut out);
-        while opened.is_none() {
-            let IndexAction::Read { token, at, len } = out.remove(0) else {
-                panic!("an opening only reads")
-            };
-            let bytes = self.read_chunk(at, len);
-            opened = opening.on_event(IndexEvent::Read { token, bytes }, &mut out);
-        }
-        let opened = opened
-            .expect("it is over")
-            .expect("what a root names is there");
+        let opened = opened(config, root, |at, len| self.read_chunk(at, len));
+        let opened = opened.expect("what a root names is there");
         assert!(opened.findings.is_empty(), "{:?}", opened.findings);
         let Opened {
             index,

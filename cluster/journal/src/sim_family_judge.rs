@@ -10,10 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use ashlar_cluster_index::{
-    Action as IndexAction, Answer as IndexAnswer, Cache, Change, Event as IndexEvent, Item, Output,
-    Question,
-};
+use ashlar_cluster_index::{Change, Item};
 use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq};
 use ashlar_layout::journal::Entry;
 use ashlar_layout::manifest::{Op, Precondition};
@@ -23,6 +20,7 @@ use crate::api::Event;
 use crate::sim_family::World;
 use crate::sim_family_clients::{Current, Seen, Told, What};
 use crate::sim_family_map::Place;
+use crate::sim_index::items_of;
 
 /// A key, or with an empty one a bucket, from one entry to the next.
 #[derive(Clone, Debug)]
@@ -286,53 +284,13 @@ impl World {
     fn contents(&self, node: u8, partition: PartitionId) -> Vec<(Place, u64)> {
         let device = &self.nodes[usize::from(node)].device;
         let replica = &self.running(node, partition).expect("it runs").replica;
-        let mut index = replica.index.clone();
-        let mut cache = Cache::new(1 << 20);
-        let mut out = Vec::new();
-        for event in self.reads_under_way(node, partition) {
-            if let Event::Index { lane, event } = event
-                && lane == replica.lane
-            {
-                index.on_event(event, &mut cache, &mut out);
-            }
-        }
-        let question = Question::Items {
-            after: Vec::new(),
-            max_bytes: usize::MAX,
-        };
-        let answer = index.ask(question, None, &mut cache, &mut out);
-        let result = loop {
-            match &answer {
-                IndexAnswer::Ready(result) => break result.clone(),
-                IndexAnswer::Busy => panic!("too many questions"),
-                IndexAnswer::Pending(_) => {}
-            }
-            let mut events = vec![IndexEvent::Turn];
-            let mut done = None;
-            for action in std::mem::take(&mut out) {
-                match action {
-                    IndexAction::Done { question, result }
-                        if answer == IndexAnswer::Pending(question) =>
-                    {
-                        done = Some(result);
-                    }
-                    IndexAction::Read { token, at, len } => {
-                        let bytes = device.read_chunk(at, len);
-                        events.push(IndexEvent::Read { token, bytes });
-                    }
-                    _ => {}
-                }
-            }
-            if let Some(result) = done {
-                break result;
-            }
-            for event in events {
-                index.on_event(event, &mut cache, &mut out);
-            }
-        };
-        let Ok(Output::Items { items, .. }) = result else {
-            panic!("{result:?}")
-        };
+        let under_way = self.reads_under_way(node, partition).into_iter();
+        let under_way = under_way.filter_map(|event| match event {
+            Event::Index { lane, event } if lane == replica.lane => Some(event),
+            _ => None,
+        });
+        let index = replica.index.clone();
+        let items = items_of(index, under_way, |at, len| device.read_chunk(at, len));
         let item = |item: Item| match item.change() {
             Ok(Change::Put {
                 bucket,

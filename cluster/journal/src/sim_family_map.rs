@@ -8,6 +8,7 @@ use crate::api::{Border, Event, Wanted};
 use crate::bounds::Newborn;
 use crate::sim::{MILLI, device, limits, pair};
 use crate::sim_family::{Happening, Known, World};
+use crate::sim_faults::draw_cuts;
 
 /// A place in the order of (bucket, key).
 pub(crate) type Place = (String, String);
@@ -471,19 +472,10 @@ impl World {
             }
             10..=13 if self.plan.cuts => {
                 self.count("cuts");
-                let how = self.rng.below(3);
-                let delay = self.rng.below(200 * MILLI);
-                let only = self.rng.one_in(2).then(|| self.rng.below(nodes) as u8);
-                for other in (0..nodes as u8).filter(|other| *other != node) {
-                    if only.is_some_and(|only| only != other) {
-                        continue;
-                    }
-                    for (way, from, to) in [(0, node, other), (1, other, node)] {
-                        if how == 2 || how == way {
-                            self.cut.insert((from, to));
-                            self.at(delay, Happening::Mend { from, to });
-                        }
-                    }
+                let (delay, ways) = draw_cuts(&mut self.rng, nodes, node, 200 * MILLI);
+                for (from, to) in ways {
+                    self.cut.insert((from, to));
+                    self.at(delay, Happening::Mend { from, to });
                 }
             }
             _ => {}

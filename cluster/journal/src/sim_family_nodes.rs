@@ -115,7 +115,7 @@ impl World {
     /// What is being read for a replica's index.
     pub(crate) fn reads_under_way(&self, node: u8, partition: PartitionId) -> Vec<Event> {
         let device = &self.nodes[usize::from(node)].device;
-        let under_way = self.happenings.values().filter_map(|what| match what {
+        let under_way = self.agenda.all().filter_map(|what| match what {
             Happening::Index {
                 node: of,
                 partition: p,

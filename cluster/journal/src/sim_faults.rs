@@ -6,7 +6,19 @@ use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
 use crate::api::{Config, Event};
 use crate::replica::Replica;
 use crate::sim::{Happening, MILLI, World, device, index_limits, limits, pair};
-use crate::sim_device::EXTENT;
+use crate::sim_device::{EXTENT, Rng};
+
+/// For how long, `most` at most, and which ways, what a node says or hears is lost: of one other node, or of all.
+pub(crate) fn draw_cuts(rng: &mut Rng, nodes: u64, node: u8, most: u64) -> (u64, Vec<(u8, u8)>) {
+    let how = rng.below(3);
+    let delay = rng.below(most);
+    let only = rng.one_in(2).then(|| rng.below(nodes) as u8);
+    let others = (0..nodes as u8).filter(|other| *other != node);
+    let others = others.filter(|other| only.is_none_or(|only| only == *other));
+    let ways = others.flat_map(|other| [(0, node, other), (1, other, node)]);
+    let ways = ways.filter(|(way, ..)| how == 2 || how == *way);
+    (delay, ways.map(|(_, from, to)| (from, to)).collect())
+}
 
 impl World {
     pub(crate) fn start(&mut self, node: u8) {
@@ -238,19 +250,10 @@ impl World {
             }
             11..=13 if self.plan.cuts => {
                 self.count("cuts");
-                let how = self.rng.below(3);
-                let delay = self.rng.below(300 * MILLI);
-                let only = self.rng.one_in(2).then(|| self.rng.below(nodes) as u8);
-                for other in (0..nodes as u8).filter(|other| *other != node) {
-                    if only.is_some_and(|only| only != other) {
-                        continue;
-                    }
-                    for (way, from, to) in [(0, node, other), (1, other, node)] {
-                        if how == 2 || how == way {
-                            self.cut.insert((from, to));
-                            self.at(delay, Happening::Mend { from, to });
-                        }
-                    }
+                let (delay, ways) = draw_cuts(&mut self.rng, nodes, node, 300 * MILLI);
+                for (from, to) in ways {
+                    self.cut.insert((from, to));
+                    self.at(delay, Happening::Mend { from, to });
                 }
             }
             14 | 15 if self.plan.spares > 0 => {

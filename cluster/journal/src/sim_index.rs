@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_cluster_index::{
-    Action as IndexAction, Answer as IndexAnswer, Cache, Config, Event as IndexEvent, Index,
+    Action as IndexAction, Answer as IndexAnswer, Cache, Config, Event as IndexEvent, Index, Item,
     Opened, Opening, Output, Question,
 };
 use bytes::Bytes;
@@ -26,6 +26,76 @@ struct Chunk {
     /// Its write is known to have ended.
     written: bool,
     durable: bool,
+}
+
+/// Opens an index from its newest root. None if what cannot be done without is damaged.
+pub(crate) fn opened(
+    config: &Config,
+    root: Option<&[u8]>,
+    read: impl Fn(u64, u32) -> Option<Bytes>,
+) -> Option<Opened> {
+    let mut opening = Opening::new(config.clone(), root).expect("a root is whole");
+    let mut out = Vec::new();
+    let mut opened = opening.start(&mut out);
+    while opened.is_none() {
+        let IndexAction::Read { token, at, len } = out.remove(0) else {
+            panic!("an opening only reads")
+        };
+        let bytes = read(at, len);
+        opened = opening.on_event(IndexEvent::Read { token, bytes }, &mut out);
+    }
+    opened?.ok()
+}
+
+/// All entries of an index, which goes on with what was being read for it already.
+pub(crate) fn items_of(
+    mut index: Index,
+    under_way: impl Iterator<Item = IndexEvent>,
+    read: impl Fn(u64, u32) -> Option<Bytes>,
+) -> Vec<Item> {
+    let mut cache = Cache::new(1 << 20);
+    let mut out = Vec::new();
+    for event in under_way {
+        index.on_event(event, &mut cache, &mut out);
+    }
+    let question = Question::Items {
+        after: Vec::new(),
+        max_bytes: usize::MAX,
+    };
+    let answer = index.ask(question, None, &mut cache, &mut out);
+    let result = loop {
+        match &answer {
+            IndexAnswer::Ready(result) => break result.clone(),
+            IndexAnswer::Busy => panic!("too many questions"),
+            IndexAnswer::Pending(_) => {}
+        }
+        let mut events = vec![IndexEvent::Turn];
+        let mut done = None;
+        for action in std::mem::take(&mut out) {
+            match action {
+                IndexAction::Done { question, result }
+                    if answer == IndexAnswer::Pending(question) =>
+                {
+                    done = Some(result);
+                }
+                IndexAction::Read { token, at, len } => {
+                    let bytes = read(at, len);
+                    events.push(IndexEvent::Read { token, bytes });
+                }
+                _ => {}
+            }
+        }
+        if let Some(result) = done {
+            break result;
+        }
+        for event in events {
+            index.on_event(event, &mut cache, &mut out);
+        }
+    };
+    let Ok(Output::Items { items, .. }) = result else {
+        panic!("{result:?}")
+    };
+    items
 }
 
 /// See the module.
@@ -89,22 +159,12 @@ impl IndexDevice {
     /// Opens the newest root; what it does not name is free. None if what cannot be done without is damaged.
     pub(crate) fn open(&mut self, config: &Config) -> Option<(Index, Bytes)> {
         let root = self.root.as_ref().map(|(_, root)| &root[..]);
-        let mut opening = Opening::new(config.clone(), root).expect("a root is whole");
-        let mut out = Vec::new();
-        let mut opened = opening.start(&mut out);
-        while opened.is_none() {
-            let IndexAction::Read { token, at, len } = out.remove(0) else {
-                panic!("an opening only reads")
-            };
-            let bytes = self.read(at, len);
-            opened = opening.on_event(IndexEvent::Read { token, bytes }, &mut out);
-        }
         let Opened {
             index,
             attachment,
             live,
             ..
-        } = opened?.ok()?;
+        } = opened(config, root, |at, len| self.read(at, len))?;
         let live: BTreeSet<u64> = live.iter().map(|chunk| chunk.at).collect();
         self.chunks.retain(|at, _| live.contains(at));
         Some((index, attachment))
@@ -305,54 +365,16 @@ impl World {
     /// All that an index says, places and payloads left aside.
     pub(crate) fn contents(&self, node: u8) -> Vec<(Vec<u8>, u64, String)> {
         let device = &self.nodes[usize::from(node)].device.index;
-        let mut index = self.replica(node).index.clone();
-        let mut cache = Cache::new(1 << 20);
-        let mut out = Vec::new();
-        for event in self.reads_under_way(node) {
-            if let Event::Index { lane, event } = event
-                && lane == self.replica(node).lane
-            {
-                index.on_event(event, &mut cache, &mut out);
-            }
-        }
-        let question = Question::Items {
-            after: Vec::new(),
-            max_bytes: usize::MAX,
-        };
-        let answer = index.ask(question, None, &mut cache, &mut out);
-        let result = loop {
-            match &answer {
-                IndexAnswer::Ready(result) => break result.clone(),
-                IndexAnswer::Busy => panic!("too many questions"),
-                IndexAnswer::Pending(_) => {}
-            }
-            let mut events = vec![IndexEvent::Turn];
-            let mut done = None;
-            for action in std::mem::take(&mut out) {
-                match action {
-                    IndexAction::Done { question, result }
-                        if answer == IndexAnswer::Pending(question) =>
-                    {
-                        done = Some(result);
-                    }
-                    IndexAction::Read { token, at, len } => {
-                        let bytes = device.read(at, len);
-                        events.push(IndexEvent::Read { token, bytes });
-                    }
-                    _ => {}
-                }
-            }
-            if let Some(result) = done {
-                break result;
-            }
-            for event in events {
-                index.on_event(event, &mut cache, &mut out);
-            }
-        };
-        let Ok(Output::Items { items, .. }) = result else {
-            panic!("{result:?}")
-        };
-        let item = |item: ashlar_cluster_index::Item| {
+        let replica = self.replica(node);
+        let under_way = self.reads_under_way(node).into_iter();
+        let under_way = under_way.filter_map(|event| match event {
+            Event::Index { lane, event } if lane == replica.lane => Some(event),
+            _ => None,
+        });
+        let items = items_of(replica.index.clone(), under_way, |at, len| {
+            device.read(at, len)
+        });
+        let item = |item: Item| {
             let what = match item.change() {
                 Ok(ashlar_cluster_index::Change::Put { object, .. }) => {
                     format!("{} {:?}", object.modified_ms, object.manifest)

@@ -15,17 +15,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
-use ashlar_layout::message::{ChainBody, ErrorCode};
+use ashlar_layout::message::ChainBody;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::adopt::{Adoption, Ask, Step};
 use crate::api::Action;
 use crate::dedup::Dedup;
-use crate::entry::{self, Mark, Piece};
+use crate::entry::{self, Mark};
 use crate::head::Head;
 use crate::mutants::mutant;
-use crate::pending::Refusal;
 use crate::progress::Progress;
 use crate::replica::{Link, Replica, Role};
 
@@ -297,14 +296,11 @@ impl Replica {
     /// All that may be committed is in the log: the head's own first entry commits it.
     fn take_office(&mut self, now: Instant, out: &mut Vec<Action>) {
         let prev_term = self.log.last_term();
-        let seq = Seq(self.log.last().0 + 1);
-        let bytes = match entry::encode(seq, self.term, &entry::term_start(prev_term)) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let detail = format!("replica {} stopped: {error}", self.config.me);
-                return self.stop(Refusal::new(ErrorCode::Internal, detail), out);
-            }
+        let (decoded, before) = (entry::term_start(prev_term), Some(prev_term));
+        let Some(piece) = self.own_piece(&decoded, before, Mark::Nothing, out) else {
+            return;
         };
+        let seq = piece.seq;
         self.role = Role::Head;
         self.head = Head {
             term_start: seq,
@@ -316,13 +312,6 @@ impl Replica {
             let limits = &self.config.limits;
             self.dedup = Dedup::new(limits.clients, limits.requests);
         }
-        let piece = Piece {
-            seq,
-            term: self.term,
-            prev_term: Some(prev_term),
-            mark: Mark::Nothing,
-            bytes,
-        };
         let mut persist = Vec::new();
         self.write(&[piece], &mut persist);
         let sealed = std::mem::take(&mut self.starting).sealed;
