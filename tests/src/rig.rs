@@ -507,6 +507,13 @@ fn processes() -> Vec<(Pid, Vec<String>)> {
     found
 }
 
+/// The numbers of the processes of a rig's nodes.
+pub fn node_pids(dir: &Path) -> Vec<u32> {
+    let nodes = node_processes(dir).into_iter();
+    let pids = nodes.filter_map(|(pid, _)| u32::try_from(pid.as_raw_nonzero().get()).ok());
+    pids.collect()
+}
+
 /// Processes `ashlar node run --config FILE` whose FILE is below `dir`.
 pub fn node_processes(dir: &Path) -> Vec<(Pid, PathBuf)> {
     let mut found = Vec::new();

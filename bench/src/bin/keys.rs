@@ -245,8 +245,7 @@ fn memory(rig: &Rig) -> u64 {
             .ok()
             .map(|kib| kib << 10)
     };
-    let nodes = rig::node_processes(rig.dir()).into_iter();
-    let pids = nodes.filter_map(|(pid, _)| u32::try_from(pid.as_raw_nonzero().get()).ok());
+    let pids = rig::node_pids(rig.dir()).into_iter();
     pids.filter_map(of).sum()
 }
 

@@ -134,10 +134,7 @@ fn run(cli: &Cli) -> Result<(), LoadError> {
     })?;
     let map = ClusterMap::from_json(&json)?;
     let overhead = map.class.shards() as f64 / f64::from(map.class.k);
-    let nodes: Vec<u32> = rig::node_processes(dir)
-        .into_iter()
-        .filter_map(|(pid, _)| u32::try_from(pid.as_raw_nonzero().get()).ok())
-        .collect();
+    let nodes = rig::node_pids(dir);
 
     let runtime = rig::runtime();
     let mut rows = Vec::new();

@@ -154,6 +154,14 @@ pub struct Chain {
     pub devices: Vec<DeviceNo>,
 }
 
+impl Chain {
+    /// Whether the other one is on the same devices, in whatever order.
+    pub fn is_where(&self, other: &Chain) -> bool {
+        self.devices.len() == other.devices.len()
+            && self.devices.iter().all(|no| other.devices.contains(no))
+    }
+}
+
 /// A contiguous range of the (bucket, key) order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PartitionFile")]

@@ -88,12 +88,7 @@ pub(crate) fn merge(
     let Some((at, first, second)) = pair.filter(|(_, _, second)| second.id == right) else {
         return refuse("the second one does not begin where the first one ends");
     };
-    let others = |p: &Partition| {
-        let mut devices = p.chain.devices.clone();
-        devices.sort_unstable();
-        devices
-    };
-    if others(first) != others(second) {
+    if !first.chain.is_where(&second.chain) {
         return refuse("their chains are on different devices: move one of them first");
     }
     let heir = Partition {

@@ -162,23 +162,10 @@ fn end_bucket(partition: &Partition) -> &str {
     if key.is_empty() { "" } else { bucket }
 }
 
-fn devices(partition: &Partition) -> Vec<DeviceNo> {
-    let mut devices = partition.chain.devices.clone();
-    devices.sort_unstable();
-    devices
-}
-
-fn same(left: &Partition, right: &Partition) -> bool {
-    devices(left) == devices(right)
-}
-
 /// Whether a chain is what the map wants, and no change of it is under way.
 fn rests(reports: &Reports, partition: &Partition) -> bool {
-    reports.get(&partition.id).is_some_and(|report| {
-        let mut members = report.members.clone();
-        members.sort_unstable();
-        report.config % 2 == 1 && members == devices(partition)
-    })
+    let report = reports.get(&partition.id);
+    report.is_some_and(|report| report.rests_on(&partition.chain.devices))
 }
 
 /// Whether two partitions are on the same devices by now, so that what closes one is soon followed by what closes the
@@ -188,7 +175,7 @@ pub fn may_merge(
     left: &Partition,
     right: &Partition,
 ) -> bool {
-    same(left, right) && rests(reports, left) && rests(reports, right)
+    left.chain.is_where(&right.chain) && rests(reports, left) && rests(reports, right)
 }
 
 /// The next step to make two neighbours one: the second one is moved to where the first one is, member by member.
@@ -354,10 +341,10 @@ mod tests {
             "{back:?}"
         );
         let together = apply(&apart, &back);
-        assert_eq!(
-            devices(&together.partitions[0]),
-            devices(&together.partitions[1])
-        );
+        let [first, second] = &together.partitions[..] else {
+            panic!("two partitions")
+        };
+        assert!(first.chain.is_where(&second.chain));
         let merge = due(&together, &spans()).unwrap();
         assert!(matches!(merge, MapChange::MergePartitions { .. }));
         // Not while the chain is still on its way.

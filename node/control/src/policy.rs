@@ -55,6 +55,15 @@ pub struct ChainReport {
     pub load: Option<PartitionLoad>,
 }
 
+impl ChainReport {
+    /// Whether the chain is made of just these, and no change of it is under way.
+    pub fn rests_on(&self, wanted: &[DeviceNo]) -> bool {
+        self.config % 2 == 1
+            && self.members.len() == wanted.len()
+            && wanted.iter().all(|no| self.members.contains(no))
+    }
+}
+
 /// How a partition's chain is doing, and what is done about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

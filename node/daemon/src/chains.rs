@@ -133,16 +133,12 @@ impl Core {
             let members = members(partition);
             for device in 0..self.devices.len() {
                 let no = self.devices[device].no;
-                let of = |slot: &ReplicaSlot| slot.partition == partition.id && slot.me == no;
-                let held = self.replicas.iter().position(of);
+                let held = self.slot_of(partition.id, device);
                 if held.is_none() && !members.contains(&no) {
                     continue;
                 }
                 let replica = held.unwrap_or_else(|| {
-                    let founders = partition.founders.clone();
-                    let heir = !partition.parents.is_empty();
-                    let slot = ReplicaSlot::new(partition.id, no, device, founders, heir);
-                    self.replicas.push(slot);
+                    self.replicas.push(ReplicaSlot::of(partition, no, device));
                     made.push(self.replicas.len() - 1);
                     self.replicas.len() - 1
                 });

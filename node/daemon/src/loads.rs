@@ -93,10 +93,8 @@ impl Core {
         let mut unnamed = opened.damaged_roots.iter();
         self.devices[device].unnamed = unnamed.any(|damaged| damaged.root.is_none());
         for partition in all {
-            let of = |slot: &ReplicaSlot| {
-                slot.partition == partition && slot.device == device && !slot.over
-            };
-            if self.replicas.iter().any(of) {
+            let held = self.slot_of(partition, device);
+            if held.is_some_and(|held| !self.replicas[held].over) {
                 continue;
             }
             let Some(known) = maps.map.known_partition(partition) else {
@@ -110,10 +108,7 @@ impl Core {
                 );
                 continue;
             };
-            let founders = known.founders.clone();
-            let heir = !known.parents.is_empty();
-            let slot = ReplicaSlot::new(partition, no, device, founders, heir);
-            self.replicas.push(slot);
+            self.replicas.push(ReplicaSlot::of(known, no, device));
             made = true;
         }
         if made {

@@ -55,7 +55,8 @@ impl Core {
         }
     }
 
-    fn slot_of(&self, partition: PartitionId, device: usize) -> Option<usize> {
+    /// The slot of a partition's replica on a device.
+    pub(crate) fn slot_of(&self, partition: PartitionId, device: usize) -> Option<usize> {
         let of = |slot: &ReplicaSlot| slot.partition == partition && slot.device == device;
         self.replicas.iter().position(of)
     }
@@ -92,11 +93,7 @@ impl Core {
         let (device, me) = (self.replicas[parent].device, self.replicas[parent].me);
         if self.maps.map.is_over(child) {
             // It was merged into another one since.
-            let event = journal::Event::ChildDurable { child };
-            return self.todo.push_back(Todo::Replica {
-                replica: parent,
-                event,
-            });
+            return self.child_durable(parent, child);
         }
         let replica = self.slot_of(child, device).unwrap_or_else(|| {
             // The map that says so has not come yet.
@@ -114,11 +111,7 @@ impl Core {
             return self.devices[device].reopen_wanted(false);
         }
         let Some(config) = held.and_then(Replica::expects_birth) else {
-            let event = journal::Event::ChildDurable { child };
-            return self.todo.push_back(Todo::Replica {
-                replica: parent,
-                event,
-            });
+            return self.child_durable(parent, child);
         };
         let state = self.replicas[parent].replica.as_mut();
         let Some(newborn) = state.and_then(|state| state.bear(config)) else {
@@ -129,6 +122,12 @@ impl Core {
             self.replicas[parent].partition
         );
         self.deliver(replica, newborn);
+    }
+
+    /// Tells a parent that it need not keep a child's part any more.
+    fn child_durable(&mut self, replica: usize, child: PartitionId) {
+        let event = journal::Event::ChildDurable { child };
+        self.todo.push_back(Todo::Replica { replica, event });
     }
 
     fn deliver(&mut self, replica: usize, newborn: Newborn) {
@@ -210,13 +209,10 @@ impl Core {
             self.replicas[replica].device,
             self.replicas[replica].partition,
         );
-        for (parent, slot) in self.replicas.iter().enumerate() {
+        for parent in 0..self.replicas.len() {
+            let slot = &self.replicas[parent];
             if slot.device == device && slot.partition != child {
-                let event = journal::Event::ChildDurable { child };
-                self.todo.push_back(Todo::Replica {
-                    replica: parent,
-                    event,
-                });
+                self.child_durable(parent, child);
             }
         }
         self.forget_over(now, io);

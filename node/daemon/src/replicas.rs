@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ashlar_cluster_journal::{self as journal, Replica};
+use ashlar_cluster_map::Partition;
 use ashlar_layout::ids::{DeviceId, DeviceNo, PartitionId, Seq, Term};
 use ashlar_layout::message::{ErrorCode, ReplicaStatus, Reply, WireError};
 use ashlar_layout::time::Instant;
@@ -108,6 +109,12 @@ impl ReplicaSlot {
             weighed: None,
             requests: 0,
         }
+    }
+
+    /// That of a partition of the map.
+    pub(crate) fn of(partition: &Partition, me: DeviceNo, device: usize) -> ReplicaSlot {
+        let heir = !partition.parents.is_empty();
+        ReplicaSlot::new(partition.id, me, device, partition.founders.clone(), heir)
     }
 
     /// Whom it talks to, and who is to be in its chain.

@@ -76,17 +76,26 @@ impl Gateway {
             .await
     }
 
+    /// The same, of a change that is always right.
+    pub(crate) async fn assign(
+        &self,
+        context: &Context,
+        set: impl Fn(&mut BucketConfig),
+    ) -> Result<(), Refusal> {
+        let change = |config: &mut BucketConfig| {
+            set(config);
+            Ok(())
+        };
+        self.change(context, change).await
+    }
+
     /// Takes something out of it.
     pub(crate) async fn reset(
         &self,
         context: &Context,
         clear: impl Fn(&mut BucketConfig),
     ) -> Result<Reply, Refusal> {
-        let change = |config: &mut BucketConfig| {
-            clear(config);
-            Ok(())
-        };
-        self.change(context, change).await?;
+        self.assign(context, clear).await?;
         Ok(Reply::no_content())
     }
 
@@ -178,11 +187,8 @@ impl Gateway {
             Operation::PutBucketTagging => {
                 let document = self.document(context, body).await?;
                 let tags = parse_tagging(&document, BUCKET_TAGS_MAX)?;
-                let change = |config: &mut BucketConfig| {
-                    config.tags.clone_from(&tags);
-                    Ok(())
-                };
-                self.change(context, change).await?;
+                self.assign(context, |config| config.tags.clone_from(&tags))
+                    .await?;
                 Ok(Reply::no_content())
             }
             _ => self.reset(context, |config| config.tags.clear()).await,
@@ -257,11 +263,8 @@ impl Gateway {
             Operation::PutBucketCors => {
                 let document = self.document(context, body).await?;
                 let rules = parse_cors(&document)?;
-                let change = |config: &mut BucketConfig| {
-                    config.cors.clone_from(&rules);
-                    Ok(())
-                };
-                self.change(context, change).await?;
+                self.assign(context, |config| config.cors.clone_from(&rules))
+                    .await?;
                 Ok(Reply::ok())
             }
             _ => self.reset(context, |config| config.cors.clear()).await,
@@ -288,11 +291,8 @@ impl Gateway {
             Operation::PutBucketOwnershipControls => {
                 let document = self.document(context, body).await?;
                 let ownership = parse_ownership(&document)?;
-                let change = |config: &mut BucketConfig| {
-                    config.ownership = Some(ownership.clone());
-                    Ok(())
-                };
-                self.change(context, change).await?;
+                self.assign(context, |config| config.ownership = Some(ownership.clone()))
+                    .await?;
                 Ok(Reply::ok())
             }
             _ => self.reset(context, |config| config.ownership = None).await,
@@ -319,11 +319,8 @@ impl Gateway {
             Operation::PutPublicAccessBlock => {
                 let document = self.document(context, body).await?;
                 let block = parse_public_access_block(&document)?;
-                let change = |config: &mut BucketConfig| {
-                    config.public_access_block = Some(block);
-                    Ok(())
-                };
-                self.change(context, change).await?;
+                self.assign(context, |config| config.public_access_block = Some(block))
+                    .await?;
                 Ok(Reply::ok())
             }
             _ => {

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar_cluster_s3::bucket::BucketConfig;
 use ashlar_cluster_s3::calendar::http_date;
 use ashlar_cluster_s3::lifecycle::{
     LifecycleRule, Subject, expires, may_have_ended, upload_expires,
@@ -145,11 +144,8 @@ impl Gateway {
             Operation::PutBucketLifecycleConfiguration => {
                 let document = self.document(context, body).await?;
                 let rules = parse_lifecycle(&document, u64::from_le_bytes(random()?))?;
-                let change = |config: &mut BucketConfig| {
-                    config.lifecycle.clone_from(&rules);
-                    Ok(())
-                };
-                self.change(context, change).await?;
+                self.assign(context, |config| config.lifecycle.clone_from(&rules))
+                    .await?;
                 self.rules_changed.notify_one();
                 Ok(Reply::ok())
             }

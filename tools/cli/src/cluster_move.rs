@@ -53,10 +53,8 @@ pub fn move_partition(
             .into_iter()
             .map(|report| (report.partition, report));
         let reports: BTreeMap<_, _> = reports.collect();
-        let rests = reports.get(&partition).is_some_and(|report| {
-            let arrived = report.members.iter().all(|no| chain.contains(no));
-            report.config % 2 == 1 && arrived && report.members.len() == chain.len()
-        });
+        let report = reports.get(&partition);
+        let rests = report.is_some_and(|report| report.rests_on(chain));
         if rests && chain.iter().all(|no| to.contains(no)) {
             if json {
                 return output::json(&serde_json::json!({ "epoch": map.epoch, "steps": steps }));

@@ -103,7 +103,7 @@ fn chain(
     let wanted = map.and_then(|map| map.partition_by_id(partition));
     let wanted = wanted.map(|p| p.chain.devices.as_slice());
     let to_be = match (wanted, report) {
-        (Some(wanted), Some(report)) if !rests(report, wanted) => {
+        (Some(wanted), Some(report)) if !report.rests_on(wanted) => {
             format!(", to be {}", list(wanted))
         }
         (Some(wanted), None) => format!(", to be devices {}", list(wanted)),
@@ -128,13 +128,6 @@ fn chain(
         "  partition {partition}{of}: {is}{to_be}{load}: {}",
         words(verdict)
     )
-}
-
-/// Whether a chain is made of just these, and no change of it is under way.
-fn rests(report: &ChainReport, wanted: &[DeviceNo]) -> bool {
-    report.config % 2 == 1
-        && report.members.len() == wanted.len()
-        && wanted.iter().all(|no| report.members.contains(no))
 }
 
 fn words(verdict: &Verdict) -> String {
@@ -179,13 +172,13 @@ mod tests {
     #[test]
     fn a_chain_rests_when_it_is_what_it_is_to_be() {
         let wanted = [DeviceNo(1), DeviceNo(2), DeviceNo(7)];
-        assert!(rests(&report(3, &[7, 1, 2]), &wanted));
+        assert!(report(3, &[7, 1, 2]).rests_on(&wanted));
         assert!(
-            !rests(&report(2, &[7, 1, 2]), &wanted),
+            !report(2, &[7, 1, 2]).rests_on(&wanted),
             "a change is under way"
         );
-        assert!(!rests(&report(1, &[1, 2, 3]), &wanted));
-        assert!(!rests(&report(3, &[1, 2, 3, 7]), &wanted));
+        assert!(!report(1, &[1, 2, 3]).rests_on(&wanted));
+        assert!(!report(3, &[1, 2, 3, 7]).rests_on(&wanted));
     }
 
     #[test]
