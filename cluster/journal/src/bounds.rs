@@ -39,7 +39,7 @@ type Place = (String, String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Splitting {
     child: PartitionId,
-    seq: Seq,
+    pub(crate) seq: Seq,
     /// What the child gets.
     from: Place,
     to: Option<Place>,

@@ -22,6 +22,7 @@ use crate::sim_agenda::Agenda;
 use crate::sim_device::{Record, Rng};
 use crate::sim_family_clients::Clients;
 use crate::sim_family_device::{FamilyDevice, Writing};
+use crate::sim_family_judge::judge_split;
 use crate::sim_family_map::Map;
 
 /// What a seed allows.
@@ -429,9 +430,12 @@ impl World {
             false => String::new(),
         };
         let mut out = Vec::new();
-        let lane = it.replica.lane;
+        let (lane, splitting) = (it.replica.lane, it.replica.splitting.clone());
         it.replica.on_event(now, event, &mut held.cache, &mut out);
         let learned = it.replica.lane != lane;
+        if !learned {
+            judge_split(splitting.as_ref(), &it.replica);
+        }
         if log {
             let at = format!("{} {} {partition}", self.now / MICRO, node + 1);
             eprintln!("{at} {what:.260}");

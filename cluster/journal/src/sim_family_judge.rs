@@ -17,6 +17,8 @@ use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::ErrorCode;
 
 use crate::api::Event;
+use crate::bounds::Splitting;
+use crate::replica::Replica;
 use crate::sim_family::World;
 use crate::sim_family_clients::{Current, Seen, Told, What};
 use crate::sim_family_map::Place;
@@ -75,6 +77,24 @@ fn holds(precondition: Precondition, state: &State) -> bool {
         Precondition::Present => state.there,
         Precondition::Version(seq) => state.there && state.seq == seq.0,
     }
+}
+
+/// What a parent keeps to on its device while a child is made, whatever becomes of it: until the child is durable no root
+/// covers the entry, nothing is hidden before one does, and no other split begins before the end of this one.
+pub(crate) fn judge_split(before: Option<&Splitting>, replica: &Replica) {
+    let covered = replica.index.covered();
+    let now = replica.splitting.as_ref();
+    if let Some(now) = now {
+        assert!(now.durable || covered < now.seq, "a root before the child");
+    }
+    let Some(before) = before.filter(|it| now.is_none_or(|now| now.seq != it.seq)) else {
+        return;
+    };
+    assert!(covered >= before.seq, "hidden before a root covers that");
+    assert!(
+        before.durable || now.is_none(),
+        "another split before the end of {before:?}"
+    );
 }
 
 impl World {
