@@ -79,8 +79,8 @@ fn holds(precondition: Precondition, state: &State) -> bool {
     }
 }
 
-/// What a parent keeps to on its device while a child is made, whatever becomes of it: until the child is durable no root
-/// covers the entry, nothing is hidden before one does, and no other split begins before the end of this one.
+/// What a parent keeps to on its device while a child is made, whatever becomes of it: until the child is durable no
+/// root covers the entry, nothing is hidden before one does, and no other split begins before the end of this one.
 pub(crate) fn judge_split(before: Option<&Splitting>, replica: &Replica) {
     let covered = replica.index.covered();
     let now = replica.splitting.as_ref();
