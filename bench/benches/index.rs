@@ -208,6 +208,7 @@ fn object(n: u64, embedded: usize) -> Object {
         return Object {
             modified_ms: 1_700_000_000_000 + n,
             manifest: Manifest::plain(embedded as u64, n as u32, Body::Inline),
+            tag: None,
             place: None,
             payload: vec![n as u8; embedded].into(),
         };
@@ -228,6 +229,7 @@ fn object(n: u64, embedded: usize) -> Object {
     Object {
         modified_ms: 1_700_000_000_000 + n,
         manifest: Manifest::plain(100_000, n as u32, Body::Stripes(vec![stripe])),
+        tag: None,
         place: None,
         payload: Bytes::new(),
     }

@@ -19,7 +19,7 @@ use crate::ids::{ClientId, RequestNo, Seq, Term};
 use crate::limits::{FRAME_CONTROL_MAX, INLINE_MAX, JOURNAL_BATCH_MAX};
 use crate::manifest::Op;
 use crate::manifest_v1::OpV1;
-use crate::version::{ENTRY_VERSION, ENTRY_VERSION_PLAIN};
+use crate::version::{ENTRY_VERSION, ENTRY_VERSION_BOUNDS, ENTRY_VERSION_PLAIN};
 
 /// Bytes of an entry's header.
 pub const ENTRY_HEADER_LEN: usize = 64;
@@ -174,7 +174,8 @@ pub fn encode_entry(
 ) -> Result<(), EntryError> {
     let at = out.len();
     let version = match op {
-        Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION,
+        Op::PutVersion { .. } | Op::DropVersion { .. } => ENTRY_VERSION,
+        Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION_BOUNDS,
         _ => ENTRY_VERSION_PLAIN,
     };
     let op = control::encode(op);

@@ -316,6 +316,59 @@ impl Manifest {
     }
 }
 
+/// What a version of an object is, in a bucket that keeps versions.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    SchemaWrite,
+    SchemaRead,
+    Serialize,
+    Deserialize,
+)]
+pub struct VersionTag {
+    /// Its name: the number of the entry that made it. In an [`Op`], 0: the entry's own number.
+    pub id: Seq,
+    /// S3 calls it `null`: it was made when the bucket kept no versions.
+    pub null: bool,
+    /// It says that there is no object. It has nothing in it.
+    pub marker: bool,
+}
+
+/// Where the `null` version of an object stands among its versions, whenever it was made: there is one at most.
+pub const NULL_VERSION: Seq = Seq(u64::MAX);
+
+impl VersionTag {
+    /// Where it stands among the versions of its object.
+    pub fn slot(self) -> Seq {
+        if self.null { NULL_VERSION } else { self.id }
+    }
+}
+
+/// What the current object is once one of its versions is gone.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub enum Then {
+    /// What it was: another version is gone.
+    Same,
+    /// There is none, and no version either.
+    Nothing,
+    /// The newest of the versions that are left.
+    Version {
+        /// Which one,
+        tag: VersionTag,
+        /// and the entry that wrote it last, as the proposer found it: it must be that still.
+        seen: Seq,
+        /// When it was made, in milliseconds since 1970.
+        modified_ms: u64,
+        /// What it is made of. With [`Body::Inline`] the entry's payload is the object.
+        manifest: Manifest,
+    },
+}
+
 /// A change of metadata: what a journal entry records.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub enum Op {
@@ -371,6 +424,34 @@ pub enum Op {
         /// Which one.
         into: PartitionId,
     },
+    /// Makes a version of an object, or writes one anew that is there. With [`Body::Inline`] the entry's payload
+    /// is the object.
+    PutVersion {
+        /// The bucket's name.
+        bucket: String,
+        /// The object's key.
+        key: String,
+        /// Which version. One that is there is written anew; a new one has no name yet. There is one `null` version at
+        /// most: a new one takes the place of the one before.
+        tag: VersionTag,
+        /// Whether it is the current one: a new one always is.
+        current: bool,
+        /// When it was made, in milliseconds since 1970; 0: when the entry was.
+        modified_ms: u64,
+        /// What it is made of.
+        manifest: Manifest,
+    },
+    /// Removes a version of an object.
+    DropVersion {
+        /// The bucket's name.
+        bucket: String,
+        /// The object's key.
+        key: String,
+        /// Which version, as [`VersionTag::slot`] has it.
+        id: Seq,
+        /// What the current object is then.
+        then: Then,
+    },
 }
 
 /// What must hold for a change to be made.
@@ -381,7 +462,7 @@ pub enum Precondition {
     /// Nothing.
     #[default]
     None,
-    /// There is no such object (`If-None-Match: *`).
+    /// There is no such object (`If-None-Match: *`), though there may be a marker that says so.
     Absent,
     /// There is such an object (`If-Match: *`).
     Present,

@@ -10,7 +10,7 @@ use crate::ids::{
     ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, RequestNo, Seq, ShardId,
     Term,
 };
-use crate::manifest::{Etag, Manifest, Op, Precondition};
+use crate::manifest::{Etag, Manifest, Op, Precondition, VersionTag};
 
 /// What a client asks of a core. The frame's payload is named where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
@@ -81,6 +81,8 @@ pub enum Request {
         bucket: String,
         /// The key.
         key: String,
+        /// Which version, as [`VersionTag::slot`] has it; none: the current one.
+        id: Option<Seq>,
         /// Whether the inline payload is wanted.
         payload: bool,
     },
@@ -130,6 +132,23 @@ pub enum Request {
         shard: ShardId,
         /// Which fault.
         fault: FindingKind,
+    },
+    /// A page of a listing of all versions. Only to the head.
+    ListVersions {
+        /// Which partition.
+        partition: PartitionId,
+        /// The bucket.
+        bucket: String,
+        /// Only keys that start with this.
+        prefix: String,
+        /// Keys are rolled up after the first of these behind the prefix; empty: none.
+        delimiter: String,
+        /// Only keys or common prefixes after this,
+        after: String,
+        /// and the versions of that key that are older than this one.
+        after_id: Option<Seq>,
+        /// At most so many versions and common prefixes; at most [`crate::limits::LIST_PAGE_MAX`].
+        max: u32,
     },
 }
 
@@ -195,6 +214,8 @@ pub enum Reply {
     Status(NodeStatus),
     /// Refused or failed.
     Error(WireError),
+    /// To `ListVersions`.
+    Versions(VersionPage),
 }
 
 /// A partition's chain, as one of its replicas sees it.
@@ -221,6 +242,8 @@ pub struct ObjectMeta {
     pub modified_ms: u64,
     /// What it is made of.
     pub manifest: Manifest,
+    /// Which version of the object it is, if it is one of a bucket that keeps them.
+    pub tag: Option<VersionTag>,
 }
 
 /// A bucket.
@@ -258,6 +281,20 @@ pub struct ListEntry {
     pub version: Seq,
     /// When it was made, in milliseconds since 1970.
     pub modified_ms: u64,
+    /// Which version of the object it is, if it is one of a bucket that keeps them.
+    pub tag: Option<VersionTag>,
+}
+
+/// A page of a listing of versions, by key in UTF-8 byte order, and of one key the newest first: that one is
+/// the current one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct VersionPage {
+    /// Versions, markers among them. One without a tag is an object of a bucket that kept none.
+    pub versions: Vec<ListEntry>,
+    /// Common prefixes.
+    pub prefixes: Vec<String>,
+    /// Where to go on (as `after` and `after_id`), if there is more.
+    pub next: Option<(String, Option<Seq>)>,
 }
 
 /// What was refused or failed. A caller branches on the code; the text is for a person.
@@ -326,6 +363,8 @@ pub enum ErrorCode {
     Moved,
     /// The bucket reaches into another partition: it cannot be made or removed before its parts are one.
     BucketSpans,
+    /// The current object is none of the versions that are kept: it has to be made one first.
+    NotKept,
 }
 
 /// A fault that was found on a device.
@@ -528,7 +567,9 @@ pub enum ChainBody {
         bucket: String,
         /// its key,
         key: String,
-        /// and the version that is meant.
+        /// which version of it (none: the current one),
+        id: Option<Seq>,
+        /// and the entry that wrote that.
         version: Seq,
     },
     /// To `Recall`. Payload: the object, if `found`.
@@ -537,7 +578,9 @@ pub enum ChainBody {
         bucket: String,
         /// its key,
         key: String,
-        /// and the version that was meant.
+        /// which version of it (none: the current one),
+        id: Option<Seq>,
+        /// and the entry that was meant.
         version: Seq,
         /// Whether the sender can give it. If not, it may have another version, or none (yet).
         found: bool,

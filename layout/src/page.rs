@@ -34,7 +34,7 @@ pub const PAGE_MAX: usize = 128 * GRAIN;
 /// Bytes of the largest chunk: what a run is written in. A page is within one chunk.
 pub const CHUNK_MAX: usize = 256 * GRAIN;
 /// Longest key of an entry, in bytes.
-pub const INDEX_KEY_MAX: usize = 2 + BUCKET_MAX + KEY_MAX;
+pub const INDEX_KEY_MAX: usize = 2 + BUCKET_MAX + KEY_MAX + 9;
 /// Largest value of an entry, in bytes: a manifest, or an embedded payload, and what stands before them.
 pub const INDEX_VALUE_MAX: usize = FRAME_CONTROL_MAX as usize + INLINE_MAX as usize + 256;
 /// Every so many entries one is written with its whole key, for a binary search.

@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::control::{ControlError, ReadConfig, WriteConfig};
 use crate::crc::crc32_around;
 use crate::ids::{DeviceId, PartitionId, Seq, Term};
-use crate::manifest::{Body, Etag, Manifest};
+use crate::manifest::{Body, Etag, Manifest, VersionTag};
 use crate::page::{
     CHUNK_MAX, Child, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, RunId, number, put_number,
 };
@@ -56,6 +56,8 @@ pub struct ObjectValue {
     pub modified_ms: u64,
     /// What it is made of.
     pub manifest: Manifest,
+    /// Which version of the object it is, if it is one of a bucket that keeps them.
+    pub tag: Option<VersionTag>,
     /// Where its journal entry is on this device, if it is inline and stands there only.
     pub place: Option<InlinePlace>,
     /// The object itself, if it is inline and embedded here.
@@ -73,38 +75,89 @@ pub struct ObjectBrief {
     pub crc: u32,
     /// Its ETag.
     pub etag: Etag,
+    /// Which version of the object it is, if it is one of a bucket that keeps them.
+    pub tag: Option<VersionTag>,
 }
 
-/// What a value begins with; then come the manifest's body and attributes, and up to its end the payload.
+/// What a value begins with. Then come tag and place, if it has them, the manifest's body and attributes, and up
+/// to its end the payload.
 #[derive(Clone, Copy, SchemaWrite, SchemaRead)]
 struct ValueHead {
     modified_ms: u64,
     size: u64,
     crc: u32,
     etag: Etag,
+    /// [`HAS_PLACE`] and [`HAS_TAG`]. Values without a tag are what they were before there were any.
+    has: u8,
+}
+
+/// A value has a place.
+const HAS_PLACE: u8 = 1;
+/// A value has a tag.
+const HAS_TAG: u8 = 2;
+
+/// The head of a value, with tag and place.
+struct ValueStart {
+    head: ValueHead,
+    tag: Option<VersionTag>,
     place: Option<InlinePlace>,
+}
+
+impl ValueStart {
+    fn read(rest: &mut &[u8]) -> Result<ValueStart, String> {
+        let bad = |error: wincode::ReadError| error.to_string();
+        let head = <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?;
+        if head.has > HAS_PLACE | HAS_TAG {
+            return Err(format!("a value that has {:#04x}", head.has));
+        }
+        let tag = match head.has & HAS_TAG {
+            0 => None,
+            _ => Some(<VersionTag as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?),
+        };
+        let place = match head.has & HAS_PLACE {
+            0 => None,
+            _ => Some(<InlinePlace as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?),
+        };
+        Ok(ValueStart { head, tag, place })
+    }
 }
 
 impl ObjectValue {
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
+        let mut has = 0;
+        if self.place.is_some() {
+            has |= HAS_PLACE;
+        }
+        if self.tag.is_some() {
+            has |= HAS_TAG;
+        }
         let head = ValueHead {
             modified_ms: self.modified_ms,
             size: self.manifest.size,
             crc: self.manifest.crc,
             etag: self.manifest.etag,
-            place: self.place,
+            has,
         };
-        let mut out = Vec::with_capacity(64 + self.payload.len());
-        let write = wincode::config::serialize_into(&mut out, &head, WriteConfig::new());
+        let mut out = Vec::with_capacity(80 + self.payload.len());
+        let config = WriteConfig::new;
+        let write = wincode::config::serialize_into(&mut out, &head, config());
         write
+            .and_then(|()| match &self.tag {
+                Some(tag) => wincode::config::serialize_into(&mut out, tag, config()),
+                None => Ok(()),
+            })
+            .and_then(|()| match &self.place {
+                Some(place) => wincode::config::serialize_into(&mut out, place, config()),
+                None => Ok(()),
+            })
             .and_then(|()| {
                 let body = &self.manifest.body;
-                wincode::config::serialize_into(&mut out, body, WriteConfig::new())
+                wincode::config::serialize_into(&mut out, body, config())
             })
             .and_then(|()| {
                 let attributes = &self.manifest.attributes;
-                wincode::config::serialize_into(&mut out, attributes, WriteConfig::new())
+                wincode::config::serialize_into(&mut out, attributes, config())
             })
             .expect("writing to memory is not refused: no limit is set on what is written");
         out.extend_from_slice(&self.payload);
@@ -118,13 +171,10 @@ impl ObjectValue {
             let (expected, got) = (INDEX_VALUE_MAX, len);
             return Err(ControlError::TooLong { expected, got });
         }
-        let undecodable = |error: wincode::ReadError| ControlError::Undecodable {
-            len,
-            reason: error.to_string(),
-        };
+        let none = |reason: String| ControlError::Undecodable { len, reason };
+        let undecodable = |error: wincode::ReadError| none(error.to_string());
         let mut rest = bytes;
-        let head =
-            <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
+        let ValueStart { head, tag, place } = ValueStart::read(&mut rest).map_err(none)?;
         let body = <Body as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
         let attributes =
             <Vec<u8> as SchemaRead<'_, ReadConfig>>::get(&mut rest).map_err(undecodable)?;
@@ -137,33 +187,29 @@ impl ObjectValue {
                 body,
                 attributes,
             },
-            place: head.place,
+            tag,
+            place,
             payload: rest.to_vec(),
         })
     }
 
     /// Only what a listing tells.
     pub fn brief(bytes: &[u8]) -> Option<ObjectBrief> {
-        let (modified_ms, rest) = bytes.split_first_chunk()?;
-        let (size, rest) = rest.split_first_chunk()?;
-        let (crc, rest) = rest.split_first_chunk()?;
-        let (md5, rest) = rest.split_first_chunk()?;
-        let parts = rest.first_chunk()?;
+        let mut rest = bytes;
+        let ValueStart { head, tag, .. } = ValueStart::read(&mut rest).ok()?;
         Some(ObjectBrief {
-            modified_ms: u64::from_le_bytes(*modified_ms),
-            size: u64::from_le_bytes(*size),
-            crc: u32::from_le_bytes(*crc),
-            etag: Etag {
-                md5: *md5,
-                parts: u16::from_le_bytes(*parts),
-            },
+            modified_ms: head.modified_ms,
+            size: head.size,
+            crc: head.crc,
+            etag: head.etag,
+            tag,
         })
     }
 
     /// Only the place, and how many bytes are embedded.
     pub fn inline(bytes: &[u8]) -> Option<(Option<InlinePlace>, usize)> {
         let mut rest = bytes;
-        let head = <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut rest).ok()?;
+        let start = ValueStart::read(&mut rest).ok()?;
         // Of the body's variants, the first one has nothing behind its tag. Then come the attributes.
         let embedded = match rest.split_first_chunk()? {
             ([0, 0, 0, 0], rest) => {
@@ -173,7 +219,7 @@ impl ObjectValue {
             }
             _ => 0,
         };
-        Some((head.place, embedded))
+        Some((start.place, embedded))
     }
 }
 

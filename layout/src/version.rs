@@ -7,9 +7,11 @@ pub const FORMAT_MAJOR: u16 = 1;
 /// Minor version of the device format: what was added in a way that an older reader may ignore.
 pub const FORMAT_MINOR: u16 = 0;
 /// Version of the wire frames. A frame with another one is refused.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 /// Version of the journal entries, on disk and on the wire. An entry with a higher one is refused; one
 /// with a lower one is read.
-pub const ENTRY_VERSION: u16 = 3;
+pub const ENTRY_VERSION: u16 = 4;
+/// Version of entries that change the partition's bounds, and hold nothing which came later.
+pub const ENTRY_VERSION_BOUNDS: u16 = 3;
 /// Version of entries that hold nothing which came later: older programs read them.
 pub const ENTRY_VERSION_PLAIN: u16 = 2;

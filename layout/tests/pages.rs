@@ -8,7 +8,7 @@ use ashlar_layout::control::ControlError;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
 use ashlar_layout::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX};
-use ashlar_layout::manifest::{Body, Etag, Manifest, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Stripe, VersionTag};
 use ashlar_layout::page::{
     Child, EntryKind, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, PAGE_MAX, PAGE_TARGET, Page,
     PageBuilder, PageFault, PageKind, PageName, RunId, Spot, claimed_grains, seal_raw,
@@ -71,6 +71,7 @@ fn value(n: u64) -> ObjectValue {
             attributes: vec![n as u8; n as usize % 5],
             ..Manifest::plain(4096, n as u32, body)
         },
+        tag: None,
         place: n.is_multiple_of(4).then_some(InlinePlace {
             term: Term(5),
             at: 1 << 30,
@@ -251,8 +252,16 @@ fn fuzz_seeds() {
 
 #[test]
 fn values() {
-    for n in 0..4 {
-        let value = value(n);
+    let plain = (0..4).map(value);
+    let tagged = (0..4).map(|n| ObjectValue {
+        tag: Some(VersionTag {
+            id: Seq(n << 40),
+            null: n == 1,
+            marker: n == 2,
+        }),
+        ..value(n)
+    });
+    for (n, value) in plain.chain(tagged).enumerate() {
         let bytes = value.encode();
         assert_eq!(ObjectValue::decode(&bytes), Ok(value.clone()));
         let brief = ObjectBrief {
@@ -260,9 +269,10 @@ fn values() {
             size: value.manifest.size,
             crc: value.manifest.crc,
             etag: value.manifest.etag,
+            tag: value.tag,
         };
         assert_eq!(ObjectValue::brief(&bytes), Some(brief));
-        assert_eq!(ObjectValue::brief(&bytes[..37]), None);
+        assert_eq!(ObjectValue::brief(&bytes[..38]), None);
         let inline = Some((value.place, value.payload.len()));
         assert_eq!(ObjectValue::inline(&bytes), inline);
         let whole = bytes.len() - value.payload.len();

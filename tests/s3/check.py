@@ -927,8 +927,6 @@ def test_what_is_not_there_is_not_done():
     """Nothing is touched by a request that is not understood."""
     with bucket() as b:
         S3.put_object(Bucket=b, Key="k", Body=b"stays")
-        enabled = {"Status": "Enabled"}
-        fails("NotImplemented", 501, S3.put_bucket_versioning, Bucket=b, VersioningConfiguration=enabled)
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", ServerSideEncryption="AES256")
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", WebsiteRedirectLocation="/x")
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", ObjectLockLegalHoldStatus="ON")

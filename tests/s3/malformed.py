@@ -340,7 +340,7 @@ def test_unknown():
         for method in ("PATCH", "TRACE", "FOO", "CONNECT"):
             reply = ask(Request(method, "/%s/k" % b, more=length(0)).head)
             assert reply and reply[0] in (400, 405, 501), (method, reply)
-        for query in ("versioning=", "object-lock=", "encryption=", "replication=", "website=", "logging=",
+        for query in ("object-lock=", "encryption=", "replication=", "website=", "logging=",
                       "notification=", "accelerate=", "requestPayment=", "inventory=&id=x", "analytics=&id=x", "nonsense="):
             reply = ask(Request("PUT", "/" + b, query=query.replace("&id=x", ""), more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))

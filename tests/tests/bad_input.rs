@@ -82,7 +82,14 @@ fn names_ranges_and_command_lines_are_checked() {
         let client = rig.client(ClientOptions::default());
         let range = ashlar_node_client::ByteRange::From(11);
         let got = client
-            .get("names", "ä/ö/ü", GetOptions { range: Some(range) })
+            .get(
+                "names",
+                "ä/ö/ü",
+                GetOptions {
+                    range: Some(range),
+                    version: None,
+                },
+            )
             .await;
         let error = got
             .err()

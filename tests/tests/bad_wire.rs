@@ -170,6 +170,7 @@ fn a_port_withstands_whatever_it_is_told() {
         partition: map.partitions[0].id,
         bucket: bucket.to_owned(),
         key: key.to_owned(),
+        id: None,
         payload: true,
     };
     let stale = Epoch(map.epoch.0 - 1);

@@ -41,6 +41,16 @@ fn a_real_client_finds_what_it_knows_of_s3() {
 }
 
 #[test]
+fn versions_are_kept_as_a_real_client_knows_them() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let second = Gateway::start(&rig);
+    let mut script = s3::script(&rig, &python, "versions.py");
+    script.env("ENDPOINT2", &second.endpoint);
+    s3::run(script);
+}
+
+#[test]
 fn what_no_client_sends_is_refused_and_touches_nothing() {
     let Some(python) = s3::python() else { return };
     let (_turn, rig) = rig();

@@ -144,6 +144,7 @@ fn what_a_node_has_accepted_is_answered_before_its_connections_end() {
         partition,
         bucket: "drain".into(),
         key: "k".into(),
+        id: None,
         payload: true,
     };
     let mut reads = Wire::greet(&map, head);

@@ -11,7 +11,8 @@
 //! - it calls with [`Event::Turn`] soon, as long as [`crate::Index::wants_turn`].
 
 use ashlar_layout::ids::{DeviceId, PartitionId, Seq};
-use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta};
+use ashlar_layout::manifest::VersionTag;
+use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta, VersionPage};
 use ashlar_layout::page::{CHUNK_MAX, EntryKind, GRAIN, PAGE_MAX, PageFault, RunId};
 use ashlar_layout::root::{Chunk, InlinePlace, ObjectValue, RootError};
 use bytes::Bytes;
@@ -161,6 +162,28 @@ pub enum Change {
         /// The object's key.
         key: String,
     },
+    /// There is such a version of an object.
+    PutVersion {
+        /// The bucket's name.
+        bucket: String,
+        /// The object's key.
+        key: String,
+        /// Which version.
+        id: Seq,
+        /// The version.
+        object: Object,
+    },
+    /// There is no such version of an object.
+    DropVersion {
+        /// The bucket's name.
+        bucket: String,
+        /// The object's key.
+        key: String,
+        /// Which version.
+        id: Seq,
+    },
+    /// All of these, by one entry: none of them names what another one does.
+    All(Vec<Change>),
     /// Nothing: the entry is of no concern to the map.
     Nothing,
 }
@@ -172,6 +195,8 @@ pub struct Object {
     pub modified_ms: u64,
     /// What it is made of.
     pub manifest: ashlar_layout::manifest::Manifest,
+    /// Which version of the object it is, if it is one of a bucket that keeps them.
+    pub tag: Option<VersionTag>,
     /// Where its journal entry is on this device, if it is inline and not embedded. An object without
     /// bytes needs neither.
     pub place: Option<InlinePlace>,
@@ -205,14 +230,38 @@ pub struct List {
     pub max: u32,
 }
 
+/// An object, or a version of one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The bucket.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+    /// Which version; none: the current object.
+    pub id: Option<Seq>,
+}
+
+/// Which page of a listing of versions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Versions {
+    /// As in any listing: `after` alone means behind all versions of that key.
+    pub list: List,
+    /// With this, it means the versions of that key that are older.
+    pub after_id: Option<Seq>,
+}
+
 /// What one wants to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     /// Objects, by bucket and key: each as it is, all at the same moment.
     Objects(Vec<(String, String)>),
+    /// The same, versions of objects among them.
+    Named(Vec<Name>),
+    /// A page of a listing of versions.
+    Versions(Versions),
     /// A bucket.
     Bucket(String),
-    /// Whether nothing is in a bucket.
+    /// Whether nothing is in a bucket, versions of objects included.
     Empty(String),
     /// A page of a listing.
     List(List),
@@ -261,21 +310,33 @@ impl Item {
                 created_ms: u64::from_le_bytes(created),
             });
         }
-        match (self.kind, key::object_name(&self.key)) {
-            (EntryKind::Object, Some((bucket, key))) => {
-                let value = ObjectValue::decode(&self.value).map_err(|e| bad(e.to_string()))?;
-                Ok(Change::Put {
-                    bucket: bucket.to_owned(),
-                    key: key.to_owned(),
-                    object: Object {
-                        modified_ms: value.modified_ms,
-                        manifest: value.manifest,
-                        place: value.place,
-                        payload: value.payload.into(),
-                    },
-                })
-            }
-            _ => Err(bad("it is neither bucket nor object".to_owned())),
+        if self.kind != EntryKind::Object {
+            return Err(bad("it is neither bucket nor object".to_owned()));
+        }
+        let value = ObjectValue::decode(&self.value).map_err(|e| bad(e.to_string()))?;
+        let object = Object {
+            modified_ms: value.modified_ms,
+            manifest: value.manifest,
+            tag: value.tag,
+            place: value.place,
+            payload: value.payload.into(),
+        };
+        if let Some((bucket, key)) = key::object_name(&self.key) {
+            let (bucket, key) = (bucket.to_owned(), key.to_owned());
+            return Ok(Change::Put {
+                bucket,
+                key,
+                object,
+            });
+        }
+        match key::version_name(&self.key) {
+            Some((bucket, key, id)) => Ok(Change::PutVersion {
+                bucket,
+                key,
+                id,
+                object,
+            }),
+            None => Err(bad("it has no name of an object".to_owned())),
         }
     }
 }
@@ -283,7 +344,7 @@ impl Item {
 /// What there is to be said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// To `Objects`, in the order of the question.
+    /// To `Objects` and `Named`, in the order of the question.
     Objects(Vec<Option<Found>>),
     /// To `Bucket`.
     Bucket(Option<BucketMeta>),
@@ -291,6 +352,8 @@ pub enum Output {
     Empty(bool),
     /// To `List`; none if there is no such bucket.
     List(Option<ListPage>),
+    /// To `Versions`; none if there is no such bucket.
+    Versions(Option<VersionPage>),
     /// To `Buckets`.
     Buckets {
         /// The buckets.

@@ -12,10 +12,11 @@ use ashlar_layout::page::EntryKind;
 use ashlar_layout::root::ObjectValue;
 use bytes::Bytes;
 
-use crate::api::{Found, IndexError, Item, Output, Question};
+use crate::api::{Found, IndexError, Item, Name, Output, Question};
 use crate::key;
 use crate::list::{Listing, bad_entry};
 use crate::run::Pages;
+use crate::versions::VersionListing;
 use crate::walk::{Got, Held, Seen, Sources, Step, Walked, walk};
 
 /// What is left of a question.
@@ -31,7 +32,15 @@ pub(crate) enum Work {
     Empty {
         prefix: Vec<u8>,
         from: Vec<u8>,
+        /// What is looked at when nothing begins with that: versions.
+        then: Option<Vec<u8>>,
         empty: bool,
+    },
+    Versions {
+        /// Whether there is such a bucket, once that is known.
+        bucket: Option<bool>,
+        bucket_key: Vec<u8>,
+        listing: Box<VersionListing>,
     },
     List {
         /// Whether there is such a bucket, once that is known.
@@ -93,9 +102,22 @@ impl Work {
                 Work::Empty {
                     from: prefix.clone(),
                     prefix,
+                    then: Some(key::versions_from(&name, "")),
                     empty: true,
                 }
             }
+            Question::Named(names) => {
+                let of = |Name { bucket, key, id }: &Name| match id {
+                    None => key::object(bucket, key),
+                    Some(id) => key::version(bucket, key, *id),
+                };
+                Work::objects(names.iter().map(of).collect())
+            }
+            Question::Versions(params) => Work::Versions {
+                bucket: None,
+                bucket_key: key::bucket(&params.list.bucket),
+                listing: Box::new(VersionListing::new(params)),
+            },
             Question::List(params) => {
                 let bucket_key = key::bucket(&params.bucket);
                 let (listing, from) = Listing::new(params);
@@ -180,14 +202,49 @@ impl Work {
             Work::Empty {
                 prefix,
                 from,
+                then,
                 empty,
-            } => {
+            } => loop {
                 let mut visit = |key: &[u8], _: Seen<'_>| {
                     *empty = !key.starts_with(prefix);
                     Ok(Step::Stop)
                 };
                 let walked = walk(sources, from, pages, held, budget, &mut visit)?;
-                Ok(passed(walked, || Output::Empty(*empty)))
+                let over = matches!(walked, Walked::Finished | Walked::Stopped);
+                match then.take_if(|_| over && *empty) {
+                    Some(next) => {
+                        from.clone_from(&next);
+                        *prefix = next;
+                    }
+                    None => return Ok(passed(walked, || Output::Empty(*empty))),
+                }
+            },
+            Work::Versions {
+                bucket,
+                bucket_key,
+                listing,
+            } => {
+                let mut probed = Held::new();
+                if !probe(bucket, bucket_key, sources, pages, &mut probed)? {
+                    return Ok(Passed::Done(Output::Versions(None)));
+                }
+                let mut walked = Walked::Finished;
+                while let Some(mut from) = listing.from().map(std::mem::take) {
+                    let mut visit = |key: &[u8], seen: Seen<'_>| listing.visit(key, seen);
+                    walked = walk(sources, &mut from, pages, held, budget, &mut visit)?;
+                    if !matches!(walked, Walked::Finished | Walked::Stopped) {
+                        if let Some(at) = listing.from() {
+                            *at = from;
+                        }
+                        break;
+                    }
+                    listing.walked();
+                }
+                if bucket.is_none() {
+                    held.extend(probed);
+                    return Ok(Passed::Missing);
+                }
+                Ok(passed(walked, || Output::Versions(Some(listing.page()))))
             }
             Work::List {
                 bucket,
@@ -196,16 +253,7 @@ impl Work {
                 from,
             } => {
                 let mut probed = Held::new();
-                if bucket.is_none() {
-                    probed.extend_from_slice(pages.held);
-                    *bucket = match sources.get(bucket_key, pages, &mut probed, |_| ()) {
-                        Got::Found(()) => Some(true),
-                        Got::Absent => Some(false),
-                        Got::Missing => None,
-                    };
-                    check(pages)?;
-                }
-                if *bucket == Some(false) {
+                if !probe(bucket, bucket_key, sources, pages, &mut probed)? {
                     return Ok(Passed::Done(Output::List(None)));
                 }
                 let walked = match from {
@@ -281,6 +329,26 @@ impl Work {
     }
 }
 
+/// Finds out whether there is a bucket; false if it is known that there is none.
+fn probe(
+    bucket: &mut Option<bool>,
+    bucket_key: &[u8],
+    sources: &Sources<'_>,
+    pages: &mut Pages<'_>,
+    probed: &mut Held,
+) -> Result<bool, IndexError> {
+    if bucket.is_none() {
+        probed.extend_from_slice(pages.held);
+        *bucket = match sources.get(bucket_key, pages, probed, |_| ()) {
+            Got::Found(()) => Some(true),
+            Got::Absent => Some(false),
+            Got::Missing => None,
+        };
+        check(pages)?;
+    }
+    Ok(*bucket != Some(false))
+}
+
 fn passed(walked: Walked, done: impl FnOnce() -> Output) -> Passed {
     match walked {
         Walked::Finished | Walked::Stopped => Passed::Done(done()),
@@ -303,6 +371,7 @@ fn object(key: &[u8], seen: Seen<'_>) -> Result<Found, IndexError> {
             version: Seq(seen.seq),
             modified_ms: value.modified_ms,
             manifest: value.manifest,
+            tag: value.tag,
         },
         place: value.place,
         payload: value.payload.into(),

@@ -11,7 +11,7 @@ use ashlar_layout::page::EntryKind;
 use ashlar_layout::root::ObjectValue;
 use bytes::Bytes;
 
-use crate::api::{Action, Change, Full};
+use crate::api::{Action, Change, Full, Object};
 use crate::index::{Frozen, Index};
 use crate::key;
 use crate::memtable::Version;
@@ -23,9 +23,7 @@ impl Index {
         if seq <= self.applied {
             return Ok(());
         }
-        if let Some((key, kind, value)) = encoded(change) {
-            self.put(seq, key, kind, value)?;
-        }
+        self.put_all(seq, encoded(change))?;
         self.applied = seq;
         Ok(())
     }
@@ -34,31 +32,24 @@ impl Index {
     /// yet: each key once, in any order. Until [`Index::ingested`] it covers nothing, and a root of
     /// it is opened as if there were none.
     pub fn ingest(&mut self, version: Seq, change: Change) -> Result<(), Full> {
-        let Some((key, kind, value)) = encoded(change) else {
-            return Ok(());
-        };
-        self.put(version, key, kind, value)
+        self.put_all(version, encoded(change))
     }
 
-    /// Puts another value to a version that stands in the map, and is its key's newest: the payload of an
+    /// Puts another value to an entry that stands in the map, and is its key's newest: the payload of an
     /// object that had to be fetched from another replica. It is no entry of the journal, and is lost in a
     /// crash unless a root that was frozen later is durable: then it is what it was before.
     ///
     /// The owner sees to it that the key was neither put nor deleted since it looked: a version that nothing
     /// has any more would be there again.
     pub fn amend(&mut self, version: Seq, change: Change) -> Result<(), Full> {
-        let Some((key, kind, value)) = encoded(change) else {
-            return Ok(());
-        };
-        let tables = self.frozen.iter().map(|frozen| &*frozen.table);
-        let newest = tables
-            .chain([&self.active])
-            .filter_map(|t| t.newest(&key))
-            .max();
-        if version > self.applied || newest > Some(version.0) {
-            return Ok(());
-        }
-        self.put(version, key, kind, value)
+        let mut entries = encoded(change);
+        entries.retain(|(key, ..)| {
+            let tables = self.frozen.iter().map(|frozen| &*frozen.table);
+            let newest = tables.chain([&self.active]);
+            let newest = newest.filter_map(|table| table.newest(key)).max();
+            version <= self.applied && newest <= Some(version.0)
+        });
+        self.put_all(version, entries)
     }
 
     /// All of a snapshot was ingested: the index is at this entry.
@@ -66,18 +57,24 @@ impl Index {
         self.applied = self.applied.max(seq);
     }
 
-    fn put(&mut self, seq: Seq, key: Vec<u8>, kind: EntryKind, value: Vec<u8>) -> Result<(), Full> {
+    /// Puts all of them, or none.
+    fn put_all(&mut self, seq: Seq, entries: Vec<Entry>) -> Result<(), Full> {
+        if entries.is_empty() {
+            return Ok(());
+        }
         if self.active.bytes() >= 2 * self.config.limits.table_bytes {
             let frozen = self.frozen.iter().map(|f| f.table.bytes());
             let waiting = self.active.bytes() + frozen.sum::<usize>();
             return Err(Full { waiting });
         }
-        self.bytes_in += (key.len() + value.len()) as u64;
-        let value = value.into_boxed_slice();
         let seq = seq.0;
         let snapshots = &self.snapshots;
         let seen = |from: u64, to: u64| snapshots.range(from..to).next().is_some();
-        self.active.insert(&key, Version { seq, kind, value }, seen);
+        for (key, kind, value) in entries {
+            self.bytes_in += (key.len() + value.len()) as u64;
+            let value = value.into_boxed_slice();
+            self.active.insert(&key, Version { seq, kind, value }, seen);
+        }
         Ok(())
     }
 
@@ -116,10 +113,25 @@ impl Index {
     }
 }
 
-/// The entry that a change makes: key, kind and value.
-fn encoded(change: Change) -> Option<(Vec<u8>, EntryKind, Vec<u8>)> {
-    Some(match change {
-        Change::Nothing => return None,
+/// An entry: key, kind and value.
+type Entry = (Vec<u8>, EntryKind, Vec<u8>);
+
+/// The entries that a change makes.
+fn encoded(change: Change) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    encode_into(&mut entries, change);
+    entries
+}
+
+fn encode_into(entries: &mut Vec<Entry>, change: Change) {
+    entries.push(match change {
+        Change::Nothing => return,
+        Change::All(changes) => {
+            for change in changes {
+                encode_into(entries, change);
+            }
+            return;
+        }
         Change::PutBucket { bucket, created_ms } => {
             let value = created_ms.to_le_bytes().to_vec();
             (key::bucket(&bucket), EntryKind::Bucket, value)
@@ -130,17 +142,35 @@ fn encoded(change: Change) -> Option<(Vec<u8>, EntryKind, Vec<u8>)> {
             key,
             object,
         } => {
-            let value = ObjectValue {
-                modified_ms: object.modified_ms,
-                manifest: object.manifest,
-                place: object.place,
-                payload: object.payload.into(),
-            };
-            let value = value.encode();
+            let value = value_of(object);
             (key::object(&bucket, &key), EntryKind::Object, value)
         }
         Change::Delete { bucket, key } => {
             (key::object(&bucket, &key), EntryKind::Tombstone, Vec::new())
         }
-    })
+        Change::PutVersion {
+            bucket,
+            key,
+            id,
+            object,
+        } => {
+            let value = value_of(object);
+            (key::version(&bucket, &key, id), EntryKind::Object, value)
+        }
+        Change::DropVersion { bucket, key, id } => {
+            let key = key::version(&bucket, &key, id);
+            (key, EntryKind::Tombstone, Vec::new())
+        }
+    });
+}
+
+fn value_of(object: Object) -> Vec<u8> {
+    ObjectValue {
+        modified_ms: object.modified_ms,
+        manifest: object.manifest,
+        tag: object.tag,
+        place: object.place,
+        payload: object.payload.into(),
+    }
+    .encode()
 }

@@ -1,8 +1,8 @@
 //! What is visible of a run: windows of keys, in the order of the map.
 //!
 //! A range of a partition is a stretch of (bucket, key), where a bucket's own record counts as
-//! (bucket, ""). In the map all buckets come before all objects, so such a range is two windows there; a
-//! bucket's record that is carried along is one more.
+//! (bucket, ""). In the map all buckets come before all objects, and all objects before all versions of such, so
+//! a range is three windows there; a bucket's record that is carried along is one more.
 //!
 //! Invariants:
 //! - windows ascend, none is empty, and none touches the next;
@@ -119,16 +119,20 @@ fn joined(mut windows: Vec<Window>) -> Vec<Window> {
 /// of a range with nothing in it shows no key that there can be.
 pub(crate) fn windows(range: &Range, carry: &[String]) -> Vec<Window> {
     let (mut from_bucket, mut from_object) = (key::buckets(), key::objects());
+    let mut from_version = key::versions();
     if let Some((bucket, key)) = &range.from {
         from_object = key::object(bucket, key);
+        from_version = key::versions_from(bucket, key);
         from_bucket = key::bucket(bucket);
         if !key.is_empty() {
             key::step_past(&mut from_bucket);
         }
     }
-    let (mut to_bucket, mut to_object) = (key::objects(), Vec::new());
+    let (mut to_bucket, mut to_object) = (key::objects(), key::versions());
+    let mut to_version = Vec::new();
     if let Some((bucket, key)) = &range.to {
         to_object = key::object(bucket, key);
+        to_version = key::versions_from(bucket, key);
         to_bucket = key::bucket(bucket);
         if !key.is_empty() {
             key::step_past(&mut to_bucket);
@@ -138,6 +142,7 @@ pub(crate) fn windows(range: &Range, carry: &[String]) -> Vec<Window> {
     let mut windows = vec![
         window(from_bucket, to_bucket),
         window(from_object, to_object),
+        window(from_version, to_version),
     ];
     windows.extend(carry.iter().map(|name| {
         let from = key::bucket(name);
@@ -247,6 +252,10 @@ mod tests {
                 for key in &keys[1..] {
                     let seen = sees(&clip, &key::object(name, key));
                     assert_eq!(seen, range.contains(name, key), "{range:?} {name} {key}");
+                    for id in [0, 7, u64::MAX] {
+                        let version = key::version(name, key, ashlar_layout::ids::Seq(id));
+                        assert_eq!(sees(&clip, &version), seen, "{range:?} {name} {key} {id}");
+                    }
                 }
             }
         }

@@ -155,7 +155,7 @@ impl Index {
     /// it on either side.
     pub fn middle(&self) -> Option<(String, String)> {
         // Half of a fence page's entries are taken to be where it begins, half right before it ends.
-        let mut weights: Vec<(&[u8], bool, u64)> = Vec::new();
+        let mut weights: Vec<(Vec<u8>, bool, u64)> = Vec::new();
         let mut borders = Vec::new();
         for run in &self.runs {
             let record = &run.record;
@@ -164,7 +164,11 @@ impl Index {
             for (at, (from, to)) in
                 pages.filter(|(_, page)| clip::touches(&record.clip, page.0, page.1))
             {
-                weights.extend([(from, true, each), (to, false, each)]);
+                // A version counts where its object does.
+                weights.extend([
+                    (key::place(from), true, each),
+                    (key::place(to), false, each),
+                ]);
                 if at > 0 && clip::sees(&record.clip, from) {
                     borders.extend(key::border(from));
                 }

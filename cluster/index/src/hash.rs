@@ -84,7 +84,14 @@ impl Hash for Work {
                 found.iter().for_each(|found| found.is_some().hash(state));
             }
             Work::Bucket { key } => key.hash(state),
-            Work::Empty { from, empty, .. } => (from, empty).hash(state),
+            Work::Empty {
+                from, then, empty, ..
+            } => (from, then, empty).hash(state),
+            Work::Versions {
+                bucket,
+                bucket_key,
+                listing,
+            } => (bucket, bucket_key, listing.progress()).hash(state),
             Work::List {
                 bucket,
                 bucket_key,

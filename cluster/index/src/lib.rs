@@ -42,11 +42,12 @@ mod memtable;
 mod opening;
 mod run;
 mod span;
+mod versions;
 mod walk;
 
 pub use api::{
-    Action, Answer, Change, Config, Event, Found, Full, IndexError, Item, Limits, List, Object,
-    Output, Question, Range, Snapshot, Stats, WriteFailure,
+    Action, Answer, Change, Config, Event, Found, Full, IndexError, Item, Limits, List, Name,
+    Object, Output, Question, Range, Snapshot, Stats, Versions, WriteFailure,
 };
 pub use cache::{Cache, CacheStats};
 pub use index::Index;

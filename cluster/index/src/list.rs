@@ -65,13 +65,18 @@ impl Listing {
         if !key.starts_with(&self.prefix) || seen.kind != EntryKind::Object {
             return Ok(Step::Stop);
         }
+        let name = std::str::from_utf8(&key[self.bucket.len()..])
+            .map_err(|error| bad_entry(key, &error.to_string()))?;
+        let entry = entry_of(key, name, seen)?;
+        if entry.tag.is_some_and(|tag| tag.marker) {
+            // It says that there is no object.
+            return Ok(Step::Next);
+        }
         let max = self.params.max.min(LIST_PAGE_MAX) as usize;
         if self.page.objects.len() + self.page.prefixes.len() == max {
             self.page.next = self.last.take();
             return Ok(Step::Stop);
         }
-        let name = std::str::from_utf8(&key[self.bucket.len()..])
-            .map_err(|error| bad_entry(key, &error.to_string()))?;
         if let Some(common) = common_prefix(name, &self.params) {
             let common = common.to_owned();
             self.last = Some(common.clone());
@@ -85,19 +90,25 @@ impl Listing {
                 None => Step::Stop,
             });
         }
-        let brief = ObjectValue::brief(seen.value)
-            .ok_or_else(|| bad_entry(key, "too few bytes for an object"))?;
         self.last = Some(name.to_owned());
-        self.page.objects.push(ListEntry {
-            key: name.to_owned(),
-            size: brief.size,
-            crc: brief.crc,
-            etag: brief.etag,
-            version: Seq(seen.seq),
-            modified_ms: brief.modified_ms,
-        });
+        self.page.objects.push(entry);
         Ok(Step::Next)
     }
+}
+
+/// What a listing tells of an entry of this name.
+pub(crate) fn entry_of(key: &[u8], name: &str, seen: Seen<'_>) -> Result<ListEntry, IndexError> {
+    let brief = ObjectValue::brief(seen.value)
+        .ok_or_else(|| bad_entry(key, "too few bytes for an object"))?;
+    Ok(ListEntry {
+        key: name.to_owned(),
+        size: brief.size,
+        crc: brief.crc,
+        etag: brief.etag,
+        version: Seq(seen.seq),
+        modified_ms: brief.modified_ms,
+        tag: brief.tag,
+    })
 }
 
 pub(crate) fn bad_entry(key: &[u8], reason: &str) -> IndexError {
@@ -108,7 +119,7 @@ pub(crate) fn bad_entry(key: &[u8], reason: &str) -> IndexError {
 }
 
 /// Where the page begins, and whether behind that key; `None` if nothing can follow.
-fn start(params: &List) -> Option<(String, bool)> {
+pub(crate) fn start(params: &List) -> Option<(String, bool)> {
     let List { prefix, after, .. } = params;
     if after.as_str() < prefix.as_str() {
         return Some((prefix.clone(), false));
@@ -123,7 +134,7 @@ fn start(params: &List) -> Option<(String, bool)> {
 }
 
 /// What `key` is rolled up under, if it is.
-fn common_prefix<'a>(key: &'a str, params: &List) -> Option<&'a str> {
+pub(crate) fn common_prefix<'a>(key: &'a str, params: &List) -> Option<&'a str> {
     if params.delimiter.is_empty() {
         return None;
     }
@@ -134,7 +145,7 @@ fn common_prefix<'a>(key: &'a str, params: &List) -> Option<&'a str> {
 
 /// The least string that is greater than everything that begins with `prefix`. UTF-8 bytes are in
 /// the order of the characters, so it is `prefix` with its last character made one greater.
-fn past(mut prefix: String) -> Option<String> {
+pub(crate) fn past(mut prefix: String) -> Option<String> {
     while let Some(last) = prefix.pop() {
         let next = match last {
             '\u{d7ff}' => Some('\u{e000}'),

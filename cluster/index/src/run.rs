@@ -297,6 +297,11 @@ impl Cursor {
 
     fn seek_window(&mut self, window: usize, pages: &mut Pages<'_>) {
         let from = self.run.record.clip[window].from.clone();
+        if *from > *self.run.record.highest {
+            // A range has a window of each kind of key, and not every run has a key of each.
+            self.state = State::End;
+            return;
+        }
         self.seek_any(&from, u64::MAX, pages);
     }
 

@@ -18,11 +18,13 @@
 
 use std::time::Duration;
 
-use ashlar_cluster_index as index;
+use ashlar_cluster_index::{self as index, Name};
 use ashlar_layout::ids::{ClientId, DeviceId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::limits::EXTENT_SIZE;
 use ashlar_layout::manifest::{Op, Precondition};
-use ashlar_layout::message::{BucketMeta, ChainMessage, ListPage, ObjectMeta, Reply, WireError};
+use ashlar_layout::message::{
+    BucketMeta, ChainMessage, ListPage, ObjectMeta, Reply, VersionPage, WireError,
+};
 use bytes::Bytes;
 
 use crate::bounds::Newborn;
@@ -290,11 +292,9 @@ pub enum Event {
     /// The payload of an object cannot be read on this device: it is asked of the other replicas, and put
     /// into the index. Answered by [`Action::Restored`].
     InlineLost {
-        /// The object's bucket,
-        bucket: String,
-        /// its key,
-        key: String,
-        /// and its version.
+        /// The object, or the version of one,
+        name: Name,
+        /// and the entry that wrote it.
         version: Seq,
     },
     /// What the index wanted done has happened.
@@ -385,11 +385,9 @@ pub enum Action {
     Retired,
     /// To `InlineLost`: the payload is there again (look the object up again), or is not.
     Restored {
-        /// The object's bucket,
-        bucket: String,
-        /// its key,
-        key: String,
-        /// and the version that was meant.
+        /// The object, or the version of one,
+        name: Name,
+        /// and the entry that was meant.
         version: Seq,
         /// Why not.
         result: Result<(), WireError>,
@@ -448,11 +446,15 @@ pub enum Ask {
     Lookup {
         /// Its bucket,
         bucket: String,
-        /// and its key.
+        /// its key,
         key: String,
+        /// and which version; none: the current one.
+        id: Option<Seq>,
     },
     /// A page of a listing.
     List(ListParams),
+    /// A page of a listing of versions: with a name, of the key that it is behind only those that are older.
+    Versions(ListParams, Option<Seq>),
     /// Buckets after a name, at most so many.
     Buckets {
         /// Only names after this.
@@ -481,6 +483,8 @@ pub enum Answer {
     },
     /// A page.
     Page(ListPage),
+    /// A page of versions.
+    Versions(VersionPage),
     /// Buckets, and whether there are more.
     Buckets {
         /// Name and creation time.

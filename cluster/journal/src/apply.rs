@@ -10,7 +10,7 @@
 use ashlar_cluster_index::{Change, Object};
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::journal::Entry;
-use ashlar_layout::manifest::{Body, Manifest, Op};
+use ashlar_layout::manifest::{Body, Manifest, Op, Then};
 use ashlar_layout::message::{ChainBody, ErrorCode, Reply};
 use ashlar_layout::root::InlinePlace;
 use ashlar_layout::time::Instant;
@@ -22,6 +22,7 @@ use crate::mutants::mutant;
 use crate::pending::{Displaced, Proposal, Refusal};
 use crate::recall;
 use crate::replica::{Purpose, Read, Replica, Role};
+use crate::versions::{self, Made};
 
 impl Replica {
     /// Applies what is committed and durable here, and tells those who wait for it. What is not durable here
@@ -134,28 +135,75 @@ impl Replica {
                 bucket,
                 key,
                 manifest,
+            } => Change::Put {
+                bucket,
+                key,
+                object: self.object(seq, time_ms, manifest, inline),
+            },
+            Op::PutVersion {
+                bucket,
+                key,
+                tag,
+                current,
+                modified_ms,
+                manifest,
             } => {
-                let embeds = manifest.size <= self.config.limits.embed as u64;
-                let is_inline = manifest.body == Body::Inline;
-                let payload = Some(inline).filter(|_| is_inline && embeds);
-                let slot = self.log.slot(seq).filter(|_| is_inline && !embeds);
-                let place = slot.map(|slot| InlinePlace {
-                    term: slot.term,
-                    at: slot.at,
-                    len: slot.len,
-                });
-                let object = Object {
-                    modified_ms: time_ms,
-                    manifest,
-                    place,
-                    payload: payload.unwrap_or_default(),
+                let made_ms = if modified_ms == 0 {
+                    time_ms
+                } else {
+                    modified_ms
                 };
-                Change::Put {
+                let object = self.object(seq, made_ms, manifest, inline);
+                let made = Made {
                     bucket,
                     key,
+                    tag,
+                    current,
                     object,
-                }
+                };
+                made.change(seq)
             }
+            Op::DropVersion {
+                bucket,
+                key,
+                id,
+                then,
+            } => {
+                let current = then != Then::Same;
+                let next = match then {
+                    Then::Version {
+                        tag,
+                        modified_ms,
+                        manifest,
+                        ..
+                    } => Some(Object {
+                        tag: Some(tag),
+                        ..self.object(seq, modified_ms, manifest, inline)
+                    }),
+                    Then::Same | Then::Nothing => None,
+                };
+                versions::drop_change((bucket, key, id), current, next)
+            }
+        }
+    }
+
+    /// An object that came with entry `seq`.
+    fn object(&self, seq: Seq, modified_ms: u64, manifest: Manifest, inline: Bytes) -> Object {
+        let embeds = manifest.size <= self.config.limits.embed as u64;
+        let is_inline = manifest.body == Body::Inline;
+        let payload = Some(inline).filter(|_| is_inline && embeds);
+        let slot = self.log.slot(seq).filter(|_| is_inline && !embeds);
+        let place = slot.map(|slot| InlinePlace {
+            term: slot.term,
+            at: slot.at,
+            len: slot.len,
+        });
+        Object {
+            modified_ms,
+            manifest,
+            tag: None,
+            place,
+            payload: payload.unwrap_or_default(),
         }
     }
 
@@ -269,10 +317,10 @@ impl Replica {
                 let inline = pieces.first().and_then(inline_of);
                 self.lesson_read(now, peer, (lesson, item), inline, out);
             }
-            Purpose::Recall { peer, bucket, key } => {
+            Purpose::Recall { peer, name } => {
                 let decoded = pieces.first().and_then(|it| entry::decode(&it.bytes).ok());
-                let inline = decoded.and_then(|it| recall::inline_for(it, &bucket, &key));
-                self.recalled(peer, (bucket, key), read.first, inline, out);
+                let inline = decoded.and_then(|it| recall::inline_for(it, &name));
+                self.recalled(peer, name, read.first, inline, out);
             }
         }
         if lost {

@@ -350,10 +350,14 @@ impl Replica {
                 return None;
             };
             let bucket = match &reader.ask {
-                Ask::Lookup { bucket, key } if self.holds(bucket, key) => return None,
-                Ask::List(params) if self.holds_to_end(&params.bucket) => return None,
+                Ask::Lookup { bucket, key, .. } if self.holds(bucket, key) => return None,
+                Ask::List(params) | Ask::Versions(params, _)
+                    if self.holds_to_end(&params.bucket) =>
+                {
+                    return None;
+                }
                 Ask::Lookup { bucket, .. } => bucket,
-                Ask::List(params) => &params.bucket,
+                Ask::List(params) | Ask::Versions(params, _) => &params.bucket,
                 Ask::Buckets { .. } => "",
             };
             let result = Err(self.moved(bucket).into());
@@ -487,8 +491,8 @@ impl Replica {
     /// Whether a reader may be answered.
     pub(crate) fn check_reader(&self, ask: &Ask) -> Result<(), Refusal> {
         match ask {
-            Ask::Lookup { bucket, key } => self.check_place(bucket, key),
-            Ask::List(params) => {
+            Ask::Lookup { bucket, key, .. } => self.check_place(bucket, key),
+            Ask::List(params) | Ask::Versions(params, _) => {
                 let bucket = &params.bucket;
                 let Bounds { from, to, closed } = &self.bounds;
                 let behind = to

@@ -1,7 +1,8 @@
 //! Whether a proposed change makes sense by itself, whatever the state.
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Then, VersionTag};
 use ashlar_layout::message::ErrorCode;
 use ashlar_layout::names::{check_bucket, check_key};
 
@@ -36,6 +37,33 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
             named(check_key(key))?;
             return body(manifest, inline);
         }
+        Op::PutVersion {
+            bucket,
+            key,
+            tag,
+            current,
+            manifest,
+            ..
+        } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+            if tag.id == Seq(0) && !current {
+                return bad("a new version that is not the current one".to_owned());
+            }
+            return version(tag, manifest, inline);
+        }
+        Op::DropVersion {
+            bucket, key, then, ..
+        } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+            if let Then::Version { tag, manifest, .. } = then {
+                if tag.id == Seq(0) {
+                    return bad("a version without a name".to_owned());
+                }
+                return version(tag, manifest, inline);
+            }
+        }
     }
     if inline.is_empty() {
         return Ok(());
@@ -44,6 +72,14 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
         "{} bytes of payload come with a change that takes none",
         inline.len()
     ))
+}
+
+fn version(tag: &VersionTag, manifest: &Manifest, inline: &[u8]) -> Result<(), Refusal> {
+    if tag.marker && (manifest.size > 0 || !manifest.attributes.is_empty()) {
+        let detail = "a marker that there is no object, with something in it";
+        return Err(Refusal::new(ErrorCode::BadRequest, detail));
+    }
+    body(manifest, inline)
 }
 
 fn body(manifest: &Manifest, inline: &[u8]) -> Result<(), Refusal> {

@@ -33,9 +33,10 @@ impl Mark {
             Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
                 Mark::Slot(slot_of(bucket, ""))
             }
-            Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
-                Mark::Slot(slot_of(bucket, key))
-            }
+            Op::Put { bucket, key, .. }
+            | Op::Delete { bucket, key }
+            | Op::PutVersion { bucket, key, .. }
+            | Op::DropVersion { bucket, key, .. } => Mark::Slot(slot_of(bucket, key)),
         }
     }
 }

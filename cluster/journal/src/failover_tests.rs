@@ -85,6 +85,7 @@ fn a_stopped_head_serves_nothing_when_it_goes_on() {
     let ask = Ask::Lookup {
         bucket: "bucket".to_owned(),
         key: "k".to_owned(),
+        id: None,
     };
     let error = script.world.peek(0, ask).unwrap_err();
     assert_eq!(error.code, ErrorCode::NotServing);

@@ -6,6 +6,7 @@
 //! - a change of a bucket waits for all that wait for objects in it, and what comes for objects in it then waits
 //!   behind that change. So what the index says of a bucket or an object, asked when nothing is pending
 //!   for it, is still so when it has been said;
+//! - what depends on versions of an object waits until no change of that is pending;
 //! - everything that waits here is counted, and bounded with what is pending.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -116,6 +117,16 @@ impl Gates {
             let gate = gates.get("").filter(|gate| gate.question.is_none())?;
             let first = gate.waiting.front().filter(|_| gates.len() == 1)?;
             Some((&**bucket, &first.decoded.op))
+        })
+    }
+
+    /// Objects at whose gate somebody waits for nothing but what is pending.
+    pub(crate) fn free_objects(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.buckets.iter().flat_map(|(bucket, gates)| {
+            let free = gates
+                .iter()
+                .filter(|(key, gate)| !key.is_empty() && gate.question.is_none());
+            free.map(move |(key, _)| (&**bucket, &**key))
         })
     }
 

@@ -24,7 +24,7 @@ use crate::entry::{self, Decoded, Mark, Piece};
 use crate::gate::{Gates, Proposed};
 use crate::indexing::Found;
 use crate::mutants::mutant;
-use crate::pending::{Judgement, Pending, Refusal};
+use crate::pending::{Facts, Judgement, Pending, Refusal};
 use crate::progress::Progress;
 use crate::replica::{Replica, Role};
 use crate::teach::Teaching;
@@ -162,7 +162,12 @@ impl Replica {
         check::op(op, precondition, inline)?;
         self.check_change(op)?;
         self.check_reachable()?;
-        if self.full && matches!(op, Op::Put { .. } | Op::CreateBucket { .. }) {
+        let adds = match op {
+            Op::Put { .. } | Op::CreateBucket { .. } => true,
+            Op::PutVersion { tag, .. } => !tag.marker,
+            _ => false,
+        };
+        if self.full && adds {
             let detail = format!(
                 "partition {}: the device of its head is full; deletes and reads go on",
                 self.config.partition
@@ -221,6 +226,8 @@ impl Replica {
             None => {
                 let behind = self.head.gates.in_front(op).map(str::to_owned);
                 if let Some(key) = behind {
+                    // What it was told before may not be so any more when its turn comes.
+                    proposed.facts = Facts::default();
                     self.head.gates.wait(&key, proposed, None);
                     return Ok(());
                 }
@@ -228,6 +235,9 @@ impl Replica {
                 match self.find_out(op, precondition, &mut proposed.facts, out)? {
                     Found::All => {}
                     Found::Later { key, question } => {
+                        if question.is_none() {
+                            proposed.facts = Facts::default();
+                        }
                         self.head.gates.wait(&key, proposed, question);
                         return Ok(());
                     }

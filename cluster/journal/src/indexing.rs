@@ -10,10 +10,11 @@
 //!   extent that the runs of that root point into is kept.
 
 use ashlar_cluster_index::{
-    Action as IndexAction, Answer, Event as IndexEvent, IndexError, Output, Question,
+    Action as IndexAction, Answer, Event as IndexEvent, Found as Entry, IndexError, Name, Output,
+    Question,
 };
 use ashlar_layout::ids::{DeviceNo, Seq};
-use ashlar_layout::manifest::{Manifest, Op, Precondition};
+use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::ErrorCode;
 use ashlar_layout::replica_state::ReplicaState;
 use ashlar_layout::time::Instant;
@@ -23,9 +24,10 @@ use crate::api::Action;
 use crate::apply;
 use crate::gate::Proposed;
 use crate::head::{Head, Owed};
-use crate::pending::{Facts, Refusal, displaced, target};
+use crate::pending::{Facts, Held, Refusal, target};
 use crate::reads::Reader;
 use crate::replica::{Replica, Role};
+use crate::versions;
 
 /// Why the index was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,14 +43,12 @@ pub(crate) enum Why {
     /// This replica wants the payload.
     Recall {
         peer: DeviceNo,
-        bucket: String,
-        key: String,
+        name: Name,
         version: Seq,
     },
     /// A payload came for this object, if it is still the one.
     Recalled {
-        bucket: String,
-        key: String,
+        name: Name,
         version: Seq,
         payload: Bytes,
         /// What was applied when the index was asked.
@@ -173,12 +173,19 @@ impl Replica {
                 }
             }
         }
-        let object = !key.is_empty() && !self.head.pending.knows_object(bucket, key);
+        let known = self.head.pending.knows_object(bucket, key);
+        let depends = versions::depends_on(op);
+        if known && depends.is_some() {
+            return later(key, None);
+        }
+        let object = !key.is_empty() && !known;
         if object && facts.object.is_none() {
-            let question = Question::Objects(vec![(bucket.to_owned(), key.to_owned())]);
+            // Of a version it must be known what is current before it comes.
+            let blind = matches!(op, Op::Put { .. } | Op::Delete { .. });
+            let question = versions::question(bucket, key, &depends.unwrap_or_default());
             match self.tell(question, out)? {
                 Told::Now(output) => take(facts, output),
-                Told::Later(question) if precondition == Precondition::None => {
+                Told::Later(question) if precondition == Precondition::None && blind => {
                     self.questions.insert(question, Why::Displaced);
                     facts.asked = Some(question);
                 }
@@ -205,12 +212,13 @@ impl Replica {
         }
     }
 
-    fn pay(&mut self, question: u64, old: Option<Manifest>, out: &mut Vec<Action>) {
+    fn pay(&mut self, question: u64, old: Option<Held>, out: &mut Vec<Action>) {
         let Some(old) = self.head.pending.settle(question, old) else {
             return;
         };
         if let Some(Owed { seq, op, waiters }) = self.head.owed.remove(&question) {
-            apply::committed(seq, displaced(old, &op), waiters, out);
+            let displaced = versions::displaced(&op, old, Vec::new());
+            apply::committed(seq, displaced, waiters, out);
         }
     }
 
@@ -324,24 +332,22 @@ impl Replica {
                 if let Ok(output) = result {
                     take(&mut facts, output);
                 }
-                let old = facts.object.flatten().map(|(_, manifest)| manifest);
+                let old = facts.object.flatten();
                 self.pay(question, old, out);
             }
             Some(Why::Lesson(peer)) => self.lesson_items(now, peer, result, out),
             Some(Why::Recall {
                 peer,
-                bucket,
-                key,
+                name,
                 version,
-            }) => self.recall_answered(peer, (bucket, key), version, result, out),
+            }) => self.recall_answered(peer, name, version, result, out),
             Some(Why::Recalled {
-                bucket,
-                key,
+                name,
                 version,
                 payload,
                 since,
             }) if self.index.covered() <= since => {
-                self.put_back((bucket, key), version, payload, result, out);
+                self.put_back(name, version, payload, result, out);
             }
             // What is written out meanwhile may be another version: whoever waits asks again.
             Some(Why::Recalled { .. }) => {}
@@ -381,23 +387,28 @@ impl Replica {
     /// Lets those go on who waited for nothing but others in front of them.
     pub(crate) fn open_gates(&mut self, now: Instant, out: &mut Vec<Action>) {
         loop {
-            let Some(bucket) = self.free_bucket() else {
+            let Some((bucket, key)) = self.free_gate() else {
                 return;
             };
-            let waiting: Vec<Proposed> = self.head.gates.open(&bucket, "").into();
+            let waiting: Vec<Proposed> = self.head.gates.open(&bucket, &key).into();
             for proposed in waiting {
                 self.propose(now, proposed, out);
             }
         }
     }
 
-    fn free_bucket(&self) -> Option<String> {
+    fn free_gate(&self) -> Option<(String, String)> {
         let Head { gates, pending, .. } = &self.head;
         let mut free = gates.free_buckets();
         let free = free.find(|(bucket, op)| {
             !matches!(op, Op::DeleteBucket { .. }) || !pending.knows_any_object(bucket)
         });
-        free.map(|(bucket, _)| bucket.to_owned())
+        let free = free.map(|(bucket, _)| (bucket.to_owned(), String::new()));
+        free.or_else(|| {
+            let mut objects = gates.free_objects();
+            let settled = objects.find(|(bucket, key)| !pending.knows_object(bucket, key));
+            settled.map(|(bucket, key)| (bucket.to_owned(), key.to_owned()))
+        })
     }
 
     /// Begins to write the index out, when there is enough to write.
@@ -506,8 +517,14 @@ fn take(facts: &mut Facts, output: Output) {
         Output::Bucket(bucket) => facts.bucket = Some(bucket.is_some()),
         Output::Empty(empty) => facts.empty = Some(empty),
         Output::Objects(objects) => {
-            let object = objects.into_iter().next().flatten();
-            facts.object = Some(object.map(|found| (found.meta.version, found.meta.manifest)));
+            let held = |found: Entry| Held {
+                version: found.meta.version,
+                manifest: found.meta.manifest,
+                tag: found.meta.tag,
+            };
+            let mut objects = objects.into_iter().map(|found| found.map(held));
+            facts.object = Some(objects.next().flatten());
+            facts.versions = objects.collect();
         }
         _ => {}
     }

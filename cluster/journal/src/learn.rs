@@ -439,10 +439,9 @@ impl Replica {
                 }
                 Why::Recall {
                     peer,
-                    bucket,
-                    key,
+                    name,
                     version,
-                } => self.recalled(peer, (bucket, key), version, None, out),
+                } => self.recalled(peer, name, version, None, out),
                 _ => {}
             }
         }

@@ -74,11 +74,14 @@ mod sim_faults;
 #[cfg(test)]
 mod sim_index;
 #[cfg(test)]
+mod sim_model;
+#[cfg(test)]
 mod sim_reads;
 #[cfg(test)]
 mod sim_tests;
 mod start;
 mod teach;
+mod versions;
 mod witness;
 
 pub use api::{Action, Answer, Ask, Border, Config, Event, InlineRef, Limits, ListParams, Wanted};

@@ -129,6 +129,7 @@ fn a_full_head_reads_on_and_commits_nothing_more() {
         let ask = Ask::Lookup {
             bucket: "bucket".to_owned(),
             key: key.to_owned(),
+            id: None,
         };
         let mut out = Vec::new();
         head.hear(now, Event::Ask { reply_to: 9, ask }, &mut out);

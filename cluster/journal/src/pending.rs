@@ -18,10 +18,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use ashlar_layout::ids::{ClientId, RequestNo, Seq};
-use ashlar_layout::manifest::{Manifest, Op, Precondition};
+use ashlar_layout::manifest::{Manifest, Op, Precondition, VersionTag};
 use ashlar_layout::message::{ErrorCode, WireError};
 
 use crate::entry::Decoded;
+use crate::versions;
 
 /// How many may wait for one entry: its proposer, and retries of that.
 const WAITERS_MAX: usize = 64;
@@ -86,19 +87,11 @@ pub(crate) struct Facts {
     /// Whether nothing is in it.
     pub(crate) empty: Option<bool>,
     /// The object.
-    pub(crate) object: Option<Option<(Seq, Manifest)>>,
+    pub(crate) object: Option<Option<Held>>,
+    /// The versions that the change depends on, in the order of [`versions::depends_on`].
+    pub(crate) versions: Vec<Option<Held>>,
     /// The question whose answer will be the object: nothing depends on it but what is displaced.
     pub(crate) asked: Option<u64>,
-}
-
-/// What may be freed when `new` takes the place of `old`: never a stripe that `new` names as well. (If a change
-/// were ever done twice, the object's own shards would be freed otherwise.)
-pub(crate) fn displaced(old: Option<Manifest>, op: &Op) -> Option<Manifest> {
-    let mut old = old?;
-    if let Op::Put { manifest, .. } = op {
-        old.body = old.body.without(&manifest.body)?;
-    }
-    Some(old)
 }
 
 impl Hash for Proposal {
@@ -117,11 +110,25 @@ struct PendingKey {
     object: Option<Held>,
 }
 
-/// An object that is pending.
+/// An object, or a version of one, as a change finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Held {
-    version: Seq,
-    manifest: Manifest,
+pub(crate) struct Held {
+    /// The entry that wrote it.
+    pub(crate) version: Seq,
+    pub(crate) manifest: Manifest,
+    pub(crate) tag: Option<VersionTag>,
+}
+
+impl Held {
+    /// Which version of its object it is.
+    pub(crate) fn id(&self) -> Seq {
+        self.tag.map_or(self.version, |tag| tag.id)
+    }
+
+    /// Whether it is something else than a marker that there is no object.
+    fn is_there(&self) -> bool {
+        self.tag.is_none_or(|tag| !tag.marker)
+    }
 }
 
 impl Hash for Held {
@@ -272,19 +279,27 @@ impl Pending {
                 let detail = format!("bucket {bucket:?} still holds objects");
                 refuse(ErrorCode::BucketNotEmpty, detail, overlay.is_some())
             }
-            Op::Put { .. } | Op::Delete { .. } => {
-                let version = match overlay.and_then(|overlay| overlay.keys.get(key)) {
-                    Some(held) => held.object.as_ref().map(|held| held.version),
-                    None => facts.object.iter().flatten().map(|(seq, _)| *seq).next(),
+            Op::Put { .. } | Op::Delete { .. } | Op::PutVersion { .. } | Op::DropVersion { .. } => {
+                let current = match overlay.and_then(|overlay| overlay.keys.get(key)) {
+                    Some(pending) => pending.object.as_ref(),
+                    None => facts.object.iter().flatten().next(),
                 };
+                let version = current.map(|held| held.version);
+                let there = current.is_some_and(Held::is_there);
+                let pending = bucket_pending || self.knows_object(bucket, key);
                 let holds = match precondition {
                     Precondition::None => true,
-                    Precondition::Absent => version.is_none(),
-                    Precondition::Present => version.is_some(),
+                    Precondition::Absent => !there,
+                    Precondition::Present => there,
                     Precondition::Version(wanted) => version == Some(wanted),
                 };
                 if holds {
-                    return Ok(());
+                    return match versions::judge(op, current, &facts.versions) {
+                        Ok(()) => Ok(()),
+                        Err((code, what)) => {
+                            refuse(code, format!("{bucket:?}/{key:?}: {what}"), pending)
+                        }
+                    };
                 }
                 let wanted = match precondition {
                     Precondition::Version(wanted) => format!("version {wanted}"),
@@ -293,7 +308,6 @@ impl Pending {
                 };
                 let there = version.map_or("none".to_owned(), |v| format!("version {v}"));
                 let detail = format!("{bucket:?}/{key:?}: {wanted} is asked for, there is {there}");
-                let pending = bucket_pending || self.knows_object(bucket, key);
                 refuse(ErrorCode::PreconditionFailed, detail, pending)
             }
         }
@@ -317,22 +331,17 @@ impl Pending {
                 overlay.bucket_entries += 1;
                 overlay.exists = matches!(decoded.op, Op::CreateBucket { .. });
             }
-            Op::Put { .. } | Op::Delete { .. } => {
-                let object = match &decoded.op {
-                    Op::Put { manifest, .. } => Some(Held {
-                        version: seq,
-                        manifest: manifest.clone(),
-                    }),
-                    _ => None,
-                };
+            Op::Put { .. } | Op::Delete { .. } | Op::PutVersion { .. } | Op::DropVersion { .. } => {
                 let old = match overlay.keys.get(key) {
-                    Some(held) => Some(held.object.as_ref().map(|held| held.manifest.clone())),
-                    None => facts
-                        .object
-                        .map(|object| object.map(|(_, manifest)| manifest)),
+                    Some(pending) => Some(pending.object.clone()),
+                    None => facts.object,
                 };
+                let object = versions::current_after(&decoded.op, seq, old.clone().flatten());
                 before = match (old, facts.asked) {
-                    (Some(old), _) => Displaced::Known(displaced(old, &decoded.op)),
+                    (Some(old), _) => {
+                        let displaced = versions::displaced(&decoded.op, old, facts.versions);
+                        Displaced::Known(displaced)
+                    }
                     (None, Some(question)) => Displaced::Asked(question),
                     (None, None) => Displaced::Known(None),
                 };
@@ -354,11 +363,7 @@ impl Pending {
     }
 
     /// What was asked is answered, if the entry is still pending.
-    pub(crate) fn settle(
-        &mut self,
-        question: u64,
-        old: Option<Manifest>,
-    ) -> Option<Option<Manifest>> {
+    pub(crate) fn settle(&mut self, question: u64, old: Option<Held>) -> Option<Option<Held>> {
         let asked = Displaced::Asked(question);
         let Some(entry) = self
             .entries
@@ -367,7 +372,8 @@ impl Pending {
         else {
             return Some(old);
         };
-        entry.displaced = Displaced::Known(displaced(old, &entry.decoded.op));
+        let displaced = versions::displaced(&entry.decoded.op, old, Vec::new());
+        entry.displaced = Displaced::Known(displaced);
         None
     }
 
@@ -437,6 +443,9 @@ pub(crate) fn target(op: &Op) -> (&str, &str) {
     match op {
         Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => ("", ""),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, ""),
-        Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, key),
+        Op::Put { bucket, key, .. }
+        | Op::Delete { bucket, key }
+        | Op::PutVersion { bucket, key, .. }
+        | Op::DropVersion { bucket, key, .. } => (bucket, key),
     }
 }

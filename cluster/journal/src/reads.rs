@@ -5,13 +5,13 @@
 //!   so when the question comes; the answer may come later, and still tells of that moment;
 //! - a witness says nothing rather than something that may be too low.
 
-use ashlar_cluster_index::{self as index, IndexError, List, Output, Question};
+use ashlar_cluster_index::{self as index, IndexError, List, Name, Output, Question, Versions};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainView, ErrorCode, ReplicaStatus, WireError};
 use ashlar_layout::root::InlinePlace;
 use ashlar_layout::time::Instant;
 
-use crate::api::{Action, Answer, Ask, InlineRef};
+use crate::api::{Action, Answer, Ask, InlineRef, ListParams};
 use crate::indexing::Why;
 use crate::mutants::mutant;
 use crate::pending::Refusal;
@@ -79,13 +79,15 @@ impl Replica {
     fn read(&mut self, reader: Reader, out: &mut Vec<Action>) {
         let question = match &reader.ask {
             Ask::Lookup { bucket, .. } if reader.absent => Question::Bucket(bucket.clone()),
-            Ask::Lookup { bucket, key } => Question::Objects(vec![(bucket.clone(), key.clone())]),
-            Ask::List(params) => Question::List(List {
-                bucket: params.bucket.clone(),
-                prefix: params.prefix.clone(),
-                delimiter: params.delimiter.clone(),
-                after: params.after.clone(),
-                max: params.max,
+            Ask::Lookup { bucket, key, id } => Question::Named(vec![Name {
+                bucket: bucket.clone(),
+                key: key.clone(),
+                id: *id,
+            }]),
+            Ask::List(params) => Question::List(list(params)),
+            Ask::Versions(params, after_id) => Question::Versions(Versions {
+                list: list(params),
+                after_id: *after_id,
             }),
             Ask::Buckets { after, max } => Question::Buckets {
                 after: after.clone(),
@@ -125,12 +127,16 @@ impl Replica {
                 }
             }
             (Ok(Output::Bucket(None)), Ask::Lookup { bucket, .. }) => Err(no_bucket(bucket)),
-            (Ok(Output::Bucket(Some(_))), Ask::Lookup { bucket, key }) => {
+            (Ok(Output::Bucket(Some(_))), Ask::Lookup { bucket, key, .. }) => {
                 let detail = format!("there is no object {key:?} in bucket {bucket:?}");
                 Err(Refusal::new(ErrorCode::NotFound, detail).into())
             }
             (Ok(Output::List(None)), Ask::List(params)) => Err(no_bucket(&params.bucket)),
             (Ok(Output::List(Some(page))), _) => Ok(Answer::Page(page)),
+            (Ok(Output::Versions(None)), Ask::Versions(params, _)) => {
+                Err(no_bucket(&params.bucket))
+            }
+            (Ok(Output::Versions(Some(page))), _) => Ok(Answer::Versions(page)),
             (Ok(Output::Buckets { buckets, more }), _) => Ok(Answer::Buckets { buckets, more }),
             (Ok(other), _) => {
                 let detail = format!("the index gave no answer to the question: {other:?}");
@@ -308,6 +314,16 @@ impl Replica {
     fn check_serving(&self, now: Instant) -> Result<(), Refusal> {
         self.check_reign(self.term)?;
         self.check_lease(now)
+    }
+}
+
+fn list(params: &ListParams) -> List {
+    List {
+        bucket: params.bucket.clone(),
+        prefix: params.prefix.clone(),
+        delimiter: params.delimiter.clone(),
+        after: params.after.clone(),
+        max: params.max,
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use ashlar_cluster_index::{Answer, Change, IndexError, Object, Output, Question};
+use ashlar_cluster_index::{Answer, Change, IndexError, Name, Object, Output, Question};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::message::{ChainBody, ErrorCode};
@@ -42,8 +42,6 @@ impl Recall {
         self.since = self.since - by;
     }
 }
-
-type Name = (String, String);
 
 impl Replica {
     pub(crate) fn on_inline_lost(
@@ -100,11 +98,12 @@ impl Replica {
         recall.peer = up.iter().copied().find(|peer| !recall.tried.contains(peer));
         if let Some(peer) = recall.peer {
             recall.tried.insert(peer);
-            let (bucket, key) = name;
+            let Name { bucket, key, id } = name;
             let version = recall.version;
             let body = ChainBody::Recall {
                 bucket,
                 key,
+                id,
                 version,
             };
             return self.send(peer, body, Bytes::new(), out);
@@ -117,7 +116,7 @@ impl Replica {
         let detail = format!(
             "the payload of {:?}/{:?}, version {}, cannot be read on this device, and no replica \
              that can be reached gave it",
-            name.0, name.1, recall.version
+            name.bucket, name.key, recall.version
         );
         self.end_recall(name, Err(Refusal::new(ErrorCode::Corrupt, detail)), out);
     }
@@ -132,7 +131,7 @@ impl Replica {
     pub(crate) fn on_recall(
         &mut self,
         peer: DeviceNo,
-        (bucket, key): Name,
+        name: Name,
         version: Seq,
         out: &mut Vec<Action>,
     ) {
@@ -146,30 +145,27 @@ impl Replica {
         }
         if let Some(bytes) = self.log.recent(version) {
             let inline = entry::decode(bytes).ok();
-            let inline = inline.and_then(|decoded| inline_for(decoded, &bucket, &key));
-            return self.recalled(peer, (bucket, key), version, inline, out);
+            let inline = inline.and_then(|decoded| inline_for(decoded, &name));
+            return self.recalled(peer, name, version, inline, out);
         }
         if self.log.slot(version).is_some() {
             let purpose = Purpose::Recall {
                 peer,
-                bucket: bucket.clone(),
-                key: key.clone(),
+                name: name.clone(),
             };
             if self.read_log(purpose, version, version, out).is_none() {
-                self.recalled(peer, (bucket, key), version, None, out);
+                self.recalled(peer, name, version, None, out);
             }
             return;
         }
-        let question = Question::Objects(vec![(bucket.clone(), key.clone())]);
-        match self.ask_index(question, out) {
+        match self.ask_index(Question::Named(vec![name.clone()]), out) {
             Answer::Ready(result) => {
-                self.recall_answered(peer, (bucket, key), version, result, out);
+                self.recall_answered(peer, name, version, result, out);
             }
             Answer::Pending(question) => {
                 let why = Why::Recall {
                     peer,
-                    bucket,
-                    key,
+                    name,
                     version,
                 };
                 self.questions.insert(question, why);
@@ -182,7 +178,7 @@ impl Replica {
     pub(crate) fn recall_answered(
         &mut self,
         peer: DeviceNo,
-        (bucket, key): Name,
+        name: Name,
         version: Seq,
         result: Result<Output, IndexError>,
         out: &mut Vec<Action>,
@@ -194,12 +190,12 @@ impl Replica {
         let found = found.filter(|found| found.meta.version == version);
         match found.map(|found| (found.place, found.payload)) {
             Some((Some(place), _)) => {
-                let purpose = Purpose::Recall { peer, bucket, key };
+                let purpose = Purpose::Recall { peer, name };
                 self.read_place(purpose, version, place, out);
             }
             found => {
                 let payload = found.map(|(_, payload)| payload);
-                self.recalled(peer, (bucket, key), version, payload, out);
+                self.recalled(peer, name, version, payload, out);
             }
         }
     }
@@ -208,15 +204,17 @@ impl Replica {
     pub(crate) fn recalled(
         &self,
         peer: DeviceNo,
-        (bucket, key): Name,
+        name: Name,
         version: Seq,
         payload: Option<Bytes>,
         out: &mut Vec<Action>,
     ) {
         let found = payload.is_some();
+        let Name { bucket, key, id } = name;
         let body = ChainBody::Recalled {
             bucket,
             key,
+            id,
             version,
             found,
         };
@@ -241,13 +239,11 @@ impl Replica {
         let Some(payload) = payload else {
             return self.recall_next(now, name, out);
         };
-        let (bucket, key) = name.clone();
-        match self.ask_index(Question::Objects(vec![name]), out) {
-            Answer::Ready(result) => self.put_back((bucket, key), version, payload, result, out),
+        match self.ask_index(Question::Named(vec![name.clone()]), out) {
+            Answer::Ready(result) => self.put_back(name, version, payload, result, out),
             Answer::Pending(question) => {
                 let why = Why::Recalled {
-                    bucket,
-                    key,
+                    name,
                     version,
                     payload,
                     since: self.applied,
@@ -288,17 +284,26 @@ impl Replica {
             }
             return;
         }
-        let (bucket, key) = name.clone();
         let object = Object {
             modified_ms: found.meta.modified_ms,
             manifest,
+            tag: found.meta.tag,
             place: None,
             payload,
         };
-        let change = Change::Put {
-            bucket,
-            key,
-            object,
+        let Name { bucket, key, id } = name.clone();
+        let change = match id {
+            None => Change::Put {
+                bucket,
+                key,
+                object,
+            },
+            Some(id) => Change::PutVersion {
+                bucket,
+                key,
+                id,
+                object,
+            },
         };
         let amended = self.index.amend(version, change);
         let amended = amended.map_err(|full| Refusal::new(ErrorCode::Busy, full.to_string()));
@@ -329,15 +334,13 @@ impl Replica {
 }
 
 /// The payload of an entry, if it is one of this object.
-pub(crate) fn inline_for(decoded: Decoded, bucket: &str, key: &str) -> Option<Bytes> {
-    (target(&decoded.op) == (bucket, key)).then_some(decoded.inline)
+pub(crate) fn inline_for(decoded: Decoded, name: &Name) -> Option<Bytes> {
+    (target(&decoded.op) == (&name.bucket, &name.key)).then_some(decoded.inline)
 }
 
 fn restored(name: Name, version: Seq, result: Result<(), Refusal>, out: &mut Vec<Action>) {
-    let (bucket, key) = name;
     out.push(Action::Restored {
-        bucket,
-        key,
+        name,
         version,
         result: result.map_err(Into::into),
     });

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use ashlar_cluster_index::{Cache, Index};
+use ashlar_cluster_index::{Cache, Index, Name};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainBody, ChainMessage, ErrorCode, Reply};
 use ashlar_layout::replica_state::Bounds;
@@ -83,11 +83,7 @@ pub(crate) enum Purpose {
         item: usize,
     },
     /// To answer a peer's `Recall`.
-    Recall {
-        peer: DeviceNo,
-        bucket: String,
-        key: String,
-    },
+    Recall { peer: DeviceNo, name: Name },
 }
 
 /// A read of the log, or of an inline object's entry that the log has forgotten.
@@ -164,7 +160,7 @@ pub struct Replica {
     /// The lesson that it took last, and of which reign that was.
     pub(crate) learned: Option<(Term, u64)>,
     /// Payloads that are asked of peers.
-    pub(crate) recalls: BTreeMap<(String, String), Recall>,
+    pub(crate) recalls: BTreeMap<Name, Recall>,
     pub(crate) dedup: Dedup,
     pub(crate) applied: Seq,
     pub(crate) committed: Seq,
@@ -260,11 +256,7 @@ impl Replica {
             Event::Bounds { wanted } => self.on_bounds(wanted),
             Event::ChildDurable { child } => self.on_child_durable(child),
             Event::Born { newborn } => self.on_born(now, *newborn, out),
-            Event::InlineLost {
-                bucket,
-                key,
-                version,
-            } => self.on_inline_lost(now, (bucket, key), version, out),
+            Event::InlineLost { name, version } => self.on_inline_lost(now, name, version, out),
             Event::Index { lane, event } => self.on_index(now, lane, event, out),
             Event::Turn => self.on_turn(now, out),
             Event::Leave => self.leaves = true,
@@ -311,10 +303,9 @@ impl Replica {
     pub(crate) fn stop(&mut self, why: Refusal, out: &mut Vec<Action>) {
         self.abandon_pending(&why.detail, out);
         self.repairs.clear();
-        for ((bucket, key), recall) in std::mem::take(&mut self.recalls) {
+        for (name, recall) in std::mem::take(&mut self.recalls) {
             out.push(Action::Restored {
-                bucket,
-                key,
+                name,
                 version: recall.version,
                 result: Err(why.clone().into()),
             });
@@ -378,13 +369,8 @@ impl Replica {
                 reply_to,
                 result: Err(error()),
             }),
-            Event::InlineLost {
-                bucket,
-                key,
-                version,
-            } => out.push(Action::Restored {
-                bucket,
-                key,
+            Event::InlineLost { name, version } => out.push(Action::Restored {
+                name,
                 version,
                 result: Err(error()),
             }),
@@ -427,16 +413,19 @@ impl Replica {
             ChainBody::Recall {
                 bucket,
                 key,
+                id,
                 version,
-            } => return self.on_recall(from, (bucket, key), version, out),
+            } => return self.on_recall(from, Name { bucket, key, id }, version, out),
             ChainBody::Recalled {
                 bucket,
                 key,
+                id,
                 version,
                 found,
             } => {
                 let payload = found.then_some(payload);
-                return self.on_recalled(now, from, (bucket, key), version, payload, out);
+                let name = Name { bucket, key, id };
+                return self.on_recalled(now, from, name, version, payload, out);
             }
             _ => {}
         }

@@ -207,6 +207,7 @@ impl Script {
         let ask = Ask::Lookup {
             bucket: "bucket".to_owned(),
             key: key.to_owned(),
+            id: None,
         };
         match self.world.peek(node, ask)? {
             Answer::Found {

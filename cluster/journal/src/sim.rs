@@ -664,11 +664,10 @@ impl World {
                 panic!("no other partition is wanted here: {other:?}")
             }
             Action::Restored {
-                bucket,
-                key,
+                name,
                 version,
                 result,
-            } => self.restored(node, (bucket, key), version, result),
+            } => self.restored(node, name, version, result),
             Action::Answer { reply_to, result } => {
                 let before = self.told.insert(reply_to, result);
                 assert_eq!(before, None, "answered twice");

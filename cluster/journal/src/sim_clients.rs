@@ -11,18 +11,20 @@
 //!   and answer; a read saw exactly what was committed when it was made, never less than what was
 //!   acknowledged before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ashlar_cluster_index::Name;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{ClientId, PgId, RequestNo, Seq, StripeId, Term};
 use ashlar_layout::journal::Entry;
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe, Then, VersionTag};
 use ashlar_layout::message::{ErrorCode, Reply, WireError};
 use bytes::Bytes;
 
 use crate::api::Event;
 use crate::sim::{MICRO, MILLI, World, node_of};
 use crate::sim_device::Rng;
+use crate::sim_model::{Contents, Model, Version};
 
 const CLIENTS: u64 = 4;
 const OPS: usize = 25;
@@ -59,12 +61,12 @@ struct Refused {
     current: Current,
 }
 
-pub(crate) type Contents = BTreeMap<(String, String), u64>;
-
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) committed: u64,
     pub(crate) contents: Contents,
+    /// All versions, in the order of the listing.
+    pub(crate) versions: Vec<Version>,
     pub(crate) buckets: Vec<String>,
 }
 
@@ -77,7 +79,9 @@ pub(crate) struct Clients {
     seen: Vec<Seen>,
     acked_max: u64,
     read_max: u64,
-    lost: Vec<(u8, (String, String), Seq)>,
+    lost: Vec<(u8, Name, Seq)>,
+    /// What entries were said to have displaced.
+    displaced: BTreeMap<u64, Manifest>,
 }
 
 impl Clients {
@@ -102,6 +106,7 @@ impl Clients {
             acked_max: 0,
             read_max: 0,
             lost: Vec::new(),
+            displaced: BTreeMap::new(),
         }
     }
 
@@ -114,7 +119,7 @@ impl Clients {
     }
 
     /// Whether that is new.
-    pub(crate) fn lose(&mut self, node: u8, name: (String, String), version: Seq) -> bool {
+    pub(crate) fn lose(&mut self, node: u8, name: Name, version: Seq) -> bool {
         let lost = (node, name, version);
         let new = !self.lost.contains(&lost);
         if new {
@@ -149,13 +154,16 @@ fn key(rng: &mut Rng) -> String {
     ["a", "a/b", "a/c", "é", "z"][rng.below(5) as usize].to_owned()
 }
 
-fn random_op(rng: &mut Rng, newest: u64) -> (Op, Precondition, Bytes) {
+fn random_op(rng: &mut Rng, newest: u64, seen: Option<&Seen>) -> (Op, Precondition, Bytes) {
     let precondition = match rng.below(6) {
         0 | 1 => Precondition::Absent,
         2 => Precondition::Present,
         3 => Precondition::Version(Seq(newest.saturating_sub(rng.below(4)))),
         _ => Precondition::None,
     };
+    if rng.one_in(2) {
+        return version_op(rng, precondition, seen.map_or(&[], |seen| &seen.versions));
+    }
     let none = (Precondition::None, Bytes::new());
     match rng.below(20) {
         0 | 1 => (
@@ -180,54 +188,135 @@ fn random_op(rng: &mut Rng, newest: u64) -> (Op, Precondition, Bytes) {
             precondition,
             none.1,
         ),
-        7..=10 => {
-            let id = StripeId {
-                writer: rng.next(),
-                attempt: 1,
-            };
-            let stripe = Stripe {
-                id,
-                pg: PgId(1),
-                k: 2,
-                m: 1,
-                data_len: 100,
-                shard_crcs: vec![1, 2, 3],
-            };
-            let manifest = Manifest::plain(100, 9, Body::Stripes(vec![stripe]));
-            (
-                Op::Put {
-                    bucket: bucket(rng),
-                    key: key(rng),
-                    manifest,
-                },
-                precondition,
-                none.1,
-            )
-        }
         _ => {
-            let inline = vec![rng.next() as u8; rng.below(150) as usize];
-            let manifest = Manifest::plain(inline.len() as u64, crc32(&inline), Body::Inline);
+            let (manifest, inline) = content(rng);
             let op = Op::Put {
                 bucket: bucket(rng),
                 key: key(rng),
                 manifest,
             };
-            (op, precondition, Bytes::from(inline))
+            (op, precondition, inline)
         }
     }
+}
+
+/// Something that an object may be made of, and its bytes, if they are few.
+fn content(rng: &mut Rng) -> (Manifest, Bytes) {
+    if rng.one_in(3) {
+        let id = StripeId {
+            writer: rng.next(),
+            attempt: 1,
+        };
+        let stripe = Stripe {
+            id,
+            pg: PgId(1),
+            k: 2,
+            m: 1,
+            data_len: 100,
+            shard_crcs: vec![1, 2, 3],
+        };
+        let manifest = Manifest::plain(100, 9, Body::Stripes(vec![stripe]));
+        return (manifest, Bytes::new());
+    }
+    let inline = vec![rng.next() as u8; rng.below(150) as usize];
+    let manifest = Manifest::plain(inline.len() as u64, crc32(&inline), Body::Inline);
+    (manifest, Bytes::from(inline))
+}
+
+/// A change of versions: a new one, or one of those that somebody saw.
+fn version_op(
+    rng: &mut Rng,
+    precondition: Precondition,
+    seen: &[Version],
+) -> (Op, Precondition, Bytes) {
+    // What nobody could read cannot be written anew.
+    let whole = |it: &Version| {
+        let inline = it.manifest.body == Body::Inline;
+        !inline || it.payload.len() as u64 == it.manifest.size
+    };
+    let known = match seen.len() {
+        0 => None,
+        len => Some(rng.below(len as u64) as usize),
+    };
+    let next_is_whole = |at: usize| seen.get(at + 1).is_none_or(whole);
+    let known = known.filter(|at| whole(&seen[*at]) && next_is_whole(*at));
+    if let Some(at) = known.filter(|_| rng.one_in(2)) {
+        let it = &seen[at];
+        let first = !seen[..at].iter().any(|other| other.place == it.place);
+        let next = seen.get(at + 1).filter(|next| next.place == it.place);
+        let (bucket, key) = it.place.clone();
+        let condition = Precondition::Version(Seq(it.entry));
+        if rng.one_in(3) {
+            // It is written anew: a plain one is made a version by that.
+            let op = Op::PutVersion {
+                bucket,
+                key,
+                tag: VersionTag {
+                    null: it.null,
+                    ..it.tag()
+                },
+                current: first,
+                modified_ms: 7,
+                manifest: it.manifest.clone(),
+            };
+            let condition = if first { condition } else { Precondition::None };
+            return (op, condition, it.payload.clone());
+        }
+        let (then, payload) = match next {
+            _ if !first => (Then::Same, Bytes::new()),
+            None => (Then::Nothing, Bytes::new()),
+            Some(next) => {
+                let then = Then::Version {
+                    tag: next.tag(),
+                    seen: Seq(next.entry),
+                    modified_ms: 7,
+                    manifest: next.manifest.clone(),
+                };
+                (then, next.payload.clone())
+            }
+        };
+        let condition = if first { condition } else { Precondition::None };
+        let id = it.tag().slot();
+        let op = Op::DropVersion {
+            bucket,
+            key,
+            id,
+            then,
+        };
+        return (op, condition, payload);
+    }
+    let tag = VersionTag {
+        id: Seq(0),
+        null: rng.one_in(4),
+        marker: rng.one_in(4),
+    };
+    let (manifest, inline) = match tag.marker {
+        true => (Manifest::plain(0, 0, Body::Inline), Bytes::new()),
+        false => content(rng),
+    };
+    let op = Op::PutVersion {
+        bucket: bucket(rng),
+        key: key(rng),
+        tag,
+        current: true,
+        modified_ms: 0,
+        manifest,
+    };
+    (op, precondition, inline)
 }
 
 impl World {
     /// A client's time has come: to propose, or to do it again.
     pub(crate) fn client_goes_on(&mut self, client: usize, attempt: u64) {
         let committed = self.committed();
+        let seen = self.clients.seen.last().cloned();
         let held = &mut self.clients.clients[client];
         match &held.current {
             // Answered since, or asked again since.
             Some(current) if current.attempt != attempt => return,
             None if held.done >= OPS => return,
             None => {
-                let (op, precondition, inline) = random_op(&mut self.rng, committed);
+                let (op, precondition, inline) = random_op(&mut self.rng, committed, seen.as_ref());
                 let request = RequestNo(held.next);
                 held.next += 1;
                 let since = committed;
@@ -314,6 +403,13 @@ impl World {
             .expect("one answer for each question");
         let committed = self.committed();
         let id = self.clients.clients[client].id;
+        if let Reply::Committed {
+            seq,
+            displaced: Some(displaced),
+        } = &reply
+        {
+            self.clients.displaced.insert(seq.0, displaced.clone());
+        }
         if let Reply::Committed { seq, .. } = reply {
             assert!(seq.0 <= committed, "acknowledged, not committed");
             self.clients.acked_max = self.clients.acked_max.max(seq.0);
@@ -375,7 +471,7 @@ impl World {
     pub(crate) fn restored(
         &mut self,
         node: u8,
-        name: (String, String),
+        name: Name,
         version: Seq,
         result: Result<(), WireError>,
     ) {
@@ -412,9 +508,10 @@ impl World {
             assert_eq!(entry.header.seq.0, seq);
             let op = entry.op().unwrap();
             let slot = match &op {
-                Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
-                    Some((bucket.clone(), key.clone()))
-                }
+                Op::Put { bucket, key, .. }
+                | Op::Delete { bucket, key }
+                | Op::PutVersion { bucket, key, .. }
+                | Op::DropVersion { bucket, key, .. } => Some((bucket.clone(), key.clone())),
                 _ => None,
             };
             if let Some(name) = slot {
@@ -431,13 +528,19 @@ impl World {
                     before.is_none(),
                     "request {name:?} is in the log twice: {before:?}, {seq}"
                 );
-                assert!(
-                    !model
-                        .refuses(&op, Precondition::None)
-                        .is_some_and(bucket_error)
-                );
+                let refused = model.refuses(&op, Precondition::None);
+                assert_eq!(refused, None, "{op:?} at {:?}", model.versions());
             }
+            let before = model.stripes();
             model.apply(seq, op);
+            if let Some(displaced) = self.clients.displaced.get(&seq) {
+                // What was told to be freed is what nothing names any more, all of it and nothing else.
+                let stripes = displaced.body.stripes().iter();
+                let freed: BTreeSet<StripeId> = stripes.map(|stripe| stripe.id).collect();
+                let after = model.stripes();
+                let gone: BTreeSet<StripeId> = before.difference(&after).copied().collect();
+                assert_eq!(freed, gone, "freed by entry {seq}");
+            }
             self.compare(&model, seq);
         }
         for (seq, name) in &self.clients.acked {
@@ -463,7 +566,13 @@ impl World {
             .filter(|seen| seen.committed == seq)
         {
             assert_eq!(seen.buckets, model.buckets, "buckets, after entry {seq}");
-            assert_eq!(seen.contents, model.contents, "objects, after entry {seq}");
+            assert_eq!(
+                seen.contents,
+                model.contents(),
+                "objects, after entry {seq}"
+            );
+            let versions: Vec<_> = seen.versions.iter().map(Version::brief).collect();
+            assert_eq!(versions, model.versions(), "versions, after entry {seq}");
         }
     }
 
@@ -488,66 +597,5 @@ impl World {
             eprintln!("never right: {refused:?}");
         }
         self.clients.refused.len() - left.len()
-    }
-}
-
-fn bucket_error(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::NoSuchBucket | ErrorCode::BucketExists | ErrorCode::BucketNotEmpty
-    )
-}
-
-/// The plainest store there is.
-#[derive(Clone, Debug, Default)]
-struct Model {
-    buckets: Vec<String>,
-    contents: Contents,
-}
-
-impl Model {
-    fn refuses(&self, op: &Op, precondition: Precondition) -> Option<ErrorCode> {
-        let exists = |bucket: &String| self.buckets.contains(bucket);
-        match op {
-            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
-                Some(ErrorCode::BadRequest)
-            }
-            Op::CreateBucket { bucket } => exists(bucket).then_some(ErrorCode::BucketExists),
-            Op::DeleteBucket { bucket } if !exists(bucket) => Some(ErrorCode::NoSuchBucket),
-            Op::DeleteBucket { bucket } => {
-                let empty = !self.contents.keys().any(|(b, _)| b == bucket);
-                (!empty).then_some(ErrorCode::BucketNotEmpty)
-            }
-            Op::Put { bucket, .. } | Op::Delete { bucket, .. } if !exists(bucket) => {
-                Some(ErrorCode::NoSuchBucket)
-            }
-            Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
-                let version = self.contents.get(&(bucket.clone(), key.clone()));
-                let holds = match precondition {
-                    Precondition::None => true,
-                    Precondition::Absent => version.is_none(),
-                    Precondition::Present => version.is_some(),
-                    Precondition::Version(seq) => version == Some(&seq.0),
-                };
-                (!holds).then_some(ErrorCode::PreconditionFailed)
-            }
-        }
-    }
-
-    fn apply(&mut self, seq: u64, op: Op) {
-        match op {
-            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {}
-            Op::CreateBucket { bucket } => {
-                self.buckets.push(bucket);
-                self.buckets.sort();
-            }
-            Op::DeleteBucket { bucket } => self.buckets.retain(|held| *held != bucket),
-            Op::Put { bucket, key, .. } => {
-                self.contents.insert((bucket, key), seq);
-            }
-            Op::Delete { bucket, key } => {
-                self.contents.remove(&(bucket, key));
-            }
-        }
     }
 }

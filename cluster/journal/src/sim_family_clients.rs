@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq};
 use ashlar_layout::journal::Entry;
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition};
+use ashlar_layout::manifest::{Body, Manifest, NULL_VERSION, Op, Precondition, Then, VersionTag};
 use ashlar_layout::message::{ErrorCode, ListPage, Reply, WireError};
 use ashlar_layout::slot::slot_of;
 use bytes::Bytes;
@@ -207,19 +207,45 @@ impl World {
                 );
             }
             1..=4 => {
-                let op = Op::Delete {
-                    bucket: bucket.clone(),
-                    key,
+                let bucket = bucket.clone();
+                let op = match rng.below(4) {
+                    0 | 1 => Op::Delete { bucket, key },
+                    which => Op::DropVersion {
+                        bucket,
+                        key,
+                        id: NULL_VERSION,
+                        then: [Then::Nothing, Then::Same][which as usize - 2].clone(),
+                    },
                 };
                 write(precondition, op, Bytes::new())
             }
             5..=21 => {
-                let inline = vec![rng.next() as u8; rng.below(150) as usize];
+                let tag = VersionTag {
+                    id: Seq(0),
+                    null: true,
+                    marker: rng.one_in(4),
+                };
+                let (bucket, kept) = (bucket.clone(), rng.one_in(2));
+                let len = match kept && tag.marker {
+                    true => 0,
+                    false => rng.below(150) as usize,
+                };
+                let inline = vec![rng.next() as u8; len];
                 let manifest = Manifest::plain(inline.len() as u64, crc32(&inline), Body::Inline);
-                let op = Op::Put {
-                    bucket: bucket.clone(),
-                    key,
-                    manifest,
+                let op = match kept {
+                    false => Op::Put {
+                        bucket,
+                        key,
+                        manifest,
+                    },
+                    true => Op::PutVersion {
+                        bucket,
+                        key,
+                        tag,
+                        current: true,
+                        modified_ms: 0,
+                        manifest,
+                    },
                 };
                 write(precondition, op, Bytes::from(inline))
             }
@@ -326,7 +352,8 @@ impl World {
             }
             What::Lookup | What::Cached { .. } => {
                 let (bucket, key) = at;
-                let (reply_to, ask) = (attempt, Ask::Lookup { bucket, key });
+                let id = None;
+                let (reply_to, ask) = (attempt, Ask::Lookup { bucket, key, id });
                 Event::Ask { reply_to, ask }
             }
         };
@@ -535,6 +562,10 @@ impl World {
             return;
         };
         let told = match result {
+            Ok(Answer::Found { meta, .. }) if meta.tag.is_some_and(|tag| tag.marker) => {
+                self.count("markers");
+                Told::Version(None)
+            }
             Ok(Answer::Found {
                 meta,
                 as_of,

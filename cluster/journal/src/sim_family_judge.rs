@@ -10,10 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use ashlar_cluster_index::{Change, Item};
+use ashlar_cluster_index::{Change, Item, Object};
 use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq};
 use ashlar_layout::journal::Entry;
-use ashlar_layout::manifest::{Op, Precondition};
+use ashlar_layout::manifest::{Op, Precondition, Then};
 use ashlar_layout::message::ErrorCode;
 
 use crate::api::Event;
@@ -30,6 +30,10 @@ struct State {
     seq: u64,
     /// It is there.
     there: bool,
+    /// It is a marker that says that it is not.
+    marker: bool,
+    /// It is a version that is kept.
+    kept: bool,
     /// When somebody knew that it was committed,
     committed: u64,
     /// and when it was told to a client, or a newer one was.
@@ -45,6 +49,8 @@ fn nothing() -> State {
     State {
         seq: 0,
         there: false,
+        marker: false,
+        kept: false,
         committed: 0,
         told: 0,
     }
@@ -58,16 +64,68 @@ fn tellable(states: &[State], from: u64, to: u64) -> impl Iterator<Item = &State
         .take_while(move |it| it.committed <= to)
 }
 
-fn place_of(op: &Op) -> Option<(Place, bool)> {
-    let there = matches!(op, Op::Put { .. } | Op::CreateBucket { .. });
-    let place = match op {
-        Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket.clone(), key.clone()),
+fn place_of(op: &Op) -> Option<Place> {
+    Some(match op {
+        Op::Put { bucket, key, .. }
+        | Op::Delete { bucket, key }
+        | Op::PutVersion { bucket, key, .. }
+        | Op::DropVersion { bucket, key, .. } => (bucket.clone(), key.clone()),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
             (bucket.clone(), String::new())
         }
         _ => return None,
+    })
+}
+
+/// Where the null version of an object has its own history: there is no such key.
+fn null_of(place: &Place) -> Place {
+    (place.0.clone(), format!("{}{NULL}", place.1))
+}
+
+const NULL: char = '\0';
+
+/// What an entry makes of its place, and of that of the null version, if it touches them.
+fn made_by(op: &Op) -> (Option<State>, Option<State>) {
+    let state = |there, marker, kept| {
+        Some(State {
+            there,
+            marker,
+            kept,
+            ..nothing()
+        })
     };
-    Some((place, there))
+    let gone = || state(false, false, false);
+    match op {
+        Op::Put { .. } | Op::CreateBucket { .. } => (state(true, false, false), None),
+        Op::PutVersion { tag, .. } => {
+            let version = state(true, tag.marker, true);
+            (state(!tag.marker, tag.marker, true), version)
+        }
+        Op::DropVersion {
+            then: Then::Same, ..
+        } => (None, gone()),
+        Op::DropVersion { .. } => (gone(), gone()),
+        _ => (gone(), None),
+    }
+}
+
+/// Why a change of versions is refused, by what is current and by the null version that is kept.
+fn refused(op: &Op, current: &State, null: &State) -> Option<ErrorCode> {
+    let stands = current.there || current.marker;
+    let twice = current.there && !current.kept && null.there;
+    match op {
+        Op::PutVersion { .. } => twice.then_some(ErrorCode::NotKept),
+        Op::DropVersion {
+            then: Then::Same, ..
+        } => match (stands, null.there) {
+            (true, _) => Some(ErrorCode::PreconditionFailed),
+            (false, false) => Some(ErrorCode::NotFound),
+            (false, true) => None,
+        },
+        Op::DropVersion { .. } if !stands => Some(ErrorCode::PreconditionFailed),
+        Op::DropVersion { .. } => twice.then_some(ErrorCode::NotKept),
+        _ => None,
+    }
 }
 
 fn holds(precondition: Precondition, state: &State) -> bool {
@@ -75,7 +133,7 @@ fn holds(precondition: Precondition, state: &State) -> bool {
         Precondition::None => true,
         Precondition::Absent => !state.there,
         Precondition::Present => state.there,
-        Precondition::Version(seq) => state.there && state.seq == seq.0,
+        Precondition::Version(seq) => (state.there || state.marker) && state.seq == seq.0,
     }
 }
 
@@ -129,9 +187,11 @@ impl World {
                 let bytes = &self.written[&(*partition, known.term, *seq)];
                 let entry = Entry::decode(bytes).expect("it is whole");
                 let op = entry.op().expect("it can be read");
-                let Some((place, there)) = place_of(&op) else {
+                let Some(place) = place_of(&op) else {
                     continue;
                 };
+                let (state, null) = made_by(&op);
+                let there = state.as_ref().is_some_and(|it| it.there);
                 let name = (entry.header.client, entry.header.request);
                 let before = done.insert(name, (*partition, *seq));
                 assert!(
@@ -152,13 +212,18 @@ impl World {
                     });
                     assert!(full.is_none(), "{partition} {seq}: {op:?}, but {full:?}");
                 }
-                let states = histories
-                    .entry(place.clone())
-                    .or_insert_with(|| vec![nothing()]);
-                let last = states.last().expect("one at the least");
-                assert!(
-                    seq.0 > last.seq,
-                    "{place:?} goes back: {last:?}, {partition} {seq}"
+                let last = |histories: &Histories, place: &Place| {
+                    let states = histories.get(place).and_then(|it| it.last());
+                    states.cloned().unwrap_or_else(nothing)
+                };
+                let (kept, last) = (
+                    last(&histories, &null_of(&place)),
+                    &last(&histories, &place),
+                );
+                assert_eq!(
+                    refused(&op, last, &kept),
+                    None,
+                    "{partition} {seq}: {op:?} at {last:?}, {kept:?}"
                 );
                 if let Some(precondition) = asked.get(&name) {
                     assert!(
@@ -169,16 +234,27 @@ impl World {
                 if place == bucket {
                     assert_ne!(there, last.there, "{partition} {seq}: {op:?}");
                 }
-                assert!(
-                    last.committed <= known.at,
-                    "{place:?}: an heir before its parents"
-                );
-                states.push(State {
-                    seq: seq.0,
-                    there,
-                    committed: known.at,
-                    told: u64::MAX,
-                });
+                let null = null.map(|null| (null_of(&place), null));
+                for (place, state) in state.map(|state| (place, state)).into_iter().chain(null) {
+                    let states = histories
+                        .entry(place.clone())
+                        .or_insert_with(|| vec![nothing()]);
+                    let last = states.last().expect("one at the least");
+                    assert!(
+                        seq.0 > last.seq,
+                        "{place:?} goes back: {last:?}, {partition} {seq}"
+                    );
+                    assert!(
+                        last.committed <= known.at,
+                        "{place:?}: an heir before its parents"
+                    );
+                    states.push(State {
+                        seq: seq.0,
+                        committed: known.at,
+                        told: u64::MAX,
+                        ..state
+                    });
+                }
             }
         }
         (histories, done)
@@ -201,6 +277,7 @@ impl World {
                 let (_, at) = entry.unwrap_or_else(|| panic!("lost: {seen:?}"));
                 assert_eq!(at, seq, "another entry: {seen:?}");
                 tell(histories, place, seq.0, *to);
+                tell(histories, &null_of(place), seq.0, *to);
             }
             (_, Told::Refused(ErrorCode::OutcomeUnknown)) => {}
             (
@@ -217,10 +294,19 @@ impl World {
                         .unwrap_or_else(|| vec![nothing()])
                 };
                 let (own, of) = (states(place), states(&bucket));
+                let null = states(&null_of(place));
+                let of_versions = |code: ErrorCode| {
+                    tellable(&own, *from, *to).any(|own| {
+                        let mut null = tellable(&null, *from, *to);
+                        null.any(|null| refused(op, own, null) == Some(code))
+                    })
+                };
                 let right = match code {
                     ErrorCode::PreconditionFailed => {
                         tellable(&own, *from, *to).any(|it| !holds(*precondition, it))
+                            || of_versions(*code)
                     }
+                    ErrorCode::NotKept | ErrorCode::NotFound => of_versions(*code),
                     ErrorCode::NoSuchBucket => tellable(&of, *from, *to).any(|it| !it.there),
                     ErrorCode::BucketExists => tellable(&of, *from, *to).any(|it| it.there),
                     ErrorCode::BucketNotEmpty => {
@@ -247,7 +333,7 @@ impl World {
                 let all: Vec<Place> = histories.keys().cloned().collect();
                 for (_, key) in all
                     .into_iter()
-                    .filter(|it| it.0 == place.0 && !it.1.is_empty())
+                    .filter(|it| it.0 == place.0 && !it.1.is_empty() && !it.1.ends_with(NULL))
                 {
                     let found = keys.iter().find(|it| it.0 == key);
                     let place = (place.0.clone(), key);
@@ -281,7 +367,7 @@ impl World {
             .iter()
             .filter(|(it, _)| *it >= from && to.as_ref().is_none_or(|to| *it < to));
         let there = inside.filter_map(|(place, states)| {
-            let last = states.last().filter(|it| it.there)?;
+            let last = states.last().filter(|it| it.there || it.marker)?;
             Some((place.clone(), last.seq))
         });
         let mut expected: Vec<(Place, u64)> = there.collect();
@@ -311,24 +397,38 @@ impl World {
         });
         let index = replica.index.clone();
         let items = items_of(index, under_way, |at, len| device.read_chunk(at, len));
+        let readable = |item: &Item, object: &Object, name: &Place| {
+            let moved = replica.log.slot(item.version);
+            let place = object
+                .place
+                .map(|it| (it.at, it.len))
+                .filter(|_| moved.is_none());
+            let readable = place.is_none_or(|(at, len)| device.read(at, len).is_some());
+            assert!(
+                readable,
+                "{partition} on {node}: {name:?} {} at {place:?} was freed",
+                item.version
+            );
+        };
         let item = |item: Item| match item.change() {
             Ok(Change::Put {
                 bucket,
                 key,
                 object,
             }) => {
-                let moved = replica.log.slot(item.version);
-                let place = object
-                    .place
-                    .map(|it| (it.at, it.len))
-                    .filter(|_| moved.is_none());
-                let readable = place.is_none_or(|(at, len)| device.read(at, len).is_some());
-                assert!(
-                    readable,
-                    "{partition} on {node}: {bucket}/{key} {} at {place:?} was freed",
-                    item.version
-                );
-                ((bucket, key), item.version.0)
+                let place = (bucket, key);
+                readable(&item, &object, &place);
+                (place, item.version.0)
+            }
+            Ok(Change::PutVersion {
+                bucket,
+                key,
+                object,
+                ..
+            }) => {
+                let place = (bucket, key);
+                readable(&item, &object, &place);
+                (null_of(&place), item.version.0)
             }
             Ok(Change::PutBucket { bucket, .. }) => ((bucket, String::new()), item.version.0),
             other => panic!("{other:?}"),

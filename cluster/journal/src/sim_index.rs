@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_cluster_index::{
-    Action as IndexAction, Answer as IndexAnswer, Cache, Config, Event as IndexEvent, Index, Item,
-    Opened, Opening, Output, Question,
+    Action as IndexAction, Answer as IndexAnswer, Cache, Change, Config, Event as IndexEvent,
+    Index, Item, Opened, Opening, Output, Question,
 };
 use bytes::Bytes;
 
@@ -376,8 +376,9 @@ impl World {
         });
         let item = |item: Item| {
             let what = match item.change() {
-                Ok(ashlar_cluster_index::Change::Put { object, .. }) => {
-                    format!("{} {:?}", object.modified_ms, object.manifest)
+                Ok(Change::Put { object, .. } | Change::PutVersion { object, .. }) => {
+                    let (ms, manifest) = (object.modified_ms, object.manifest);
+                    format!("{ms} {:?} {manifest:?}", object.tag)
                 }
                 other => format!("{other:?}"),
             };

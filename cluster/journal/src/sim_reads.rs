@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use ashlar_cluster_index::Name;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::journal::Entry;
-use ashlar_layout::manifest::Body;
+use ashlar_layout::manifest::{Body, VersionTag};
 use ashlar_layout::message::ErrorCode;
 use ashlar_layout::slot::slot_of;
+use bytes::Bytes;
 
 use crate::api::{Answer, Ask, Event, ListParams};
 use crate::sim::{Happening, MICRO, MILLI, World, node_of};
-use crate::sim_clients::{Contents, Seen};
+use crate::sim_clients::Seen;
+use crate::sim_model::{Contents, Version};
 
 /// A manifest in a client's cache, and how its validation goes.
 #[derive(Clone, Debug)]
@@ -27,12 +30,25 @@ pub(crate) struct Cached {
     pub(crate) confirmed: bool,
 }
 
-type All = (
-    Vec<String>,
-    Contents,
-    Vec<(String, String, Seq, u64)>,
-    Vec<(String, String, Seq)>,
-);
+/// All that a replica tells.
+#[derive(Default)]
+struct All {
+    buckets: Vec<String>,
+    contents: Contents,
+    versions: Vec<Version>,
+    /// What a cache would keep.
+    found: Vec<(String, String, Seq, u64)>,
+    /// Payloads that cannot be read.
+    lost: Vec<(Name, Seq)>,
+}
+
+impl All {
+    /// Whether the listing of objects told of it: then that of versions does.
+    fn listed(&self, name: &Name) -> bool {
+        self.contents
+            .contains_key(&(name.bucket.clone(), name.key.clone()))
+    }
+}
 
 impl World {
     /// Reads at whoever serves.
@@ -50,6 +66,7 @@ impl World {
                 let ask = Ask::Lookup {
                     bucket: "first".to_owned(),
                     key: "a".to_owned(),
+                    id: None,
                 };
                 assert!(self.peek(node, ask).is_err(), "answered while not serving");
             }
@@ -67,26 +84,26 @@ impl World {
             committed >= self.clients.seen_max(),
             "a read at replica {node} would miss what was acknowledged or read before: {committed}"
         );
-        let Some((buckets, contents, found, lost)) = self.read_all(node) else {
+        let Some(all) = self.read_all(node) else {
             return self.count("unreadable pages");
         };
-        let mut found = found;
+        let All {
+            buckets,
+            contents,
+            versions,
+            mut found,
+            lost,
+        } = all;
         let chain = self.replica(node).log.chain().clone();
         self.clients.saw(Seen {
             committed,
             contents,
+            versions,
             buckets,
         });
-        for (bucket, key, version) in lost {
-            if self
-                .clients
-                .lose(node, (bucket.clone(), key.clone()), version)
-            {
-                let event = Event::InlineLost {
-                    bucket,
-                    key,
-                    version,
-                };
+        for (name, version) in lost {
+            if self.clients.lose(node, name.clone(), version) {
+                let event = Event::InlineLost { name, version };
                 self.tell_later(0, node, event);
             }
         }
@@ -114,11 +131,10 @@ impl World {
         }
     }
 
-    /// Buckets, contents, what a cache would keep of them, and payloads that cannot be read. None if a page
-    /// of the index cannot be read.
-    fn read_all(&self, node: u8) -> Option<All> {
+    /// None if a page of the index cannot be read.
+    fn peek_or_none(&self, node: u8, ask: Ask) -> Option<Answer> {
         let rotten = self.plan.victim == Some(node);
-        let peek = |ask| match self.peek(node, ask) {
+        match self.peek(node, ask) {
             Ok(answer) => Some(answer),
             Err(error) => {
                 // What it had under way made it hand over, or showed a damaged page.
@@ -128,65 +144,118 @@ impl World {
                 assert!(over || damaged, "{error:?}");
                 None
             }
-        };
+        }
+    }
+
+    /// All that it tells. None if a page of the index cannot be read.
+    fn read_all(&self, node: u8) -> Option<All> {
         let (after, max) = (String::new(), 100);
-        let Answer::Buckets { buckets, .. } = peek(Ask::Buckets { after, max })? else {
+        let Answer::Buckets { buckets, .. } =
+            self.peek_or_none(node, Ask::Buckets { after, max })?
+        else {
             panic!("no buckets")
         };
-        let buckets: Vec<String> = buckets.into_iter().map(|bucket| bucket.name).collect();
-        let (mut contents, mut found, mut lost) = (Contents::new(), Vec::new(), Vec::new());
-        for bucket in &buckets {
+        let mut all = All {
+            buckets: buckets.into_iter().map(|bucket| bucket.name).collect(),
+            ..All::default()
+        };
+        for bucket in all.buckets.clone() {
             let params = ListParams {
                 bucket: bucket.clone(),
                 max: 100,
                 ..ListParams::default()
             };
-            let Answer::Page(page) = peek(Ask::List(params))? else {
+            let Answer::Page(page) = self.peek_or_none(node, Ask::List(params.clone()))? else {
                 panic!("no page")
             };
             for object in page.objects {
-                let (bucket, key) = (bucket.clone(), object.key);
-                let ask = Ask::Lookup {
+                let name = Name {
                     bucket: bucket.clone(),
-                    key: key.clone(),
+                    key: object.key,
+                    id: None,
                 };
-                let Answer::Found {
-                    meta,
-                    payload,
-                    place,
-                    as_of,
-                    config,
-                } = peek(ask)?
-                else {
-                    panic!("not found")
+                self.read_one(node, name, object.version, object.tag, &mut all)?;
+            }
+            let Answer::Versions(page) = self.peek_or_none(node, Ask::Versions(params, None))?
+            else {
+                panic!("no page of versions")
+            };
+            for version in page.versions {
+                let name = Name {
+                    bucket: bucket.clone(),
+                    key: version.key,
+                    id: version.tag.map(VersionTag::slot),
                 };
-                assert_eq!(meta.version, object.version);
-                contents.insert((bucket.clone(), key.clone()), meta.version.0);
-                let inline = meta.manifest.body == Body::Inline;
-                if let Some(place) = place {
-                    let device = &self.nodes[usize::from(node)].device;
-                    let bytes = device.read(place.at, place.len);
-                    let good = bytes.as_ref().is_some_and(|bytes| {
-                        let entry = Entry::decode(bytes).expect("what is not rotten is whole");
-                        let named = (entry.header.seq, entry.header.term);
-                        assert_eq!(named, (place.seq, place.term));
-                        assert_eq!(crc32(entry.inline), meta.manifest.crc);
-                        true
-                    });
-                    assert!(
-                        good || rotten,
-                        "a payload was freed: {bucket}/{key} {place:?}"
-                    );
-                    if !good {
-                        lost.push((bucket.clone(), key.clone(), meta.version));
-                    }
-                } else if inline {
-                    assert_eq!(crc32(&payload), meta.manifest.crc);
-                }
-                found.push((bucket, key, as_of, config));
+                self.read_one(node, name, version.version, version.tag, &mut all)?;
             }
         }
-        Some((buckets, contents, found, lost))
+        Some(all)
+    }
+
+    /// Looks up what a listing told of.
+    fn read_one(
+        &self,
+        node: u8,
+        name: Name,
+        version: Seq,
+        tag: Option<VersionTag>,
+        all: &mut All,
+    ) -> Option<()> {
+        let rotten = self.plan.victim == Some(node);
+        let Name { bucket, key, id } = name.clone();
+        let ask = Ask::Lookup { bucket, key, id };
+        let Answer::Found {
+            meta,
+            mut payload,
+            place,
+            as_of,
+            config,
+        } = self.peek_or_none(node, ask)?
+        else {
+            panic!("not found")
+        };
+        assert_eq!((meta.version, meta.tag), (version, tag), "{name:?}");
+        let (bucket, key) = (name.bucket.clone(), name.key.clone());
+        let inline = meta.manifest.body == Body::Inline;
+        if let Some(place) = place {
+            let device = &self.nodes[usize::from(node)].device;
+            let bytes = device.read(place.at, place.len);
+            let good = bytes.as_ref().is_some_and(|bytes| {
+                let entry = Entry::decode(bytes).expect("what is not rotten is whole");
+                let named = (entry.header.seq, entry.header.term);
+                assert_eq!(named, (place.seq, place.term));
+                assert_eq!(crc32(entry.inline), meta.manifest.crc);
+                payload = Bytes::copy_from_slice(entry.inline);
+                true
+            });
+            assert!(good || rotten, "a payload was freed: {name:?} {place:?}");
+            if !good {
+                all.lost.push((name.clone(), meta.version));
+            }
+        } else if inline {
+            assert_eq!(crc32(&payload), meta.manifest.crc);
+        }
+        if name.id.is_none() && tag.is_none_or(|tag| !tag.marker) && !all.listed(&name) {
+            all.contents
+                .insert((bucket.clone(), key.clone()), meta.version.0);
+            all.found.push((bucket.clone(), key.clone(), as_of, config));
+        } else {
+            let tag = tag.unwrap_or(VersionTag {
+                id: meta.version,
+                null: true,
+                marker: false,
+            });
+            all.versions.push(Version {
+                place: (bucket, key),
+                id: tag.id.0,
+                entry: meta.version.0,
+                null: tag.null,
+                marker: tag.marker,
+                manifest: meta.manifest,
+                payload,
+            });
+        }
+        Some(())
     }
 
     /// A read begins, or goes on with the next witness.

@@ -6,7 +6,7 @@
 //! - one part is under way at a time, and is sent again until the learner has it;
 //! - payloads of inline objects go along, each verified against its entry; without one there is no lesson.
 
-use ashlar_cluster_index::{Answer, Change, IndexError, Item, Output, Question, Snapshot};
+use ashlar_cluster_index::{Answer, Change, IndexError, Item, Name, Output, Question, Snapshot};
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::message::{ChainBody, LessonContent};
 use ashlar_layout::page::{EntryKind, INDEX_VALUE_MAX};
@@ -302,8 +302,16 @@ impl Replica {
                 kind: EntryKind::Object,
                 value: Bytes::from(record.value.clone()),
             };
-            if let Ok(Change::Put { bucket, key, .. }) = name.change() {
-                self.recall(now, (bucket, key), name.version, false, out);
+            let object = match name.change() {
+                Ok(Change::Put { bucket, key, .. }) => Some((bucket, key, None)),
+                Ok(Change::PutVersion {
+                    bucket, key, id, ..
+                }) => Some((bucket, key, Some(id))),
+                _ => None,
+            };
+            if let Some((bucket, key, id)) = object {
+                let of = Name { bucket, key, id };
+                self.recall(now, of, name.version, false, out);
             }
         }
         self.items_read(now, peer, out);

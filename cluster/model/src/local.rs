@@ -591,6 +591,7 @@ fn look_up(
     let ask = Ask::Lookup {
         bucket: BUCKET.to_owned(),
         key: key.to_owned(),
+        id: None,
     };
     let mut asked = replica.clone();
     let mut chunks = chunks.clone();

@@ -185,7 +185,7 @@ impl Ask {
     pub(crate) fn body(&self) -> Option<&Body> {
         match &self.request {
             Request::Propose {
-                op: Op::Put { manifest, .. },
+                op: Op::Put { manifest, .. } | Op::PutVersion { manifest, .. },
                 ..
             } => Some(&manifest.body),
             _ => None,
@@ -578,6 +578,7 @@ impl Ask {
                 | ErrorCode::BucketExists
                 | ErrorCode::BucketNotEmpty
                 | ErrorCode::PreconditionFailed
+                | ErrorCode::NotKept
         );
         if judged && self.doubt.is_some_and(|doubt| doubt < term) {
             self.doubt = None;

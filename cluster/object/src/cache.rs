@@ -171,6 +171,7 @@ mod tests {
                 version: Seq(version),
                 modified_ms: 0,
                 manifest,
+                tag: None,
             },
             as_of: Seq(as_of),
             config: 1,

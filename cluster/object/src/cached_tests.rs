@@ -347,6 +347,7 @@ fn verdict(answers: &[(Option<u64>, u64)]) -> (Option<Verdict>, usize) {
             version: Seq(40),
             modified_ms: 0,
             manifest: manifest(),
+            tag: None,
         },
         as_of: Seq(50),
         config: 3,

@@ -470,6 +470,7 @@ impl<M: Machine> Model<M> {
                         version,
                         modified_ms: 0,
                         manifest: manifest(),
+                        tag: None,
                     },
                     as_of: Seq(self.committed as u64),
                     config: self.settled(),

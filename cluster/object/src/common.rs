@@ -302,6 +302,7 @@ pub fn unexpected(expected: &str, got: &Reply) -> ObjectError {
         Reply::Buckets { .. } => "Buckets",
         Reply::Status(_) => "Status",
         Reply::Error(_) => "Error",
+        Reply::Versions(_) => "Versions",
     };
     ObjectError::Protocol {
         detail: format!("a reply {got} came where {expected} was expected"),

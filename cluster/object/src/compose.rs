@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ashlar_layout::crc::crc32_combine;
 use ashlar_layout::ids::{PartitionId, Seq, Term};
-use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Precondition, Stripe};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use crate::common::{Common, unexpected};
 use crate::encode::StripeBuf;
 use crate::error::ObjectError;
 use crate::free::Free;
+use crate::making::Making;
 use crate::put::PutDone;
 use crate::stripe_read::StripeRead;
 use crate::stripe_write::StripeWrite;
@@ -54,6 +55,7 @@ pub struct Compose {
     key: String,
     partition: PartitionId,
     precondition: Precondition,
+    making: Making,
     etag: Etag,
     attributes: Vec<u8>,
     /// Where the bytes are, if that is known already.
@@ -116,6 +118,7 @@ impl Compose {
             key: key.to_owned(),
             partition,
             precondition,
+            making: Making::Object,
             etag,
             attributes,
             body: None,
@@ -165,6 +168,17 @@ impl Compose {
         (compose.done.size, compose.done.crc) = (manifest.size, manifest.crc);
         compose.body = Some(manifest.body);
         Ok(compose)
+    }
+
+    /// Makes it in another way.
+    #[must_use]
+    pub fn as_version(mut self, making: Making) -> Self {
+        self.making = making;
+        if matches!(making, Making::Again { current: false, .. }) {
+            // What is current is of no concern.
+            self.precondition = Precondition::None;
+        }
+        self
     }
 
     /// How it ended, once it has.
@@ -368,7 +382,6 @@ impl Compose {
             self.fail(now, ObjectError::BadRequest { detail }, out);
             return true;
         }
-        let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let request = Request::Propose {
             partition: self.partition,
             term: Term(0),
@@ -376,11 +389,7 @@ impl Compose {
             request: self.common.next_request(),
             retry: None,
             precondition: self.precondition,
-            op: Op::Put {
-                bucket,
-                key,
-                manifest,
-            },
+            op: self.making.op(&self.bucket, &self.key, manifest),
         };
         let names = (self.bucket.as_str(), self.key.as_str());
         let common = self.common.clone();

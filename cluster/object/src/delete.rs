@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use ashlar_layout::ids::{Seq, Term};
-use ashlar_layout::manifest::{Body, Op, Precondition};
+use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Then, VersionTag};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -51,6 +51,61 @@ impl Delete {
         key: &str,
         precondition: Precondition,
     ) -> Result<Delete, ObjectError> {
+        let op = Op::Delete {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+        };
+        Delete::by(common, (bucket, key), precondition, op, Bytes::new())
+    }
+
+    /// Puts a marker that there is no object, as a new version: a `null` one takes the place of the one before that is
+    /// called so.
+    pub fn mark(
+        common: Arc<Common>,
+        bucket: &str,
+        key: &str,
+        precondition: Precondition,
+        null: bool,
+    ) -> Result<Delete, ObjectError> {
+        let op = Op::PutVersion {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            tag: VersionTag {
+                id: Seq(0),
+                null,
+                marker: true,
+            },
+            current: true,
+            modified_ms: 0,
+            manifest: Manifest::plain(0, 0, Body::Inline),
+        };
+        Delete::by(common, (bucket, key), precondition, op, Bytes::new())
+    }
+
+    /// Removes a version of an object; `payload` is what is current then, if that is inline.
+    pub fn version(
+        common: Arc<Common>,
+        (bucket, key): (&str, &str),
+        precondition: Precondition,
+        (id, then): (Seq, Then),
+        payload: Bytes,
+    ) -> Result<Delete, ObjectError> {
+        let op = Op::DropVersion {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            id,
+            then,
+        };
+        Delete::by(common, (bucket, key), precondition, op, payload)
+    }
+
+    fn by(
+        common: Arc<Common>,
+        (bucket, key): (&str, &str),
+        precondition: Precondition,
+        op: Op,
+        payload: Bytes,
+    ) -> Result<Delete, ObjectError> {
         let partition = common.partition_of(bucket, key)?;
         let request = Request::Propose {
             partition,
@@ -59,20 +114,10 @@ impl Delete {
             request: common.next_request(),
             retry: None,
             precondition,
-            op: Op::Delete {
-                bucket: bucket.to_owned(),
-                key: key.to_owned(),
-            },
+            op,
         };
         let names = (bucket, key);
-        let ask = Ask::new(
-            common.clone(),
-            ASK_LANE,
-            names,
-            partition,
-            request,
-            Bytes::new(),
-        );
+        let ask = Ask::new(common.clone(), ASK_LANE, names, partition, request, payload);
         Ok(Delete {
             common,
             bucket: bucket.to_owned(),

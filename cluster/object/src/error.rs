@@ -4,7 +4,7 @@ use std::fmt;
 
 use ashlar_cluster_map::Class;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
-use ashlar_layout::message::{ErrorCode, Reply};
+use ashlar_layout::message::{ErrorCode, ObjectMeta, Reply};
 
 use crate::call::Answer;
 use crate::range::ByteRange;
@@ -23,6 +23,8 @@ pub enum Code {
     BucketNotEmpty,
     /// The precondition does not hold.
     PreconditionFailed,
+    /// The current object is to be made a version first.
+    NotKept,
     /// The range is outside of the object.
     RangeNotSatisfiable,
     /// A name, length or option that is not allowed.
@@ -204,6 +206,18 @@ pub enum ObjectError {
         /// The key.
         key: String,
     },
+    /// No such object: a marker says so.
+    #[error(
+        "there is no object '{key}' in bucket '{bucket}': it was removed, and its versions are kept"
+    )]
+    Marker {
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// The marker.
+        meta: Box<ObjectMeta>,
+    },
     /// No such bucket.
     #[error("there is no bucket '{bucket}'")]
     NoSuchBucket {
@@ -370,7 +384,7 @@ impl ObjectError {
     /// What a caller branches on.
     pub fn code(&self) -> Code {
         match self {
-            ObjectError::NotFound { .. } => Code::NotFound,
+            ObjectError::NotFound { .. } | ObjectError::Marker { .. } => Code::NotFound,
             ObjectError::NoSuchBucket { .. } => Code::NoSuchBucket,
             ObjectError::BucketExists { .. } => Code::BucketExists,
             ObjectError::BucketNotEmpty { .. } => Code::BucketNotEmpty,
@@ -394,6 +408,7 @@ impl ObjectError {
             ObjectError::Aborted => Code::Aborted,
             ObjectError::Refused { code, .. } => match code {
                 ErrorCode::WrongCluster => Code::WrongCluster,
+                ErrorCode::NotKept => Code::NotKept,
                 ErrorCode::DeviceFull => Code::DeviceFull,
                 ErrorCode::Corrupt => Code::Corrupt,
                 ErrorCode::BadRequest => Code::BadRequest,

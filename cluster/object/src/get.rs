@@ -27,7 +27,7 @@ use crate::call::{Action, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
 use crate::cursor::{Cursor, Grid, Shape};
 use crate::error::{Code, ObjectError};
-use crate::look::{Found, LANES, Look};
+use crate::look::{Found, LANES, Look, marker};
 use crate::range::ByteRange;
 use crate::stripe_read::StripeRead;
 use crate::tree::{check, check_sum, decode_node, node_of};
@@ -48,6 +48,7 @@ pub struct Get {
     bucket: String,
     key: String,
     partition: PartitionId,
+    id: Option<Seq>,
     asked: Option<ByteRange>,
     lane: u32,
     /// What the object is: until it has ended, what is read is a guess.
@@ -93,6 +94,7 @@ impl Get {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             partition,
+            id: None,
             asked: range,
             lane: 0,
             look: None,
@@ -117,6 +119,13 @@ impl Get {
             error: None,
             finished: false,
         })
+    }
+
+    /// The same, of a version of the object; of the current one if there is none.
+    #[must_use]
+    pub fn of_version(mut self, id: Option<Seq>) -> Get {
+        self.id = id;
+        self
     }
 
     /// What is known of the object; `None` until it was looked up. Stands once a byte is there.
@@ -184,6 +193,7 @@ impl Get {
             partition: self.partition,
             bucket: self.bucket.clone(),
             key: self.key.clone(),
+            id: self.id,
             payload,
         };
         let lane = self.next_lane();
@@ -200,7 +210,7 @@ impl Get {
         self.lane = lane + LANES - 1;
         match Look::new(self.common.clone(), &self.bucket, &self.key, true) {
             Ok(look) => {
-                let mut look = look.with_lane(lane);
+                let mut look = look.of_version(self.id).with_lane(lane);
                 look.on_event(now, Event::Start, out);
                 let guess = look.guess();
                 self.look = Some(look);
@@ -316,7 +326,10 @@ impl Get {
                 reply: Reply::Found { meta, .. },
                 payload,
                 payload_crc,
-            })) => Ok((meta, payload, payload_crc)),
+            })) => match meta.tag.is_some_and(|tag| tag.marker) {
+                true => Err(marker(&self.bucket, &self.key, meta)),
+                false => Ok((meta, payload, payload_crc)),
+            },
             Some(Ok(told)) => Err(unexpected("Found", &told.reply)),
             Some(Err(Untold { error, .. })) => Err(error),
             None => return,

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::PartitionId;
+use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::manifest::Body;
 use ashlar_layout::message::{ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
@@ -45,6 +45,7 @@ pub struct Look {
     bucket: String,
     key: String,
     partition: PartitionId,
+    id: Option<Seq>,
     payload: bool,
     lane: u32,
     cached: Option<Arc<Cached>>,
@@ -67,6 +68,7 @@ impl Look {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             partition,
+            id: None,
             payload,
             lane: 0,
             cached: None,
@@ -74,6 +76,13 @@ impl Look {
             ask: None,
             outcome: None,
         })
+    }
+
+    /// The same, of a version of the object; of the current one if there is none.
+    #[must_use]
+    pub fn of_version(mut self, id: Option<Seq>) -> Look {
+        self.id = id;
+        self
     }
 
     /// The same, with calls of this number and the next one.
@@ -107,7 +116,9 @@ impl Look {
             !self.payload || !inline || cached.payload.is_some()
         };
         let names = (self.bucket.as_str(), self.key.as_str());
-        let cached = self.common.cached(names.0, names.1).filter(serves);
+        // Witnesses know of keys, and not of their versions.
+        let cached = self.common.cached(names.0, names.1);
+        let cached = cached.filter(|it| self.id.is_none() && serves(it));
         if let Some(cached) = cached {
             let common = self.common.clone();
             self.witnesses = Witnesses::new(common, self.lane + 1, names, self.partition, &cached);
@@ -127,6 +138,7 @@ impl Look {
             partition: self.partition,
             bucket,
             key,
+            id: self.id,
             payload: self.payload,
         };
         let names = (self.bucket.as_str(), self.key.as_str());
@@ -175,6 +187,10 @@ impl Look {
                 payload,
                 payload_crc,
             }) => {
+                if meta.tag.is_some_and(|tag| tag.marker) {
+                    self.common.forget(&self.bucket, &self.key);
+                    return Err(marker(&self.bucket, &self.key, meta));
+                }
                 let fits =
                     payload.len() as u64 == meta.manifest.size && payload_crc == meta.manifest.crc;
                 let inline = self.payload && meta.manifest.body == Body::Inline && fits;
@@ -185,7 +201,9 @@ impl Look {
                     // A copy: what came may be a small part of a large buffer.
                     payload: inline.then(|| Bytes::copy_from_slice(&payload)),
                 };
-                self.common.keep(&self.bucket, &self.key, cached);
+                if self.id.is_none() {
+                    self.common.keep(&self.bucket, &self.key, cached);
+                }
                 Ok(Found {
                     meta,
                     payload,
@@ -195,12 +213,22 @@ impl Look {
             }
             Ok(told) => Err(unexpected("Found", &told.reply)),
             Err(untold) => {
-                if matches!(untold.error.code(), Code::NotFound | Code::NoSuchBucket) {
+                let gone = matches!(untold.error.code(), Code::NotFound | Code::NoSuchBucket);
+                if gone && self.id.is_none() {
                     self.common.forget(&self.bucket, &self.key);
                 }
                 Err(untold.error)
             }
         });
+    }
+}
+
+/// What a look ends with that finds a marker.
+pub(crate) fn marker(bucket: &str, key: &str, meta: ObjectMeta) -> ObjectError {
+    ObjectError::Marker {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        meta: Box::new(meta),
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use ashlar_cluster_map::Class;
 use ashlar_layout::crc::{crc32, crc32_combine};
 use ashlar_layout::ids::{PartitionId, Seq, StripeId, Term};
-use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Precondition, Stripe};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use crate::common::{Common, unexpected};
 use crate::encode::StripeBuf;
 use crate::error::ObjectError;
 use crate::free::Free;
+use crate::making::Making;
 use crate::stripe_write::{StripeWrite, Written};
 use crate::tree::{encode_node, fanout};
 
@@ -77,6 +78,7 @@ pub struct Put {
     key: String,
     partition: PartitionId,
     precondition: Precondition,
+    making: Making,
     etag: Etag,
     attributes: Vec<u8>,
     class: Class,
@@ -124,6 +126,7 @@ impl Put {
             key: key.to_owned(),
             partition,
             precondition,
+            making: Making::Object,
             etag: Etag::NONE,
             attributes: Vec::new(),
             class: map.class,
@@ -170,6 +173,13 @@ impl Put {
             && !self.ended
             && unacknowledged < self.common.tuning().put_stripes
             && self.jobs.len() < self.common.tuning().put_stripes_kept
+    }
+
+    /// Makes it in another way.
+    #[must_use]
+    pub fn as_version(mut self, making: Making) -> Self {
+        self.making = making;
+        self
     }
 
     /// How it ended, once it has.
@@ -237,7 +247,6 @@ impl Put {
             let detail = error.to_string();
             return self.fail(now, ObjectError::BadRequest { detail }, out);
         }
-        let (bucket, key) = (self.bucket.clone(), self.key.clone());
         let request = Request::Propose {
             partition: self.partition,
             term: Term(0),
@@ -245,11 +254,7 @@ impl Put {
             request: self.common.next_request(),
             retry: None,
             precondition: self.precondition,
-            op: Op::Put {
-                bucket,
-                key,
-                manifest,
-            },
+            op: self.making.op(&self.bucket, &self.key, manifest),
         };
         let names = (self.bucket.as_str(), self.key.as_str());
         let mut ask = Ask::new(

@@ -503,6 +503,7 @@ impl World {
                     version,
                     modified_ms: 0,
                     manifest,
+                    tag: None,
                 };
                 self.objects
                     .insert(name, (meta, payload))

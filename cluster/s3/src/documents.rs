@@ -2,7 +2,7 @@
 //!
 //! Invariant: an element that is not known where it stands is refused: what it asks for would not be done.
 
-use crate::bucket::{OWNERSHIP, PublicAccessBlock};
+use crate::bucket::{OWNERSHIP, PublicAccessBlock, Versioning};
 use crate::checksum::Algorithm;
 use crate::cors::{self, CorsRule};
 use crate::refusal::{Refusal, refuse};
@@ -229,6 +229,34 @@ pub fn parse_ownership(bytes: &[u8]) -> Result<String, Refusal> {
         }
         None => refuse!(MalformedXML, "OwnershipControls have a Rule"),
     }
+}
+
+/// Whether a bucket is to keep versions.
+pub fn parse_versioning(bytes: &[u8]) -> Result<Versioning, Refusal> {
+    let root = Element::parse(bytes, "VersioningConfiguration")?;
+    root.only(&["Status", "MfaDelete"])?;
+    match root.text_of("MfaDelete")? {
+        None | Some("Disabled") => {}
+        Some("Enabled") => return refuse!(NotImplemented, "MfaDelete is not implemented"),
+        Some(_) => return refuse!(MalformedXML, "MfaDelete is Enabled or Disabled"),
+    }
+    match root.text_of("Status")? {
+        Some("Enabled") => Ok(Versioning::Enabled),
+        Some("Suspended") => Ok(Versioning::Suspended),
+        _ => refuse!(
+            IllegalVersioningConfigurationException,
+            "The Versioning element must be specified"
+        ),
+    }
+}
+
+/// The same as a document.
+pub fn write_versioning(versioning: Option<Versioning>) -> String {
+    Xml::document("VersioningConfiguration", |xml| match versioning {
+        Some(Versioning::Enabled) => xml.text("Status", "Enabled"),
+        Some(Versioning::Suspended) => xml.text("Status", "Suspended"),
+        None => {}
+    })
 }
 
 /// The same, as a header says it.

@@ -47,4 +47,5 @@ pub mod system;
 pub mod tags;
 pub mod text;
 pub mod users;
+pub mod version_id;
 pub mod xml;

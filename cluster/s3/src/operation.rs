@@ -230,9 +230,12 @@ operations! {
     /// What keeps the public out.
     DeletePublicAccessBlock "s3:PutBucketPublicAccessBlock" "DELETE" Bucket
         needs ["publicAccessBlock"] header None, queries [] headers [];
-    /// Whether versions are kept: never, yet.
+    /// Whether versions are kept.
     GetBucketVersioning "s3:GetBucketVersioning" "GET" Bucket
         needs ["versioning"] header None, queries [] headers [];
+    /// Whether versions are kept.
+    PutBucketVersioning "s3:PutBucketVersioning" "PUT" Bucket
+        needs ["versioning"] header None, queries [] headers [CHECKSUMS, CHUNKED];
     /// Nobody but its owner.
     GetBucketAcl "s3:GetBucketAcl" "GET" Bucket
         needs ["acl"] header None, queries [] headers [];
@@ -623,7 +626,7 @@ mod tests {
             ("DELETE", Object, &[], &["if-none-match"]),
             ("DELETE", Bucket, &["website"], &[]),
             ("DELETE", Bucket, &["versionId"], &[]),
-            ("PUT", Bucket, &["versioning"], &[]),
+            ("PUT", Bucket, &["versioning"], &["x-amz-mfa"]),
             ("PUT", Bucket, &["object-lock"], &[]),
             ("PUT", Bucket, &[], &["x-amz-bucket-object-lock-enabled"]),
             ("GET", Bucket, &["inventory"], &[]),

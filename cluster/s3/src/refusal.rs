@@ -54,6 +54,8 @@ codes! {
     EntityTooLarge 400,
     /// A part, but for the last one, that is too small.
     EntityTooSmall 400,
+    /// Neither Enabled nor Suspended.
+    IllegalVersioningConfigurationException 400,
     /// A region that is not ours.
     IllegalLocationConstraintException 400,
     /// The body ended early.
@@ -176,6 +178,8 @@ pub struct Refusal {
     pub code: Code,
     /// For a person.
     pub message: Cow<'static, str>,
+    /// Headers that go with it.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Refusal {
@@ -184,7 +188,15 @@ impl Refusal {
         Refusal {
             code,
             message: message.into(),
+            headers: Vec::new(),
         }
+    }
+
+    /// The same, with a header.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Refusal {
+        self.headers.push((name, value.into()));
+        self
     }
 }
 

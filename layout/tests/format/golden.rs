@@ -168,13 +168,22 @@ fn journal_entries_v3() {
 }
 
 #[test]
-fn frame_v3() {
-    let image = golden("frame.v3.bin", &frame().encode());
+fn journal_entries_v4() {
+    let image = golden("journal-entries.v4.bin", &version_entries());
+    let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
+    let ops: Vec<Op> = got.iter().map(|entry| entry.op().unwrap()).collect();
+    assert_eq!(ops, version_ops());
+    assert!(got.iter().all(|entry| entry.version == 4));
+}
+
+#[test]
+fn frame_v4() {
+    let image = golden("frame.v4.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));
 }
 
 #[test]
-fn messages_v3() {
+fn messages_v4() {
     // Each behind its length, so that one file holds them all.
     fn file<T>(messages: &[T], encode: impl Fn(&T) -> Vec<u8>) -> Vec<u8> {
         let mut out = Vec::new();
@@ -194,19 +203,19 @@ fn messages_v3() {
         }
         parts
     }
-    let image = golden("requests.v3.bin", &file(&requests(), encode_control));
+    let image = golden("requests.v4.bin", &file(&requests(), encode_control));
     let got: Vec<Request> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, requests());
-    let image = golden("replies.v3.bin", &file(&replies(), encode_control));
+    let image = golden("replies.v4.bin", &file(&replies(), encode_control));
     let got: Vec<Reply> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, replies());
-    let image = golden("chain.v3.bin", &file(&chain_messages(), encode_control));
+    let image = golden("chain.v4.bin", &file(&chain_messages(), encode_control));
     let got: Vec<ChainMessage> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
@@ -250,6 +259,7 @@ fn fuzz_seeds() {
     let (checkpoint, named) = checkpoint().encode(512);
     seed("checkpoint", 0, &checkpoint[..named.len as usize]);
     seed("entry", 0, &entries());
+    seed("entry", 1, &version_entries());
     seed("frame", 0, &frame().encode());
     for (n, request) in requests().iter().enumerate() {
         seed("request", n, &encode_control(request));

@@ -65,7 +65,8 @@ fn chain_messages_are_as_bincode_has_them() {
 
 #[test]
 fn ops_are_as_bincode_has_them() {
-    tags(ops().iter().map(|op| agree!(op, Op)).collect());
+    let all = ops().into_iter().chain(parting_ops()).chain(version_ops());
+    tags(all.map(|op| agree!(&op, Op)).collect());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Generators of random values.
 
 use ashlar_layout::ids::*;
-use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe, Then, VersionTag};
+
 use ashlar_layout::message::Request;
 use ashlar_layout::record::Subject;
 use proptest::prelude::*;
@@ -74,9 +75,43 @@ pub fn op() -> impl Strategy<Value = Op> {
             attributes,
         },
     );
+    let tag = (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(id, null, marker)| {
+        let id = Seq(id);
+        VersionTag { id, null, marker }
+    });
+    let version = (tag, any::<u64>(), manifest.clone());
+    let then = prop_oneof![
+        Just(Then::Same),
+        Just(Then::Nothing),
+        (version.clone(), any::<u64>()).prop_map(|((tag, modified_ms, manifest), seen)| {
+            let seen = Seq(seen);
+            Then::Version {
+                tag,
+                seen,
+                modified_ms,
+                manifest,
+            }
+        }),
+    ];
     prop_oneof![
         Just(Op::TermStart),
         ".{0,20}".prop_map(|bucket| Op::CreateBucket { bucket }),
+        (version, any::<bool>()).prop_map(|((tag, modified_ms, manifest), current)| {
+            Op::PutVersion {
+                bucket: "bucket".to_owned(),
+                key: "a\0b".to_owned(),
+                tag,
+                current,
+                modified_ms,
+                manifest,
+            }
+        }),
+        (any::<u64>(), ".{0,20}", then).prop_map(|(id, key, then)| Op::DropVersion {
+            bucket: "bucket".to_owned(),
+            key,
+            id: Seq(id),
+            then,
+        }),
         (".{0,20}", ".{0,100}", manifest).prop_map(|(bucket, key, manifest)| Op::Put {
             bucket,
             key,
@@ -107,12 +142,13 @@ pub fn request() -> impl Strategy<Value = Request> {
         Just(Precondition::Present),
         any::<u64>().prop_map(|seq| Precondition::Version(Seq(seq))),
     ];
-    let lookup = (any::<u32>(), ".{0,20}", ".{0,100}", any::<bool>()).prop_map(
-        |(partition, bucket, key, payload)| Request::Lookup {
+    let lookup = (any::<u32>(), ".{0,20}", ".{0,100}", any::<Option<u64>>()).prop_map(
+        |(partition, bucket, key, id)| Request::Lookup {
             partition: PartitionId(partition),
             bucket,
             key,
-            payload,
+            id: id.map(Seq),
+            payload: id.is_some_and(|id| id.is_multiple_of(2)),
         },
     );
     let name = (any::<[u64; 3]>(), any::<Option<u64>>());

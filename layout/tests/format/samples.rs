@@ -7,7 +7,7 @@ use ashlar_layout::footer::{Footer, FooterEntry};
 use ashlar_layout::frame::{FrameHeader, Opcode};
 use ashlar_layout::ids::*;
 use ashlar_layout::journal::encode_entry;
-use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe, Then, VersionTag};
 use ashlar_layout::message::*;
 use ashlar_layout::record::{RecordHeader, Subject, record_len};
 use ashlar_layout::stamp::Place;
@@ -320,14 +320,15 @@ pub fn requests() -> Vec<Request> {
             partition,
             bucket: bucket.clone(),
             key: key.clone(),
+            id: Some(Seq(12)),
             payload: true,
         },
         Request::List {
             partition,
-            bucket,
+            bucket: bucket.clone(),
             prefix: "a/".into(),
             delimiter: "/".into(),
-            after: key,
+            after: key.clone(),
             max: 1000,
         },
         Request::Chain { partition },
@@ -346,6 +347,15 @@ pub fn requests() -> Vec<Request> {
             shard,
             fault: FindingKind::Skipped,
         },
+        Request::ListVersions {
+            partition,
+            bucket,
+            prefix: "a/".into(),
+            delimiter: "/".into(),
+            after: key,
+            after_id: Some(Seq(12)),
+            max: 1000,
+        },
     ]
 }
 
@@ -355,6 +365,19 @@ pub fn replies() -> Vec<Reply> {
         version: Seq(5),
         modified_ms: 1_700_000_000_000,
         manifest: manifest(),
+        tag: Some(tag()),
+    };
+    let entry = ListEntry {
+        key: "a/b".into(),
+        size: 1,
+        crc: 2,
+        etag: Etag {
+            md5: [9; 16],
+            parts: 3,
+        },
+        version: Seq(3),
+        modified_ms: 4,
+        tag: None,
     };
     vec![
         Reply::Hello {
@@ -388,17 +411,7 @@ pub fn replies() -> Vec<Reply> {
             highest: Seq(16),
         },
         Reply::Page(ListPage {
-            objects: vec![ListEntry {
-                key: "a/b".into(),
-                size: 1,
-                crc: 2,
-                etag: Etag {
-                    md5: [9; 16],
-                    parts: 3,
-                },
-                version: Seq(3),
-                modified_ms: 4,
-            }],
+            objects: vec![entry.clone()],
             prefixes: vec!["a/c/".into()],
             next: Some("a/c/".into()),
         }),
@@ -438,6 +451,14 @@ pub fn replies() -> Vec<Reply> {
         Reply::Error(WireError {
             code: ErrorCode::Internal,
             detail: "it is broken".into(),
+        }),
+        Reply::Versions(VersionPage {
+            versions: vec![ListEntry {
+                tag: Some(tag()),
+                ..entry
+            }],
+            prefixes: vec!["a/c/".into()],
+            next: Some(("a/b".into(), Some(Seq(3)))),
         }),
     ]
 }
@@ -492,11 +513,13 @@ pub fn chain_messages() -> Vec<ChainMessage> {
         ChainBody::Recall {
             bucket: "bucket".into(),
             key: "key".into(),
+            id: Some(last),
             version: first,
         },
         ChainBody::Recalled {
             bucket: "bucket".into(),
             key: "key".into(),
+            id: None,
             version: first,
             found: true,
         },
@@ -554,6 +577,67 @@ pub fn ops() -> Vec<Op> {
             members: vec![DeviceNo(4), DeviceNo(6), DeviceNo(9), DeviceNo(2)],
         },
     ]
+}
+
+/// The name of a version that is `null`.
+pub fn tag() -> VersionTag {
+    VersionTag {
+        id: Seq(0x0102_0304_0506),
+        null: true,
+        marker: false,
+    }
+}
+
+/// Changes of versions of objects.
+pub fn version_ops() -> Vec<Op> {
+    let (bucket, key) = ("photos".to_owned(), "2024/å.jpg".to_owned());
+    let marker = VersionTag {
+        id: Seq(0),
+        null: false,
+        marker: true,
+    };
+    let drop = |then| Op::DropVersion {
+        bucket: bucket.clone(),
+        key: key.clone(),
+        id: Seq(44),
+        then,
+    };
+    vec![
+        Op::PutVersion {
+            bucket: bucket.clone(),
+            key: key.clone(),
+            tag: tag(),
+            current: true,
+            modified_ms: 1_700_000_000_001,
+            manifest: manifest(),
+        },
+        Op::PutVersion {
+            bucket: bucket.clone(),
+            key: key.clone(),
+            tag: marker,
+            current: true,
+            modified_ms: 0,
+            manifest: Manifest::plain(0, 0, Body::Inline),
+        },
+        drop(Then::Same),
+        drop(Then::Nothing),
+        drop(Then::Version {
+            tag: tag(),
+            seen: Seq(42),
+            modified_ms: 1_700_000_000_002,
+            manifest: manifest(),
+        }),
+    ]
+}
+
+/// The entries of those.
+pub fn version_entries() -> Vec<u8> {
+    let mut out = Vec::new();
+    for (op, seq) in version_ops().iter().zip(45..) {
+        let (client, request) = (ClientId(0xc11e), RequestNo(78));
+        encode_entry(&mut out, Seq(seq), Term(7), client, request, 9, op, b"").unwrap();
+    }
+    out
 }
 
 /// Changes of a partition's bounds.

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::{
-    Answer, BufferPool, Common, Delete, ObjectError, Tuning, common::unexpected,
+    Answer, BufferPool, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
 };
 use ashlar_layout::ids::{ClientId, NodeId, Seq};
-use ashlar_layout::manifest::Manifest;
-use ashlar_layout::message::{BucketMeta, ListPage, NodeStatus, ObjectMeta, Reply, Request};
+use ashlar_layout::manifest::{Manifest, Precondition};
+use ashlar_layout::message::{
+    BucketMeta, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage,
+};
 use ashlar_layout::names::{check_bucket, check_key};
 use bytes::Bytes;
 use tokio::io::AsyncRead;
@@ -23,9 +25,9 @@ use crate::inner::Inner;
 use crate::link::LinkSetup;
 use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
-    PutOutcome, Seal,
+    PutOutcome, Seal, VersionDropped, VersionsOptions,
 };
-use crate::{list, put};
+use crate::{list, put, versions};
 
 /// A client of one cluster. Cheap to clone; clones share connections.
 ///
@@ -34,7 +36,7 @@ use crate::{list, put};
 /// threads.
 #[derive(Clone, Debug)]
 pub struct Client {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// Waits until another operation may begin, at most so long.
@@ -180,7 +182,97 @@ impl Client {
         seal: Seal,
     ) -> Result<PutOutcome, ClientError> {
         check(bucket, Some(key))?;
-        put::reseal(&self.inner, bucket, key, meta, seal).await
+        let making = match meta.tag {
+            None => Making::Object,
+            Some(tag) => Making::Again {
+                tag,
+                current: true,
+                modified_ms: meta.modified_ms,
+            },
+        };
+        put::reseal(&self.inner, (bucket, key), meta, seal, making).await
+    }
+
+    /// The same, of a version that is not the current one. If it is, or has become, the current one, this is
+    /// refused as a precondition that does not hold.
+    pub async fn reseal_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        meta: ObjectMeta,
+        seal: Seal,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        let Some(tag) = meta.tag else {
+            let detail = "an object that is no version is the current one".to_owned();
+            return Err(ObjectError::BadRequest { detail }.into());
+        };
+        let making = Making::Again {
+            tag,
+            current: false,
+            modified_ms: meta.modified_ms,
+        };
+        put::reseal(&self.inner, (bucket, key), meta, seal, making).await
+    }
+
+    /// Makes the current object the `null` version, if it is none and still the one that was found: before its bucket
+    /// keeps versions, each object is only what it is.
+    pub async fn keep_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        meta: ObjectMeta,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        versions::keep(&self.inner, bucket, key, meta).await
+    }
+
+    /// Says that there is no object, by a new version: a `null` one takes the place of the one before that is
+    /// called so.
+    pub async fn mark_deleted(
+        &self,
+        bucket: &str,
+        key: &str,
+        precondition: Precondition,
+        null: bool,
+    ) -> Result<DeleteOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        let common = self.inner.common.clone();
+        let mark = Delete::mark(common, bucket, key, precondition, null)?;
+        self.remove(mark).await
+    }
+
+    /// Removes a version of an object, which [`ashlar_layout::manifest::VersionTag::slot`] names, or an object that is
+    /// the `null` version. If it was the current one, the one before it is current then.
+    pub async fn drop_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Seq,
+    ) -> Result<VersionDropped, ClientError> {
+        check(bucket, Some(key))?;
+        versions::drop_version(self, bucket, key, version).await
+    }
+
+    /// One page of a bucket's versions, in the order of the keys, across its partitions.
+    pub async fn list_versions(
+        &self,
+        bucket: &str,
+        options: VersionsOptions,
+    ) -> Result<VersionPage, ClientError> {
+        check(bucket, None)?;
+        versions::list(&self.inner, bucket, &options).await
+    }
+
+    /// What is known of a version of an object.
+    pub async fn head_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Seq,
+    ) -> Result<ObjectMeta, ClientError> {
+        check(bucket, Some(key))?;
+        list::head(&self.inner, bucket, key, Some(version)).await
     }
 
     /// Reads an object or a part of it. Returns when the first bytes are there.
@@ -197,7 +289,7 @@ impl Client {
     /// What is known of an object.
     pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectMeta, ClientError> {
         check(bucket, Some(key))?;
-        list::head(&self.inner, bucket, key).await
+        list::head(&self.inner, bucket, key, None).await
     }
 
     /// Removes an object; removing what is not there is no error. Returns when that is durable; the
@@ -209,12 +301,16 @@ impl Client {
         options: DeleteOptions,
     ) -> Result<DeleteOutcome, ClientError> {
         check(bucket, Some(key))?;
-        let permit = admit(&self.inner.writers, self.inner.options.admit_wait).await?;
         let common = self.inner.common.clone();
         let mut delete = Delete::new(common, bucket, key, options.precondition)?;
         if options.taken {
             delete = delete.of_taken();
         }
+        self.remove(delete).await
+    }
+
+    pub(crate) async fn remove(&self, delete: Delete) -> Result<DeleteOutcome, ClientError> {
+        let permit = admit(&self.inner.writers, self.inner.options.admit_wait).await?;
         let mut drive = Drive::start(self.inner.clone(), delete, permit);
         drive.until_answered().await;
         let outcome = drive.machine().and_then(Delete::outcome).cloned();

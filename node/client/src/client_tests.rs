@@ -50,7 +50,16 @@ pub(crate) async fn get(
     key: &str,
     range: Option<ByteRange>,
 ) -> Result<Vec<u8>, ClientError> {
-    let mut stream = client.get("bucket", key, GetOptions { range }).await?;
+    let mut stream = client
+        .get(
+            "bucket",
+            key,
+            GetOptions {
+                range,
+                version: None,
+            },
+        )
+        .await?;
     let mut all = Vec::new();
     while let Some(chunk) = stream.next().await {
         all.extend_from_slice(&chunk?);

@@ -16,7 +16,7 @@ use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{
     BucketMeta, ChainView, DeviceStatus, ErrorCode, FindingKind, ListEntry, ListPage, NodeStatus,
-    ObjectMeta, Reply, Request, WireError,
+    ObjectMeta, Reply, Request, VersionPage, WireError,
 };
 use ashlar_layout::slot::slot_of;
 use bytes::Bytes;
@@ -385,7 +385,10 @@ impl Store {
         let is_head = DeviceNo(node.0) == self.term.head();
         let for_head = match &request {
             Request::Propose { term, .. } => !is_head || *term != self.term,
-            Request::Lookup { .. } | Request::List { .. } | Request::ListBuckets { .. } => !is_head,
+            Request::Lookup { .. }
+            | Request::List { .. }
+            | Request::ListVersions { .. }
+            | Request::ListBuckets { .. } => !is_head,
             _ => false,
         };
         if for_head {
@@ -514,30 +517,33 @@ impl Store {
                 max,
                 ..
             } => self.list(&bucket, &prefix, &delimiter, &after, max as usize),
+            Request::ListVersions {
+                bucket, after, max, ..
+            } => match self.list(&bucket, "", "", &after, max as usize) {
+                (Reply::Page(page), none) => {
+                    let page = VersionPage {
+                        next: page.next.map(|next| (next, None)),
+                        versions: page.objects,
+                        prefixes: page.prefixes,
+                    };
+                    (Reply::Versions(page), none)
+                }
+                other => other,
+            },
             Request::ListBuckets { after, max, .. } => {
                 let mut names = self.buckets.iter().filter(|(name, _)| **name > after);
-                let buckets = names
-                    .by_ref()
-                    .take(max as usize)
-                    .map(|(name, at)| BucketMeta {
-                        name: name.clone(),
-                        created_ms: *at,
-                    })
-                    .collect();
-                (
-                    Reply::Buckets {
-                        buckets,
-                        more: names.next().is_some(),
-                    },
-                    none,
-                )
+                let page = names.by_ref().take(max as usize);
+                let page = page.map(|(name, at)| BucketMeta {
+                    name: name.clone(),
+                    created_ms: *at,
+                });
+                let buckets = page.collect();
+                let more = names.next().is_some();
+                (Reply::Buckets { buckets, more }, none)
             }
             Request::Status => {
-                let state = if mood == Mood::Full {
-                    "full"
-                } else {
-                    "serving"
-                };
+                let full = mood == Mood::Full;
+                let state = if full { "full" } else { "serving" };
                 let device = DeviceStatus {
                     device: DeviceNo(node.0),
                     id: DeviceId::default(),
@@ -595,6 +601,7 @@ impl Store {
                     etag: meta.manifest.etag,
                     version: meta.version,
                     modified_ms: 0,
+                    tag: None,
                 }),
             }
         }
@@ -627,7 +634,12 @@ impl Store {
         }
         let seq = Seq(self.seq + 1);
         let displaced = match op {
-            Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
+            Op::TermStart
+            | Op::Chain { .. }
+            | Op::Split { .. }
+            | Op::Close { .. }
+            | Op::PutVersion { .. }
+            | Op::DropVersion { .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
             Op::CreateBucket { bucket } => {
@@ -665,6 +677,7 @@ impl Store {
                     version: seq,
                     modified_ms: 5,
                     manifest,
+                    tag: None,
                 };
                 self.objects
                     .insert(name, (meta, payload))

@@ -42,6 +42,7 @@ impl GetStream {
     ) -> Result<GetStream, ClientError> {
         let permit = admit(&inner.readers, inner.options.admit_wait).await?;
         let get = Get::new(inner.common.clone(), bucket, key, options.range)?;
+        let get = get.of_version(options.version);
         let mut drive = Drive::start(inner.clone(), get, permit);
         drive.until_answered().await;
         let Some(get) = drive.machine() else {

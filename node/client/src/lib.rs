@@ -19,6 +19,7 @@ mod mailbox;
 pub mod options;
 mod put;
 mod reader;
+mod versions;
 
 #[cfg(test)]
 mod client_tests;
@@ -31,11 +32,11 @@ mod fault_tests;
 #[cfg(test)]
 mod reader_tests;
 
-pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, ObjectError, ShardFault};
+pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, Making, ObjectError, ShardFault};
 pub use client::Client;
 pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, OPERATIONS_MAX,
-    PutOptions, PutOutcome, Seal,
+    PutOptions, PutOutcome, Seal, VersionDropped, VersionsOptions,
 };

@@ -19,10 +19,11 @@ use crate::client::admit;
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::inner::Inner;
-use crate::options::ListOptions;
+use crate::options::{ListOptions, VersionsOptions};
+use crate::versions;
 
 /// Asks a partition's head one thing.
-async fn ask(
+pub(crate) async fn ask(
     inner: &Arc<Inner>,
     names: (&str, &str),
     partition: PartitionId,
@@ -56,9 +57,10 @@ pub(crate) async fn head(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
+    version: Option<Seq>,
 ) -> Result<ObjectMeta, ClientError> {
     let permit = admit(&inner.readers, inner.options.admit_wait).await?;
-    let look = Look::new(inner.common.clone(), bucket, key, false)?;
+    let look = Look::new(inner.common.clone(), bucket, key, false)?.of_version(version);
     let mut drive = Drive::start(inner.clone(), look, permit);
     drive.until_answered().await;
     let outcome = drive.machine().and_then(Look::outcome).cloned();
@@ -106,8 +108,13 @@ pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Se
         .end_of(&(bucket.to_owned(), String::new()))
         .cloned();
     if let Some((_, key)) = start.filter(|(of, key)| of == bucket && !key.is_empty()) {
-        let page = walk(inner, bucket, &options, key).await?;
-        if !page.objects.is_empty() || !page.prefixes.is_empty() {
+        let list = options;
+        let options = VersionsOptions {
+            list,
+            after_id: None,
+        };
+        let page = versions::walk(inner, bucket, &options, key).await?;
+        if !page.versions.is_empty() {
             return Err(ObjectError::BucketNotEmpty {
                 bucket: bucket.to_owned(),
             }
@@ -158,13 +165,13 @@ async fn page(
 }
 
 /// The pauses between looks for a newer map, and for how long there are such.
-struct Moves {
+pub(crate) struct Moves {
     pause: Duration,
     until: tokio::time::Instant,
 }
 
 impl Moves {
-    fn new(inner: &Inner) -> Moves {
+    pub(crate) fn new(inner: &Inner) -> Moves {
         Moves {
             pause: Duration::from_millis(1),
             until: tokio::time::Instant::now() + inner.options.unavailable_wait,
@@ -173,7 +180,7 @@ impl Moves {
 
     /// A partition said that it is another one now: waits a little, for the newer map is being fetched. Gives the error
     /// back if that has gone on for too long.
-    async fn wait(&mut self, error: ClientError) -> Result<(), ClientError> {
+    pub(crate) async fn wait(&mut self, error: ClientError) -> Result<(), ClientError> {
         if !is_moved(&error) || tokio::time::Instant::now() >= self.until {
             return Err(error);
         }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ashlar_cluster_object::ByteRange;
+use ashlar_cluster_object::{ByteRange, Making};
 use ashlar_layout::ids::Seq;
-use ashlar_layout::manifest::{Etag, Precondition};
+use ashlar_layout::manifest::{Etag, Precondition, VersionTag};
 use bytes::Bytes;
 
 /// Most operations that a client has under way at once. A partition's head remembers the last 512
@@ -73,6 +73,8 @@ pub struct PutOptions {
     /// It is to have stripes however small it is (unless it is empty), so that
     /// [`crate::Client::compose`] can take them over.
     pub striped: bool,
+    /// Whether it takes the place of the object before, or is a version among others.
+    pub making: Making,
 }
 
 /// What is to be remembered of an object beside its bytes: kept with it, and not looked at.
@@ -106,6 +108,8 @@ pub struct PutOutcome {
 pub struct GetOptions {
     /// Which part; all of it if `None`.
     pub range: Option<ByteRange>,
+    /// Which version, as [`ashlar_layout::manifest::VersionTag::slot`] has it; the current one if `None`.
+    pub version: Option<Seq>,
 }
 
 /// How to delete.
@@ -124,6 +128,22 @@ pub struct DeleteOutcome {
     pub version: Seq,
     /// Whether it is known that there was an object.
     pub existed: bool,
+}
+
+/// A version that was removed, or was not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionDropped {
+    /// What it was, if there was one.
+    pub tag: Option<VersionTag>,
+}
+
+/// Which versions to list.
+#[derive(Clone, Debug, Default)]
+pub struct VersionsOptions {
+    /// As in any listing: with `after` alone, behind all versions of that key.
+    pub list: ListOptions,
+    /// With this, behind this version of that key: the second half of the last page's `next`.
+    pub after_id: Option<Seq>,
 }
 
 /// What to list.

@@ -9,8 +9,9 @@ use std::io;
 use std::sync::Arc;
 
 use ashlar_cluster_object::{
-    Compose, Event, ObjectError, PoolBuf, Put, PutDone, STRIPE_SLACK, StripeBuf,
+    Code, Compose, Event, Making, ObjectError, PoolBuf, Put, PutDone, STRIPE_SLACK, StripeBuf,
 };
+use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Manifest, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use bytes::{Bytes, BytesMut};
@@ -31,6 +32,7 @@ async fn start(
 ) -> Result<Drive<Put>, ClientError> {
     let permit = admit(&inner.writers, inner.options.admit_wait).await?;
     let put = Put::new(inner.common.clone(), bucket, key, options.precondition)?;
+    let put = put.as_version(options.making);
     Ok(Drive::start(inner.clone(), put, permit))
 }
 
@@ -83,44 +85,85 @@ pub(crate) async fn compose(
         options.precondition,
         parts,
         (etag, attributes.into()),
-    )?;
+    )?
+    .as_version(options.making);
     let mut drive = Drive::start(inner.clone(), compose, permit);
     drive.until_answered().await;
     let outcome = drive.machine().and_then(Compose::outcome).cloned();
     outcome_of(outcome)
 }
 
-/// Keeps something else with an object.
+/// All bytes of an object, or of a version of it, that rides in the journal; none if it is another one by now.
+pub(crate) async fn inline_of(
+    inner: &Arc<Inner>,
+    (bucket, key): (&str, &str),
+    version: Option<Seq>,
+    meta: &ObjectMeta,
+) -> Result<Option<Bytes>, ClientError> {
+    let options = GetOptions {
+        range: None,
+        version,
+    };
+    let mut found = match GetStream::open(inner, bucket, key, options).await {
+        Ok(found) => found,
+        Err(error) if error.code() == Code::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if found.meta().version != meta.version {
+        return Ok(None);
+    }
+    let mut whole = BytesMut::new();
+    while let Some(next) = found.next().await {
+        whole.extend_from_slice(&next?);
+    }
+    Ok(Some(whole.freeze()))
+}
+
+/// Keeps something else with an object, or a version of it.
 pub(crate) async fn reseal(
     inner: &Arc<Inner>,
-    bucket: &str,
-    key: &str,
+    (bucket, key): (&str, &str),
     meta: ObjectMeta,
     seal: Seal,
+    making: Making,
 ) -> Result<PutOutcome, ClientError> {
+    let other = match making {
+        Making::Again {
+            tag,
+            current: false,
+            ..
+        } => Some(tag.slot()),
+        _ => None,
+    };
     if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
-        let found = GetStream::open(inner, bucket, key, GetOptions::default()).await?;
-        let mut whole = BytesMut::new();
-        let is_it = found.meta().version == meta.version;
-        let mut found = Some(found).filter(|_| is_it);
-        while let Some(next) = match &mut found {
-            Some(found) => found.next().await,
-            None => None,
-        } {
-            whole.extend_from_slice(&next?);
-        }
-        // Another version's bytes would be refused, whatever they are.
+        let whole = inline_of(inner, (bucket, key), other, &meta).await?;
+        let Some(whole) = whole else {
+            let (bucket, key) = (bucket.to_owned(), key.to_owned());
+            let detail = "it is another version by now".to_owned();
+            return Err(ObjectError::PreconditionFailed {
+                bucket,
+                key,
+                detail,
+            }
+            .into());
+        };
+        let precondition = match other {
+            Some(_) => Precondition::None,
+            None => Precondition::Version(meta.version),
+        };
         let options = PutOptions {
-            precondition: Precondition::Version(meta.version),
+            precondition,
             seal,
+            making,
             ..PutOptions::default()
         };
-        return put_bytes(inner, bucket, key, whole.freeze(), options).await;
+        return put_bytes(inner, bucket, key, whole, options).await;
     }
     let permit = admit(&inner.writers, inner.options.admit_wait).await?;
     let seal = (seal.etag, seal.attributes.into());
     let (common, version) = (inner.common.clone(), meta.version);
     let again = Compose::again(common, bucket, key, version, meta.manifest, seal)?;
+    let again = again.as_version(making);
     let mut drive = Drive::start(inner.clone(), again, permit);
     drive.until_answered().await;
     let outcome = drive.machine().and_then(Compose::outcome).cloned();

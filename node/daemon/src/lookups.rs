@@ -7,6 +7,7 @@
 //! - who reads waits in one place only: for the head's lease, for the replica's answer, for the device, or for
 //!   a payload to be restored; and is answered once.
 
+use ashlar_cluster_index::Name;
 use ashlar_cluster_journal::{self as journal, Answer, Ask, ListParams};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FrameHeader, encode_control};
@@ -43,7 +44,9 @@ impl Reading {
     /// A request.
     pub(crate) fn new(conn: ConnId, header: &FrameHeader, request: Request) -> Reading {
         let max = match &request {
-            Request::List { max, .. } | Request::ListBuckets { max, .. } => *max,
+            Request::List { max, .. }
+            | Request::ListVersions { max, .. }
+            | Request::ListBuckets { max, .. } => *max,
             _ => 1,
         };
         Reading {
@@ -59,10 +62,30 @@ impl Reading {
     /// What is to be asked of the replica, if this is a read of metadata.
     fn ask(&self) -> Option<Ask> {
         Some(match &self.request {
-            Request::Lookup { bucket, key, .. } => Ask::Lookup {
+            Request::Lookup {
+                bucket, key, id, ..
+            } => Ask::Lookup {
                 bucket: bucket.clone(),
                 key: key.clone(),
+                id: *id,
             },
+            Request::ListVersions {
+                bucket,
+                prefix,
+                delimiter,
+                after,
+                after_id,
+                ..
+            } => {
+                let params = ListParams {
+                    bucket: bucket.clone(),
+                    prefix: prefix.clone(),
+                    delimiter: delimiter.clone(),
+                    after: after.clone(),
+                    max: self.max,
+                };
+                Ask::Versions(params, *after_id)
+            }
             Request::List {
                 bucket,
                 prefix,
@@ -84,11 +107,18 @@ impl Reading {
         })
     }
 
-    /// The object that it asks for.
-    pub(crate) fn name(&self) -> (&str, &str) {
-        match &self.request {
-            Request::Lookup { bucket, key, .. } => (bucket, key),
-            _ => ("", ""),
+    /// The object that it asks for, or the version of one.
+    pub(crate) fn name(&self) -> Name {
+        let (bucket, key, id) = match &self.request {
+            Request::Lookup {
+                bucket, key, id, ..
+            } => (bucket.as_str(), key.as_str(), *id),
+            _ => ("", "", None),
+        };
+        Name {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            id,
         }
     }
 
@@ -178,6 +208,9 @@ impl Core {
                 };
             }
             Ok(Answer::Page(page)) => return self.listed(replica, reading, Reply::Page(page), io),
+            Ok(Answer::Versions(page)) => {
+                return self.listed(replica, reading, Reply::Versions(page), io);
+            }
             Ok(Answer::Buckets { buckets, more }) => {
                 let reply = Reply::Buckets { buckets, more };
                 return self.listed(replica, reading, reply, io);
@@ -293,11 +326,12 @@ impl Core {
     ) {
         reading.tries += 1;
         if reading.tries > INLINE_TRIES {
-            let (bucket, key) = reading.name();
+            let name = reading.name();
             let error = outgoing::error(
                 ErrorCode::Corrupt,
                 format!(
-                    "the entry {version} that holds {bucket}/{key} is damaged here and no other replica gave it"
+                    "the entry {version} that holds {}/{} is damaged here and no other replica gave it",
+                    name.bucket, name.key
                 ),
             );
             return self.answer(io, reading.conn, reading.number, &error, Payload::None);

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
+use ashlar_cluster_index::Name;
 use ashlar_cluster_journal::{self as journal, Replica};
 use ashlar_cluster_map::Partition;
 use ashlar_layout::ids::{DeviceId, DeviceNo, PartitionId, Seq, Term};
@@ -55,7 +56,7 @@ pub struct ReplicaSlot {
     /// Reads that the replica was asked.
     pub(crate) readers: Slab<Reading>,
     /// Reads that wait for a payload: bucket, key and version.
-    lost: HashMap<(String, String, Seq), Vec<Reading>>,
+    lost: HashMap<(Name, Seq), Vec<Reading>>,
     /// Reads that came while the head's lease was out, with the time at which they give up.
     waiting: VecDeque<(Instant, Reading)>,
     full: bool,
@@ -396,11 +397,9 @@ impl Core {
                 journal::Event::Ask { reply_to, .. } => {
                     self.asked(replica, reply_to, Err(error), io);
                 }
-                journal::Event::InlineLost {
-                    bucket,
-                    key,
-                    version,
-                } => self.restored(replica, (bucket, key, version), Err(error), io),
+                journal::Event::InlineLost { name, version } => {
+                    self.restored(replica, (name, version), Err(error), io);
+                }
                 _ => {}
             }
             return;
@@ -467,12 +466,11 @@ impl Core {
                     self.todo.push_back(Todo::Engine { device, event });
                 }
                 journal::Action::Restored {
-                    bucket,
-                    key,
+                    name,
                     version,
                     result,
                 } => {
-                    self.restored(replica, (bucket, key, version), result, io);
+                    self.restored(replica, (name, version), result, io);
                 }
                 journal::Action::Bear { child, members } => {
                     self.bear(replica, child, members);
@@ -555,19 +553,11 @@ impl Core {
             });
             return;
         }
-        let (bucket, key) = read.name();
-        let (bucket, key) = (bucket.to_owned(), key.to_owned());
-        let waiting = slot
-            .lost
-            .entry((bucket.clone(), key.clone(), version))
-            .or_default();
+        let name = read.name();
+        let waiting = slot.lost.entry((name.clone(), version)).or_default();
         waiting.push(read);
         if waiting.len() == 1 {
-            let event = journal::Event::InlineLost {
-                bucket,
-                key,
-                version,
-            };
+            let event = journal::Event::InlineLost { name, version };
             self.todo.push_back(Todo::Replica { replica, event });
         }
     }
@@ -575,7 +565,7 @@ impl Core {
     fn restored(
         &mut self,
         replica: usize,
-        name: (String, String, Seq),
+        name: (Name, Seq),
         result: Result<(), WireError>,
         io: &mut Io,
     ) {

@@ -4,7 +4,7 @@ use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FrameHeader, Opcode, decode_control};
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, ShardId};
 use ashlar_layout::limits::{CONNECTION_REQUESTS_MAX, INLINE_MAX, SHARD_SIZE_MAX};
-use ashlar_layout::manifest::{Body, Op};
+use ashlar_layout::manifest::{Body, Op, Then};
 use ashlar_layout::message::{
     ChainMessage, ErrorCode, FindingKind, NodeStatus, Reply, Request, WireError,
 };
@@ -401,6 +401,7 @@ impl Core {
             }
             Request::Lookup { partition, .. }
             | Request::List { partition, .. }
+            | Request::ListVersions { partition, .. }
             | Request::ListBuckets { partition, .. } => match self.replica(partition) {
                 Ok(replica) => {
                     self.replicas[replica].requests += 1;
@@ -619,7 +620,10 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
             return bad("only a head writes of its term, its chain and its bounds".into());
         }
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => (bucket, None),
-        Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => (bucket, Some(key)),
+        Op::Put { bucket, key, .. }
+        | Op::Delete { bucket, key }
+        | Op::PutVersion { bucket, key, .. }
+        | Op::DropVersion { bucket, key, .. } => (bucket, Some(key)),
     };
     if let Err(e) = ashlar_layout::names::check_bucket(bucket) {
         return bad(e.to_string());
@@ -629,8 +633,16 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
     {
         return bad(e.to_string());
     }
-    match op {
-        Op::Put { manifest, .. } if manifest.body == Body::Inline => {
+    let manifest = match op {
+        Op::Put { manifest, .. } | Op::PutVersion { manifest, .. } => Some(manifest),
+        Op::DropVersion {
+            then: Then::Version { manifest, .. },
+            ..
+        } => Some(manifest),
+        _ => None,
+    };
+    match manifest {
+        Some(manifest) if manifest.body == Body::Inline => {
             if manifest.size != payload.len() as u64 {
                 return bad(format!(
                     "the manifest says {} bytes inline, the payload has {}",

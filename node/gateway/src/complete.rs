@@ -23,7 +23,7 @@ use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Code as Store, GetOptions, PutOptions, Seal};
+use ashlar_node_client::{Code as Store, GetOptions, Making, PutOptions, Seal};
 
 use crate::body::Source;
 use crate::call::Call;
@@ -36,6 +36,7 @@ use crate::pieces::Pieces;
 use crate::puts::{Target, write_if};
 use crate::reply::Reply;
 use crate::uploads::{Upload, no_such_upload};
+use crate::versions::set_version;
 
 /// Least bytes of each part but the last.
 const PART_MIN: u64 = 5 * 1024 * 1024;
@@ -123,6 +124,8 @@ impl Gateway {
             }
         }
         let plan = self.plan(call, &upload, &named).await?;
+        self.keep_current(&call.bucket, &call.key, context.keeping())
+            .await?;
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
@@ -249,6 +252,7 @@ impl Gateway {
                 etag,
                 attributes: encoded.into(),
             },
+            making: context.keeping().making(),
             ..PutOptions::default()
         };
         let manifests = metas.into_iter().map(|meta| meta.manifest).collect();
@@ -257,10 +261,14 @@ impl Gateway {
             .compose(&call.bucket, &call.key, manifests, options)
             .await;
         match made {
-            Ok(_) => {
+            Ok(made) => {
                 let document = result(context, &etag, attributes.checksum(), &self.location(call));
                 self.clean(upload, keys).await?;
-                Ok(Reply::xml(document))
+                let mut reply = Reply::xml(document);
+                if let Some(id) = context.keeping().made(made.version) {
+                    reply.set("x-amz-version-id", &id);
+                }
+                Ok(reply)
             }
             Err(error) if error.is_uncertain() => Err(refusal(&error)),
             Err(error) => {
@@ -379,6 +387,7 @@ impl Gateway {
                 key: &key,
                 condition: &WriteIf::Always,
                 precondition: Precondition::None,
+                making: Making::Object,
                 attributes: Attributes::default(),
             };
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
@@ -413,7 +422,9 @@ impl Gateway {
         let found = attributes(meta)?;
         let location = self.location(&context.call);
         let document = result(context, &meta.manifest.etag, found.checksum(), &location);
-        Ok(Reply::xml(document))
+        let mut reply = Reply::xml(document);
+        set_version(&mut reply, context.keeping(), meta);
+        Ok(reply)
     }
 
     /// Where an object is, as a URL.

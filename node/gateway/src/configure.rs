@@ -19,7 +19,6 @@ use crate::faults::refused;
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
 use crate::lists::write_owner;
-use crate::objects::check_version;
 use crate::reply::Reply;
 
 impl Gateway {
@@ -53,8 +52,10 @@ impl Gateway {
             O::GetBucketLifecycleConfiguration
             | O::PutBucketLifecycleConfiguration
             | O::DeleteBucketLifecycle => self.bucket_lifecycle(operation, context, body).await,
+            O::GetBucketVersioning | O::PutBucketVersioning => {
+                self.bucket_versioning(operation, context, body).await
+            }
             O::GetObjectAcl => {
-                check_version(&context.call)?;
                 self.find(context).await?;
                 Ok(Reply::xml(acl(context.access.owner())))
             }
@@ -111,7 +112,6 @@ impl Gateway {
                 Ok(Reply::xml(Xml::text_document("LocationConstraint", region)))
             }
             O::GetBucketAcl => Ok(Reply::xml(acl(context.access.owner()))),
-            O::GetBucketVersioning => empty("VersioningConfiguration"),
             O::GetBucketLogging => empty("BucketLoggingStatus"),
             O::GetBucketNotificationConfiguration => empty("NotificationConfiguration"),
             O::GetBucketAccelerateConfiguration => empty("AccelerateConfiguration"),
@@ -153,7 +153,6 @@ impl Gateway {
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         if operation == Operation::PutObjectAcl {
-            check_version(call)?;
             self.find(context).await?;
         }
         let grants = call.headers_from("x-amz-grant-");

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use ashlar_cluster_s3::conditional::{Etags, WriteIf};
+use ashlar_cluster_s3::conditional::{Current, Etags, WriteIf, etag};
 use ashlar_cluster_s3::documents::{ToDelete, parse_delete};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
-use ashlar_layout::manifest::Precondition;
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::{NULL_VERSION, VersionTag};
 use ashlar_layout::names::check_key;
-use ashlar_node_client::{Client, Code as Store, DeleteOptions};
+use ashlar_node_client::{ClientError, Code as Store, DeleteOptions, ObjectError};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -18,76 +20,171 @@ use crate::digests::Sent;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
-use crate::objects::check_version;
 use crate::reply::Reply;
+use crate::versions::{Keeping, asked_version};
 
 /// Objects of one request that are removed at once.
 const AT_ONCE: usize = 32;
 /// So often a removal is tried again whose condition holds all the same.
 const TRIES: usize = 4;
 
-/// Removes an object, if its ETag is one of these.
-async fn remove(
-    store: &Client,
-    bucket: &str,
-    key: &str,
-    condition: Option<&Etags>,
-) -> Result<(), Refusal> {
-    let condition = condition
-        .map(|tags| WriteIf::Matches(tags.clone()))
-        .unwrap_or_default();
-    for _ in 0..TRIES {
-        let precondition = match &condition {
-            WriteIf::Always => Precondition::None,
-            condition => {
-                let current = match store.head(bucket, key).await {
-                    Ok(meta) => Some(ashlar_cluster_s3::conditional::Current {
-                        etag: ashlar_cluster_s3::conditional::etag(&meta.manifest, meta.version),
-                        version: meta.version,
-                    }),
-                    Err(error) if is_absent(&error) => None,
-                    Err(error) => return Err(refusal(&error)),
-                };
-                match condition.decide(current.as_ref()) {
-                    Ok(precondition) => precondition,
-                    Err(refusal) if refusal.code == Code::NoSuchKey => {
-                        return refused(
-                            Code::PreconditionFailed,
-                            "At least one of the pre-conditions you specified did not hold: If-Match",
-                        );
-                    }
-                    Err(refusal) => return Err(refusal),
-                }
-            }
-        };
-        let options = DeleteOptions {
-            precondition,
-            ..DeleteOptions::default()
-        };
-        match store.delete(bucket, key, options).await {
-            Ok(_) => return Ok(()),
-            // Somebody was faster: whether the condition holds of what stands there now is asked again.
-            Err(error) if error.code() == Store::PreconditionFailed => {}
-            Err(error) => return Err(refusal(&error)),
-        }
-    }
+/// What came of a removal, as far as it is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Removed {
+    /// The version that was named.
+    version: Option<String>,
+    /// The marker that was made, or removed.
+    marker: Option<String>,
+}
+
+fn unmet<T>() -> Result<T, Refusal> {
     refused(
-        Code::ConditionalRequestConflict,
-        "The conditional request cannot succeed due to a conflicting operation against this resource.",
+        Code::PreconditionFailed,
+        "At least one of the pre-conditions you specified did not hold: If-Match",
     )
 }
 
+/// What is to be removed.
+struct What<'a> {
+    bucket: &'a str,
+    key: &'a str,
+    /// Which version of it.
+    version: Option<Seq>,
+    /// Only if its ETag is one of these.
+    condition: Option<&'a Etags>,
+    keeping: Keeping,
+}
+
 impl Gateway {
+    /// Removes an object, or a version of one; or says by a marker that there is none.
+    async fn remove(&self, what: &What<'_>) -> Result<Removed, Refusal> {
+        match (what.version, what.keeping) {
+            (None, _) => self.remove_current(what).await,
+            (Some(NULL_VERSION), Keeping::Off) => {
+                let removed = self.remove_current(what).await?;
+                let version = Some(version_id::write(None));
+                Ok(Removed { version, ..removed })
+            }
+            (Some(_), Keeping::Off) => {
+                refused(Code::NoSuchVersion, "The specified version does not exist.")
+            }
+            (Some(version), _) => self.remove_version(what, version).await,
+        }
+    }
+
+    async fn remove_version(&self, what: &What<'_>, version: Seq) -> Result<Removed, Refusal> {
+        let named = |tag: Option<VersionTag>| {
+            let tag = tag.unwrap_or(VersionTag {
+                id: version,
+                null: version == NULL_VERSION,
+                marker: false,
+            });
+            let id = version_id::write(Some(tag));
+            Removed {
+                marker: tag.marker.then(|| id.clone()),
+                version: Some(id),
+            }
+        };
+        if let Some(tags) = what.condition {
+            // What a version is made of never changes, so this holds until it is gone.
+            let found = match self.resolve(what.bucket, what.key, what.version).await? {
+                None => self.store.head(what.bucket, what.key).await,
+                Some(version) => {
+                    self.store
+                        .head_version(what.bucket, what.key, version)
+                        .await
+                }
+            };
+            let current = match found {
+                Ok(meta) => Current {
+                    etag: etag(&meta.manifest, meta.version),
+                    version: meta.version,
+                },
+                Err(ClientError::Object(ObjectError::Marker { .. })) => return unmet(),
+                Err(error) if is_absent(&error) => return Ok(named(None)),
+                Err(error) => return Err(refusal(&error)),
+            };
+            WriteIf::Matches(tags.clone()).decide(Some(&current))?;
+        }
+        let dropped = self
+            .store
+            .drop_version(what.bucket, what.key, version)
+            .await;
+        let dropped = dropped.map_err(|error| refusal(&error))?;
+        Ok(named(dropped.tag))
+    }
+
+    async fn remove_current(&self, what: &What<'_>) -> Result<Removed, Refusal> {
+        let What {
+            bucket,
+            key,
+            keeping,
+            ..
+        } = *what;
+        let condition = what
+            .condition
+            .map(|tags| WriteIf::Matches(tags.clone()))
+            .unwrap_or_default();
+        for _ in 0..TRIES {
+            self.keep_current(bucket, key, keeping).await?;
+            let precondition = match self.precondition(bucket, key, &condition).await {
+                Ok(precondition) => precondition,
+                Err(refusal) if refusal.code == Code::NoSuchKey => return unmet(),
+                Err(refusal) => return Err(refusal),
+            };
+            let removed = match keeping {
+                Keeping::Off => {
+                    let options = DeleteOptions {
+                        precondition,
+                        ..DeleteOptions::default()
+                    };
+                    self.store.delete(bucket, key, options).await
+                }
+                keeping => {
+                    let null = keeping == Keeping::Suspended;
+                    let marked = self.store.mark_deleted(bucket, key, precondition, null);
+                    marked.await
+                }
+            };
+            match removed {
+                Ok(outcome) => {
+                    return Ok(Removed {
+                        version: None,
+                        marker: keeping.marked(outcome.version),
+                    });
+                }
+                // Somebody was faster: whether the condition holds of what stands there now is asked again.
+                Err(error)
+                    if matches!(error.code(), Store::PreconditionFailed | Store::NotKept) => {}
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+        refused(
+            Code::ConditionalRequestConflict,
+            "The conditional request cannot succeed due to a conflicting operation against this resource.",
+        )
+    }
+
     /// DeleteObject.
     pub(crate) async fn delete_object(&self, context: &Context) -> Result<Reply, Refusal> {
         let call = &context.call;
         self.check_there(context).await?;
-        check_version(call)?;
         let condition = call.header("if-match").map(Etags::parse);
-        remove(&self.store, &call.bucket, &call.key, condition.as_ref()).await?;
+        let removed = self
+            .remove(&What {
+                bucket: &call.bucket,
+                key: &call.key,
+                version: asked_version(call)?,
+                condition: condition.as_ref(),
+                keeping: context.keeping(),
+            })
+            .await?;
         let mut reply = Reply::no_content();
-        if call.param("versionId").is_some() {
-            reply.set("x-amz-version-id", "null");
+        if let Some(id) = removed.version.as_ref().or(removed.marker.as_ref()) {
+            reply.set("x-amz-version-id", id);
+        }
+        if removed.marker.is_some() {
+            reply.set("x-amz-delete-marker", "true");
         }
         Ok(reply)
     }
@@ -111,18 +208,22 @@ impl Gateway {
         let by_tags = context.access.looks_at_existing_tags();
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
-        let mut results: Vec<Option<Result<(), Refusal>>> = vec![None; objects.len()];
+        let keeping = context.keeping();
+        let mut results: Vec<Option<Result<Removed, Refusal>>> = vec![None; objects.len()];
         for (i, object) in objects.iter().enumerate() {
-            let checked = check_one(object);
+            let version = check_one(object);
             // Whether it may be removed may depend on the tags that it has: then that is asked below.
-            let checked = match by_tags {
-                true => checked,
-                false => check_may(&context.access, &call.bucket, object).and(checked),
+            let version = match by_tags {
+                true => version,
+                false => check_may(&context.access, &call.bucket, object).and(version),
             };
-            if let Err(refusal) = checked {
-                results[i] = Some(Err(refusal));
-                continue;
-            }
+            let version = match version {
+                Ok(version) => version,
+                Err(refusal) => {
+                    results[i] = Some(Err(refusal));
+                    continue;
+                }
+            };
             let access = by_tags.then(|| (context.access.clone(), object.clone()));
             let (this, bucket) = (self.clone(), call.bucket.clone());
             let (key, condition) = (object.key.clone(), object.etag.as_deref().map(Etags::parse));
@@ -131,16 +232,23 @@ impl Gateway {
                 // Nobody closes it.
                 let _permit = at_once.acquire_owned().await;
                 if let Some((mut access, object)) = access {
-                    let may = match this.say_tags_of(&mut access, &bucket, &key).await {
+                    let tags = this.say_tags_of(&mut access, &bucket, &key, version);
+                    let may = match tags.await {
                         Ok(()) => check_may(&access, &bucket, &object),
                         Err(refusal) => Err(refusal),
                     };
-                    if may.is_err() {
-                        return (i, may);
+                    if let Err(refusal) = may {
+                        return (i, Err(refusal));
                     }
                 }
-                let removed = remove(&this.store, &bucket, &key, condition.as_ref());
-                (i, removed.await)
+                let what = What {
+                    bucket: &bucket,
+                    key: &key,
+                    version,
+                    condition: condition.as_ref(),
+                    keeping,
+                };
+                (i, this.remove(&what).await)
             });
         }
         while let Some(done) = tasks.join_next().await {
@@ -150,10 +258,14 @@ impl Gateway {
         let document = Xml::document("DeleteResult", |xml| {
             for (object, result) in objects.iter().zip(results) {
                 match result {
-                    Some(Ok(())) if quiet => {}
-                    Some(Ok(())) => xml.element("Deleted", |xml| {
+                    Some(Ok(_)) if quiet => {}
+                    Some(Ok(removed)) => xml.element("Deleted", |xml| {
                         xml.text("Key", &object.key);
-                        xml.some("VersionId", object.version.as_deref());
+                        xml.some("VersionId", removed.version.as_deref());
+                        if let Some(marker) = &removed.marker {
+                            xml.value("DeleteMarker", true);
+                            xml.text("DeleteMarkerVersionId", marker);
+                        }
                     }),
                     Some(Err(refusal)) => write_error(xml, object, &refusal),
                     None => write_error(xml, object, &internal("it was not tried")),
@@ -181,19 +293,17 @@ fn check_may(access: &Access, bucket: &str, object: &ToDelete) -> Result<(), Ref
     access.check(action, &arn(bucket, &object.key))
 }
 
-fn check_one(object: &ToDelete) -> Result<(), Refusal> {
+/// Which version is to be removed; refuses what cannot be.
+fn check_one(object: &ToDelete) -> Result<Option<Seq>, Refusal> {
     if object.other_condition {
         return refused(
             Code::NotImplemented,
             "LastModifiedTime and Size are conditions of directory buckets",
         );
     }
-    match object.version.as_deref() {
-        None | Some("null") => {}
-        Some(_) => return refused(Code::NoSuchVersion, "The specified version does not exist."),
-    }
     if check_key(&object.key).is_err() {
         return refused(Code::KeyTooLongError, "Your key is too long");
     }
-    Ok(())
+    let version = object.version.as_deref().map(version_id::parse);
+    version.transpose()
 }

@@ -20,6 +20,11 @@ pub(crate) fn refusal(error: &ClientError) -> Refusal {
             Code::PreconditionFailed,
             "At least one of the pre-conditions you specified did not hold",
         ),
+        Store::NotKept => (
+            Code::OperationAborted,
+            "A conflicting conditional operation is currently in progress against this resource. Please try \
+             again.",
+        ),
         Store::RangeNotSatisfiable => {
             (Code::InvalidRange, "The requested range is not satisfiable")
         }

@@ -33,6 +33,7 @@ use crate::faults::{internal, refusal, refused};
 use crate::inbound::{After, Inbound};
 use crate::options::{GatewayOptions, LogEntry};
 use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
+use crate::versions::asked_version;
 
 /// Largest document that a request carries, in bytes.
 pub(crate) const DOCUMENT_MAX: u64 = 2 * 1024 * 1024;
@@ -255,7 +256,9 @@ impl Gateway {
             return Ok(());
         }
         if call.level == Level::Object && access.looks_at_existing_tags() {
-            self.say_tags_of(access, &call.bucket, &call.key).await?;
+            let version = asked_version(call)?;
+            self.say_tags_of(access, &call.bucket, &call.key, version)
+                .await?;
         }
         if matches!(
             operation,

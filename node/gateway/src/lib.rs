@@ -35,6 +35,7 @@ mod tagging;
 pub mod tls;
 mod upload_list;
 mod uploads;
+mod versions;
 
 pub use ashlar_cluster_s3::sweep::{SweepRecord, Tally};
 pub use ashlar_cluster_s3::users::{ROOT_KEY_LEN, RootKey, SealError, Secret, User};

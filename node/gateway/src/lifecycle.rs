@@ -35,6 +35,7 @@ use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms, random};
 use crate::inbound::Inbound;
 use crate::options::LogEntry;
 use crate::reply::{Reply, RequestId};
+use crate::versions::Keeping;
 
 /// How often buckets are looked at whose rules may be due.
 const LOOK: Duration = Duration::from_secs(60);
@@ -329,9 +330,9 @@ impl Gateway {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if let (Some(prefix), Some(mut after)) = (common_prefix(rules), lease.after()) {
             loop {
-                if !self.still_asks(bucket, open).await? {
+                let Some(keeping) = self.still_asks(bucket, open).await? else {
                     return Ok(End::Lost);
-                }
+                };
                 let options = ListOptions {
                     prefix: prefix.to_owned(),
                     after,
@@ -347,7 +348,8 @@ impl Gateway {
                     // An object whose tags were changed is listed with the time of that: it is looked at later.
                     if may_have_ended(rules, &entry.key, entry.size, entry.modified_ms, now_ms) {
                         pace.tick().await;
-                        match self.end_object(bucket, &entry.key, rules, now_ms).await {
+                        let ended = self.end_object(bucket, &entry.key, (rules, keeping), now_ms);
+                        match ended.await {
                             Ok(removed) => lease.tally.removed += u64::from(removed),
                             Err(refusal) => {
                                 lease.tally.failed += 1;
@@ -375,9 +377,14 @@ impl Gateway {
     }
 
     /// Whether a bucket is still the one, with the rules, that are being carried out.
-    async fn still_asks(&self, bucket: &str, open: &OpenBucket) -> Result<bool, Refusal> {
+    async fn still_asks(
+        &self,
+        bucket: &str,
+        open: &OpenBucket,
+    ) -> Result<Option<Keeping>, Refusal> {
         let now = self.directory.bucket(bucket).await?;
-        Ok(now.is_some_and(|now| fingerprint(&now.config) == fingerprint(&open.config)))
+        let now = now.filter(|now| fingerprint(&now.config) == fingerprint(&open.config));
+        Ok(now.map(|now| Keeping::of(Some(&now))))
     }
 
     /// Removes an object, if its time has come. Whether it was there, and was.
@@ -385,10 +392,10 @@ impl Gateway {
         &self,
         bucket: &str,
         key: &str,
-        rules: &[LifecycleRule],
+        (rules, keeping): (&[LifecycleRule], Keeping),
         now_ms: u64,
     ) -> Result<bool, Refusal> {
-        let meta = match self.store.head(bucket, key).await {
+        let mut meta = match self.store.head(bucket, key).await {
             Ok(meta) => meta,
             Err(error) if is_absent(&error) => return Ok(false),
             Err(error) => return Err(refusal(&error)),
@@ -403,11 +410,34 @@ impl Gateway {
         if expires(rules, &subject).is_none_or(|(at, _)| at > now_ms) {
             return Ok(false);
         }
-        let options = DeleteOptions {
-            precondition: Precondition::Version(meta.version),
-            ..DeleteOptions::default()
+        if keeping == Keeping::Enabled && meta.tag.is_none() {
+            self.keep_current(bucket, key, keeping).await?;
+            let kept = self.store.head(bucket, key).await;
+            match kept {
+                // It is the same, and a version now.
+                Ok(kept) if kept.tag.is_some_and(|tag| tag.id == meta.version) => meta = kept,
+                Ok(_) => return Ok(false),
+                Err(error) if is_absent(&error) => return Ok(false),
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+        let precondition = Precondition::Version(meta.version);
+        let ended = match keeping {
+            Keeping::Off => {
+                let options = DeleteOptions {
+                    precondition,
+                    ..DeleteOptions::default()
+                };
+                self.store.delete(bucket, key, options).await
+            }
+            // A marker is what is current then.
+            keeping => {
+                let null = keeping == Keeping::Suspended;
+                let mark = self.store.mark_deleted(bucket, key, precondition, null);
+                mark.await
+            }
         };
-        match self.store.delete(bucket, key, options).await {
+        match ended {
             Ok(_) => Ok(true),
             // It is another object now.
             Err(error) if error.code() == Store::PreconditionFailed || is_absent(&error) => {
@@ -454,7 +484,7 @@ impl Gateway {
     ) -> Result<End, Refusal> {
         let mut after = String::new();
         loop {
-            if !self.still_asks(bucket, open).await? {
+            if self.still_asks(bucket, open).await?.is_none() {
                 return Ok(End::Lost);
             }
             let options = ListOptions {

@@ -37,7 +37,7 @@ pub(crate) fn write_owner(xml: &mut Xml, name: &str, account: &str) {
     });
 }
 
-fn entry_etag(entry: &ListEntry) -> String {
+pub(crate) fn entry_etag(entry: &ListEntry) -> String {
     if entry.etag.is_none() {
         format!("\"{}\"", etag_of(entry.size, entry.crc, entry.version))
     } else {
@@ -63,14 +63,10 @@ impl Listing<'_> {
         xml.value("IsTruncated", self.page.next.is_some());
     }
 
-    fn entries(&self, xml: &mut Xml, name: &str, versions: bool) {
+    fn entries(&self, xml: &mut Xml, name: &str) {
         for entry in &self.page.objects {
             xml.element(name, |xml| {
                 xml.text("Key", &self.encoding.write(&entry.key));
-                if versions {
-                    xml.text("VersionId", "null");
-                    xml.value("IsLatest", true);
-                }
                 xml.text("LastModified", &iso_date(entry.modified_ms));
                 xml.text("ETag", &entry_etag(entry));
                 xml.value("Size", entry.size);
@@ -114,15 +110,7 @@ impl Gateway {
                 Some(given) => parse_token(given)?,
                 None => param("start-after").to_owned(),
             },
-            _ => {
-                if !param("version-id-marker").is_empty() && param("key-marker").is_empty() {
-                    return refused(
-                        Code::InvalidArgument,
-                        "A version-id marker cannot be specified without a key marker.",
-                    );
-                }
-                param("key-marker").to_owned()
-            }
+            _ => return self.list_versions(context).await,
         };
         let page = match max {
             0 => ListPage::default(),
@@ -150,8 +138,7 @@ impl Gateway {
         };
         Ok(Reply::xml(match operation {
             Operation::ListObjects => first(&listing),
-            Operation::ListObjectsV2 => second(&listing),
-            _ => versions(&listing),
+            _ => second(&listing),
         }))
     }
 }
@@ -171,7 +158,7 @@ fn first(listing: &Listing<'_>) -> String {
             xml.text("NextMarker", &listing.encoding.write(next));
         }
         listing.limits(xml);
-        listing.entries(xml, "Contents", false);
+        listing.entries(xml, "Contents");
     })
 }
 
@@ -188,25 +175,6 @@ fn second(listing: &Listing<'_>) -> String {
         }
         xml.value("KeyCount", page.objects.len() + page.prefixes.len());
         listing.limits(xml);
-        listing.entries(xml, "Contents", false);
-    })
-}
-
-fn versions(listing: &Listing<'_>) -> String {
-    let call = listing.call;
-    Xml::document("ListVersionsResult", |xml| {
-        listing.begin(xml);
-        let marker = call.param("key-marker").unwrap_or_default();
-        xml.text("KeyMarker", &listing.encoding.write(marker));
-        xml.text(
-            "VersionIdMarker",
-            call.param("version-id-marker").unwrap_or_default(),
-        );
-        if let Some(next) = &listing.page.next {
-            xml.text("NextKeyMarker", &listing.encoding.write(next));
-            xml.text("NextVersionIdMarker", "null");
-        }
-        listing.limits(xml);
-        listing.entries(xml, "Version", true);
+        listing.entries(xml, "Contents");
     })
 }

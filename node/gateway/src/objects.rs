@@ -26,6 +26,7 @@ use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_eta
 use crate::lifecycle::expiration_header;
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
+use crate::versions::{asked_version, missing, set_version};
 
 /// An object of at most so many bytes is read to its end before anything is answered.
 const WHOLE: u64 = 1024 * 1024;
@@ -38,18 +39,6 @@ pub(crate) fn byte_range(wanted: Wanted) -> ByteRange {
         Wanted::FromTo(first, last) => ByteRange::FromTo(first, last),
         Wanted::From(first) => ByteRange::From(first),
         Wanted::Last(count) => ByteRange::Suffix(count),
-    }
-}
-
-/// Refuses versions that there cannot be: each object has one, which is called `null`.
-pub(crate) fn check_version(call: &Call) -> Result<(), Refusal> {
-    match call.param("versionId") {
-        None | Some("null") => Ok(()),
-        Some("") => refused(
-            Code::InvalidArgument,
-            "Version id cannot be the empty string",
-        ),
-        Some(_) => refused(Code::NoSuchVersion, "The specified version does not exist."),
     }
 }
 
@@ -142,24 +131,12 @@ struct Part {
 }
 
 impl Gateway {
-    /// Finds an object.
+    /// Finds the object that a request is about, or the version of it.
     pub(crate) async fn find(&self, context: &Context) -> Result<ObjectMeta, Refusal> {
         let call = &context.call;
-        self.find_at(context, &call.bucket, &call.key).await
-    }
-
-    /// Finds another object.
-    pub(crate) async fn find_at(
-        &self,
-        context: &Context,
-        bucket: &str,
-        key: &str,
-    ) -> Result<ObjectMeta, Refusal> {
-        match self.store.head(bucket, key).await {
-            Ok(meta) => Ok(meta),
-            Err(error) if is_absent(&error) => Err(context.access.absent(bucket, key)),
-            Err(error) => Err(refusal(&error)),
-        }
+        let names = (call.bucket.as_str(), call.key.as_str());
+        self.find_version(&context.access, names, asked_version(call)?)
+            .await
     }
 
     /// Which bytes a request wants: those of a part can only be told once the object is known.
@@ -218,8 +195,12 @@ impl Gateway {
     /// Opens an object, or a part of it, as the request's conditions want it.
     async fn open(&self, context: &Context, part: &Part) -> Result<Opened, Refusal> {
         let call = &context.call;
+        let asked = asked_version(call)?;
         for _ in 0..TRIES {
-            let options = GetOptions { range: part.range };
+            let options = GetOptions {
+                range: part.range,
+                version: self.resolve(&call.bucket, &call.key, asked).await?,
+            };
             match self.store.get(&call.bucket, &call.key, options).await {
                 Ok(stream) => {
                     let meta = stream.meta().clone();
@@ -227,7 +208,8 @@ impl Gateway {
                     return Ok(Opened::Stream(Box::new((stream, meta, found))));
                 }
                 Err(error) if is_absent(&error) => {
-                    return Err(context.access.absent(&call.bucket, &call.key));
+                    let names = (call.bucket.as_str(), call.key.as_str());
+                    return Err(missing(&context.access, names, asked, &error));
                 }
                 Err(error) if error.code() == Store::RangeNotSatisfiable => {
                     return Ok(Opened::OutOfRange(Box::new(self.find(context).await?)));
@@ -250,7 +232,6 @@ impl Gateway {
         is_head: bool,
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
-        check_version(call)?;
         if call
             .query
             .iter()
@@ -380,7 +361,6 @@ impl Gateway {
     /// GetObjectAttributes.
     pub(crate) async fn get_object_attributes(&self, context: &Context) -> Result<Reply, Refusal> {
         let call = &context.call;
-        check_version(call)?;
         let asked: Vec<&str> = call
             .headers
             .iter()
@@ -427,7 +407,9 @@ impl Gateway {
             }
         });
         let modified = http_date(modified_ms(&meta, &found));
-        Ok(Reply::xml(document).with("last-modified", &modified))
+        let mut reply = Reply::xml(document).with("last-modified", &modified);
+        set_version(&mut reply, context.keeping(), &meta);
+        Ok(reply)
     }
 }
 
@@ -477,6 +459,7 @@ fn head(
         StatusCode::OK
     });
     describe(&mut reply, call, meta, found);
+    set_version(&mut reply, context.keeping(), meta);
     let subject = Subject {
         key: &call.key,
         size,

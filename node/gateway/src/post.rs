@@ -82,16 +82,23 @@ impl Gateway {
             algorithms: digests.algorithms(),
             wait: self.options.limits.body_wait,
         };
+        let keeping = context.keeping();
+        self.keep_current(&call.bucket, &call.key, keeping).await?;
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
             condition: &WriteIf::Always,
             precondition: Precondition::None,
+            making: keeping.making(),
             attributes,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;
-        Ok(done(call, &fields, &made))
+        let mut reply = done(call, &fields, &made);
+        if let Some(id) = keeping.made(made.version) {
+            reply.set("x-amz-version-id", &id);
+        }
+        Ok(reply)
     }
 
     /// What a form asks for, and who does, if its policy allows it.
@@ -132,7 +139,7 @@ impl Gateway {
             access.say("s3:authtype", "POST");
         }
         if access.looks_at_existing_tags() {
-            self.say_tags_of(&mut access, &call.bucket, &call.key)
+            self.say_tags_of(&mut access, &call.bucket, &call.key, None)
                 .await?;
         }
         Ok(Asked {

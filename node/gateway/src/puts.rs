@@ -14,12 +14,13 @@ use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags;
 use ashlar_cluster_s3::text::percent_decode;
+use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{ClientError, Code as Store, GetOptions, PutOptions, Seal};
+use ashlar_node_client::{ClientError, Code as Store, GetOptions, Making, PutOptions, Seal};
 
 use crate::access::Access;
 use crate::body::{BodyReader, Promise, Source, came};
@@ -32,6 +33,7 @@ use crate::lifecycle::expiration_header;
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
+use crate::versions::missing;
 
 /// Most bytes of one body.
 pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
@@ -50,6 +52,8 @@ pub(crate) struct Target<'a> {
     pub(crate) key: &'a str,
     pub(crate) condition: &'a WriteIf,
     pub(crate) precondition: Precondition,
+    /// Whether it takes the place of what is there.
+    pub(crate) making: Making,
     pub(crate) attributes: Attributes,
 }
 
@@ -181,6 +185,8 @@ impl Gateway {
                 "Your proposed upload exceeds the maximum allowed size",
             );
         }
+        let keeping = context.keeping();
+        self.keep_current(&call.bucket, &call.key, keeping).await?;
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
@@ -197,6 +203,7 @@ impl Gateway {
             key: &call.key,
             condition: &condition,
             precondition,
+            making: keeping.making(),
             attributes,
         };
         let made = self
@@ -205,6 +212,9 @@ impl Gateway {
         let mut reply = Reply::ok().with("etag", &format!("\"{}\"", made.etag));
         if let Some(ends) = ends {
             reply.set("x-amz-expiration", &ends);
+        }
+        if let Some(id) = keeping.made(made.version) {
+            reply.set("x-amz-version-id", &id);
         }
         if let Some(checksum) = &made.checksum {
             set_checksum(&mut reply, checksum);
@@ -225,6 +235,7 @@ impl Gateway {
             key,
             condition,
             precondition,
+            making,
             attributes,
         } = target;
         let (len, least) = (promise.len, promise.least);
@@ -236,6 +247,7 @@ impl Gateway {
             size_exact: least.is_none().then_some(len),
             // Of what stands in the reserved bucket parts alone come this way: they are to be taken over.
             striped: bucket == SYSTEM_BUCKET,
+            making,
             ..PutOptions::default()
         };
         let mut made: Option<(String, Option<Checksum>)> = None;
@@ -288,6 +300,8 @@ impl Gateway {
         let replaces_tags = directive(call, "x-amz-tagging-directive")?;
         check_kept(call)?;
         let condition = write_if(call)?;
+        let keeping = context.keeping();
+        self.keep_current(&call.bucket, &call.key, keeping).await?;
         // Before the source is open: who reads and waits to read more may wait for others like it.
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
@@ -300,7 +314,7 @@ impl Gateway {
                  5368709120",
             );
         }
-        let same = from.bucket == call.bucket && from.key == call.key;
+        let same = from.bucket == call.bucket && from.key == call.key && from.version.is_none();
         let algorithm = call
             .header("x-amz-checksum-algorithm")
             .map(Algorithm::parse)
@@ -334,6 +348,7 @@ impl Gateway {
             key: &call.key,
             condition: &condition,
             precondition,
+            making: keeping.making(),
             attributes,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
@@ -344,7 +359,12 @@ impl Gateway {
             Ok(meta) if meta.version == made.version => meta.modified_ms,
             _ => context.now_ms,
         };
-        Ok(Reply::xml(copy_result("CopyObjectResult", &made, modified)))
+        let mut reply = Reply::xml(copy_result("CopyObjectResult", &made, modified));
+        if let Some(id) = keeping.made(made.version) {
+            reply.set("x-amz-version-id", &id);
+        }
+        set_source_version(&mut reply, &meta);
+        Ok(reply)
     }
 
     /// What is promised of a body that comes from the store.
@@ -372,17 +392,31 @@ impl Gateway {
         let source = arn(&from.bucket, &from.key);
         let by_tags = access.looks_at_existing_tags();
         if by_tags {
-            self.say_tags_of(&mut access, &from.bucket, &from.key)
+            self.say_tags_of(&mut access, &from.bucket, &from.key, from.version)
                 .await?;
         }
-        access.check("s3:GetObject", &source)?;
-        let stream = self
-            .store
-            .get(&from.bucket, &from.key, GetOptions { range })
-            .await;
+        let action = match from.version {
+            None => "s3:GetObject",
+            Some(_) => "s3:GetObjectVersion",
+        };
+        access.check(action, &source)?;
+        let names = (from.bucket.as_str(), from.key.as_str());
+        let version = self.resolve(names.0, names.1, from.version).await?;
+        let options = GetOptions { range, version };
+        let stream = self.store.get(names.0, names.1, options).await;
         let stream = match stream {
             Ok(stream) => stream,
-            Err(error) if is_absent(&error) => return Err(access.absent(&from.bucket, &from.key)),
+            Err(error) if is_absent(&error) => {
+                let gone = missing(&access, names, from.version, &error);
+                if gone.code == Code::MethodNotAllowed {
+                    return refused(
+                        Code::InvalidRequest,
+                        "The source of a copy request may not specifically refer to a delete marker by \
+                         version id.",
+                    );
+                }
+                return Err(gone);
+            }
             Err(error) if error.code() == Store::RangeNotSatisfiable => {
                 return refused(
                     Code::InvalidArgument,
@@ -396,7 +430,7 @@ impl Gateway {
         if by_tags {
             // It may be another object by now.
             access.say_existing_tags(&found.tags);
-            access.check("s3:GetObject", &source)?;
+            access.check(action, &source)?;
         }
         from.conditions.check_copy(
             &etag(&meta.manifest, meta.version),
@@ -411,8 +445,13 @@ impl Gateway {
         access: &mut Access,
         bucket: &str,
         key: &str,
+        version: Option<Seq>,
     ) -> Result<(), Refusal> {
-        let tags = match self.store.head(bucket, key).await {
+        let found = match self.resolve(bucket, key, version).await? {
+            None => self.store.head(bucket, key).await,
+            Some(version) => self.store.head_version(bucket, key, version).await,
+        };
+        let tags = match found {
             Ok(meta) => attributes(&meta)?.tags,
             Err(error) if is_absent(&error) => Vec::new(),
             Err(error) => return Err(refusal(&error)),
@@ -458,6 +497,14 @@ pub(crate) fn seal(
     Ok((seal, checksum))
 }
 
+/// Says which version was copied, if it was one.
+pub(crate) fn set_source_version(reply: &mut Reply, meta: &ObjectMeta) {
+    if meta.tag.is_some() {
+        let id = version_id::write(meta.tag);
+        reply.set("x-amz-copy-source-version-id", &id);
+    }
+}
+
 /// What came of a copy, as a document.
 pub(crate) fn copy_result(name: &str, made: &Made, modified_ms: u64) -> String {
     Xml::document(name, |xml| {
@@ -483,6 +530,7 @@ fn directive(call: &Call, name: &'static str) -> Result<bool, Refusal> {
 pub(crate) struct CopySource {
     pub(crate) bucket: String,
     pub(crate) key: String,
+    pub(crate) version: Option<Seq>,
     conditions: ReadIf,
 }
 
@@ -503,14 +551,11 @@ impl CopySource {
             );
         }
         let (path, query) = source.split_once('?').unwrap_or((source, ""));
-        match query.strip_prefix("versionId=") {
-            None if query.is_empty() => {}
-            Some("null") => {}
-            Some(_) => {
-                return refused(Code::NoSuchVersion, "The specified version does not exist.");
-            }
+        let version = match query.strip_prefix("versionId=") {
+            None if query.is_empty() => None,
+            Some(text) => Some(version_id::parse(text)?),
             None => return bad(),
-        }
+        };
         let Some(path) = percent_decode(path) else {
             return bad();
         };
@@ -526,6 +571,7 @@ impl CopySource {
         Ok(CopySource {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
+            version,
             conditions: ReadIf::parse(
                 condition("match"),
                 condition("none-match"),

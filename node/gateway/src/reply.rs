@@ -189,6 +189,9 @@ pub(crate) fn refusal_reply(
     if matches!(refusal.code, Code::SlowDown | Code::ServiceUnavailable) {
         reply.set("retry-after", "1");
     }
+    for (name, value) in &refusal.headers {
+        reply.set(name, value);
+    }
     if refusal.code == Code::NotModified {
         return reply;
     }

@@ -11,13 +11,13 @@ use ashlar_cluster_s3::tags::{OBJECT_TAGS_MAX, Tags};
 use ashlar_cluster_s3::text::from_hex;
 use ashlar_layout::manifest::Etag;
 use ashlar_layout::message::ObjectMeta;
-use ashlar_node_client::{Code as Store, Seal};
+use ashlar_node_client::{ClientError, Code as Store, Seal};
 
 use crate::faults::{refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::inbound::Inbound;
-use crate::objects::check_version;
 use crate::reply::Reply;
+use crate::versions::{asked_version, set_version};
 
 /// So often a change is tried again that others got in the way of.
 const TRIES: usize = 8;
@@ -46,11 +46,12 @@ impl Gateway {
         body: Inbound,
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
-        check_version(call)?;
         match operation {
             Operation::GetObjectTagging => {
                 let meta = self.find(context).await?;
-                Ok(Reply::xml(write_tagging(&attributes(&meta)?.tags)))
+                let mut reply = Reply::xml(write_tagging(&attributes(&meta)?.tags));
+                set_version(&mut reply, context.keeping(), &meta);
+                Ok(reply)
             }
             Operation::PutObjectTagging => {
                 let document = self.document(context, body).await?;
@@ -58,17 +59,22 @@ impl Gateway {
                 let mut access = context.access.clone();
                 access.say_requested_tags(&tags);
                 access.check(operation.action(), &call.arn())?;
-                self.set_tags(context, &tags).await?;
-                Ok(Reply::ok())
+                self.set_tags(context, &tags, Reply::ok()).await
             }
             _ => {
-                self.set_tags(context, &Tags::new()).await?;
-                Ok(Reply::no_content())
+                self.set_tags(context, &Tags::new(), Reply::no_content())
+                    .await
             }
         }
     }
 
-    async fn set_tags(&self, context: &Context, tags: &Tags) -> Result<(), Refusal> {
+    /// Sets tags of the version that a request is about, and gives the reply back with which one that was.
+    async fn set_tags(
+        &self,
+        context: &Context,
+        tags: &Tags,
+        mut reply: Reply,
+    ) -> Result<Reply, Refusal> {
         let call = &context.call;
         for _ in 0..TRIES {
             let meta = self.find(context).await?;
@@ -79,10 +85,33 @@ impl Gateway {
                 etag: kept_etag(&meta),
                 attributes: attributes.encode()?.into(),
             };
-            match self.store.reseal(&call.bucket, &call.key, meta, seal).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.code() == Store::PreconditionFailed => {}
-                Err(error) => return Err(refusal(&error)),
+            set_version(&mut reply, context.keeping(), &meta);
+            let asked = asked_version(call)?;
+            let (bucket, key) = (&call.bucket, &call.key);
+            let mut sealed = Err(None);
+            // One that is asked for by its name is the current one, or it is not.
+            if asked.is_some() && meta.tag.is_some() {
+                let again = self
+                    .store
+                    .reseal_version(bucket, key, meta.clone(), seal.clone());
+                sealed = again.await.map_err(Some);
+            }
+            let is_other = |error: &ClientError| error.code() == Store::PreconditionFailed;
+            if sealed
+                .as_ref()
+                .is_err_and(|error| error.as_ref().is_none_or(is_other))
+            {
+                sealed = self
+                    .store
+                    .reseal(bucket, key, meta, seal)
+                    .await
+                    .map_err(Some);
+            }
+            match sealed {
+                Err(None) => {}
+                Ok(_) => return Ok(reply),
+                Err(Some(error)) if is_other(&error) => {}
+                Err(Some(error)) => return Err(refusal(&error)),
             }
         }
         refused(

@@ -30,7 +30,7 @@ use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Client, Code as Store, DeleteOptions, ListOptions};
+use ashlar_node_client::{Client, Code as Store, DeleteOptions, ListOptions, Making};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -44,7 +44,9 @@ use crate::inbound::Inbound;
 use crate::lists::write_owner;
 use crate::objects::{byte_range, set_checksum, write_digest};
 use crate::pieces::Pieces;
-use crate::puts::{CopySource, Made, PUT_MAX, Target, attributes_of, copy_result};
+use crate::puts::{
+    CopySource, Made, PUT_MAX, Target, attributes_of, copy_result, set_source_version,
+};
 use crate::reply::Reply;
 
 /// Parts that are looked at, or removed, at once.
@@ -291,6 +293,7 @@ impl Gateway {
             key: &key,
             condition: &WriteIf::Always,
             precondition: Precondition::None,
+            making: Making::Object,
             attributes: Attributes::default(),
         };
         let made = self.make(target, source, promise, sent).await?;
@@ -369,11 +372,9 @@ impl Gateway {
         let made = self
             .make_part(&upload, number, source, promise, &sent)
             .await?;
-        Ok(Reply::xml(copy_result(
-            "CopyPartResult",
-            &made,
-            context.now_ms,
-        )))
+        let mut reply = Reply::xml(copy_result("CopyPartResult", &made, context.now_ms));
+        set_source_version(&mut reply, &meta);
+        Ok(reply)
     }
 
     /// An upload's parts behind `after`, about `most` numbers of them.
@@ -663,6 +664,7 @@ mod tests {
             crc: 0,
             modified_ms,
             etag: Etag::NONE,
+            tag: None,
         };
         for order in [[5, 9, 7], [9, 7, 5], [7, 5, 9]] {
             let mut parts = Parts {

@@ -69,7 +69,10 @@ pub fn get(args: GetArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail
         return get_tree(&args.source, &folder, cluster, json);
     }
     let address = args.source.object()?;
-    let options = GetOptions { range: args.range };
+    let options = GetOptions {
+        range: args.range,
+        version: None,
+    };
     let place = match args.destination {
         Some(place) => place,
         None => Place::Path(PathBuf::from(".")),

@@ -243,6 +243,7 @@ mod tests {
             etag: ashlar_layout::manifest::Etag::NONE,
             version: Seq(3),
             modified_ms: 0,
+            tag: None,
         }
     }
 

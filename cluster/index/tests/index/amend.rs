@@ -181,6 +181,7 @@ fn the_largest_payloads() {
         let object = Object {
             modified_ms: seq,
             manifest: Manifest::plain(payload(seq).len() as u64, 0, Body::Inline),
+            tag: None,
             place: None,
             payload: payload(seq).into(),
         };

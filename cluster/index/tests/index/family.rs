@@ -243,6 +243,9 @@ impl Family {
             Change::Put { bucket, key, .. } | Change::Delete { bucket, key } => {
                 (bucket.clone(), key.clone())
             }
+            Change::PutVersion { .. } | Change::DropVersion { .. } | Change::All(_) => {
+                unreachable!("versions have a model of their own")
+            }
         };
         let who = self.serving(&name);
         let model = &mut self.member(who).model;

@@ -11,5 +11,6 @@ mod file;
 mod model;
 mod rig;
 mod shape;
+mod versions;
 mod waste;
 mod work;

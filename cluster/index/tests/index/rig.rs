@@ -345,6 +345,7 @@ pub fn object(seq: u64) -> Object {
             },
             ..Manifest::plain(size, seq as u32, body)
         },
+        tag: None,
         place,
         payload,
     }

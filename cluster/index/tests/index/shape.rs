@@ -217,6 +217,7 @@ fn entries_larger_than_a_page_and_long_keys_that_share_almost_all() {
             object: Object {
                 modified_ms: n,
                 manifest,
+                tag: None,
                 place: None,
                 payload: Default::default(),
             },
@@ -351,6 +352,7 @@ fn sized(key: &str, seq: u64, len: u64) -> Change {
         object: Object {
             modified_ms: seq,
             manifest: Manifest::plain(len, 1, Body::Inline),
+            tag: None,
             place: None,
             payload: vec![seq as u8; len as usize].into(),
         },

@@ -34,6 +34,7 @@ fn overwritten(rig: &mut Rig, rounds: u64) -> u64 {
             object: Object {
                 modified_ms: seq,
                 manifest: Manifest::plain(ENTRY - 100, 1, Body::Inline),
+                tag: None,
                 place: Some(place),
                 payload: Default::default(),
             },

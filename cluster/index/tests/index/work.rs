@@ -28,6 +28,7 @@ pub fn contents(items: &[Item]) -> Contents {
                     version: item.version,
                     modified_ms: object.modified_ms,
                     manifest: object.manifest,
+                    tag: object.tag,
                 },
                 place: object.place,
                 payload: object.payload,
@@ -83,6 +84,9 @@ impl Model {
             Change::Delete { bucket, key } => {
                 let versions = self.objects.entry((bucket, key)).or_default();
                 versions.push((seq, None));
+            }
+            Change::PutVersion { .. } | Change::DropVersion { .. } | Change::All(_) => {
+                unreachable!("versions have a model of their own")
             }
         }
     }
@@ -200,6 +204,7 @@ impl Model {
                 Output::List(page)
             }
             Question::Items { .. } => unreachable!("compared in whole"),
+            Question::Named(_) | Question::Versions(_) => unreachable!("not asked here"),
         }
     }
 
@@ -249,6 +254,7 @@ impl Model {
                 etag: object.manifest.etag,
                 version: Seq(seq),
                 modified_ms: object.modified_ms,
+                tag: None,
             });
         }
         page
@@ -274,6 +280,7 @@ pub fn found(seq: u64, amended: bool) -> Found {
             version: Seq(seq),
             modified_ms: object.modified_ms,
             manifest: object.manifest,
+            tag: object.tag,
         },
         place: object.place,
         payload: object.payload,

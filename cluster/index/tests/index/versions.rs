@@ -1,0 +1,341 @@
+//! Versions of objects: random histories against a plain map, listed page by page, while tables are written out and
+//! runs merged, with crashes in between; and cut where a partition is.
+
+use std::collections::BTreeMap;
+
+use ashlar_cluster_index::{Change, Limits, List, Name, Object, Output, Question, Range, Versions};
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::VersionTag;
+use ashlar_layout::message::VersionPage;
+
+use crate::device::Dice;
+use crate::rig::{ME, Rig, config, object, put, small};
+
+const BUCKET: &str = "bucket";
+const KEYS: [&str; 9] = [
+    "a",
+    "a\0",
+    "a\0b",
+    "a/",
+    "a/b",
+    "a/c",
+    "b",
+    "b/\u{10ffff}",
+    "é",
+];
+
+/// Key, how much is newer, and which version: where it stands, the entry that wrote it, and whether it is a marker.
+type Row = (String, Seq, u64, bool);
+
+#[derive(Default)]
+struct Model {
+    /// What is current: the entry, and the tag of a version.
+    current: BTreeMap<String, (u64, Option<VersionTag>)>,
+    kept: BTreeMap<(String, Seq), (u64, VersionTag)>,
+}
+
+impl Model {
+    /// All that there is, as a listing has it, without a page's bounds.
+    fn rows(&self) -> Vec<Row> {
+        let plain = self.current.iter().filter(|(_, (_, tag))| tag.is_none());
+        let plain = plain.map(|(key, (seq, _))| (key.clone(), Seq(*seq), *seq, false));
+        let kept = self.kept.iter();
+        let kept = kept.map(|((key, _), (seq, tag))| (key.clone(), tag.id, *seq, tag.marker));
+        let mut rows: Vec<Row> = plain.chain(kept).collect();
+        rows.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        rows
+    }
+
+    /// A change that may come as the next one.
+    fn change(&mut self, dice: &mut Dice, seq: u64) -> Change {
+        let key = KEYS[dice.below(KEYS.len() as u64) as usize].to_owned();
+        let bucket = BUCKET.to_owned();
+        let current = self.current.get(&key).copied();
+        if dice.once_in(6) && current.is_none_or(|(_, tag)| tag.is_none()) {
+            self.current.insert(key.clone(), (seq, None));
+            return put(BUCKET, &key, seq);
+        }
+        let of_key = self.kept.keys().filter(|(it, _)| *it == key);
+        let slots: Vec<Seq> = of_key.map(|(_, slot)| *slot).collect();
+        if dice.once_in(3) && !slots.is_empty() {
+            let slot = slots[dice.below(slots.len() as u64) as usize];
+            self.kept.remove(&(key.clone(), slot));
+            let gone = Change::DropVersion {
+                bucket: bucket.clone(),
+                key: key.clone(),
+                id: slot,
+            };
+            if current.is_none_or(|(_, tag)| tag.is_none_or(|tag| tag.slot() != slot)) {
+                return gone;
+            }
+            self.current.remove(&key);
+            return Change::All(vec![gone, Change::Delete { bucket, key }]);
+        }
+        let tag = VersionTag {
+            id: Seq(seq),
+            null: dice.once_in(4),
+            marker: dice.once_in(4),
+        };
+        self.current.insert(key.clone(), (seq, Some(tag)));
+        self.kept.insert((key.clone(), tag.slot()), (seq, tag));
+        let made = Object {
+            tag: Some(tag),
+            ..object(seq)
+        };
+        Change::All(vec![
+            Change::Put {
+                bucket: bucket.clone(),
+                key: key.clone(),
+                object: made.clone(),
+            },
+            Change::PutVersion {
+                bucket,
+                key,
+                id: tag.slot(),
+                object: made,
+            },
+        ])
+    }
+
+    /// The page, said plainly.
+    fn page(&self, list: &List, after_id: Option<Seq>) -> (Vec<Row>, Vec<String>, bool) {
+        let mut items: Vec<(String, Option<Row>)> = Vec::new();
+        for row in self.rows() {
+            let Some(rest) = row.0.strip_prefix(&list.prefix) else {
+                continue;
+            };
+            let item = match rest.find(&list.delimiter) {
+                Some(at) if !list.delimiter.is_empty() => {
+                    let end = list.prefix.len() + at + list.delimiter.len();
+                    (row.0[..end].to_owned(), None)
+                }
+                _ => (row.0.clone(), Some(row)),
+            };
+            if item.1.is_some() || items.last() != Some(&item) {
+                items.push(item);
+            }
+        }
+        items.retain(|(text, row)| {
+            let inside = row.is_none() && list.after.starts_with(text.as_str());
+            let older = |row: &Row| after_id.is_some_and(|id| row.1 < id);
+            let goes_on = *text == list.after && row.as_ref().is_some_and(older);
+            list.after.is_empty() || goes_on || (!inside && *text > list.after)
+        });
+        let more = items.len() > list.max as usize;
+        items.truncate(list.max as usize);
+        let (mut rows, mut prefixes) = (Vec::new(), Vec::new());
+        for (text, row) in items {
+            match row {
+                Some(row) => rows.push(row),
+                None => prefixes.push(text),
+            }
+        }
+        (rows, prefixes, more)
+    }
+}
+
+fn told(page: &VersionPage) -> Vec<Row> {
+    let row = |it: &ashlar_layout::message::ListEntry| {
+        let id = it.tag.map_or(it.version, |tag| tag.id);
+        let marker = it.tag.is_some_and(|tag| tag.marker);
+        (it.key.clone(), id, it.version.0, marker)
+    };
+    page.versions.iter().map(row).collect()
+}
+
+fn ask(rig: &mut Rig, list: List, after_id: Option<Seq>) -> VersionPage {
+    let question = Question::Versions(Versions { list, after_id });
+    let Ok(Output::Versions(Some(page))) = rig.answer(question, None) else {
+        panic!("no page of versions");
+    };
+    page
+}
+
+fn check(rig: &mut Rig, model: &Model, dice: &mut Dice) {
+    let prefix = ["", "a", "a/", "é"][dice.below(4) as usize];
+    let delimiter = ["", "/", "\0"][dice.below(3) as usize];
+    let mut list = List {
+        bucket: BUCKET.to_owned(),
+        prefix: prefix.to_owned(),
+        delimiter: delimiter.to_owned(),
+        after: String::new(),
+        max: [1, 2, 5, 1000][dice.below(4) as usize],
+    };
+    // From any place, and from each page to the next.
+    let mut after_id = None;
+    if dice.once_in(2) {
+        let rows = model.rows();
+        if let Some(row) = rows.get(dice.below(rows.len().max(1) as u64) as usize) {
+            list.after.clone_from(&row.0);
+            after_id = dice.once_in(2).then_some(row.1);
+        }
+    }
+    loop {
+        let page = ask(rig, list.clone(), after_id);
+        let (rows, prefixes, more) = model.page(&list, after_id);
+        assert_eq!(told(&page), rows, "{list:?} {after_id:?}");
+        assert_eq!((page.prefixes, page.next.is_some()), (prefixes, more));
+        let Some((after, id)) = page.next else { break };
+        (list.after, after_id) = (after, id);
+    }
+    let names: Vec<Name> = model
+        .kept
+        .keys()
+        .map(|(key, slot)| name(key, *slot))
+        .collect();
+    let Ok(Output::Objects(found)) = rig.answer(Question::Named(names), None) else {
+        panic!("no versions");
+    };
+    for (found, (seq, tag)) in found.iter().zip(model.kept.values()) {
+        let meta = &found.as_ref().expect("it is kept").meta;
+        assert_eq!((meta.version.0, meta.tag), (*seq, Some(*tag)));
+    }
+    let there = model.current.values();
+    let there = there.filter(|(_, tag)| tag.is_none_or(|tag| !tag.marker));
+    let all = Question::List(List {
+        bucket: BUCKET.to_owned(),
+        max: 1000,
+        ..List::default()
+    });
+    let Ok(Output::List(Some(page))) = rig.answer(all, None) else {
+        panic!("no page");
+    };
+    assert_eq!(page.objects.len(), there.count(), "markers are no objects");
+    let empty = rig.answer(Question::Empty(BUCKET.to_owned()), None);
+    let nothing = model.current.is_empty() && model.kept.is_empty();
+    assert_eq!(empty, Ok(Output::Empty(nothing)));
+}
+
+fn name(key: &str, slot: Seq) -> Name {
+    Name {
+        bucket: BUCKET.to_owned(),
+        key: key.to_owned(),
+        id: Some(slot),
+    }
+}
+
+#[test]
+fn histories_of_versions() {
+    for seed in 0..40 {
+        let mut dice = Dice::new(seed);
+        let limits = Limits {
+            table_bytes: 2 << 10,
+            ..small()
+        };
+        let mut rig = Rig::new(seed, limits, 64 << 10);
+        let mut model = Model::default();
+        rig.apply(
+            1,
+            Change::PutBucket {
+                bucket: BUCKET.to_owned(),
+                created_ms: 1,
+            },
+        );
+        for seq in 2..400 {
+            let change = model.change(&mut dice, seq);
+            rig.apply(seq, change);
+            if dice.once_in(20) {
+                rig.freeze();
+            }
+            if dice.once_in(8) {
+                check(&mut rig, &model, &mut dice);
+            }
+            if dice.once_in(100) {
+                // What is not durable yet would be lost.
+                rig.settle();
+                assert!(rig.freeze(), "there is room for another table");
+                rig.settle();
+                rig.crash().expect("it opens");
+                check(&mut rig, &model, &mut dice);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bucket_with_nothing_but_a_marker_is_not_empty() {
+    let mut rig = Rig::new(1, small(), 1 << 20);
+    let bucket = || BUCKET.to_owned();
+    rig.apply(
+        1,
+        Change::PutBucket {
+            bucket: bucket(),
+            created_ms: 1,
+        },
+    );
+    let empty = |rig: &mut Rig| rig.answer(Question::Empty(bucket()), None);
+    assert_eq!(empty(&mut rig), Ok(Output::Empty(true)));
+    let id = Seq(2);
+    rig.apply(
+        2,
+        Change::PutVersion {
+            bucket: bucket(),
+            key: "k".to_owned(),
+            id,
+            object: object(2),
+        },
+    );
+    assert_eq!(empty(&mut rig), Ok(Output::Empty(false)));
+    rig.apply(
+        3,
+        Change::DropVersion {
+            bucket: bucket(),
+            key: "k".to_owned(),
+            id,
+        },
+    );
+    assert_eq!(empty(&mut rig), Ok(Output::Empty(true)));
+}
+
+/// Whatever is told of a partition's part is the part of what is told of all.
+#[test]
+fn a_partition_has_the_versions_of_its_own_keys() {
+    for seed in 0..20 {
+        let mut dice = Dice::new(seed);
+        let mut rig = Rig::new(seed, small(), 1 << 20);
+        let mut model = Model::default();
+        rig.apply(
+            1,
+            Change::PutBucket {
+                bucket: BUCKET.to_owned(),
+                created_ms: 1,
+            },
+        );
+        for seq in 2..200 {
+            let change = model.change(&mut dice, seq);
+            rig.apply(seq, change);
+        }
+        rig.freeze();
+        rig.settle();
+        let at = (
+            BUCKET.to_owned(),
+            KEYS[dice.below(KEYS.len() as u64) as usize].to_owned(),
+        );
+        let above = dice.once_in(2);
+        let range = match above {
+            true => Range {
+                from: Some(at.clone()),
+                to: None,
+            },
+            false => Range {
+                from: None,
+                to: Some(at.clone()),
+            },
+        };
+        rig.index.narrow(&range, &[BUCKET.to_owned()]);
+        model.current.retain(|key, _| (*key >= at.1) == above);
+        model.kept.retain(|(key, _), _| (*key >= at.1) == above);
+        check(&mut rig, &model, &mut dice);
+        let list = List {
+            bucket: BUCKET.to_owned(),
+            max: 1000,
+            ..List::default()
+        };
+        assert_eq!(told(&ask(&mut rig, list, None)), model.rows());
+        // A fork of the part has the same.
+        let fork = rig
+            .index
+            .fork(config(99, small()), &range, &[BUCKET.to_owned()]);
+        assert_eq!(fork.stats().runs, rig.index.stats().runs, "of {ME}");
+    }
+}

@@ -1,0 +1,254 @@
+//! Versions of objects: what a change of one depends on, whether it may be made, and what it makes of the map.
+//!
+//! Invariants:
+//! - each version that is kept has an entry of its own in the map, and the current object is written once more as such:
+//!   overwriting it loses nothing, and nothing is read when an entry is applied;
+//! - a current object without such an entry (it was put when its bucket kept none) is never overwritten by a new
+//!   version other than the `null` one, which it is itself: it must be made a version first;
+//! - whoever removes the current version names what is current then, and the head makes sure that this still is the
+//!   entry that was looked at: what it names cannot have been removed, or written anew, meanwhile. Newer ones than that
+//!   cannot have come, for they would be current;
+//! - what a change displaces is named by nothing else: a version's shards are freed when its own entry goes, and not
+//!   before.
+
+use ashlar_cluster_index::{Change, Name, Object, Question};
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::{Manifest, NULL_VERSION, Op, Then, VersionTag};
+use ashlar_layout::message::ErrorCode;
+
+use crate::pending::Held;
+
+/// The versions whose entries a change depends on, if it does: no change of the key may be pending then.
+pub(crate) fn depends_on(op: &Op) -> Option<Vec<Seq>> {
+    match op {
+        Op::PutVersion {
+            tag, current: true, ..
+        } if tag.null => Some(vec![NULL_VERSION]),
+        Op::PutVersion {
+            tag,
+            current: false,
+            ..
+        } => Some(vec![tag.slot()]),
+        Op::DropVersion { id, then, .. } => match then {
+            Then::Version { tag, .. } => Some(vec![*id, tag.slot()]),
+            Then::Same | Then::Nothing => Some(vec![*id]),
+        },
+        _ => None,
+    }
+}
+
+/// What the index is asked for that: the current object first.
+pub(crate) fn question(bucket: &str, key: &str, versions: &[Seq]) -> Question {
+    let name = |id| Name {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        id,
+    };
+    let versions = versions.iter().copied().map(Some);
+    Question::Named([None].into_iter().chain(versions).map(name).collect())
+}
+
+/// Whether the current object is the version of this place.
+fn is_at(current: Option<&Held>, slot: Seq) -> bool {
+    current.is_some_and(|held| match held.tag {
+        Some(tag) => tag.slot() == slot,
+        // It was put when no versions were kept.
+        None => slot == NULL_VERSION,
+    })
+}
+
+/// Whether a change may be made, by the current object and the versions that it depends on; why not, and what there
+/// is instead.
+pub(crate) fn judge(
+    op: &Op,
+    current: Option<&Held>,
+    versions: &[Option<Held>],
+) -> Result<(), (ErrorCode, &'static str)> {
+    let first = versions.first().and_then(Option::as_ref);
+    let lost = |what| Err((ErrorCode::PreconditionFailed, what));
+    match op {
+        Op::PutVersion {
+            tag, current: true, ..
+        } if tag.id == Seq(0) => match current {
+            Some(held) if held.tag.is_none() && (!tag.null || first.is_some()) => not_kept(),
+            _ => Ok(()),
+        },
+        Op::PutVersion {
+            tag, current: true, ..
+        } => match current {
+            Some(held) if held.id() == tag.id && is_at(current, tag.slot()) => Ok(()),
+            _ => lost("another version is current by now"),
+        },
+        Op::PutVersion { tag, .. } => match first {
+            None => Err((ErrorCode::NotFound, "there is no such version")),
+            Some(held) if held.id() != tag.id => lost("it is another version by now"),
+            Some(_) if is_at(current, tag.slot()) => lost("that version is current by now"),
+            Some(_) => Ok(()),
+        },
+        Op::DropVersion {
+            id,
+            then: Then::Same,
+            ..
+        } => match first {
+            _ if is_at(current, *id) => lost("that version is current by now"),
+            None => Err((ErrorCode::NotFound, "there is no such version")),
+            Some(_) => Ok(()),
+        },
+        Op::DropVersion { id, .. } if !is_at(current, *id) => {
+            lost("that version is not current any more")
+        }
+        Op::DropVersion { .. } if current.is_some_and(|it| it.tag.is_none()) && first.is_some() => {
+            not_kept()
+        }
+        Op::DropVersion {
+            then: Then::Version { seen, .. },
+            ..
+        } => match versions.get(1).and_then(Option::as_ref) {
+            Some(held) if held.version == *seen => Ok(()),
+            _ => lost("the version before it is gone, or was changed"),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Of a `null` version that is kept and another one that is not, the first is to be gone before anything else.
+fn not_kept() -> Result<(), (ErrorCode, &'static str)> {
+    Err((
+        ErrorCode::NotKept,
+        "the current object is no version yet: it has to be made one first",
+    ))
+}
+
+/// The name that a version gets by entry `seq`.
+fn named(tag: VersionTag, seq: Seq) -> VersionTag {
+    let id = if tag.id == Seq(0) { seq } else { tag.id };
+    VersionTag { id, ..tag }
+}
+
+/// What the current object is after entry `seq`.
+pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<Held>) -> Option<Held> {
+    let held = |manifest: &Manifest, tag| {
+        Some(Held {
+            version: seq,
+            manifest: manifest.clone(),
+            tag,
+        })
+    };
+    match op {
+        Op::Put { manifest, .. } => held(manifest, None),
+        Op::PutVersion {
+            tag,
+            current: true,
+            manifest,
+            ..
+        } => held(manifest, Some(named(*tag, seq))),
+        Op::DropVersion {
+            then: Then::Version { tag, manifest, .. },
+            ..
+        } => held(manifest, Some(*tag)),
+        Op::Delete { .. }
+        | Op::DropVersion {
+            then: Then::Nothing,
+            ..
+        } => None,
+        _ => before,
+    }
+}
+
+/// What may be freed once a change is made: of the current object and the versions that it depended on, what nothing
+/// names any more. Never a stripe that the change names itself. (If a change were ever done twice, the object's own
+/// shards would be freed otherwise.)
+pub(crate) fn displaced(
+    op: &Op,
+    current: Option<Held>,
+    versions: Vec<Option<Held>>,
+) -> Option<Manifest> {
+    let first = versions.into_iter().next().flatten();
+    let plain = current.filter(|held| held.tag.is_none());
+    match op {
+        // A version's entry keeps what it names.
+        Op::Put { manifest, .. } => without(plain?.manifest, manifest),
+        Op::Delete { .. } => Some(plain?.manifest),
+        Op::PutVersion { tag, manifest, .. } => {
+            // One that is written anew names the same.
+            let plain = plain.filter(|_| tag.id == Seq(0));
+            without(plain.or(first)?.manifest, manifest)
+        }
+        Op::DropVersion {
+            then: Then::Same, ..
+        } => Some(first?.manifest),
+        Op::DropVersion { then, .. } => {
+            let old = plain.or(first)?.manifest;
+            match then {
+                Then::Version { manifest, .. } => without(old, manifest),
+                _ => Some(old),
+            }
+        }
+        _ => None,
+    }
+}
+
+fn without(mut old: Manifest, new: &Manifest) -> Option<Manifest> {
+    old.body = old.body.without(&new.body)?;
+    Some(old)
+}
+
+/// A version as the map is to have it.
+pub(crate) struct Made {
+    pub(crate) bucket: String,
+    pub(crate) key: String,
+    pub(crate) tag: VersionTag,
+    pub(crate) current: bool,
+    pub(crate) object: Object,
+}
+
+impl Made {
+    /// What entry `seq`, which makes it, does to the map.
+    pub(crate) fn change(self, seq: Seq) -> Change {
+        let tag = named(self.tag, seq);
+        let object = Object {
+            tag: Some(tag),
+            ..self.object
+        };
+        let mut changes = Vec::with_capacity(2);
+        if self.current {
+            changes.push(Change::Put {
+                bucket: self.bucket.clone(),
+                key: self.key.clone(),
+                object: object.clone(),
+            });
+        }
+        changes.push(Change::PutVersion {
+            bucket: self.bucket,
+            key: self.key,
+            id: tag.slot(),
+            object,
+        });
+        Change::All(changes)
+    }
+}
+
+/// What the removal of a version does to the map; `next` is what is current then, if something else is.
+pub(crate) fn drop_change(
+    (bucket, key, id): (String, String, Seq),
+    current: bool,
+    next: Option<Object>,
+) -> Change {
+    let gone = Change::DropVersion {
+        bucket: bucket.clone(),
+        key: key.clone(),
+        id,
+    };
+    if !current {
+        return gone;
+    }
+    let then = match next {
+        Some(object) => Change::Put {
+            bucket,
+            key,
+            object,
+        },
+        None => Change::Delete { bucket, key },
+    };
+    Change::All(vec![gone, then])
+}

@@ -1,0 +1,278 @@
+//! Versions of objects: listed across partitions, kept, removed.
+//!
+//! Invariants:
+//! - as of any listing, a page is in order and without gap;
+//! - who removes the current version names what is current then, as it was found; the journal refuses it if that is not
+//!   so any more, and it is looked for again.
+
+use std::sync::Arc;
+
+use ashlar_cluster_object::common::unexpected;
+use ashlar_cluster_object::{Code, Delete, Making, ObjectError};
+use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_layout::limits::LIST_PAGE_MAX;
+use ashlar_layout::manifest::{Body, NULL_VERSION, Precondition, Then, VersionTag};
+use ashlar_layout::message::{ObjectMeta, Reply, Request, VersionPage};
+use bytes::Bytes;
+
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::inner::Inner;
+use crate::list::{self, Moves, ask};
+use crate::options::{ListOptions, PutOutcome, Seal, VersionDropped, VersionsOptions};
+use crate::put;
+
+/// So often a removal is tried again that others got in the way of.
+const TRIES: usize = 16;
+
+/// Makes the current object the `null` version.
+pub(crate) async fn keep(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    meta: ObjectMeta,
+) -> Result<PutOutcome, ClientError> {
+    let making = Making::Again {
+        tag: VersionTag {
+            id: meta.version,
+            null: true,
+            marker: false,
+        },
+        current: true,
+        modified_ms: meta.modified_ms,
+    };
+    let seal = Seal {
+        etag: meta.manifest.etag,
+        attributes: meta.manifest.attributes.clone().into(),
+    };
+    put::reseal(inner, (bucket, key), meta, seal, making).await
+}
+
+/// What is current, a marker included; none if nothing is.
+async fn current(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    version: Option<Seq>,
+) -> Result<Option<ObjectMeta>, ClientError> {
+    match list::head(inner, bucket, key, version).await {
+        Ok(meta) => Ok(Some(meta)),
+        Err(ClientError::Object(ObjectError::Marker { meta, .. })) => Ok(Some(*meta)),
+        Err(error) if error.code() == Code::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Which version an object is that has no tag.
+fn tag_of(meta: &ObjectMeta) -> VersionTag {
+    meta.tag.unwrap_or(VersionTag {
+        id: meta.version,
+        null: true,
+        marker: false,
+    })
+}
+
+/// The newest version that is older than this one; none if it has to be looked for again.
+async fn before(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    id: Seq,
+) -> Result<Option<(Then, Bytes)>, ClientError> {
+    let options = VersionsOptions {
+        list: ListOptions {
+            prefix: key.to_owned(),
+            after: key.to_owned(),
+            max: 1,
+            ..ListOptions::default()
+        },
+        after_id: Some(id),
+    };
+    let page = list(inner, bucket, &options).await?;
+    let next = page.versions.into_iter().find(|it| it.key == key);
+    let Some(tag) = next.and_then(|it| it.tag) else {
+        return Ok(Some((Then::Nothing, Bytes::new())));
+    };
+    let Some(meta) = current(inner, bucket, key, Some(tag.slot())).await? else {
+        return Ok(None);
+    };
+    let mut payload = Bytes::new();
+    if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
+        match put::inline_of(inner, (bucket, key), Some(tag.slot()), &meta).await? {
+            Some(bytes) => payload = bytes,
+            None => return Ok(None),
+        }
+    }
+    let then = Then::Version {
+        tag: tag_of(&meta),
+        seen: meta.version,
+        modified_ms: meta.modified_ms,
+        manifest: meta.manifest,
+    };
+    Ok(Some((then, payload)))
+}
+
+/// See [`Client::drop_version`].
+pub(crate) async fn drop_version(
+    client: &Client,
+    bucket: &str,
+    key: &str,
+    slot: Seq,
+) -> Result<VersionDropped, ClientError> {
+    let inner = &client.inner;
+    let mut last = None;
+    for _ in 0..TRIES {
+        let now = current(inner, bucket, key, None).await?;
+        let now = now.filter(|meta| match meta.tag {
+            Some(tag) => tag.slot() == slot,
+            None => slot == NULL_VERSION,
+        });
+        let (tag, precondition, then, payload) = match now {
+            Some(meta) => {
+                let tag = tag_of(&meta);
+                let Some((then, payload)) = before(inner, bucket, key, tag.id).await? else {
+                    continue;
+                };
+                (tag, Precondition::Version(meta.version), then, payload)
+            }
+            None => match current(inner, bucket, key, Some(slot)).await? {
+                None => return Ok(VersionDropped { tag: None }),
+                Some(meta) => {
+                    let nothing = Bytes::new();
+                    (tag_of(&meta), Precondition::None, Then::Same, nothing)
+                }
+            },
+        };
+        let common = inner.common.clone();
+        let drop = Delete::version(common, (bucket, key), precondition, (slot, then), payload)?;
+        match client.remove(drop).await {
+            Ok(_) => return Ok(VersionDropped { tag: Some(tag) }),
+            Err(error) if error.code() == Code::NotFound => {
+                return Ok(VersionDropped { tag: None });
+            }
+            Err(error) if error.code() == Code::PreconditionFailed => last = Some(error),
+            Err(error) if error.code() == Code::NotKept => {
+                if let Some(meta) = current(inner, bucket, key, None).await?
+                    && meta.tag.is_none()
+                {
+                    match keep(inner, bucket, key, meta).await {
+                        Err(error) if error.code() != Code::PreconditionFailed => {
+                            return Err(error);
+                        }
+                        _ => {}
+                    }
+                }
+                last = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        let detail = format!("versions of '{key}' in bucket '{bucket}' change too fast");
+        ObjectError::Busy { detail }.into()
+    }))
+}
+
+async fn page(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    partition: PartitionId,
+    options: &ListOptions,
+    (after, after_id): (String, Option<Seq>),
+    max: u32,
+) -> Result<VersionPage, ClientError> {
+    let request = Request::ListVersions {
+        partition,
+        bucket: bucket.to_owned(),
+        prefix: options.prefix.clone(),
+        delimiter: options.delimiter.clone(),
+        after,
+        after_id,
+        max,
+    };
+    match ask(inner, (bucket, ""), partition, request).await? {
+        Reply::Versions(page) => Ok(page),
+        other => Err(unexpected("Versions", &other).into()),
+    }
+}
+
+pub(crate) async fn list(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    options: &VersionsOptions,
+) -> Result<VersionPage, ClientError> {
+    // No key before the prefix is of interest.
+    let list = &options.list;
+    let first = list.after.as_str().max(list.prefix.as_str()).to_owned();
+    walk(inner, bucket, options, first).await
+}
+
+/// One page, from the partition that holds `from` on: each partition is asked by the map of that moment, as for a
+/// listing of objects.
+pub(crate) async fn walk(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    options: &VersionsOptions,
+    mut from: String,
+) -> Result<VersionPage, ClientError> {
+    let list = &options.list;
+    let max = match list.max {
+        0 => LIST_PAGE_MAX,
+        max => max.min(LIST_PAGE_MAX),
+    };
+    let mut whole = VersionPage::default();
+    let mut after = (list.after.clone(), options.after_id);
+    let mut moves = Moves::new(inner);
+    loop {
+        let held = whole.versions.len() + whole.prefixes.len();
+        let room = max.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
+        if room == 0 {
+            whole.next = Some(after);
+            return Ok(whole);
+        }
+        let map = inner.common.map();
+        let partition = map.partition(bucket, &from);
+        let partition = partition.ok_or_else(|| ObjectError::BadRequest {
+            detail: format!("map {} has no partition for bucket '{bucket}'", map.epoch),
+        })?;
+        let page = match page(inner, bucket, partition.id, list, after.clone(), room).await {
+            Ok(page) => page,
+            Err(error) => {
+                moves.wait(error).await?;
+                continue;
+            }
+        };
+        if inner.common.map().epoch != map.epoch {
+            // It may have been answered by a newer map than the one that says what comes next.
+            continue;
+        }
+        let got = page.versions.len() + page.prefixes.len();
+        let last = page.versions.last();
+        let last = last.map(|it| (&it.key, Some(it.tag.map_or(it.version, |tag| tag.id))));
+        let last = last.max(page.prefixes.last().map(|prefix| (prefix, None)));
+        if let Some((key, id)) = last {
+            after = (key.clone(), id);
+        }
+        whole.versions.extend(page.versions);
+        whole.prefixes.extend(page.prefixes);
+        match page.next {
+            // The head's own mark, if it gives nothing else to go by.
+            Some(_) if got == 0 => {
+                let partition = partition.id;
+                let detail = format!("partition {partition} lists nothing, and says there is more");
+                return Err(ObjectError::Protocol { detail }.into());
+            }
+            Some(next) => after = next,
+            None => {
+                let behind = map.partitions.iter().find(|p| p.start > partition.start);
+                match behind.filter(|p| p.start.0 == bucket) {
+                    Some(behind) => from.clone_from(&behind.start.1),
+                    None => return Ok(whole),
+                }
+            }
+        }
+        if after.0 > from && map.partition(bucket, &after.0).map(|p| p.id) == Some(partition.id) {
+            from.clone_from(&after.0);
+        }
+    }
+}
