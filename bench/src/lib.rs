@@ -8,3 +8,4 @@ pub mod baseline;
 pub mod cpu;
 pub mod disk;
 pub mod echo;
+pub mod http;

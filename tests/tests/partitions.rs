@@ -2,7 +2,8 @@
 //! nothing is stale, done twice or listed wrongly (P1, P2, P4), and a bucket that reached over several partitions can
 //! be removed when it is empty.
 //!
-//! `ASHLAR_PARTITIONS_STEPS`: changes of the map (24). `ASHLAR_SEED`.
+//! `ASHLAR_PARTITIONS_STEPS`: changes of the map (24). `ASHLAR_PARTITIONS_DEATHS`: of how many changes one goes with a
+//! death (2; 0: none). `ASHLAR_SEED`. What changes in peace cost those that ask is told; no time is asserted.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ use ashlar_cluster_map::{ClusterMap, Partition};
 use ashlar_layout::ids::{NodeId, PartitionId};
 use ashlar_node_client::{Client, ClientOptions, DeleteOptions, ListOptions, PutOptions};
 use ashlar_tests::content::{Random, seed, setting};
-use ashlar_tests::history::{Clock, Kind, Outcome};
+use ashlar_tests::history::{Clock, History, Kind, Operation, Outcome, gap};
 use ashlar_tests::linear;
 use ashlar_tests::rig::{self, Options, PATIENCE, Rig, eventually};
 use ashlar_tests::storm::{Shape, Storm};
@@ -86,8 +87,48 @@ fn ask(rig: &Rig, args: &[String]) -> bool {
     output.status.success()
 }
 
-/// One change of the map.
-fn change(rig: &Rig, map: &ClusterMap, random: &mut Random, keys: u64) -> bool {
+/// A change of the map that went without a death.
+struct Made {
+    what: &'static str,
+    /// From when it was asked for until all partitions served, by the history's clock.
+    from: u64,
+    to: u64,
+}
+
+/// Prints what changes of each kind cost those that asked for something meanwhile.
+fn tell(history: &History, made: &[Made]) {
+    let is_write = |o: &Operation| o.kind != Kind::Get;
+    let longest = |of: &Made, writes: bool| {
+        let within = |o: &&Operation| o.ret >= of.from && o.invoke <= of.to;
+        let asked = history.operations.iter().filter(within);
+        let took = asked.filter(|o| o.served() && is_write(o) == writes);
+        took.map(|o| o.ret - o.invoke).max().unwrap_or(0) as f64 / 1e6
+    };
+    let times = history.served(is_write);
+    for what in ["split", "merge", "replace"] {
+        let of = || made.iter().filter(|m| m.what == what);
+        let row = |value: &dyn Fn(&Made) -> f64| {
+            let mut values: Vec<f64> = of().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            let at = |n: usize| values.get(n).copied().unwrap_or(0.0);
+            let (middle, last) = (values.len() / 2, values.len().saturating_sub(1));
+            format!("{:.1}, {:.1}", at(middle), at(last))
+        };
+        eprintln!(
+            "{what}: {} in peace; middle and longest, ms: a write {}; a read {}; nobody wrote {}",
+            of().count(),
+            row(&|m| longest(m, true)),
+            row(&|m| longest(m, false)),
+            row(&|m| {
+                let (from, to) = gap(&times, m.from, m.to);
+                (to - from) as f64 / 1e6
+            }),
+        );
+    }
+}
+
+/// One change of the map: which, if it was made.
+fn change(rig: &Rig, map: &ClusterMap, random: &mut Random, keys: u64) -> Option<&'static str> {
     let partitions = &map.partitions;
     let (nth, few) = (
         random.below(partitions.len() as u64) as usize,
@@ -107,14 +148,12 @@ fn change(rig: &Rig, map: &ClusterMap, random: &mut Random, keys: u64) -> bool {
             let holder = map
                 .partition(&place.0, &place.1)
                 .map_or(partition.id, |p| p.id);
-            ask(
-                rig,
-                &[
-                    "split".into(),
-                    holder.to_string(),
-                    format!("{BUCKET}/{key}"),
-                ],
-            )
+            let args = [
+                "split".into(),
+                holder.to_string(),
+                format!("{BUCKET}/{key}"),
+            ];
+            ask(rig, &args).then_some("split")
         }
         5..7 => {
             let inside = devices(partition);
@@ -123,24 +162,20 @@ fn change(rig: &Rig, map: &ClusterMap, random: &mut Random, keys: u64) -> bool {
             let out: Vec<u32> = inside.into_iter().collect();
             let (out, with) = (random.pick(&out), random.pick(&spares));
             let of = partition.id.to_string();
-            ask(
-                rig,
-                &[
-                    "replace".into(),
-                    "--partition".into(),
-                    of,
-                    "--out".into(),
-                    out.to_string(),
-                    "--with".into(),
-                    with.to_string(),
-                    "--crowd".into(),
-                ],
-            )
+            let args = [
+                "replace".into(),
+                "--partition".into(),
+                of,
+                "--out".into(),
+                out.to_string(),
+                "--with".into(),
+                with.to_string(),
+                "--crowd".into(),
+            ];
+            ask(rig, &args).then_some("replace")
         }
         _ => {
-            let Some(right) = partitions.get(nth + 1) else {
-                return false;
-            };
+            let right = partitions.get(nth + 1)?;
             if devices(partition) != devices(right) {
                 let to: Vec<String> = devices(partition).iter().map(u32::to_string).collect();
                 let to = to.join(",");
@@ -150,7 +185,7 @@ fn change(rig: &Rig, map: &ClusterMap, random: &mut Random, keys: u64) -> bool {
                 );
             }
             let (left, right) = (partition.id.to_string(), right.id.to_string());
-            ask(rig, &["merge".into(), left, right])
+            ask(rig, &["merge".into(), left, right]).then_some("merge")
         }
     }
 }
@@ -195,14 +230,18 @@ fn partitions_are_split_merged_and_moved_while_they_serve_and_nodes_die() {
         (clients, tasks)
     });
     let mut random = Random::new(seed ^ 0x5b117);
+    let deaths = setting("ASHLAR_PARTITIONS_DEATHS", 2);
     let (mut done, mut killed, mut most) = (0, 0, 0);
+    let mut made = Vec::new();
     for step in 0..steps {
         goes_on(&storm);
         let map = newest(&rig);
+        let from = clock.now();
         let changed = change(&rig, &map, &mut random, storm.served().1 / 3);
-        done += u64::from(changed);
+        done += u64::from(changed.is_some());
         // Half of all changes go with a death, some of them at once.
-        if changed && step % 2 == 0 {
+        let dies = changed.is_some() && step.checked_rem(deaths) == Some(0);
+        if dies {
             rig::pause(Duration::from_millis(random.below(3) * random.below(40)));
             let victims = devices(&map.partitions[0]);
             let victims: Vec<u32> = victims.into_iter().collect();
@@ -214,9 +253,14 @@ fn partitions_are_split_merged_and_moved_while_they_serve_and_nodes_die() {
             killed += 1;
         }
         most = most.max(settled(&rig).partitions.len());
+        if let (Some(what), false) = (changed, dies) {
+            let to = clock.now();
+            made.push(Made { what, from, to });
+        }
     }
     goes_on(&storm);
     let mut history = runtime.block_on(storm.end(tasks));
+    tell(&history, &made);
     let writes = history.count(|o| o.kind != Kind::Get && o.served());
     let unknown = history.count(|o| o.outcome == Outcome::Unknown);
     let refused = history.count(|o| o.outcome == Outcome::Refused);

@@ -1,0 +1,162 @@
+//! As little of an S3 client as a measurement takes: signed requests over a connection that is kept.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ashlar_cluster_s3::calendar::iso_date;
+use ashlar_cluster_s3::signature_v4::{Scope, sign, signing_key};
+use ashlar_cluster_s3::text::to_hex;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
+
+const REGION: &str = "us-east-1";
+const PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The connection.
+    #[error("the connection: {0}")]
+    Io(#[from] std::io::Error),
+    /// What was said over it.
+    #[error("HTTP: {0}")]
+    Hyper(#[from] hyper::Error),
+    /// It was refused.
+    #[error("answered {status}: {text}")]
+    Refused {
+        /// By this.
+        status: StatusCode,
+        /// The beginning of what came with it.
+        text: String,
+    },
+}
+
+/// A body in one piece.
+pub struct Whole(Option<Bytes>);
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let bytes = self.0.take().filter(|bytes| !bytes.is_empty());
+        Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Bytes::is_empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, Bytes::len) as u64)
+    }
+}
+
+/// Who signs.
+pub struct User {
+    /// The key's id.
+    pub key_id: String,
+    /// Its secret.
+    pub secret: String,
+}
+
+impl User {
+    /// A signed request, good for a quarter of an hour. The path has nothing in it that would have to be escaped.
+    pub fn sign(
+        &self,
+        method: &'static str,
+        host: SocketAddr,
+        path: &str,
+        body: Bytes,
+    ) -> Request<Whole> {
+        // `1994-11-06T08:49:37.000Z` to `19941106T084937Z`.
+        let stamp: String = iso_date(now_ms())
+            .chars()
+            .take(19)
+            .filter(|c| !matches!(c, '-' | ':'))
+            .chain(['Z'])
+            .collect();
+        let scope = Scope {
+            stamp: stamp.clone(),
+            region: REGION.to_owned(),
+        };
+        let names = "host;x-amz-content-sha256;x-amz-date";
+        let canonical = format!(
+            "{method}\n{path}\n\nhost:{host}\nx-amz-content-sha256:{PAYLOAD}\nx-amz-date:{stamp}\n\n{names}\n{PAYLOAD}"
+        );
+        let credential = format!("{}/{REGION}/s3/aws4_request", &stamp[..8]);
+        let hash = to_hex(&Sha256::digest(canonical.as_bytes()));
+        let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{credential}\n{hash}");
+        let signature = sign(&signing_key(&self.secret, &scope), &text);
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential={}/{credential}, SignedHeaders={names}, Signature={signature}",
+            self.key_id
+        );
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", host.to_string())
+            .header("x-amz-content-sha256", PAYLOAD)
+            .header("x-amz-date", stamp)
+            .header("authorization", authorization)
+            .header("content-length", body.len())
+            .body(Whole(Some(body)));
+        request.unwrap_or_else(|e| panic!("a request of plain text: {e}"))
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A connection to a store.
+pub struct Connection(SendRequest<Whole>);
+
+impl Connection {
+    /// Opens one.
+    pub async fn open(address: SocketAddr) -> Result<Connection, HttpError> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        // Its end, or its failure, is seen by whoever asks.
+        tokio::spawn(connection);
+        Ok(Connection(sender))
+    }
+
+    /// Sends a request and reads the answer to its end: the bytes of its body, if it was done.
+    pub async fn ask(&mut self, request: Request<Whole>) -> Result<u64, HttpError> {
+        self.0.ready().await?;
+        let response = self.0.send_request(request).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let (mut got, mut text) = (0, Vec::new());
+        while let Some(frame) = next_frame(&mut body).await {
+            if let Some(data) = frame?.data_ref() {
+                got += data.len() as u64;
+                if !status.is_success() {
+                    text.extend(data.iter().take(1000));
+                }
+            }
+        }
+        if status.is_success() {
+            return Ok(got);
+        }
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Err(HttpError::Refused { status, text })
+    }
+}
+
+async fn next_frame<B: Body + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
+    std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+}
