@@ -246,6 +246,13 @@ pub struct ObjectMeta {
     pub tag: Option<VersionTag>,
 }
 
+impl ObjectMeta {
+    /// The entry that made it first: it stays the same when it becomes a version, and when it is current again.
+    pub fn id(&self) -> Seq {
+        self.tag.map_or(self.version, |tag| tag.id)
+    }
+}
+
 /// A bucket.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct BucketMeta {
@@ -283,6 +290,13 @@ pub struct ListEntry {
     pub modified_ms: u64,
     /// Which version of the object it is, if it is one of a bucket that keeps them.
     pub tag: Option<VersionTag>,
+}
+
+impl ListEntry {
+    /// See [`ObjectMeta::id`].
+    pub fn id(&self) -> Seq {
+        self.tag.map_or(self.version, |tag| tag.id)
+    }
 }
 
 /// A page of a listing of versions, by key in UTF-8 byte order, and of one key the newest first: that one is

@@ -25,7 +25,7 @@ use crate::manifest::{Body, Etag, Manifest, VersionTag};
 use crate::page::{
     CHUNK_MAX, Child, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, RunId, number, put_number,
 };
-use crate::version::FORMAT_MAJOR;
+use crate::version::{ROOT_VERSION, ROOT_VERSION_PLAIN};
 
 /// Bytes of the largest root.
 pub const ROOT_MAX: usize = 1 << 20;
@@ -347,6 +347,8 @@ pub struct Root {
     pub attachment: Option<AttachmentRecord>,
     /// The runs, newest first.
     pub runs: Vec<RunRecord>,
+    /// There are, or were, versions of objects in it. Once said, it is said of all roots that come of this one.
+    pub versions: bool,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -446,7 +448,10 @@ impl Root {
         let raw = RawRoot {
             magic: MAGIC,
             crc: U32::ZERO,
-            version: FORMAT_MAJOR.into(),
+            version: match self.versions {
+                true => ROOT_VERSION.into(),
+                false => ROOT_VERSION_PLAIN.into(),
+            },
             reserved_a: [0; 2],
             device: self.device.0,
             generation: self.generation.into(),
@@ -482,7 +487,7 @@ impl Root {
         if expected != got {
             return Err(RootError::BadCrc { expected, got });
         }
-        let (expected, got) = (FORMAT_MAJOR, raw.version.get());
+        let (expected, got) = (ROOT_VERSION, raw.version.get());
         if got > expected {
             return Err(RootError::NewerVersion { expected, got });
         }
@@ -505,6 +510,7 @@ impl Root {
             covered: Seq(raw.covered.get()),
             attachment: body.attachment,
             runs: body.runs,
+            versions: raw.version.get() > ROOT_VERSION_PLAIN,
         };
         root.check()?;
         Ok(root)

@@ -6,6 +6,11 @@
 pub const FORMAT_MAJOR: u16 = 1;
 /// Minor version of the device format: what was added in a way that an older reader may ignore.
 pub const FORMAT_MINOR: u16 = 0;
+/// Version of the roots of indexes that have had versions of objects: a program that knows none would lose them, and
+/// refuses such a root.
+pub const ROOT_VERSION: u16 = 2;
+/// Version of all other roots: older programs read them.
+pub const ROOT_VERSION_PLAIN: u16 = 1;
 /// Version of the wire frames. A frame with another one is refused.
 pub const WIRE_VERSION: u16 = 4;
 /// Version of the journal entries, on disk and on the wire. An entry with a higher one is refused; one

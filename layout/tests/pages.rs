@@ -205,6 +205,7 @@ fn root() -> Root {
                 },
             })
             .collect(),
+        versions: false,
     }
 }
 
@@ -238,6 +239,23 @@ fn golden_root() {
     padded.resize(8192, 0);
     assert_eq!(Root::decode(&padded, DEVICE, PARTITION), Ok(root()));
     assert_eq!(root().chunks().count(), 1 + 2 + 3 + 1);
+}
+
+/// A program that knows no versions refuses what has any, and reads all else.
+#[test]
+fn golden_root_of_versions() {
+    let versions = Root {
+        versions: true,
+        ..root()
+    };
+    let image = compared(
+        "tests/golden/index-root.v2.bin",
+        &versions.encode().unwrap(),
+    );
+    assert_eq!(Root::decode(&image, DEVICE, PARTITION), Ok(versions));
+    let version = |image: &[u8]| u16::from_le_bytes([image[12], image[13]]);
+    assert_eq!(version(&image), 2);
+    assert_eq!(version(&root().encode().unwrap()), 1);
 }
 
 #[test]

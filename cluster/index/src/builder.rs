@@ -19,6 +19,7 @@ use bytes::Bytes;
 
 use crate::api::Config;
 use crate::filter::{self, Filter};
+use crate::key;
 use crate::run::{Fence, Home, Run};
 
 /// Grains of a full chunk.
@@ -216,7 +217,7 @@ impl Builder {
         self.entries += 1;
         self.tombstones += u64::from(kind == EntryKind::Tombstone);
         if kind == EntryKind::Object {
-            self.objects += 1;
+            self.objects += u64::from(key::is_object(key));
             if let Some((place, embedded)) = ObjectValue::inline(value) {
                 self.embedded += embedded as u64;
                 self.placed += place.map_or(0, |place| u64::from(place.len));

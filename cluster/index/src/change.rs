@@ -72,6 +72,8 @@ impl Index {
         let seen = |from: u64, to: u64| snapshots.range(from..to).next().is_some();
         for (key, kind, value) in entries {
             self.bytes_in += (key.len() + value.len()) as u64;
+            // An object that is a version is put together with that.
+            self.versions |= key::is_version(&key);
             let value = value.into_boxed_slice();
             self.active.insert(&key, Version { seq, kind, value }, seen);
         }

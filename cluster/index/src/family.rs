@@ -37,6 +37,7 @@ impl Index {
     pub fn fork(&self, config: Config, range: &Range, carry: &[String]) -> Index {
         let mut fork = Index::new(config);
         fork.begin_at(self.applied);
+        fork.versions = self.versions;
         let windows = clip::windows(range, carry);
         let runs = self.runs.iter();
         fork.runs = runs.filter_map(|run| clipped(run, &windows)).collect();
@@ -67,6 +68,7 @@ impl Index {
         };
         let mut union = Index::new(config);
         union.begin_at(applied.max(left.applied).max(right.applied));
+        union.versions = left.versions || right.versions;
         let mut halves = [Vec::new(), Vec::new()];
         for ((from, range), half) in [(left, below), (right, above)].iter().zip(&mut halves) {
             let windows = clip::windows(range, &[]);
@@ -209,6 +211,7 @@ impl Index {
             covered: self.covered,
             attachment: self.attachment.clone(),
             runs: self.runs.iter().map(|run| run.record.clone()).collect(),
+            versions: self.versions,
         }
     }
 }

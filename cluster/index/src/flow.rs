@@ -335,6 +335,7 @@ impl Index {
             covered: publishing.covered,
             attachment: publishing.attachment.clone(),
             runs: publishing.runs.iter().map(|r| r.record.clone()).collect(),
+            versions: self.versions,
         };
         match root.encode() {
             Ok(bytes) => {

@@ -97,6 +97,8 @@ pub struct Index {
     pub(crate) pressed: bool,
     /// Whether its runs are published by roots.
     pub(crate) standing: Standing,
+    /// It has had versions, or what it was made of had.
+    pub(crate) versions: bool,
     pub(crate) stopped: Option<IndexError>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_flushed: u64,
@@ -140,6 +142,7 @@ impl Index {
             no_room: false,
             pressed: false,
             standing: Standing::Rooted,
+            versions: false,
             stopped: None,
             bytes_in: 0,
             bytes_flushed: 0,

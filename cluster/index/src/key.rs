@@ -30,6 +30,16 @@ pub(crate) fn versions() -> Vec<u8> {
     vec![VERSIONS]
 }
 
+/// Whether an entry is an object's, and not a version's beside it.
+pub(crate) fn is_object(key: &[u8]) -> bool {
+    key.first() == Some(&OBJECTS)
+}
+
+/// Whether it is a version's.
+pub(crate) fn is_version(key: &[u8]) -> bool {
+    key.first() == Some(&VERSIONS)
+}
+
 /// A bucket's own entry.
 pub(crate) fn bucket(name: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + name.len());

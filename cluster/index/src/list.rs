@@ -4,7 +4,8 @@
 //! - order is that of the keys' UTF-8 bytes, objects and common prefixes in one sequence;
 //! - the cost of a page is a step for each object and a seek for each common prefix in it, whatever lies
 //!   rolled up underneath: a common prefix is stepped over by a seek, never walked through;
-//! - `next` is the last item of the page and is there only if something follows it.
+//! - `next` is the last item of the page and is there only if something follows it. But where only markers are, which
+//!   no page shows, a page ends after so many of them, and `next` is the last of these: nothing may follow it.
 
 use ashlar_layout::ids::Seq;
 use ashlar_layout::limits::LIST_PAGE_MAX;
@@ -16,6 +17,9 @@ use crate::api::{IndexError, List};
 use crate::key;
 use crate::walk::{Seen, Step};
 
+/// So many markers in a row end a page: one that shows nothing is not to take for ever.
+const MARKERS_MAX: usize = 4 * LIST_PAGE_MAX as usize;
+
 /// A page in the making.
 #[derive(Clone, Debug)]
 pub(crate) struct Listing {
@@ -26,6 +30,8 @@ pub(crate) struct Listing {
     prefix: Vec<u8>,
     pub(crate) page: ListPage,
     last: Option<String>,
+    /// Markers that were passed over since then.
+    markers: usize,
 }
 
 impl Listing {
@@ -47,6 +53,7 @@ impl Listing {
             bucket,
             page: ListPage::default(),
             last: None,
+            markers: 0,
         };
         (listing, something.then_some(from))
     }
@@ -70,8 +77,15 @@ impl Listing {
         let entry = entry_of(key, name, seen)?;
         if entry.tag.is_some_and(|tag| tag.marker) {
             // It says that there is no object.
+            self.markers += 1;
+            // Inside of a common prefix no page can begin.
+            if self.markers >= MARKERS_MAX && common_prefix(name, &self.params).is_none() {
+                self.page.next = Some(name.to_owned());
+                return Ok(Step::Stop);
+            }
             return Ok(Step::Next);
         }
+        self.markers = 0;
         let max = self.params.max.min(LIST_PAGE_MAX) as usize;
         if self.page.objects.len() + self.page.prefixes.len() == max {
             self.page.next = self.last.take();

@@ -12,6 +12,7 @@ use ashlar_layout::page::EntryKind;
 use ashlar_layout::root::Window;
 
 use crate::clip;
+use crate::key;
 
 /// What a key and its version cost beside their bytes: node, boxes, slack.
 const OVERHEAD: usize = 128;
@@ -50,6 +51,11 @@ impl Cell {
     }
 }
 
+/// Whether an entry counts as an object: its versions are counted with it, and not besides.
+fn counts(key: &[u8], kind: EntryKind) -> bool {
+    kind == EntryKind::Object && key::is_object(key)
+}
+
 impl Memtable {
     /// Adds a version that is newer than all there are of the key, or puts another value to the newest.
     /// `seen` tells whether a snapshot sees a version in this range of numbers, its end excluded.
@@ -58,7 +64,7 @@ impl Memtable {
         let Some(cell) = self.cells.get_mut(key) else {
             self.bytes += key.len() + value + OVERHEAD;
             self.entries += 1;
-            self.objects += u64::from(version.kind == EntryKind::Object);
+            self.objects += u64::from(counts(key, version.kind));
             self.last = self.last.max(version.seq);
             let older = Vec::new();
             let newest = version;
@@ -70,7 +76,7 @@ impl Memtable {
             return;
         }
         self.last = self.last.max(seq);
-        self.objects += u64::from(version.kind == EntryKind::Object);
+        self.objects += u64::from(counts(key, version.kind));
         let before = std::mem::replace(&mut cell.newest, version);
         self.bytes += value;
         if seen(before.seq, seq) {
@@ -78,7 +84,7 @@ impl Memtable {
             self.entries += 1;
             cell.older.insert(0, before);
         } else {
-            self.objects -= u64::from(before.kind == EntryKind::Object);
+            self.objects -= u64::from(counts(key, before.kind));
             self.bytes = self.bytes.saturating_sub(before.value.len());
         }
     }
@@ -152,7 +158,7 @@ impl Memtable {
             for version in std::iter::once(&cell.newest).chain(&cell.older) {
                 out.bytes += version.value.len() + OVERHEAD;
                 out.entries += 1;
-                out.objects += u64::from(version.kind == EntryKind::Object);
+                out.objects += u64::from(counts(key, version.kind));
             }
             out.cells.insert(key.clone(), cell.clone());
         }

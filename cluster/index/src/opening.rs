@@ -206,6 +206,7 @@ impl Opening {
             live = root.chunks().copied().collect();
             index.found_at(root.covered);
             index.generation = root.generation;
+            index.versions = root.versions;
             index.attachment = root.attachment;
             let runs = root.runs.into_iter().enumerate().map(|(at, record)| {
                 Arc::new(Run {

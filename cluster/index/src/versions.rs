@@ -137,7 +137,9 @@ impl VersionListing {
         };
         if tag.null {
             self.held = Some(row).filter(|_| before.is_none());
+            // It stands before all others, whatever it is called: those that the page begins behind are passed over.
             let from = after.map(|after| key::version(&bucket, &name, after));
+            let from = from.filter(|from| from.as_slice() > key);
             return Ok(from.map_or(Step::Next, Step::Seek));
         }
         match before {

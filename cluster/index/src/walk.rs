@@ -233,16 +233,17 @@ impl<'a> Merged<'a> {
             };
             match step {
                 Step::Stop => return Ok(Walked::Stopped),
-                Step::Next => {
-                    key::step_past(from);
-                    self.pass(&current, pages);
-                }
-                Step::Seek(target) => {
+                // A walk goes forward, whatever it is told: it would never end otherwise.
+                Step::Seek(target) if target > current => {
                     from.clone_from(&target);
                     for cursor in &mut self.cursors {
                         cursor.forward(&target, self.seq, pages);
                     }
                     self.seek_tables(&target);
+                }
+                Step::Next | Step::Seek(_) => {
+                    key::step_past(from);
+                    self.pass(&current, pages);
                 }
             }
         }

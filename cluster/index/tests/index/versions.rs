@@ -7,6 +7,7 @@ use ashlar_cluster_index::{Change, Limits, List, Name, Object, Output, Question,
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::VersionTag;
 use ashlar_layout::message::VersionPage;
+use ashlar_layout::root::Root;
 
 use crate::device::Dice;
 use crate::rig::{ME, Rig, config, object, put, small};
@@ -338,4 +339,168 @@ fn a_partition_has_the_versions_of_its_own_keys() {
             .fork(config(99, small()), &range, &[BUCKET.to_owned()]);
         assert_eq!(fork.stats().runs, rig.index.stats().runs, "of {ME}");
     }
+}
+
+fn new_bucket(rig: &mut Rig) {
+    let bucket = BUCKET.to_owned();
+    rig.apply(
+        1,
+        Change::PutBucket {
+            bucket,
+            created_ms: 1,
+        },
+    );
+}
+
+/// A new version, current as well.
+fn new(key: &str, seq: u64, null: bool, marker: bool) -> Change {
+    let tag = VersionTag {
+        id: Seq(seq),
+        null,
+        marker,
+    };
+    let made = Object {
+        tag: Some(tag),
+        ..object(seq)
+    };
+    let (bucket, key) = (BUCKET.to_owned(), key.to_owned());
+    Change::All(vec![
+        Change::Put {
+            bucket: bucket.clone(),
+            key: key.clone(),
+            object: made.clone(),
+        },
+        Change::PutVersion {
+            bucket,
+            key,
+            id: tag.slot(),
+            object: made,
+        },
+    ])
+}
+
+/// Whatever name a page is to begin behind: it ends.
+#[test]
+fn a_page_behind_any_name_ends() {
+    let mut rig = Rig::new(1, small(), 1 << 20);
+    new_bucket(&mut rig);
+    rig.apply(2, new("k", 2, false, false));
+    rig.apply(3, new("k", 3, true, false));
+    rig.apply(4, new("k", 4, false, false));
+    for (after, expected) in [
+        (u64::MAX, 3),
+        (u64::MAX - 1, 3),
+        (4, 2),
+        (3, 1),
+        (2, 0),
+        (0, 0),
+    ] {
+        let list = List {
+            bucket: BUCKET.to_owned(),
+            after: "k".to_owned(),
+            max: 10,
+            ..List::default()
+        };
+        let page = ask(&mut rig, list, Some(Seq(after)));
+        assert_eq!(page.versions.len(), expected, "behind {after}");
+    }
+}
+
+/// Where there is nothing but markers a page ends although it shows nothing, and says where the next one begins.
+#[test]
+fn a_page_passes_over_so_many_markers_and_no_more() {
+    let limits = Limits {
+        table_bytes: 16 << 20,
+        ..small()
+    };
+    let mut rig = Rig::new(1, limits, 1 << 20);
+    new_bucket(&mut rig);
+    let mut seq = 1;
+    for n in 0..9000 {
+        seq += 1;
+        rig.apply(seq, new(&format!("m{n:05}"), seq, false, true));
+    }
+    for key in ["m/1", "n/1"] {
+        seq += 1;
+        rig.apply(seq, new(key, seq, false, false));
+    }
+    for delimiter in ["", "/"] {
+        let mut list = List {
+            bucket: BUCKET.to_owned(),
+            delimiter: delimiter.to_owned(),
+            max: 10,
+            ..List::default()
+        };
+        let (mut pages, mut shown) = (0, Vec::new());
+        loop {
+            let Ok(Output::List(Some(page))) = rig.answer(Question::List(list.clone()), None)
+            else {
+                panic!("no page");
+            };
+            pages += 1;
+            shown.extend(page.objects.into_iter().map(|it| it.key));
+            shown.extend(page.prefixes);
+            let Some(next) = page.next else { break };
+            assert!(next > list.after, "it goes forward");
+            list.after = next;
+        }
+        let expected = match delimiter {
+            "" => ["m/1", "n/1"],
+            _ => ["m/", "n/"],
+        };
+        assert_eq!(shown, expected);
+        assert_eq!(pages, 3, "of about four thousand markers each");
+    }
+}
+
+/// A version is counted with its object, and not besides.
+#[test]
+fn versions_are_no_objects() {
+    let mut rig = Rig::new(1, small(), 1 << 20);
+    new_bucket(&mut rig);
+    for (seq, key) in (2..).zip(["a", "a", "a", "b", "b"]) {
+        rig.apply(seq, new(key, seq, false, false));
+    }
+    assert_eq!(rig.index.stats().objects, 2, "in a table");
+    assert!(rig.freeze());
+    rig.settle();
+    assert_eq!(rig.index.stats().objects, 2, "in a run");
+}
+
+/// A program that knows no versions would read an index that has, or had, some, and lose them. So it is told not to.
+#[test]
+fn older_programs_refuse_an_index_with_versions() {
+    let said = |rig: &Rig| {
+        let config = config(1, small());
+        let (_, bytes) = rig.device.roots[&ME].clone();
+        let root = Root::decode(&bytes, config.device, config.partition).unwrap();
+        assert_eq!(
+            u16::from_le_bytes([bytes[12], bytes[13]]) > 1,
+            root.versions
+        );
+        root.versions
+    };
+    let mut rig = Rig::new(1, small(), 1 << 20);
+    new_bucket(&mut rig);
+    rig.apply(2, put(BUCKET, "k", 2));
+    assert!(rig.freeze());
+    rig.settle();
+    assert!(!said(&rig), "it has none");
+    rig.apply(3, new("k", 3, false, false));
+    assert!(rig.freeze());
+    rig.settle();
+    assert!(said(&rig));
+    // For good, though the last one goes, and whatever is made of it.
+    let (bucket, key) = (BUCKET.to_owned(), "k".to_owned());
+    let id = Seq(3);
+    rig.apply(4, Change::DropVersion { bucket, key, id });
+    rig.index.press();
+    assert!(rig.freeze());
+    rig.settle();
+    assert!(said(&rig));
+    rig.crash().expect("it opens");
+    rig.apply(5, put(BUCKET, "k", 5));
+    assert!(rig.freeze());
+    rig.settle();
+    assert!(said(&rig), "after a restart");
 }
