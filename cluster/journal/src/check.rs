@@ -2,7 +2,7 @@
 
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::Seq;
-use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Then, VersionTag};
+use ashlar_layout::manifest::{Body, Manifest, NULL_VERSION, Op, Precondition, Then, VersionTag};
 use ashlar_layout::message::ErrorCode;
 use ashlar_layout::names::{check_bucket, check_key};
 
@@ -50,16 +50,28 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
             if tag.id == Seq(0) && !current {
                 return bad("a new version that is not the current one".to_owned());
             }
+            if tag.id == NULL_VERSION {
+                return bad("a version of a name that is a place among versions".to_owned());
+            }
             return version(tag, manifest, inline);
         }
         Op::DropVersion {
-            bucket, key, then, ..
+            bucket,
+            key,
+            id,
+            then,
         } => {
             named(check_bucket(bucket))?;
             named(check_key(key))?;
+            if *id == Seq(0) {
+                return bad("the removal of a version without a name".to_owned());
+            }
             if let Then::Version { tag, manifest, .. } = then {
-                if tag.id == Seq(0) {
+                if tag.id == Seq(0) || tag.id == NULL_VERSION {
                     return bad("a version without a name".to_owned());
+                }
+                if tag.slot() == *id {
+                    return bad("a version that is removed, and current then".to_owned());
                 }
                 return version(tag, manifest, inline);
             }

@@ -120,9 +120,13 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Which version of its object it is.
-    pub(crate) fn id(&self) -> Seq {
-        self.tag.map_or(self.version, |tag| tag.id)
+    /// Which version of its object it is: what is none is the null one.
+    pub(crate) fn named(&self) -> VersionTag {
+        self.tag.unwrap_or(VersionTag {
+            id: self.version,
+            null: true,
+            marker: false,
+        })
     }
 
     /// Whether it is something else than a marker that there is no object.

@@ -7,6 +7,7 @@
 
 use ashlar_cluster_index::{self as index, IndexError, List, Name, Output, Question, Versions};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
+use ashlar_layout::manifest::NULL_VERSION;
 use ashlar_layout::message::{ChainView, ErrorCode, ReplicaStatus, WireError};
 use ashlar_layout::root::InlinePlace;
 use ashlar_layout::time::Instant;
@@ -79,11 +80,16 @@ impl Replica {
     fn read(&mut self, reader: Reader, out: &mut Vec<Action>) {
         let question = match &reader.ask {
             Ask::Lookup { bucket, .. } if reader.absent => Question::Bucket(bucket.clone()),
-            Ask::Lookup { bucket, key, id } => Question::Named(vec![Name {
-                bucket: bucket.clone(),
-                key: key.clone(),
-                id: *id,
-            }]),
+            Ask::Lookup { bucket, key, id } => {
+                let name = |id| Name {
+                    bucket: bucket.clone(),
+                    key: key.clone(),
+                    id,
+                };
+                // What is current may be the null version, and no version yet: both are seen in one state.
+                let current = (*id == Some(NULL_VERSION)).then_some(None);
+                Question::Named(current.into_iter().chain([*id]).map(name).collect())
+            }
             Ask::List(params) => Question::List(list(params)),
             Ask::Versions(params, after_id) => Question::Versions(Versions {
                 list: list(params),
@@ -116,8 +122,11 @@ impl Replica {
     ) {
         let result = match (result, &reader.ask) {
             (Err(error), _) => Err(self.unreadable(&error).into()),
-            (Ok(Output::Objects(found)), Ask::Lookup { .. }) => {
-                match found.into_iter().next().flatten() {
+            (Ok(Output::Objects(mut found)), Ask::Lookup { .. }) => {
+                let named = found.pop().flatten();
+                let current = found.pop().flatten();
+                let current = current.filter(|current| current.meta.tag.is_none());
+                match current.or(named) {
                     Some(found) => Ok(self.found(found, &reader)),
                     None => {
                         // Because there is no bucket, perhaps.

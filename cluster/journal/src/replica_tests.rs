@@ -203,11 +203,16 @@ impl Script {
 
     /// At whoever reigns, or else at the first replica.
     pub(crate) fn look(&self, key: &str) -> Result<Looked, WireError> {
+        self.look_at(key, None)
+    }
+
+    /// The same, of a version.
+    pub(crate) fn look_at(&self, key: &str, id: Option<Seq>) -> Result<Looked, WireError> {
         let node = self.world.reigning().unwrap_or(0);
         let ask = Ask::Lookup {
             bucket: "bucket".to_owned(),
             key: key.to_owned(),
-            id: None,
+            id,
         };
         match self.world.peek(node, ask)? {
             Answer::Found {
@@ -240,7 +245,12 @@ impl Script {
         self.world.run_until(end);
     }
 
-    fn refused(&mut self, op: Op, precondition: Precondition, inline: &[u8]) -> ErrorCode {
+    pub(crate) fn refused(
+        &mut self,
+        op: Op,
+        precondition: Precondition,
+        inline: &[u8],
+    ) -> ErrorCode {
         let asked = self.ask(op, precondition, inline);
         match self.answer(asked) {
             Reply::Error(error) => error.code,

@@ -1,7 +1,9 @@
 //! What a reviewer found: each of these failed.
 
+use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
-use ashlar_layout::manifest::Precondition;
+use ashlar_layout::manifest::{Body, Manifest, NULL_VERSION, Op, Precondition, Then, VersionTag};
+use ashlar_layout::message::ErrorCode;
 use bytes::Bytes;
 
 use crate::chain::Chain;
@@ -292,4 +294,119 @@ fn a_replica_in_doubt_takes_no_composition_that_cannot_be() {
         Some(told(10)),
         "a union of nine and one"
     );
+}
+
+fn version(key: &str, tag: VersionTag, current: bool, inline: &[u8]) -> Op {
+    let Op::Put {
+        bucket,
+        key,
+        manifest,
+    } = put(key, inline)
+    else {
+        panic!("a put")
+    };
+    Op::PutVersion {
+        bucket,
+        key,
+        tag,
+        current,
+        modified_ms: 0,
+        manifest,
+    }
+}
+
+fn new(null: bool) -> VersionTag {
+    VersionTag {
+        id: Seq(0),
+        null,
+        marker: false,
+    }
+}
+
+fn drop_version(key: &str, id: Seq, then: Then) -> Op {
+    Op::DropVersion {
+        bucket: "bucket".to_owned(),
+        key: key.to_owned(),
+        id,
+        then,
+    }
+}
+
+/// What is current may be the null version, or another one may be: who asks for it is told by one state.
+#[test]
+fn the_null_version_is_found_in_one_look() {
+    let mut script = Script::with(QUIET);
+    let none = Precondition::None;
+    let null = |script: &Script| {
+        let looked = script.look_at("k", Some(NULL_VERSION));
+        looked.map(|it| it.meta.version).map_err(|error| error.code)
+    };
+    assert_eq!(null(&script), Err(ErrorCode::NotFound));
+    let (plain, _) = script.done(put("k", b"plain"), none, b"plain");
+    assert_eq!(null(&script), Ok(plain));
+    let kept = VersionTag {
+        id: plain,
+        null: true,
+        marker: false,
+    };
+    let again = version("k", kept, true, b"plain");
+    let (kept, _) = script.done(again, Precondition::Version(plain), b"plain");
+    script.done(version("k", new(false), true, b"other"), none, b"other");
+    assert_eq!(null(&script), Ok(kept));
+    // A plain put takes the place of what is current: it is the null version then.
+    let (plain, _) = script.done(put("k", b"plain"), none, b"plain");
+    assert_eq!(null(&script), Ok(plain));
+}
+
+/// What a removal says of the version that is current then has to be so: it would be current with other bytes, or be
+/// freed while it is.
+#[test]
+fn who_removes_a_version_cannot_make_another_one_up() {
+    let mut script = Script::with(QUIET);
+    let none = Precondition::None;
+    let (first, _) = script.done(version("k", new(false), true, b"first"), none, b"first");
+    let (second, _) = script.done(version("k", new(false), true, b"second"), none, b"second");
+    let looked = script.look_at("k", Some(first)).unwrap().meta;
+    let tag = looked.tag.unwrap();
+    let then = |tag, inline: &[u8]| Then::Version {
+        tag,
+        seen: first,
+        modified_ms: 0,
+        manifest: Manifest::plain(inline.len() as u64, crc32(inline), Body::Inline),
+    };
+    let mut refuses = |then, inline: &[u8], code| {
+        let refused = script.refused(drop_version("k", second, then), none, inline);
+        assert_eq!(refused, code);
+    };
+    let lost = ErrorCode::PreconditionFailed;
+    refuses(then(tag, b"another"), b"another", lost);
+    let null = VersionTag { null: true, ..tag };
+    refuses(then(null, b"first"), b"first", lost);
+    let itself = VersionTag { id: second, ..tag };
+    refuses(then(itself, b"first"), b"first", ErrorCode::BadRequest);
+    for id in [Seq(0), NULL_VERSION] {
+        let named = VersionTag { id, ..tag };
+        refuses(then(named, b"first"), b"first", ErrorCode::BadRequest);
+    }
+    let nothing = drop_version("k", Seq(0), Then::Same);
+    assert_eq!(script.refused(nothing, none, b""), ErrorCode::BadRequest);
+    let place = VersionTag {
+        id: NULL_VERSION,
+        ..tag
+    };
+    let bad = version("k", place, true, b"x");
+    assert_eq!(script.refused(bad, none, b"x"), ErrorCode::BadRequest);
+    // What is written anew stays what it is: null, or a marker, or neither.
+    let marker = VersionTag {
+        marker: true,
+        ..tag
+    };
+    let other = version("k", marker, false, b"");
+    assert_eq!(script.refused(other, none, b""), lost);
+    script.done(
+        drop_version("k", second, then(tag, b"first")),
+        none,
+        b"first",
+    );
+    assert_eq!(script.look("k").unwrap().meta.tag, Some(tag));
 }

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use crate::api::Event;
 use crate::sim::{MICRO, MILLI, World, node_of};
 use crate::sim_device::Rng;
-use crate::sim_model::{Contents, Model, Version};
+use crate::sim_model::{Brief, Contents, Model, Version};
 
 const CLIENTS: u64 = 4;
 const OPS: usize = 25;
@@ -136,6 +136,12 @@ impl Clients {
     pub(crate) fn saw(&mut self, seen: Seen) {
         self.read_max = self.read_max.max(seen.committed);
         self.seen.push(seen);
+    }
+
+    /// A version as somebody read it before.
+    pub(crate) fn seen_before(&self, brief: &Brief) -> Option<&Version> {
+        let versions = self.seen.iter().rev().flat_map(|seen| &seen.versions);
+        versions.into_iter().find(|it| it.brief() == *brief)
     }
 
     pub(crate) fn finished(&self) -> bool {

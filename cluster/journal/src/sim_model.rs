@@ -122,6 +122,12 @@ impl Model {
             Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
                 return Some(ErrorCode::BadRequest);
             }
+            // Two may be the null one: neither comes in the other's place by that.
+            Op::DropVersion {
+                id,
+                then: Then::Version { tag, .. },
+                ..
+            } if tag.slot() == *id => return Some(ErrorCode::BadRequest),
             Op::CreateBucket { bucket } => {
                 return exists(bucket).then_some(ErrorCode::BucketExists);
             }

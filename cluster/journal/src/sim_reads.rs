@@ -6,7 +6,7 @@ use ashlar_cluster_index::Name;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::journal::Entry;
-use ashlar_layout::manifest::{Body, VersionTag};
+use ashlar_layout::manifest::{Body, Manifest, VersionTag};
 use ashlar_layout::message::ErrorCode;
 use ashlar_layout::slot::slot_of;
 use bytes::Bytes;
@@ -214,6 +214,16 @@ impl World {
         else {
             panic!("not found")
         };
+        if let Some(tag) = tag
+            && tag.null
+            && meta.tag.is_none()
+        {
+            // What is current is the null version as well, and the one that is found: the other one is hidden.
+            let place = (name.bucket, name.key);
+            assert_eq!(all.contents.get(&place), Some(&meta.version.0));
+            all.versions.push(self.hidden(place, version, tag));
+            return Some(());
+        }
         assert_eq!((meta.version, meta.tag), (version, tag), "{name:?}");
         let (bucket, key) = (name.bucket.clone(), name.key.clone());
         let inline = meta.manifest.body == Body::Inline;
@@ -256,6 +266,21 @@ impl World {
             });
         }
         Some(())
+    }
+
+    /// A version that nobody can read now: what it is made of is known if it was read before.
+    fn hidden(&self, place: (String, String), entry: Seq, tag: VersionTag) -> Version {
+        let unread = Version {
+            place,
+            id: tag.id.0,
+            entry: entry.0,
+            null: tag.null,
+            marker: tag.marker,
+            manifest: Manifest::plain(1, 0, Body::Inline),
+            payload: Bytes::new(),
+        };
+        let before = self.clients.seen_before(&unread.brief());
+        before.cloned().unwrap_or(unread)
     }
 
     /// A read begins, or goes on with the next witness.

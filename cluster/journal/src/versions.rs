@@ -76,12 +76,12 @@ pub(crate) fn judge(
         Op::PutVersion {
             tag, current: true, ..
         } => match current {
-            Some(held) if held.id() == tag.id && is_at(current, tag.slot()) => Ok(()),
+            Some(held) if held.named() == *tag => Ok(()),
             _ => lost("another version is current by now"),
         },
         Op::PutVersion { tag, .. } => match first {
             None => Err((ErrorCode::NotFound, "there is no such version")),
-            Some(held) if held.id() != tag.id => lost("it is another version by now"),
+            Some(held) if held.named() != *tag => lost("it is another version by now"),
             Some(_) if is_at(current, tag.slot()) => lost("that version is current by now"),
             Some(_) => Ok(()),
         },
@@ -101,14 +101,26 @@ pub(crate) fn judge(
             not_kept()
         }
         Op::DropVersion {
-            then: Then::Version { seen, .. },
+            then:
+                Then::Version {
+                    seen,
+                    tag,
+                    manifest,
+                    ..
+                },
             ..
         } => match versions.get(1).and_then(Option::as_ref) {
-            Some(held) if held.version == *seen => Ok(()),
+            // Whoever names another one than is there would have it freed while it is current.
+            Some(held) if is_same(held, *seen, *tag, manifest) => Ok(()),
             _ => lost("the version before it is gone, or was changed"),
         },
         _ => Ok(()),
     }
+}
+
+/// Whether a version that is kept is the one that is named, and nothing else is said of it than is so.
+fn is_same(held: &Held, seen: Seq, tag: VersionTag, manifest: &Manifest) -> bool {
+    held.version == seen && held.tag == Some(tag) && held.manifest == *manifest
 }
 
 /// Of a `null` version that is kept and another one that is not, the first is to be gone before anything else.

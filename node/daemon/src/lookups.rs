@@ -11,7 +11,7 @@ use ashlar_cluster_index::Name;
 use ashlar_cluster_journal::{self as journal, Answer, Ask, ListParams};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FrameHeader, encode_control};
-use ashlar_layout::ids::Epoch;
+use ashlar_layout::ids::{Epoch, Seq};
 use ashlar_layout::limits::{FRAME_CONTROL_MAX, LIST_PAGE_MAX};
 use ashlar_layout::message::{ErrorCode, FindingKind, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
@@ -34,6 +34,9 @@ pub(crate) struct Reading {
     request: Request,
     /// Entries that a page may have, as far as that is known: a longer one did not fit.
     max: u32,
+    /// What was found is no version: it stands under the name of the current object alone, also if it was asked for as
+    /// the null version.
+    untagged: bool,
     /// How often its payload was lost.
     tries: u32,
     /// The caller's map: what comes behind a page, it says.
@@ -54,6 +57,7 @@ impl Reading {
             number: header.request,
             request,
             max: max.clamp(1, LIST_PAGE_MAX),
+            untagged: false,
             tries: 0,
             epoch: header.epoch,
         }
@@ -107,12 +111,12 @@ impl Reading {
         })
     }
 
-    /// The object that it asks for, or the version of one.
+    /// The object that was found, or the version of one.
     pub(crate) fn name(&self) -> Name {
         let (bucket, key, id) = match &self.request {
             Request::Lookup {
                 bucket, key, id, ..
-            } => (bucket.as_str(), key.as_str(), *id),
+            } => (bucket.as_str(), key.as_str(), id.filter(|_| !self.untagged)),
             _ => ("", "", None),
         };
         Name {
@@ -160,6 +164,15 @@ impl Core {
             let error = Reply::Error(slot.unavailable());
             return self.answer(io, reading.conn, reading.number, &error, Payload::None);
         }
+        if let Request::ListVersions {
+            after_id: Some(Seq(0 | u64::MAX)),
+            ..
+        } = reading.request
+        {
+            // The one is no entry's number, the other one is a place among versions, and not a name.
+            let error = outgoing::error(ErrorCode::BadRequest, "no version has that name");
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
+        }
         let Some(ask) = reading.ask() else {
             let error = outgoing::error(ErrorCode::Internal, "this is no read of metadata");
             return self.answer(io, reading.conn, reading.number, &error, Payload::None);
@@ -177,9 +190,12 @@ impl Core {
         result: Result<Answer, WireError>,
         io: &mut Io,
     ) {
-        let Some(reading) = self.replicas[replica].readers.remove(reply_to) else {
+        let Some(mut reading) = self.replicas[replica].readers.remove(reply_to) else {
             return;
         };
+        if let Ok(Answer::Found { meta, .. }) = &result {
+            reading.untagged = meta.tag.is_none();
+        }
         let reply = match result {
             Err(error) => Reply::Error(error),
             Ok(Answer::Found {
@@ -317,13 +333,7 @@ impl Core {
     }
 
     /// An inline object's payload is not to be had here: it is restored, unless that was tried often enough.
-    fn inline_lost(
-        &mut self,
-        replica: usize,
-        mut reading: Reading,
-        version: ashlar_layout::ids::Seq,
-        io: &mut Io,
-    ) {
+    fn inline_lost(&mut self, replica: usize, mut reading: Reading, version: Seq, io: &mut Io) {
         reading.tries += 1;
         if reading.tries > INLINE_TRIES {
             let name = reading.name();
