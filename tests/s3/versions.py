@@ -6,8 +6,8 @@
 
 ENDPOINT2, if set, is another way in to the same buckets. Each check makes a bucket of its own and removes it.
 """
-import collections, concurrent.futures, json, os, random, sys, time, traceback
-import urllib.error, urllib.request
+import collections, concurrent.futures, http.client, json, os, random, sys, time, traceback
+import urllib.error, urllib.parse, urllib.request
 
 import boto3
 from botocore.client import Config
@@ -288,6 +288,11 @@ def test_tags():
         assert [body(b, "k", id) for id in ids] == [b"x" * 5, b"x" * 50_000, b"x" * 7]
         S3.delete_object(Bucket=b, Key="k", VersionId=ids[2])
         assert of() == [] and body(b, "k") == b"x" * 50_000
+        # One that is current again stands in two places: both have its tags.
+        assert tags(ids[1], "again")["VersionId"] == ids[1] and of() == of(ids[1]) == ["again"]
+        put(b, "k", b"newer")
+        assert of(ids[1]) == ["again"] and of() == []
+        S3.delete_object(Bucket=b, Key="k", VersionId=rows(b)[0][1])
         S3.delete_object(Bucket=b, Key="k", VersionId=ids[1])
         assert of() == ["zero"]
         told = S3.get_object_attributes(Bucket=b, Key="k", VersionId=ids[0], ObjectAttributes=["ObjectSize"])
@@ -322,6 +327,59 @@ def test_copies():
         assert body(b, "parts", done["VersionId"]) == part + b"end"
         S3.delete_object(Bucket=b, Key="parts", VersionId=before)
         assert body(b, "parts", done["VersionId"]) == part + b"end"
+
+
+def test_completed_again():
+    """Who lost the answer to a completion asks again, though something else came on top of what was made."""
+    with bucket() as b:
+        begin = lambda: S3.create_multipart_upload(Bucket=b, Key="k")["UploadId"]
+        up = begin()
+        tag = S3.upload_part(Bucket=b, Key="k", UploadId=up, PartNumber=1, Body=b"part")["ETag"]
+        parts = {"Parts": [{"PartNumber": 1, "ETag": tag}]}
+        complete = lambda s3=S3: s3.complete_multipart_upload(Bucket=b, Key="k", UploadId=up, MultipartUpload=parts)
+        done = complete()
+        id = done["VersionId"]
+        for on_top in (lambda: put(b, "k", b"newer"), lambda: S3.delete_object(Bucket=b, Key="k")):
+            on_top()
+            before = rows(b)
+            again = complete(OTHER)
+            assert (again["VersionId"], again["ETag"]) == (id, done["ETag"])
+            assert rows(b) == before and body(b, "k", id) == b"part"
+        fails("NoSuchUpload", 404, S3.complete_multipart_upload, Bucket=b, Key="k", UploadId=begin()[::-1], MultipartUpload=parts)
+        S3.delete_object(Bucket=b, Key="k", VersionId=id)
+        fails("NoSuchUpload", 404, complete)
+        for left in S3.list_multipart_uploads(Bucket=b).get("Uploads", []):
+            S3.abort_multipart_upload(Bucket=b, Key="k", UploadId=left["UploadId"])
+
+
+def test_bodies_that_take_long():
+    """What a bucket wants when the last byte has come counts: nothing that it keeps then is lost."""
+    for size in (100, 300_000):
+        with bucket(None) as b:
+            S3.put_object(Bucket=b, Key="k", Body=b"before")
+            url = urllib.parse.urlsplit(S3.generate_presigned_url("put_object", Params={"Bucket": b, "Key": "k"}))
+            data = RANDOM.randbytes(size)
+            slow = http.client.HTTPConnection(url.netloc)
+            slow.putrequest("PUT", url.path + "?" + url.query)
+            slow.putheader("Content-Length", str(size))
+            slow.endheaders()
+            slow.send(data[:size // 2])
+            time.sleep(0.5)
+            versioning(b, "Enabled")
+            slow.send(data[size // 2:])
+            reply = slow.getresponse()
+            assert reply.status == 200, (reply.status, reply.read())
+            id = reply.headers["x-amz-version-id"]
+            assert [r[1] for r in rows(b)] == [id, "null"] and body(b, "k", id) == data
+            assert body(b, "k", "null") == b"before"
+
+
+def test_many_of_one_key():
+    with bucket() as b:
+        ids = [put(b, "k", b"%d" % n) for n in range(60)] + [S3.delete_object(Bucket=b, Key="k")["VersionId"]]
+        RANDOM.shuffle(ids)
+        done = S3.delete_objects(Bucket=b, Delete={"Objects": [{"Key": "k", "VersionId": id} for id in ids]})
+        assert not done.get("Errors") and len(done["Deleted"]) == 61 and rows(b) == []
 
 
 def test_many():

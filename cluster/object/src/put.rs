@@ -10,6 +10,8 @@
 //! - stripes stand in the manifest in the order of the object, whatever order they finish in;
 //! - if the object certainly did not become visible, what was stored for it is freed; if that is
 //!   not certain, nothing is;
+//! - one that cannot be made yet, because what is current is no version, is not given up: whoever drives it makes
+//!   that one and has it proposed again, with the stripes that it has;
 //! - what the object displaced is freed after the commit, never before.
 
 use std::collections::{HashSet, VecDeque};
@@ -27,7 +29,7 @@ use crate::ask::Ask;
 use crate::call::{Action, Event, Leftover, Machine, sooner};
 use crate::common::{Common, unexpected};
 use crate::encode::StripeBuf;
-use crate::error::ObjectError;
+use crate::error::{Code, ObjectError};
 use crate::free::Free;
 use crate::making::Making;
 use crate::stripe_write::{StripeWrite, Written};
@@ -97,6 +99,12 @@ pub struct Put {
     listed: Vec<Stripe>,
     nodes: Vec<Option<Stripe>>,
     done: PutDone,
+    /// What was proposed, if it may have to be proposed again.
+    whole: Option<(Body, Bytes)>,
+    /// It was refused, and can be proposed again.
+    not_kept: Option<ObjectError>,
+    /// Calls of the proposal: each has its own, so that a late answer to the one before is none to it.
+    ask_lane: u32,
     ask: Option<Ask>,
     free: Option<Free>,
     outcome: Option<Result<PutDone, ObjectError>>,
@@ -148,6 +156,9 @@ impl Put {
                 degraded_shards: 0,
                 reduced_stripes: 0,
             },
+            whole: None,
+            not_kept: None,
+            ask_lane: ASK_LANE,
             ask: None,
             free: None,
             outcome: None,
@@ -175,11 +186,47 @@ impl Put {
             && self.jobs.len() < self.common.tuning().put_stripes_kept
     }
 
-    /// Makes it in another way.
+    /// Makes it in another way: as a new version it may be [`Put::not_kept`].
     #[must_use]
     pub fn as_version(mut self, making: Making) -> Self {
         self.making = making;
         self
+    }
+
+    /// Says how it is to be made after all: before its end is told.
+    pub fn make_as(&mut self, making: Making) {
+        self.making = making;
+    }
+
+    /// Why it waits, all its bytes being durable: what is current is to be made a version first. Then it is either
+    /// proposed again, or aborted.
+    pub fn not_kept(&self) -> Option<&ObjectError> {
+        self.not_kept.as_ref()
+    }
+
+    /// What has to hold for it to be made.
+    pub fn precondition(&self) -> Precondition {
+        self.precondition
+    }
+
+    /// Proposes it again, under this condition, when it was [`Put::not_kept`].
+    pub fn propose_again(
+        &mut self,
+        now: Instant,
+        precondition: Precondition,
+        out: &mut Vec<Action>,
+    ) {
+        if self.not_kept.take().is_none() {
+            return;
+        }
+        let Some((body, payload)) = self.whole.take() else {
+            return;
+        };
+        self.precondition = precondition;
+        self.ask_lane = self.next_lane;
+        self.next_lane += 1;
+        self.propose(now, body, payload, out);
+        self.advance(now, out);
     }
 
     /// How it ended, once it has.
@@ -236,12 +283,17 @@ impl Put {
 
     fn propose(&mut self, now: Instant, body: Body, payload: Bytes, out: &mut Vec<Action>) {
         let crc = if payload.is_empty() { 0 } else { self.done.crc };
+        let again = matches!(self.making, Making::Version { .. });
+        self.whole = again.then(|| (body.clone(), payload.clone()));
         let manifest = Manifest {
             size: self.done.size,
             crc: self.done.crc,
             etag: self.etag,
             body,
-            attributes: std::mem::take(&mut self.attributes),
+            attributes: match again {
+                true => self.attributes.clone(),
+                false => std::mem::take(&mut self.attributes),
+            },
         };
         if let Err(error) = manifest.check() {
             let detail = error.to_string();
@@ -259,7 +311,7 @@ impl Put {
         let names = (self.bucket.as_str(), self.key.as_str());
         let mut ask = Ask::new(
             self.common.clone(),
-            ASK_LANE,
+            self.ask_lane,
             names,
             self.partition,
             request,
@@ -411,12 +463,16 @@ impl Put {
                 other => self.outcome = Some(Err(unexpected("Committed", &other))),
             },
             Err(untold) if untold.uncertain => self.outcome = Some(Err(untold.error)),
+            Err(untold) if untold.error.code() == Code::NotKept && self.whole.is_some() => {
+                self.not_kept = Some(untold.error);
+            }
             Err(untold) => self.fail(now, untold.error, out),
         }
     }
 
     /// The object certainly does not become visible: all that was stored for it is freed.
     fn fail(&mut self, now: Instant, error: ObjectError, out: &mut Vec<Action>) {
+        self.not_kept = None;
         self.outcome = Some(Err(error));
         let mut alive: HashSet<StripeId> = HashSet::new();
         let mut stripes = std::mem::take(&mut self.listed);
@@ -444,7 +500,9 @@ impl Put {
 
     fn abort(&mut self, now: Instant, out: &mut Vec<Action>) {
         // Once the head was asked there is no way back: the question is seen through.
-        if self.outcome.is_none() && self.ask.is_none() {
+        if let Some(error) = self.not_kept.take() {
+            self.fail(now, error, out);
+        } else if self.outcome.is_none() && self.ask.is_none() {
             self.fail(now, ObjectError::Aborted, out);
         }
     }
@@ -466,7 +524,7 @@ impl Machine for Put {
                     if let Some(free) = &mut self.free {
                         free.on_event(now, event, out);
                     }
-                } else if lane == ASK_LANE {
+                } else if lane == self.ask_lane {
                     if let Some(ask) = &mut self.ask {
                         ask.on_event(now, event, out);
                     }
@@ -501,7 +559,7 @@ impl Machine for Put {
     }
 
     fn is_answered(&self) -> bool {
-        self.outcome.is_some()
+        self.outcome.is_some() || self.not_kept.is_some()
     }
 
     fn leftover(&self) -> Leftover {

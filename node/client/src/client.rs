@@ -25,7 +25,7 @@ use crate::inner::Inner;
 use crate::link::LinkSetup;
 use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
-    PutOutcome, Seal, VersionDropped, VersionsOptions,
+    PutOutcome, Seal, Sealed, VersionDropped, VersionsOptions,
 };
 use crate::{list, put, versions};
 
@@ -59,6 +59,38 @@ pub(crate) async fn admit(
             ),
         }
         .into()),
+    }
+}
+
+/// Whether something waits to be admitted, or belongs to an operation that was: if those waited for others, all that
+/// may be under way could wait for each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Turn {
+    Own,
+    Within,
+}
+
+impl Turn {
+    /// To read.
+    pub(crate) async fn reader(
+        self,
+        inner: &Inner,
+    ) -> Result<Option<OwnedSemaphorePermit>, ClientError> {
+        match self {
+            Turn::Own => admit(&inner.readers, inner.options.admit_wait).await,
+            Turn::Within => Ok(None),
+        }
+    }
+
+    /// To write.
+    pub(crate) async fn writer(
+        self,
+        inner: &Inner,
+    ) -> Result<Option<OwnedSemaphorePermit>, ClientError> {
+        match self {
+            Turn::Own => admit(&inner.writers, inner.options.admit_wait).await,
+            Turn::Within => Ok(None),
+        }
     }
 }
 
@@ -125,20 +157,25 @@ impl Client {
         options: PutOptions,
     ) -> Result<PutOutcome, ClientError> {
         check(bucket, Some(key))?;
-        put::put(&self.inner, bucket, key, body, options, Ok).await
+        let sealed = std::future::ready::<io::Result<Sealed>>;
+        let seal = |given| sealed(Ok(given));
+        put::put(&self.inner, bucket, key, body, options, seal).await
     }
 
     /// As [`Client::put`]. When all of `body` was read and nothing is visible yet, `seal` is asked what
-    /// to remember of the object (it is given what the options say); an error of it fails the put, and
-    /// leaves nothing.
-    pub async fn put_sealed(
+    /// to remember of the object, and how to make it (it is given what the options say); an error of it fails
+    /// the put, and leaves nothing.
+    pub async fn put_sealed<F>(
         &self,
         bucket: &str,
         key: &str,
         body: impl AsyncRead + Unpin + Send,
         options: PutOptions,
-        seal: impl FnOnce(Seal) -> io::Result<Seal> + Send,
-    ) -> Result<PutOutcome, ClientError> {
+        seal: impl FnOnce(Sealed) -> F + Send,
+    ) -> Result<PutOutcome, ClientError>
+    where
+        F: Future<Output = io::Result<Sealed>> + Send,
+    {
         check(bucket, Some(key))?;
         put::put(&self.inner, bucket, key, body, options, seal).await
     }
@@ -152,7 +189,7 @@ impl Client {
         options: PutOptions,
     ) -> Result<PutOutcome, ClientError> {
         check(bucket, Some(key))?;
-        put::put_bytes(&self.inner, bucket, key, body, options).await
+        put::put_bytes(&self.inner, (bucket, key), body, options, Turn::Own).await
     }
 
     /// Makes or replaces an object of all bytes of `parts`, in their order: its manifest names their
@@ -190,7 +227,7 @@ impl Client {
                 modified_ms: meta.modified_ms,
             },
         };
-        put::reseal(&self.inner, (bucket, key), meta, seal, making).await
+        put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
 
     /// The same, of a version that is not the current one. If it is, or has become, the current one, this is
@@ -212,7 +249,7 @@ impl Client {
             current: false,
             modified_ms: meta.modified_ms,
         };
-        put::reseal(&self.inner, (bucket, key), meta, seal, making).await
+        put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
 
     /// Makes the current object the `null` version, if it is none and still the one that was found: before its bucket
@@ -224,7 +261,7 @@ impl Client {
         meta: ObjectMeta,
     ) -> Result<PutOutcome, ClientError> {
         check(bucket, Some(key))?;
-        versions::keep(&self.inner, bucket, key, meta).await
+        versions::keep(&self.inner, bucket, key, meta, Turn::Own).await
     }
 
     /// Says that there is no object, by a new version: a `null` one takes the place of the one before that is
@@ -237,9 +274,7 @@ impl Client {
         null: bool,
     ) -> Result<DeleteOutcome, ClientError> {
         check(bucket, Some(key))?;
-        let common = self.inner.common.clone();
-        let mark = Delete::mark(common, bucket, key, precondition, null)?;
-        self.remove(mark).await
+        versions::mark(self, (bucket, key), precondition, null).await
     }
 
     /// Removes a version of an object, which [`ashlar_layout::manifest::VersionTag::slot`] names, or an object that is
@@ -272,7 +307,7 @@ impl Client {
         version: Seq,
     ) -> Result<ObjectMeta, ClientError> {
         check(bucket, Some(key))?;
-        list::head(&self.inner, bucket, key, Some(version)).await
+        list::head(&self.inner, (bucket, key), Some(version), Turn::Own).await
     }
 
     /// Reads an object or a part of it. Returns when the first bytes are there.
@@ -283,13 +318,13 @@ impl Client {
         options: GetOptions,
     ) -> Result<GetStream, ClientError> {
         check(bucket, Some(key))?;
-        GetStream::open(&self.inner, bucket, key, options).await
+        GetStream::open(&self.inner, (bucket, key), options, Turn::Own).await
     }
 
     /// What is known of an object.
     pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectMeta, ClientError> {
         check(bucket, Some(key))?;
-        list::head(&self.inner, bucket, key, None).await
+        list::head(&self.inner, (bucket, key), None, Turn::Own).await
     }
 
     /// Removes an object; removing what is not there is no error. Returns when that is durable; the

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::fake::Cluster;
 use crate::{
     ByteRange, Client, ClientError, ClientOptions, Code, DeleteOptions, GetOptions, ListOptions,
-    PutOptions, Seal,
+    PutOptions, Seal, Sealed,
 };
 
 pub(crate) const DRAIN: Duration = Duration::from_secs(20);
@@ -277,12 +277,10 @@ async fn what_is_remembered_of_an_object() {
         let found = client.head("bucket", "a").await.unwrap().manifest;
         assert_eq!((found.etag, &found.attributes[..]), (etag, &b"given"[..]));
 
-        let sealed = |given: Seal| {
-            assert_eq!(given.attributes, &b"given"[..]);
-            Ok(Seal {
-                attributes: Bytes::from_static(b"sealed"),
-                ..given
-            })
+        let sealed = async |mut given: Sealed| {
+            assert_eq!(given.seal.attributes, &b"given"[..]);
+            given.seal.attributes = Bytes::from_static(b"sealed");
+            Ok(given)
         };
         client
             .put_sealed("bucket", "b", &data[..], options.clone(), sealed)
@@ -294,7 +292,7 @@ async fn what_is_remembered_of_an_object() {
         assert!(listed.objects.iter().all(|o| o.etag == etag));
 
         let shards = cluster.store().shards.len();
-        let refused = |_| Err(io::ErrorKind::InvalidData.into());
+        let refused = async |_| Err(io::ErrorKind::InvalidData.into());
         let error = client
             .put_sealed("bucket", "c", &data[..], options.clone(), refused)
             .await

@@ -81,7 +81,11 @@ pub(crate) struct Store {
     pub(crate) objects: BTreeMap<(String, String), (ObjectMeta, Bytes)>,
     pub(crate) buckets: BTreeMap<String, u64>,
     committed: HashMap<(ClientId, RequestNo), Seq>,
-    seq: u64,
+    pub(crate) seq: u64,
+    /// Versions that new ones have taken the place of.
+    pub(crate) versions: Vec<(ObjectMeta, Bytes)>,
+    /// Whether the current object is to be replaced when it is next made a version: somebody is faster.
+    pub(crate) overtakes: bool,
     pub(crate) moods: HashMap<NodeId, Mood>,
     pub(crate) reports: Vec<(DeviceNo, ShardId, FindingKind)>,
     pub(crate) map: Option<ClusterMap>,
@@ -348,7 +352,7 @@ async fn respond(
     stream.write_all(&frame).await.is_ok()
 }
 
-fn refuse(code: ErrorCode, detail: &str) -> (Reply, Bytes) {
+pub(crate) fn refuse(code: ErrorCode, detail: &str) -> (Reply, Bytes) {
     (
         Reply::Error(WireError {
             code,
@@ -638,7 +642,6 @@ impl Store {
             | Op::Chain { .. }
             | Op::Split { .. }
             | Op::Close { .. }
-            | Op::PutVersion { .. }
             | Op::DropVersion { .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
@@ -661,28 +664,20 @@ impl Store {
                 bucket,
                 key,
                 manifest,
-            } => {
-                let name = (bucket, key);
-                let known = self.objects.get(&name).map(|(meta, _)| meta.version);
-                let holds = match precondition {
-                    Precondition::None => true,
-                    Precondition::Absent => known.is_none(),
-                    Precondition::Present => known.is_some(),
-                    Precondition::Version(version) => known == Some(version),
-                };
-                if !holds {
-                    return refuse(ErrorCode::PreconditionFailed, "it does not hold");
-                }
-                let meta = ObjectMeta {
-                    version: seq,
-                    modified_ms: 5,
-                    manifest,
-                    tag: None,
-                };
-                self.objects
-                    .insert(name, (meta, payload))
-                    .map(|(meta, _)| meta.manifest)
-            }
+            } => match self.make((bucket, key), precondition, None, (manifest, payload)) {
+                Ok(displaced) => displaced,
+                Err(code) => return refuse(code, "not now"),
+            },
+            Op::PutVersion {
+                bucket,
+                key,
+                tag,
+                manifest,
+                ..
+            } => match self.make((bucket, key), precondition, Some(tag), (manifest, payload)) {
+                Ok(displaced) => displaced,
+                Err(code) => return refuse(code, "not now"),
+            },
             Op::Delete { bucket, key } => self
                 .objects
                 .remove(&(bucket, key))

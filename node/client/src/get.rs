@@ -7,7 +7,7 @@ use ashlar_cluster_object::{Get, ObjectError};
 use ashlar_layout::message::ObjectMeta;
 use bytes::Bytes;
 
-use crate::client::admit;
+use crate::client::Turn;
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::inner::Inner;
@@ -36,11 +36,11 @@ impl GetStream {
     /// Looks the object up, and waits for its first bytes: from then on its version stands.
     pub(crate) async fn open(
         inner: &Arc<Inner>,
-        bucket: &str,
-        key: &str,
+        (bucket, key): (&str, &str),
         options: GetOptions,
+        turn: Turn,
     ) -> Result<GetStream, ClientError> {
-        let permit = admit(&inner.readers, inner.options.admit_wait).await?;
+        let permit = turn.reader(inner).await?;
         let get = Get::new(inner.common.clone(), bucket, key, options.range)?;
         let get = get.of_version(options.version);
         let mut drive = Drive::start(inner.clone(), get, permit);

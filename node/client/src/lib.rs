@@ -28,9 +28,13 @@ mod failover_tests;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod fake_versions;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod reader_tests;
+#[cfg(test)]
+mod versions_tests;
 
 pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, Making, ObjectError, ShardFault};
 pub use client::Client;
@@ -38,5 +42,5 @@ pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, OPERATIONS_MAX,
-    PutOptions, PutOutcome, Seal, VersionDropped, VersionsOptions,
+    PutOptions, PutOutcome, Seal, Sealed, VersionDropped, VersionsOptions,
 };

@@ -15,7 +15,7 @@ use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{BucketMeta, ErrorCode, ListPage, ObjectMeta, Reply, Request};
 use bytes::Bytes;
 
-use crate::client::admit;
+use crate::client::{Turn, admit};
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::inner::Inner;
@@ -55,11 +55,11 @@ pub(crate) async fn ask(
 
 pub(crate) async fn head(
     inner: &Arc<Inner>,
-    bucket: &str,
-    key: &str,
+    (bucket, key): (&str, &str),
     version: Option<Seq>,
+    turn: Turn,
 ) -> Result<ObjectMeta, ClientError> {
-    let permit = admit(&inner.readers, inner.options.admit_wait).await?;
+    let permit = turn.reader(inner).await?;
     let look = Look::new(inner.common.clone(), bucket, key, false)?.of_version(version);
     let mut drive = Drive::start(inner.clone(), look, permit);
     drive.until_answered().await;

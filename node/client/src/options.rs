@@ -86,6 +86,15 @@ pub struct Seal {
     pub attributes: Bytes,
 }
 
+/// What is settled of a put when all its bytes are there, and nothing of it is visible yet.
+#[derive(Clone, Debug, Default)]
+pub struct Sealed {
+    /// What is to be remembered of it.
+    pub seal: Seal,
+    /// Whether it takes the place of the object before, or is a version among others.
+    pub making: Making,
+}
+
 /// A put that is durable and visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PutOutcome {

@@ -17,20 +17,22 @@ use ashlar_layout::message::ObjectMeta;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::client::admit;
+use crate::client::{Turn, admit};
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::get::GetStream;
 use crate::inner::Inner;
-use crate::options::{GetOptions, PutOptions, PutOutcome, Seal};
+use crate::options::{GetOptions, PutOptions, PutOutcome, Seal, Sealed};
+use crate::versions;
 
 async fn start(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
     options: &PutOptions,
+    turn: Turn,
 ) -> Result<Drive<Put>, ClientError> {
-    let permit = admit(&inner.writers, inner.options.admit_wait).await?;
+    let permit = turn.writer(inner).await?;
     let put = Put::new(inner.common.clone(), bucket, key, options.precondition)?;
     let put = put.as_version(options.making);
     Ok(Drive::start(inner.clone(), put, permit))
@@ -50,10 +52,29 @@ fn describe(drive: &mut Drive<Put>, seal: Seal) {
     drive.with(|put, _, _| put.describe(seal.etag, seal.attributes.into()));
 }
 
-async fn finish(mut drive: Drive<Put>) -> Result<PutOutcome, ClientError> {
-    drive.until_answered().await;
-    let outcome = drive.machine().and_then(Put::outcome).cloned();
-    outcome_of(outcome)
+/// Sees a put through: if what is current is no version yet, it is made one, and the put proposed again.
+async fn finish(
+    inner: &Arc<Inner>,
+    (bucket, key): (&str, &str),
+    mut drive: Drive<Put>,
+) -> Result<PutOutcome, ClientError> {
+    let mut tries = versions::TRIES;
+    loop {
+        drive.until_answered().await;
+        let Some(put) = drive.machine() else {
+            return Err(ObjectError::Aborted.into());
+        };
+        let Some(error) = put.not_kept().cloned() else {
+            return outcome_of(put.outcome().cloned());
+        };
+        tries -= 1;
+        if tries == 0 {
+            return Err(error.into());
+        }
+        let precondition = put.precondition();
+        let precondition = versions::make_way(inner, bucket, key, precondition).await?;
+        drive.with(|put, now, out| put.propose_again(now, precondition, out));
+    }
 }
 
 fn outcome_of(outcome: Option<Result<PutDone, ObjectError>>) -> Result<PutOutcome, ClientError> {
@@ -68,8 +89,28 @@ fn outcome_of(outcome: Option<Result<PutDone, ObjectError>>) -> Result<PutOutcom
     })
 }
 
-/// Puts an object together of others.
+/// Puts an object together of others: once more if what was current was no version yet. Nothing of the parts is moved,
+/// so that costs no more than lists of stripes that are written again.
 pub(crate) async fn compose(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    parts: Vec<Manifest>,
+    mut options: PutOptions,
+) -> Result<PutOutcome, ClientError> {
+    for _ in 1..versions::TRIES {
+        let made = compose_once(inner, bucket, key, parts.clone(), options.clone()).await;
+        match made {
+            Err(error) if error.code() == Code::NotKept => {}
+            made => return made,
+        }
+        let precondition = options.precondition;
+        options.precondition = versions::make_way(inner, bucket, key, precondition).await?;
+    }
+    compose_once(inner, bucket, key, parts, options).await
+}
+
+async fn compose_once(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
@@ -99,12 +140,13 @@ pub(crate) async fn inline_of(
     (bucket, key): (&str, &str),
     version: Option<Seq>,
     meta: &ObjectMeta,
+    turn: Turn,
 ) -> Result<Option<Bytes>, ClientError> {
     let options = GetOptions {
         range: None,
         version,
     };
-    let mut found = match GetStream::open(inner, bucket, key, options).await {
+    let mut found = match GetStream::open(inner, (bucket, key), options, turn).await {
         Ok(found) => found,
         Err(error) if error.code() == Code::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -124,8 +166,8 @@ pub(crate) async fn reseal(
     inner: &Arc<Inner>,
     (bucket, key): (&str, &str),
     meta: ObjectMeta,
-    seal: Seal,
-    making: Making,
+    (seal, making): (Seal, Making),
+    turn: Turn,
 ) -> Result<PutOutcome, ClientError> {
     let other = match making {
         Making::Again {
@@ -136,7 +178,7 @@ pub(crate) async fn reseal(
         _ => None,
     };
     if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
-        let whole = inline_of(inner, (bucket, key), other, &meta).await?;
+        let whole = inline_of(inner, (bucket, key), other, &meta, turn).await?;
         let Some(whole) = whole else {
             let (bucket, key) = (bucket.to_owned(), key.to_owned());
             let detail = "it is another version by now".to_owned();
@@ -157,9 +199,9 @@ pub(crate) async fn reseal(
             making,
             ..PutOptions::default()
         };
-        return put_bytes(inner, bucket, key, whole, options).await;
+        return put_bytes(inner, (bucket, key), whole, options, turn).await;
     }
-    let permit = admit(&inner.writers, inner.options.admit_wait).await?;
+    let permit = turn.writer(inner).await?;
     let seal = (seal.etag, seal.attributes.into());
     let (common, version) = (inner.common.clone(), meta.version);
     let again = Compose::again(common, bucket, key, version, meta.manifest, seal)?;
@@ -173,20 +215,20 @@ pub(crate) async fn reseal(
 /// Puts bytes that are at hand, without a copy but for the last stripe's end.
 pub(crate) async fn put_bytes(
     inner: &Arc<Inner>,
-    bucket: &str,
-    key: &str,
+    (bucket, key): (&str, &str),
     mut body: Bytes,
     options: PutOptions,
+    turn: Turn,
 ) -> Result<PutOutcome, ClientError> {
     let got = body.len() as u64;
     if let Some(expected) = options.size_exact.filter(|expected| *expected != got) {
         return Err(ClientError::SourceLength { expected, got });
     }
-    let mut drive = start(inner, bucket, key, &options).await?;
+    let mut drive = start(inner, bucket, key, &options, turn).await?;
     describe(&mut drive, options.seal);
     if body.len() <= inline_max(inner, options.striped) {
         drive.event(Event::Inline(body));
-        return finish(drive).await;
+        return finish(inner, (bucket, key), drive).await;
     }
     while !drive.is_answered() {
         let Some(put) = drive.machine() else { break };
@@ -201,7 +243,7 @@ pub(crate) async fn put_bytes(
         let stripe = body.split_to(body.len().min(put.stripe_data() as usize));
         drive.event(Event::Stripe(StripeBuf::exact(stripe)));
     }
-    finish(drive).await
+    finish(inner, (bucket, key), drive).await
 }
 
 /// A source, with what was promised of it.
@@ -248,14 +290,17 @@ impl<R: AsyncRead + Unpin> Source<R> {
 }
 
 /// Puts what a source gives.
-pub(crate) async fn put(
+pub(crate) async fn put<F>(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
     body: impl AsyncRead + Unpin + Send,
-    options: PutOptions,
-    seal: impl FnOnce(Seal) -> io::Result<Seal> + Send,
-) -> Result<PutOutcome, ClientError> {
+    mut options: PutOptions,
+    seal: impl FnOnce(Sealed) -> F + Send,
+) -> Result<PutOutcome, ClientError>
+where
+    F: Future<Output = io::Result<Sealed>> + Send,
+{
     let mut source = Source {
         body,
         read: 0,
@@ -269,24 +314,38 @@ pub(crate) async fn put(
     let hint = usize::try_from(hint).unwrap_or(usize::MAX);
     // Nothing has been asked of the store yet: a source that fails here costs nothing.
     let head = source.head(inline_max, hint).await?;
-    let sealed =
-        |read: u64, given: Seal| seal(given).map_err(|source| ClientError::Source { read, source });
+    let unsealed = |read: u64| move |source| ClientError::Source { read, source };
+    let given = Sealed {
+        seal: options.seal.clone(),
+        making: options.making,
+    };
     if head.len() <= inline_max {
         // Nor does one that is not sealed.
-        let seal = sealed(source.read, options.seal.clone())?;
-        let mut drive = start(inner, bucket, key, &options).await?;
-        describe(&mut drive, seal);
+        let sealed = seal(given).await.map_err(unsealed(source.read))?;
+        options.making = sealed.making;
+        let mut drive = start(inner, bucket, key, &options, Turn::Own).await?;
+        describe(&mut drive, sealed.seal);
         drive.event(Event::Inline(head));
-        return finish(drive).await;
+        return finish(inner, (bucket, key), drive).await;
     }
-    let mut drive = start(inner, bucket, key, &options).await?;
+    let mut drive = start(inner, bucket, key, &options, Turn::Own).await?;
     let whole = stripes(inner, &mut drive, &mut source, &head).await?;
     if whole {
-        // An error drops the drive, and with it all that was stored.
-        describe(&mut drive, sealed(source.read, options.seal)?);
+        // An error drops the drive, and with it all that was stored. The stripes go on meanwhile.
+        let mut sealing = std::pin::pin!(seal(given));
+        let sealed = loop {
+            tokio::select! {
+                biased;
+                sealed = &mut sealing => break sealed,
+                () = drive.step() => {}
+            }
+        };
+        let sealed = sealed.map_err(unsealed(source.read))?;
+        drive.with(|put, _, _| put.make_as(sealed.making));
+        describe(&mut drive, sealed.seal);
         drive.event(Event::End);
     }
-    finish(drive).await
+    finish(inner, (bucket, key), drive).await
 }
 
 /// Hands over stripes until the source ends, or the put has failed: then it is false.

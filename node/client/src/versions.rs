@@ -3,7 +3,9 @@
 //! Invariants:
 //! - as of any listing, a page is in order and without gap;
 //! - who removes the current version names what is current then, as it was found; the journal refuses it if that is not
-//!   so any more, and it is looked for again.
+//!   so any more, and it is looked for again;
+//! - what is current and no version yet is made one before a new one takes its place: whoever is told so by the journal
+//!   does that and goes on, whatever the bucket's configuration said to whom.
 
 use std::sync::Arc;
 
@@ -15,15 +17,17 @@ use ashlar_layout::manifest::{Body, NULL_VERSION, Precondition, Then, VersionTag
 use ashlar_layout::message::{ObjectMeta, Reply, Request, VersionPage};
 use bytes::Bytes;
 
-use crate::client::Client;
+use crate::client::{Client, Turn};
 use crate::error::ClientError;
 use crate::inner::Inner;
 use crate::list::{self, Moves, ask};
-use crate::options::{ListOptions, PutOutcome, Seal, VersionDropped, VersionsOptions};
+use crate::options::{
+    DeleteOutcome, ListOptions, PutOutcome, Seal, VersionDropped, VersionsOptions,
+};
 use crate::put;
 
 /// So often a removal is tried again that others got in the way of.
-const TRIES: usize = 16;
+pub(crate) const TRIES: usize = 16;
 
 /// Makes the current object the `null` version.
 pub(crate) async fn keep(
@@ -31,6 +35,7 @@ pub(crate) async fn keep(
     bucket: &str,
     key: &str,
     meta: ObjectMeta,
+    turn: Turn,
 ) -> Result<PutOutcome, ClientError> {
     let making = Making::Again {
         tag: VersionTag {
@@ -45,7 +50,57 @@ pub(crate) async fn keep(
         etag: meta.manifest.etag,
         attributes: meta.manifest.attributes.clone().into(),
     };
-    put::reseal(inner, (bucket, key), meta, seal, making).await
+    put::reseal(inner, (bucket, key), meta, (seal, making), turn).await
+}
+
+/// Makes what is current a version, if it is none, so that a new one can come; gives what has to hold for that one
+/// then. It is the same object, though another entry wrote it: a condition that named that one names this one. It is a
+/// part of the operation that wants to make something, which holds its place among those under way.
+pub(crate) async fn make_way(
+    inner: &Arc<Inner>,
+    bucket: &str,
+    key: &str,
+    precondition: Precondition,
+) -> Result<Precondition, ClientError> {
+    let Some(meta) = current(inner, bucket, key, None, Turn::Within).await? else {
+        return Ok(precondition);
+    };
+    if meta.tag.is_some() {
+        return Ok(precondition);
+    }
+    let version = meta.version;
+    // Boxed, because it puts as well; no put of a version that is there has to make way.
+    match Box::pin(keep(inner, bucket, key, meta, Turn::Within)).await {
+        Ok(kept) if precondition == Precondition::Version(version) => {
+            Ok(Precondition::Version(kept.version))
+        }
+        Ok(_) => Ok(precondition),
+        // It is another one by now.
+        Err(error) if matches!(error.code(), Code::PreconditionFailed | Code::NotFound) => {
+            Ok(precondition)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts a marker, as a new version.
+pub(crate) async fn mark(
+    client: &Client,
+    (bucket, key): (&str, &str),
+    mut precondition: Precondition,
+    null: bool,
+) -> Result<DeleteOutcome, ClientError> {
+    let inner = &client.inner;
+    let mut tries = TRIES;
+    loop {
+        let mark = Delete::mark(inner.common.clone(), bucket, key, precondition, null)?;
+        let marked = client.remove(mark).await;
+        tries -= 1;
+        if tries == 0 || !matches!(&marked, Err(error) if error.code() == Code::NotKept) {
+            return marked;
+        }
+        precondition = make_way(inner, bucket, key, precondition).await?;
+    }
 }
 
 /// What is current, a marker included; none if nothing is.
@@ -54,8 +109,9 @@ async fn current(
     bucket: &str,
     key: &str,
     version: Option<Seq>,
+    turn: Turn,
 ) -> Result<Option<ObjectMeta>, ClientError> {
-    match list::head(inner, bucket, key, version).await {
+    match list::head(inner, (bucket, key), version, turn).await {
         Ok(meta) => Ok(Some(meta)),
         Err(ClientError::Object(ObjectError::Marker { meta, .. })) => Ok(Some(*meta)),
         Err(error) if error.code() == Code::NotFound => Ok(None),
@@ -72,12 +128,12 @@ fn tag_of(meta: &ObjectMeta) -> VersionTag {
     })
 }
 
-/// The newest version that is older than this one; none if it has to be looked for again.
+/// The newest version that is older than this one, in this place; none if it has to be looked for again.
 async fn before(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
-    id: Seq,
+    (slot, id): (Seq, Seq),
 ) -> Result<Option<(Then, Bytes)>, ClientError> {
     let options = VersionsOptions {
         list: ListOptions {
@@ -93,12 +149,16 @@ async fn before(
     let Some(tag) = next.and_then(|it| it.tag) else {
         return Ok(Some((Then::Nothing, Bytes::new())));
     };
-    let Some(meta) = current(inner, bucket, key, Some(tag.slot())).await? else {
+    let Some(meta) = current(inner, bucket, key, Some(tag.slot()), Turn::Own).await? else {
         return Ok(None);
     };
+    if meta.tag.is_none() || tag.slot() == slot {
+        // Both are the null one: what is current is no version yet, or was none.
+        return Ok(None);
+    }
     let mut payload = Bytes::new();
     if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
-        match put::inline_of(inner, (bucket, key), Some(tag.slot()), &meta).await? {
+        match put::inline_of(inner, (bucket, key), Some(tag.slot()), &meta, Turn::Own).await? {
             Some(bytes) => payload = bytes,
             None => return Ok(None),
         }
@@ -120,9 +180,8 @@ pub(crate) async fn drop_version(
     slot: Seq,
 ) -> Result<VersionDropped, ClientError> {
     let inner = &client.inner;
-    let mut last = None;
     for _ in 0..TRIES {
-        let now = current(inner, bucket, key, None).await?;
+        let now = current(inner, bucket, key, None, Turn::Own).await?;
         let now = now.filter(|meta| match meta.tag {
             Some(tag) => tag.slot() == slot,
             None => slot == NULL_VERSION,
@@ -130,12 +189,15 @@ pub(crate) async fn drop_version(
         let (tag, precondition, then, payload) = match now {
             Some(meta) => {
                 let tag = tag_of(&meta);
-                let Some((then, payload)) = before(inner, bucket, key, tag.id).await? else {
+                let Some((then, payload)) = before(inner, bucket, key, (slot, tag.id)).await?
+                else {
+                    // Two may be the null one: this one takes the other's place then.
+                    make_way(inner, bucket, key, Precondition::None).await?;
                     continue;
                 };
                 (tag, Precondition::Version(meta.version), then, payload)
             }
-            None => match current(inner, bucket, key, Some(slot)).await? {
+            None => match current(inner, bucket, key, Some(slot), Turn::Own).await? {
                 None => return Ok(VersionDropped { tag: None }),
                 Some(meta) => {
                     let nothing = Bytes::new();
@@ -150,27 +212,16 @@ pub(crate) async fn drop_version(
             Err(error) if error.code() == Code::NotFound => {
                 return Ok(VersionDropped { tag: None });
             }
-            Err(error) if error.code() == Code::PreconditionFailed => last = Some(error),
+            Err(error) if error.code() == Code::PreconditionFailed => {}
             Err(error) if error.code() == Code::NotKept => {
-                if let Some(meta) = current(inner, bucket, key, None).await?
-                    && meta.tag.is_none()
-                {
-                    match keep(inner, bucket, key, meta).await {
-                        Err(error) if error.code() != Code::PreconditionFailed => {
-                            return Err(error);
-                        }
-                        _ => {}
-                    }
-                }
-                last = Some(error);
+                make_way(inner, bucket, key, Precondition::None).await?;
             }
             Err(error) => return Err(error),
         }
     }
-    Err(last.unwrap_or_else(|| {
-        let detail = format!("versions of '{key}' in bucket '{bucket}' change too fast");
-        ObjectError::Busy { detail }.into()
-    }))
+    // No condition of the caller's failed: others came first each time.
+    let detail = format!("versions of '{key}' in bucket '{bucket}' change too fast");
+    Err(ObjectError::Busy { detail }.into())
 }
 
 async fn page(
@@ -257,7 +308,7 @@ pub(crate) async fn walk(
         whole.prefixes.extend(page.prefixes);
         match page.next {
             // The head's own mark, if it gives nothing else to go by.
-            Some(_) if got == 0 => {
+            Some(next) if got == 0 && !is_behind(&next, &after) => {
                 let partition = partition.id;
                 let detail = format!("partition {partition} lists nothing, and says there is more");
                 return Err(ObjectError::Protocol { detail }.into());
@@ -275,4 +326,10 @@ pub(crate) async fn walk(
             from.clone_from(&after.0);
         }
     }
+}
+
+/// Whether one place in a listing of versions comes after another one: without a version it is behind all of the key.
+fn is_behind(one: &(String, Option<Seq>), other: &(String, Option<Seq>)) -> bool {
+    let newer = |a: Option<Seq>, b: Option<Seq>| b.is_some_and(|b| a.is_none_or(|a| a < b));
+    one.0 > other.0 || one.0 == other.0 && newer(one.1, other.1)
 }

@@ -18,12 +18,15 @@ use ashlar_cluster_s3::checksum::{Algorithm, Checksum, Kind, checksum_of_parts, 
 use ashlar_cluster_s3::conditional::WriteIf;
 use ashlar_cluster_s3::documents::{NamedPart, parse_complete};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::signature::SKEW_MS;
 use ashlar_cluster_s3::system::{PARTS_MAX, UploadId, UploadState, part_key};
 use ashlar_cluster_s3::xml::Xml;
-use ashlar_layout::manifest::{Etag, Precondition};
+use ashlar_layout::manifest::{Etag, Precondition, VersionTag};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Code as Store, GetOptions, Making, PutOptions, Seal};
+use ashlar_node_client::{
+    Code as Store, GetOptions, ListOptions, PutOptions, Seal, VersionsOptions,
+};
 
 use crate::body::Source;
 use crate::call::Call;
@@ -45,6 +48,10 @@ const OBJECT_MAX: u64 = 50 * 1000 * 1000 * 1000 * 1000;
 /// After so long whoever was putting an upload together is taken for gone: much longer than a proposal
 /// can be on its way.
 const COMPLETING_MAX_MS: u64 = 60_000;
+/// Versions that are looked at at once for the one that an upload has become,
+const MADE_PAGE: u32 = 250;
+/// and how many such pages.
+const MADE_PAGES: u32 = 40;
 
 /// Parts that are to become an object.
 struct Plan {
@@ -124,8 +131,6 @@ impl Gateway {
             }
         }
         let plan = self.plan(call, &upload, &named).await?;
-        self.keep_current(&call.bucket, &call.key, context.keeping())
-            .await?;
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
@@ -246,13 +251,22 @@ impl Gateway {
             attributes,
             encoded,
         } = plan;
+        // What the bucket wants by now.
+        let keeping = match self.keeping(&call.bucket).await {
+            Ok(keeping) => keeping,
+            Err(refusal) => {
+                // Nothing was proposed.
+                self.turn(&mut upload, UploadState::Open).await?;
+                return Err(refusal);
+            }
+        };
         let options = PutOptions {
             precondition,
             seal: Seal {
                 etag,
                 attributes: encoded.into(),
             },
-            making: context.keeping().making(),
+            making: keeping.making(),
             ..PutOptions::default()
         };
         let manifests = metas.into_iter().map(|meta| meta.manifest).collect();
@@ -265,7 +279,7 @@ impl Gateway {
                 let document = result(context, &etag, attributes.checksum(), &self.location(call));
                 self.clean(upload, keys).await?;
                 let mut reply = Reply::xml(document);
-                if let Some(id) = context.keeping().made(made.version) {
+                if let Some(id) = keeping.made(made.version) {
                     reply.set("x-amz-version-id", &id);
                 }
                 Ok(reply)
@@ -317,15 +331,65 @@ impl Gateway {
     /// The object that an upload has become, if it still stands there.
     async fn made_of(&self, upload: &Upload) -> Result<Option<ObjectMeta>, Refusal> {
         let record = &upload.record;
-        let meta = match self.store.head(&record.bucket, &record.key).await {
-            Ok(meta) => meta,
-            Err(error) if is_absent(&error) || error.code() == Store::NoSuchBucket => {
-                return Ok(None);
+        // It cannot have been made before it was begun, by whichever clock.
+        let since_ms = record.begun_ms.saturating_sub(SKEW_MS);
+        self.made_from(&record.bucket, &record.key, upload.id, since_ms)
+            .await
+    }
+
+    /// What was made of an upload, wherever among the versions of the object that is: others may have come since, and
+    /// whoever makes it once more would make it newer than these. Looked for from the newest on, back to this time.
+    async fn made_from(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload: UploadId,
+        since_ms: u64,
+    ) -> Result<Option<ObjectMeta>, Refusal> {
+        let mut next = (String::new(), None);
+        for _ in 0..MADE_PAGES {
+            let list = ListOptions {
+                prefix: key.to_owned(),
+                after: next.0,
+                max: MADE_PAGE,
+                ..ListOptions::default()
+            };
+            let after_id = next.1;
+            let options = VersionsOptions { list, after_id };
+            let page = match self.store.list_versions(bucket, options).await {
+                Ok(page) => page,
+                Err(error) if error.code() == Store::NoSuchBucket => return Ok(None),
+                Err(error) => return Err(refusal(&error)),
+            };
+            for entry in page.versions {
+                if entry.key != key || entry.modified_ms < since_ms {
+                    return Ok(None);
+                }
+                // Only what was put together has an ETag of parts.
+                if entry.etag.parts == 0 {
+                    continue;
+                }
+                let version = entry.tag.map(VersionTag::slot);
+                let meta = match self.head(bucket, key, version).await {
+                    Ok(meta) => meta,
+                    Err(error) if is_absent(&error) => continue,
+                    Err(error) => return Err(refusal(&error)),
+                };
+                if attributes(&meta)?.upload == Some(upload.0) {
+                    return Ok(Some(meta));
+                }
             }
-            Err(error) => return Err(refusal(&error)),
-        };
-        let of = attributes(&meta)?.upload;
-        Ok((of == Some(upload.id.0)).then_some(meta))
+            match page.next {
+                Some(behind) if behind.0 == key => next = behind,
+                _ => return Ok(None),
+            }
+        }
+        match since_ms {
+            // Who asks for what was done so many versions ago is told no more than who asks for what never was.
+            0 => Ok(None),
+            // Nobody may take it for not made.
+            _ => unavailable(),
+        }
     }
 
     /// Settles an upload that somebody is, or was, putting together.
@@ -387,7 +451,6 @@ impl Gateway {
                 key: &key,
                 condition: &WriteIf::Always,
                 precondition: Precondition::None,
-                making: Making::Object,
                 attributes: Attributes::default(),
             };
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
@@ -406,15 +469,14 @@ impl Gateway {
     /// The answer to who asks again for what is done.
     async fn completed(&self, context: &Context) -> Result<Reply, Refusal> {
         let call = &context.call;
-        let id = UploadId::parse(call.param("uploadId").unwrap_or_default());
-        let meta = match self.store.head(&call.bucket, &call.key).await {
-            Ok(meta) => meta,
-            Err(error) if is_absent(&error) => return no_such_upload(),
-            Err(error) => return Err(refusal(&error)),
+        let Some(id) = UploadId::parse(call.param("uploadId").unwrap_or_default()) else {
+            return no_such_upload();
         };
-        match (id, attributes(&meta)?.upload) {
-            (Some(id), Some(of)) if id.0 == of => self.result(context, &meta),
-            _ => no_such_upload(),
+        // When it was begun is not known any more: all versions are looked at, as far as that goes.
+        match self.made_from(&call.bucket, &call.key, id, 0).await {
+            Ok(Some(meta)) => self.result(context, &meta),
+            Ok(None) => no_such_upload(),
+            Err(refusal) => Err(refusal),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Removing objects, one or many.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ashlar_cluster_s3::conditional::{Current, Etags, WriteIf, etag};
@@ -87,17 +88,10 @@ impl Gateway {
         };
         if let Some(tags) = what.condition {
             // What a version is made of never changes, so this holds until it is gone.
-            let found = match self.resolve(what.bucket, what.key, what.version).await? {
-                None => self.store.head(what.bucket, what.key).await,
-                Some(version) => {
-                    self.store
-                        .head_version(what.bucket, what.key, version)
-                        .await
-                }
-            };
-            let current = match found {
+            let found = self.store.head_version(what.bucket, what.key, version);
+            let current = match found.await {
                 Ok(meta) => Current {
-                    etag: etag(&meta.manifest, meta.version),
+                    etag: etag(&meta.manifest, meta.id()),
                     version: meta.version,
                 },
                 Err(ClientError::Object(ObjectError::Marker { .. })) => return unmet(),
@@ -126,7 +120,6 @@ impl Gateway {
             .map(|tags| WriteIf::Matches(tags.clone()))
             .unwrap_or_default();
         for _ in 0..TRIES {
-            self.keep_current(bucket, key, keeping).await?;
             let precondition = match self.precondition(bucket, key, &condition).await {
                 Ok(precondition) => precondition,
                 Err(refusal) if refusal.code == Code::NoSuchKey => return unmet(),
@@ -189,7 +182,32 @@ impl Gateway {
         Ok(reply)
     }
 
-    /// DeleteObjects.
+    /// Removes one of many. `access` is given if that depends on the tags that it has.
+    async fn remove_one(
+        &self,
+        bucket: &str,
+        removal: &Removal,
+        access: Option<Access>,
+        keeping: Keeping,
+    ) -> Result<Removed, Refusal> {
+        let (object, version) = (&removal.object, removal.version);
+        if let Some(mut access) = access {
+            self.say_tags_of(&mut access, bucket, &object.key, version)
+                .await?;
+            check_may(&access, bucket, object)?;
+        }
+        let condition = object.etag.as_deref().map(Etags::parse);
+        let what = What {
+            bucket,
+            key: &object.key,
+            version,
+            condition: condition.as_ref(),
+            keeping,
+        };
+        self.remove(&what).await
+    }
+
+    /// DeleteObjects: of one key one after another, for each other one that goes may change what is current.
     pub(crate) async fn delete_objects(
         self: &Arc<Self>,
         context: &Context,
@@ -205,11 +223,11 @@ impl Gateway {
         let document = self.document(context, body).await?;
         let (objects, quiet) = parse_delete(&document)?;
         drop(document);
+        // The document may have taken a while to come.
+        let keeping = self.keeping(&call.bucket).await?;
         let by_tags = context.access.looks_at_existing_tags();
-        let at_once = Arc::new(Semaphore::new(AT_ONCE));
-        let mut tasks = JoinSet::new();
-        let keeping = context.keeping();
         let mut results: Vec<Option<Result<Removed, Refusal>>> = vec![None; objects.len()];
+        let mut by_key: BTreeMap<&str, Vec<Removal>> = BTreeMap::new();
         for (i, object) in objects.iter().enumerate() {
             let version = check_one(object);
             // Whether it may be removed may depend on the tags that it has: then that is asked below.
@@ -217,43 +235,37 @@ impl Gateway {
                 true => version,
                 false => check_may(&context.access, &call.bucket, object).and(version),
             };
-            let version = match version {
-                Ok(version) => version,
-                Err(refusal) => {
-                    results[i] = Some(Err(refusal));
-                    continue;
+            match version {
+                Ok(version) => {
+                    let of_key = by_key.entry(&object.key).or_default();
+                    let object = object.clone();
+                    of_key.push(Removal { i, object, version });
                 }
-            };
-            let access = by_tags.then(|| (context.access.clone(), object.clone()));
-            let (this, bucket) = (self.clone(), call.bucket.clone());
-            let (key, condition) = (object.key.clone(), object.etag.as_deref().map(Etags::parse));
-            let at_once = at_once.clone();
+                Err(refusal) => results[i] = Some(Err(refusal)),
+            }
+        }
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        let mut tasks = JoinSet::new();
+        for (_, mut removals) in by_key {
+            // What is current goes last: each time that it went what is current then would have to be looked for.
+            removals.sort_by_key(|it| (it.version.is_none(), it.version));
+            let access = by_tags.then(|| context.access.clone());
+            let (this, bucket, at_once) = (self.clone(), call.bucket.clone(), at_once.clone());
             tasks.spawn(async move {
                 // Nobody closes it.
                 let _permit = at_once.acquire_owned().await;
-                if let Some((mut access, object)) = access {
-                    let tags = this.say_tags_of(&mut access, &bucket, &key, version);
-                    let may = match tags.await {
-                        Ok(()) => check_may(&access, &bucket, &object),
-                        Err(refusal) => Err(refusal),
-                    };
-                    if let Err(refusal) = may {
-                        return (i, Err(refusal));
-                    }
+                let mut done = Vec::with_capacity(removals.len());
+                for removal in removals {
+                    let removed = this.remove_one(&bucket, &removal, access.clone(), keeping);
+                    done.push((removal.i, removed.await));
                 }
-                let what = What {
-                    bucket: &bucket,
-                    key: &key,
-                    version,
-                    condition: condition.as_ref(),
-                    keeping,
-                };
-                (i, this.remove(&what).await)
+                done
             });
         }
         while let Some(done) = tasks.join_next().await {
-            let (i, result) = done.map_err(internal)?;
-            results[i] = Some(result);
+            for (i, result) in done.map_err(internal)? {
+                results[i] = Some(result);
+            }
         }
         let document = Xml::document("DeleteResult", |xml| {
             for (object, result) in objects.iter().zip(results) {
@@ -274,6 +286,14 @@ impl Gateway {
         });
         Ok(Reply::xml(document))
     }
+}
+
+/// One of many that are to be removed.
+struct Removal {
+    /// Which one.
+    i: usize,
+    object: ToDelete,
+    version: Option<Seq>,
 }
 
 fn write_error(xml: &mut Xml, object: &ToDelete, refusal: &Refusal) {

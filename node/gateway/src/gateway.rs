@@ -600,7 +600,7 @@ pub(crate) fn modified_ms(meta: &ObjectMeta, attributes: &Attributes) -> u64 {
 
 /// An object's ETag, in quotes.
 pub(crate) fn quoted_etag(meta: &ObjectMeta) -> String {
-    format!("\"{}\"", etag(&meta.manifest, meta.version))
+    format!("\"{}\"", etag(&meta.manifest, meta.id()))
 }
 
 /// Does something to its end, although whoever asks for it may go away in the middle.
@@ -629,6 +629,28 @@ mod tests {
         assert_eq!((memory.available_permits(), &end[..]), (1, &b"bc"[..]));
         drop(end);
         assert_eq!(memory.available_permits(), 3);
+    }
+
+    /// What is made a version, and what is current again, stands in another entry: it is still the same object.
+    #[test]
+    fn an_etag_stays_though_the_object_is_written_anew() {
+        use ashlar_layout::ids::Seq;
+        use ashlar_layout::manifest::{Body, Manifest, VersionTag};
+
+        let meta = |version, tag| ObjectMeta {
+            version: Seq(version),
+            modified_ms: 0,
+            manifest: Manifest::plain(3, 7, Body::Inline),
+            tag,
+        };
+        let kept = VersionTag {
+            id: Seq(5),
+            null: true,
+            marker: false,
+        };
+        let plain = quoted_etag(&meta(5, None));
+        assert_eq!(quoted_etag(&meta(9, Some(kept))), plain);
+        assert_ne!(quoted_etag(&meta(9, None)), plain);
     }
 
     #[tokio::test]

@@ -3,6 +3,8 @@
 //! Invariants:
 //! - what is removed is the version of an object that was looked at, with the tags and the age that the rules
 //!   are about: one that is written meanwhile stays. So gateways that go through a bucket at once do no harm;
+//! - whether a bucket keeps versions is asked before each removal, and what is a version is never removed but by a
+//!   marker;
 //! - one at a time does, as a rule: whoever does has said so in the bucket's record
 //!   ([`ashlar_cluster_s3::sweep`]), and goes on only while that stands;
 //! - it takes a bounded share of the store: one object after another, not faster than [`PACE`].
@@ -330,9 +332,9 @@ impl Gateway {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if let (Some(prefix), Some(mut after)) = (common_prefix(rules), lease.after()) {
             loop {
-                let Some(keeping) = self.still_asks(bucket, open).await? else {
+                if self.still_asks(bucket, open).await?.is_none() {
                     return Ok(End::Lost);
-                };
+                }
                 let options = ListOptions {
                     prefix: prefix.to_owned(),
                     after,
@@ -348,7 +350,7 @@ impl Gateway {
                     // An object whose tags were changed is listed with the time of that: it is looked at later.
                     if may_have_ended(rules, &entry.key, entry.size, entry.modified_ms, now_ms) {
                         pace.tick().await;
-                        let ended = self.end_object(bucket, &entry.key, (rules, keeping), now_ms);
+                        let ended = self.end_object(bucket, &entry.key, open, now_ms);
                         match ended.await {
                             Ok(removed) => lease.tally.removed += u64::from(removed),
                             Err(refusal) => {
@@ -392,10 +394,10 @@ impl Gateway {
         &self,
         bucket: &str,
         key: &str,
-        (rules, keeping): (&[LifecycleRule], Keeping),
+        open: &OpenBucket,
         now_ms: u64,
     ) -> Result<bool, Refusal> {
-        let mut meta = match self.store.head(bucket, key).await {
+        let meta = match self.store.head(bucket, key).await {
             Ok(meta) => meta,
             Err(error) if is_absent(&error) => return Ok(false),
             Err(error) => return Err(refusal(&error)),
@@ -407,22 +409,16 @@ impl Gateway {
             tags: &found.tags,
             modified_ms: modified_ms(&meta, &found),
         };
-        if expires(rules, &subject).is_none_or(|(at, _)| at > now_ms) {
+        if expires(&open.config.lifecycle, &subject).is_none_or(|(at, _)| at > now_ms) {
             return Ok(false);
         }
-        if keeping == Keeping::Enabled && meta.tag.is_none() {
-            self.keep_current(bucket, key, keeping).await?;
-            let kept = self.store.head(bucket, key).await;
-            match kept {
-                // It is the same, and a version now.
-                Ok(kept) if kept.tag.is_some_and(|tag| tag.id == meta.version) => meta = kept,
-                Ok(_) => return Ok(false),
-                Err(error) if is_absent(&error) => return Ok(false),
-                Err(error) => return Err(refusal(&error)),
-            }
-        }
+        let Some(keeping) = self.still_asks(bucket, open).await? else {
+            return Ok(false);
+        };
         let precondition = Precondition::Version(meta.version);
         let ended = match keeping {
+            // It is a version, so the bucket keeps them by now: the next time it is looked at.
+            Keeping::Off if meta.tag.is_some() => return Ok(false),
             Keeping::Off => {
                 let options = DeleteOptions {
                     precondition,

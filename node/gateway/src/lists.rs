@@ -39,7 +39,7 @@ pub(crate) fn write_owner(xml: &mut Xml, name: &str, account: &str) {
 
 pub(crate) fn entry_etag(entry: &ListEntry) -> String {
     if entry.etag.is_none() {
-        format!("\"{}\"", etag_of(entry.size, entry.crc, entry.version))
+        format!("\"{}\"", etag_of(entry.size, entry.crc, entry.id()))
     } else {
         format!("\"{}\"", entry.etag)
     }

@@ -199,7 +199,7 @@ impl Gateway {
         for _ in 0..TRIES {
             let options = GetOptions {
                 range: part.range,
-                version: self.resolve(&call.bucket, &call.key, asked).await?,
+                version: asked,
             };
             match self.store.get(&call.bucket, &call.key, options).await {
                 Ok(stream) => {
@@ -259,10 +259,7 @@ impl Gateway {
                 part = self.part(context).await?;
                 continue;
             }
-            let (tag, modified) = (
-                etag(&meta.manifest, meta.version),
-                modified_ms(&meta, &found),
-            );
+            let (tag, modified) = (etag(&meta.manifest, meta.id()), modified_ms(&meta, &found));
             if let Err(refusal) = read_if(call).check(&tag, modified) {
                 return unmet(refusal, &meta, &found);
             }
@@ -281,7 +278,7 @@ impl Gateway {
 
     fn out_of_range(&self, call: &Call, meta: &ObjectMeta) -> Result<Reply, Refusal> {
         let found = attributes(meta)?;
-        let tag = etag(&meta.manifest, meta.version);
+        let tag = etag(&meta.manifest, meta.id());
         if let Err(refusal) = read_if(call).check(&tag, modified_ms(meta, &found)) {
             return unmet(refusal, meta, &found);
         }
@@ -326,10 +323,7 @@ impl Gateway {
         let call = &context.call;
         let meta = self.find(context).await?;
         let found = attributes(&meta)?;
-        let (tag, modified) = (
-            etag(&meta.manifest, meta.version),
-            modified_ms(&meta, &found),
-        );
+        let (tag, modified) = (etag(&meta.manifest, meta.id()), modified_ms(&meta, &found));
         if let Err(refusal) = read_if(call).check(&tag, modified) {
             return unmet(refusal, &meta, &found);
         }
@@ -387,7 +381,7 @@ impl Gateway {
         let found = attributes(&meta)?;
         let document = Xml::document("GetObjectAttributesResponse", |xml| {
             if asked.contains(&"ETag") {
-                xml.text("ETag", &etag(&meta.manifest, meta.version));
+                xml.text("ETag", &etag(&meta.manifest, meta.id()));
             }
             if asked.contains(&"Checksum")
                 && let Some(checksum) = found.checksum()

@@ -82,21 +82,18 @@ impl Gateway {
             algorithms: digests.algorithms(),
             wait: self.options.limits.body_wait,
         };
-        let keeping = context.keeping();
-        self.keep_current(&call.bucket, &call.key, keeping).await?;
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
             condition: &WriteIf::Always,
             precondition: Precondition::None,
-            making: keeping.making(),
             attributes,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;
         let mut reply = done(call, &fields, &made);
-        if let Some(id) = keeping.made(made.version) {
-            reply.set("x-amz-version-id", &id);
+        if let Some(id) = &made.id {
+            reply.set("x-amz-version-id", id);
         }
         Ok(reply)
     }

@@ -20,7 +20,7 @@ use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{ClientError, Code as Store, GetOptions, Making, PutOptions, Seal};
+use ashlar_node_client::{ClientError, Code as Store, GetOptions, PutOptions, Seal, Sealed};
 
 use crate::access::Access;
 use crate::body::{BodyReader, Promise, Source, came};
@@ -33,7 +33,7 @@ use crate::lifecycle::expiration_header;
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
-use crate::versions::missing;
+use crate::versions::{Keeping, missing};
 
 /// Most bytes of one body.
 pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
@@ -42,6 +42,8 @@ pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Made {
     pub(crate) version: Seq,
+    /// What the version is called, if it has a name of its own.
+    pub(crate) id: Option<String>,
     pub(crate) etag: String,
     pub(crate) checksum: Option<Checksum>,
 }
@@ -52,8 +54,6 @@ pub(crate) struct Target<'a> {
     pub(crate) key: &'a str,
     pub(crate) condition: &'a WriteIf,
     pub(crate) precondition: Precondition,
-    /// Whether it takes the place of what is there.
-    pub(crate) making: Making,
     pub(crate) attributes: Attributes,
 }
 
@@ -130,7 +130,7 @@ impl Gateway {
     ) -> Result<Option<Current>, Refusal> {
         match self.store.head(bucket, key).await {
             Ok(meta) => Ok(Some(Current {
-                etag: etag(&meta.manifest, meta.version),
+                etag: etag(&meta.manifest, meta.id()),
                 version: meta.version,
             })),
             Err(error) if is_absent(&error) => Ok(None),
@@ -185,8 +185,6 @@ impl Gateway {
                 "Your proposed upload exceeds the maximum allowed size",
             );
         }
-        let keeping = context.keeping();
-        self.keep_current(&call.bucket, &call.key, keeping).await?;
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
@@ -203,7 +201,6 @@ impl Gateway {
             key: &call.key,
             condition: &condition,
             precondition,
-            making: keeping.making(),
             attributes,
         };
         let made = self
@@ -213,8 +210,8 @@ impl Gateway {
         if let Some(ends) = ends {
             reply.set("x-amz-expiration", &ends);
         }
-        if let Some(id) = keeping.made(made.version) {
-            reply.set("x-amz-version-id", &id);
+        if let Some(id) = &made.id {
+            reply.set("x-amz-version-id", id);
         }
         if let Some(checksum) = &made.checksum {
             set_checksum(&mut reply, checksum);
@@ -235,7 +232,6 @@ impl Gateway {
             key,
             condition,
             precondition,
-            making,
             attributes,
         } = target;
         let (len, least) = (promise.len, promise.least);
@@ -247,17 +243,19 @@ impl Gateway {
             size_exact: least.is_none().then_some(len),
             // Of what stands in the reserved bucket parts alone come this way: they are to be taken over.
             striped: bucket == SYSTEM_BUCKET,
-            making,
             ..PutOptions::default()
         };
-        let mut made: Option<(String, Option<Checksum>)> = None;
-        let seal = |_: Seal| {
+        let mut made: Option<(String, Option<Checksum>, Keeping)> = None;
+        // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
+        let seal = async |_: Sealed| {
+            let keeping = self.keeping(bucket).await;
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
-            match sealed {
-                Ok((seal, checksum)) => {
-                    made = Some((seal.etag.to_string(), checksum));
-                    Ok(seal)
+            match sealed.and_then(|sealed| Ok((sealed, keeping?))) {
+                Ok(((seal, checksum), keeping)) => {
+                    made = Some((seal.etag.to_string(), checksum, keeping));
+                    let making = keeping.making();
+                    Ok(Sealed { seal, making })
                 }
                 Err(refusal) => {
                     let error = io::Error::other(refusal.to_string());
@@ -271,8 +269,9 @@ impl Gateway {
             .put_sealed(bucket, key, reader, options, seal)
             .await;
         match (put, made) {
-            (Ok(outcome), Some((etag, checksum))) => Ok(Made {
+            (Ok(outcome), Some((etag, checksum, keeping))) => Ok(Made {
                 version: outcome.version,
+                id: keeping.made(outcome.version),
                 etag,
                 checksum,
             }),
@@ -300,8 +299,6 @@ impl Gateway {
         let replaces_tags = directive(call, "x-amz-tagging-directive")?;
         check_kept(call)?;
         let condition = write_if(call)?;
-        let keeping = context.keeping();
-        self.keep_current(&call.bucket, &call.key, keeping).await?;
         // Before the source is open: who reads and waits to read more may wait for others like it.
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
@@ -348,7 +345,6 @@ impl Gateway {
             key: &call.key,
             condition: &condition,
             precondition,
-            making: keeping.making(),
             attributes,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
@@ -360,8 +356,8 @@ impl Gateway {
             _ => context.now_ms,
         };
         let mut reply = Reply::xml(copy_result("CopyObjectResult", &made, modified));
-        if let Some(id) = keeping.made(made.version) {
-            reply.set("x-amz-version-id", &id);
+        if let Some(id) = &made.id {
+            reply.set("x-amz-version-id", id);
         }
         set_source_version(&mut reply, &meta);
         Ok(reply)
@@ -401,8 +397,10 @@ impl Gateway {
         };
         access.check(action, &source)?;
         let names = (from.bucket.as_str(), from.key.as_str());
-        let version = self.resolve(names.0, names.1, from.version).await?;
-        let options = GetOptions { range, version };
+        let options = GetOptions {
+            range,
+            version: from.version,
+        };
         let stream = self.store.get(names.0, names.1, options).await;
         let stream = match stream {
             Ok(stream) => stream,
@@ -432,10 +430,8 @@ impl Gateway {
             access.say_existing_tags(&found.tags);
             access.check(action, &source)?;
         }
-        from.conditions.check_copy(
-            &etag(&meta.manifest, meta.version),
-            modified_ms(&meta, &found),
-        )?;
+        from.conditions
+            .check_copy(&etag(&meta.manifest, meta.id()), modified_ms(&meta, &found))?;
         Ok((stream, meta, found))
     }
 
@@ -447,11 +443,7 @@ impl Gateway {
         key: &str,
         version: Option<Seq>,
     ) -> Result<(), Refusal> {
-        let found = match self.resolve(bucket, key, version).await? {
-            None => self.store.head(bucket, key).await,
-            Some(version) => self.store.head_version(bucket, key, version).await,
-        };
-        let tags = match found {
+        let tags = match self.head(bucket, key, version).await {
             Ok(meta) => attributes(&meta)?.tags,
             Err(error) if is_absent(&error) => Vec::new(),
             Err(error) => return Err(refusal(&error)),

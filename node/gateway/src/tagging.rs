@@ -9,11 +9,12 @@ use ashlar_cluster_s3::operation::Operation;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags::{OBJECT_TAGS_MAX, Tags};
 use ashlar_cluster_s3::text::from_hex;
-use ashlar_layout::manifest::Etag;
+use ashlar_layout::ids::Seq;
+use ashlar_layout::manifest::{Etag, NULL_VERSION, VersionTag};
 use ashlar_layout::message::ObjectMeta;
-use ashlar_node_client::{ClientError, Code as Store, Seal};
+use ashlar_node_client::{Code as Store, Seal};
 
-use crate::faults::{refusal, refused};
+use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::inbound::Inbound;
 use crate::reply::Reply;
@@ -29,7 +30,7 @@ fn kept_etag(meta: &ObjectMeta) -> Etag {
     if !manifest.etag.is_none() {
         return manifest.etag;
     }
-    let text = etag_of(manifest.size, manifest.crc, meta.version);
+    let text = etag_of(manifest.size, manifest.crc, meta.id());
     let md5 = from_hex(&text).and_then(|bytes| bytes.try_into().ok());
     Etag {
         md5: md5.unwrap_or_default(),
@@ -68,6 +69,31 @@ impl Gateway {
         }
     }
 
+    /// The version that a request is about, and whether it is the current one: that one is written in two places. What is
+    /// found under a name is never taken for what is current by another name.
+    async fn to_be_tagged(
+        &self,
+        context: &Context,
+        asked: Option<Seq>,
+    ) -> Result<(ObjectMeta, bool), Refusal> {
+        let Some(asked) = asked else {
+            return Ok((self.find(context).await?, true));
+        };
+        let call = &context.call;
+        match self.store.head(&call.bucket, &call.key).await {
+            Ok(meta) if meta.tag.map_or(NULL_VERSION, VersionTag::slot) == asked => {
+                return Ok((meta, true));
+            }
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(refusal(&error)),
+        }
+        let meta = self.find(context).await?;
+        // One without a tag is current, and came just now.
+        let current = meta.tag.is_none();
+        Ok((meta, current))
+    }
+
     /// Sets tags of the version that a request is about, and gives the reply back with which one that was.
     async fn set_tags(
         &self,
@@ -76,8 +102,9 @@ impl Gateway {
         mut reply: Reply,
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
+        let asked = asked_version(call)?;
         for _ in 0..TRIES {
-            let meta = self.find(context).await?;
+            let (meta, current) = self.to_be_tagged(context, asked).await?;
             let mut attributes = attributes(&meta)?;
             attributes.tags.clone_from(tags);
             attributes.modified_ms = Some(modified_ms(&meta, &attributes));
@@ -86,32 +113,16 @@ impl Gateway {
                 attributes: attributes.encode()?.into(),
             };
             set_version(&mut reply, context.keeping(), &meta);
-            let asked = asked_version(call)?;
             let (bucket, key) = (&call.bucket, &call.key);
-            let mut sealed = Err(None);
-            // One that is asked for by its name is the current one, or it is not.
-            if asked.is_some() && meta.tag.is_some() {
-                let again = self
-                    .store
-                    .reseal_version(bucket, key, meta.clone(), seal.clone());
-                sealed = again.await.map_err(Some);
-            }
-            let is_other = |error: &ClientError| error.code() == Store::PreconditionFailed;
-            if sealed
-                .as_ref()
-                .is_err_and(|error| error.as_ref().is_none_or(is_other))
-            {
-                sealed = self
-                    .store
-                    .reseal(bucket, key, meta, seal)
-                    .await
-                    .map_err(Some);
-            }
+            let sealed = match current {
+                true => self.store.reseal(bucket, key, meta, seal).await,
+                false => self.store.reseal_version(bucket, key, meta, seal).await,
+            };
             match sealed {
-                Err(None) => {}
                 Ok(_) => return Ok(reply),
-                Err(Some(error)) if is_other(&error) => {}
-                Err(Some(error)) => return Err(refusal(&error)),
+                // It is another one by now, or is current, or is so no more.
+                Err(error) if error.code() == Store::PreconditionFailed => {}
+                Err(error) => return Err(refusal(&error)),
             }
         }
         refused(

@@ -30,7 +30,7 @@ use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Client, Code as Store, DeleteOptions, ListOptions, Making};
+use ashlar_node_client::{Client, Code as Store, DeleteOptions, ListOptions};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -293,7 +293,6 @@ impl Gateway {
             key: &key,
             condition: &WriteIf::Always,
             precondition: Precondition::None,
-            making: Making::Object,
             attributes: Attributes::default(),
         };
         let made = self.make(target, source, promise, sent).await?;

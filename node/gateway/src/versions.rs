@@ -17,9 +17,8 @@ use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{NULL_VERSION, VersionTag};
 use ashlar_layout::message::{ListEntry, ObjectMeta, VersionPage};
-use ashlar_node_client::{
-    ClientError, Code as Store, ListOptions, Making, ObjectError, VersionsOptions,
-};
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{ClientError, ListOptions, Making, ObjectError, VersionsOptions};
 
 use crate::access::Access;
 use crate::call::Call;
@@ -29,9 +28,6 @@ use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
 use crate::lists::{entry_etag, write_owner};
 use crate::reply::Reply;
-
-/// So often an object is looked at again that changes while it is made a version.
-const TRIES: usize = 8;
 
 /// Whether a bucket keeps versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,22 +131,27 @@ pub(crate) fn missing(
 }
 
 impl Gateway {
-    /// Where the store has a version that was asked for: an object that is none is the null one.
-    pub(crate) async fn resolve(
+    /// What is known of an object, or of a version of one. An object that is none is the null one: the journal's head
+    /// answers by that, in one look.
+    pub(crate) async fn head(
         &self,
         bucket: &str,
         key: &str,
         version: Option<Seq>,
-    ) -> Result<Option<Seq>, Refusal> {
-        if version != Some(NULL_VERSION) {
-            return Ok(version);
+    ) -> Result<ObjectMeta, ClientError> {
+        match version {
+            None => self.store.head(bucket, key).await,
+            Some(version) => self.store.head_version(bucket, key, version).await,
         }
-        match self.store.head(bucket, key).await {
-            Ok(meta) if meta.tag.is_none() => Ok(None),
-            Ok(_) => Ok(version),
-            Err(error) if is_absent(&error) => Ok(version),
-            Err(error) => Err(refusal(&error)),
+    }
+
+    /// Whether a bucket keeps versions by now. A request may have taken an hour to come.
+    pub(crate) async fn keeping(&self, bucket: &str) -> Result<Keeping, Refusal> {
+        if bucket == SYSTEM_BUCKET {
+            return Ok(Keeping::Off);
         }
+        let open = self.directory.bucket(bucket).await?;
+        Ok(Keeping::of(open.as_deref()))
     }
 
     /// Finds an object, or a version of one.
@@ -160,42 +161,8 @@ impl Gateway {
         (bucket, key): (&str, &str),
         version: Option<Seq>,
     ) -> Result<ObjectMeta, Refusal> {
-        let found = match self.resolve(bucket, key, version).await? {
-            None => self.store.head(bucket, key).await,
-            Some(version) => self.store.head_version(bucket, key, version).await,
-        };
+        let found = self.head(bucket, key, version).await;
         found.map_err(|error| missing(access, (bucket, key), version, &error))
-    }
-
-    /// Makes a version of an object that is none, so that another one may come.
-    pub(crate) async fn keep_current(
-        &self,
-        bucket: &str,
-        key: &str,
-        keeping: Keeping,
-    ) -> Result<(), Refusal> {
-        if keeping != Keeping::Enabled {
-            return Ok(());
-        }
-        for _ in 0..TRIES {
-            let meta = match self.store.head(bucket, key).await {
-                Ok(meta) if meta.tag.is_none() => meta,
-                Ok(_) => return Ok(()),
-                Err(error) if is_absent(&error) => return Ok(()),
-                Err(error) => return Err(refusal(&error)),
-            };
-            match self.store.keep_version(bucket, key, meta).await {
-                Ok(_) => return Ok(()),
-                // It is another one by now.
-                Err(error) if error.code() == Store::PreconditionFailed || is_absent(&error) => {}
-                Err(error) => return Err(refusal(&error)),
-            }
-        }
-        refused(
-            Code::OperationAborted,
-            "A conflicting conditional operation is currently in progress against this resource. Please \
-             try again.",
-        )
     }
 
     /// GetBucketVersioning, PutBucketVersioning.
@@ -266,12 +233,8 @@ impl Gateway {
         if id != NULL_VERSION {
             return Ok(Some(id));
         }
-        let found = match self.resolve(bucket, key, Some(id)).await? {
-            None => self.store.head(bucket, key).await,
-            Some(id) => self.store.head_version(bucket, key, id).await,
-        };
-        match found {
-            Ok(meta) => Ok(Some(meta.tag.map_or(meta.version, |tag| tag.id))),
+        match self.store.head_version(bucket, key, id).await {
+            Ok(meta) => Ok(Some(meta.id())),
             Err(ClientError::Object(ObjectError::Marker { meta, .. })) => {
                 Ok(meta.tag.map(|tag| tag.id))
             }
