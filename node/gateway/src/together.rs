@@ -5,9 +5,11 @@
 //!   new as one of their own would be;
 //! - of one name, one question is under way at a time, put by one of those who wait for its answer;
 //! - if whoever puts it goes away, the next one puts it: nobody waits for somebody who is gone;
-//! - a failure is not shared: the others ask for themselves.
+//! - a failure is not shared: the others ask for themselves;
+//! - what is kept of those who wait is bounded by how many do: those who are gone are forgotten before room is made
+//!   for more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +21,7 @@ pub(crate) struct Together<T>(Arc<Lanes<T>>);
 
 /// Names of which a question is under way, with those who came since it was put.
 #[derive(Debug)]
-struct Lanes<T>(Mutex<HashMap<String, Vec<Waiting<T>>>>);
+struct Lanes<T>(Mutex<HashMap<String, VecDeque<Waiting<T>>>>);
 
 type Waiting<T> = oneshot::Sender<Turn<T>>;
 
@@ -37,7 +39,7 @@ enum Turn<T> {
 struct Baton<T> {
     lanes: Arc<Lanes<T>>,
     name: String,
-    others: Vec<Waiting<T>>,
+    others: VecDeque<Waiting<T>>,
     /// It is somebody else's by now.
     passed: bool,
 }
@@ -73,14 +75,17 @@ impl<T: Clone> Together<T> {
         let mut lanes = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = lanes.get_mut(name) {
             let (sender, turn) = oneshot::channel();
-            waiting.push(sender);
+            if waiting.len() == waiting.capacity() {
+                waiting.retain(|other| !other.is_closed());
+            }
+            waiting.push_back(sender);
             return Err(turn);
         }
-        lanes.insert(name.to_owned(), Vec::new());
+        lanes.insert(name.to_owned(), VecDeque::new());
         Ok(Baton {
             lanes: self.0.clone(),
             name: name.to_owned(),
-            others: Vec::new(),
+            others: VecDeque::new(),
             passed: false,
         })
     }
@@ -108,8 +113,7 @@ impl<T> Drop for Baton<T> {
         let since = lanes.get_mut(&self.name).map(std::mem::take);
         let mut all = std::mem::take(&mut self.others);
         all.extend(since.unwrap_or_default());
-        while !all.is_empty() {
-            let first = all.remove(0);
+        while let Some(first) = all.pop_front() {
             let baton = Baton {
                 lanes: self.lanes.clone(),
                 name: self.name.clone(),
@@ -226,6 +230,23 @@ mod tests {
         oracle.answers(Ok(7));
         assert_eq!(poll(&mut fifth), Some(Ok(7)));
         assert!(together.0.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn those_who_are_gone_are_forgotten() {
+        let (together, oracle) = (Together::default(), Oracle::default());
+        let mut first = asking(&together, &oracle);
+        let mut stays = asking(&together, &oracle);
+        for _ in 0..1000 {
+            drop(asking(&together, &oracle));
+        }
+        let kept = together.0.0.lock().unwrap()["a"].len();
+        assert!(kept < 10, "{kept} wait, of whom one is there");
+        oracle.answers(Ok(1));
+        assert_eq!(poll(&mut first), Some(Ok(1)));
+        assert_eq!((poll(&mut stays), oracle.put.get()), (None, 2));
+        oracle.answers(Ok(2));
+        assert_eq!(poll(&mut stays), Some(Ok(2)));
     }
 
     #[test]
