@@ -10,6 +10,11 @@ use hdrhistogram::Histogram;
 
 use crate::disk::{self, Aligned};
 
+/// A quantile of latencies in nanoseconds, in microseconds.
+pub fn micros(latencies: &Histogram<u64>, quantile: f64) -> f64 {
+    latencies.value_at_quantile(quantile) as f64 / 1e3
+}
+
 /// Latencies in nanoseconds, to three digits.
 pub fn histogram() -> Histogram<u64> {
     // The only failure is of the digits, which are right here.

@@ -15,6 +15,11 @@ pub fn of_process(pid: u32) -> Option<Duration> {
     Some(of_threads.sum())
 }
 
+/// The same, of several processes together.
+pub fn of_processes(pids: &[u32]) -> Duration {
+    pids.iter().filter_map(|pid| of_process(*pid)).sum()
+}
+
 /// Processor time that the calling process has used so far, by threads that have ended as well: it never falls.
 pub fn of_self() -> Duration {
     let used = clock_gettime(ClockId::ProcessCPUTime);

@@ -5,19 +5,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ashlar_cluster_s3::calendar::iso_date;
-use ashlar_cluster_s3::signature_v4::{Scope, sign, signing_key};
-use ashlar_cluster_s3::text::to_hex;
+use ashlar_cluster_s3::signature::{Signed, UNSIGNED};
+use ashlar_cluster_s3::signature_v4::{Scope, authorize, stamp};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
 const REGION: &str = "us-east-1";
-const PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+/// Most of a refusal that is told, in bytes.
+const TOLD: usize = 1000;
 
 /// Why a request came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -79,34 +78,28 @@ impl User {
         path: &str,
         body: Bytes,
     ) -> Request<Whole> {
-        // `1994-11-06T08:49:37.000Z` to `19941106T084937Z`.
-        let stamp: String = iso_date(now_ms())
-            .chars()
-            .take(19)
-            .filter(|c| !matches!(c, '-' | ':'))
-            .chain(['Z'])
-            .collect();
+        let stamp = stamp(now_ms());
         let scope = Scope {
             stamp: stamp.clone(),
             region: REGION.to_owned(),
         };
-        let names = "host;x-amz-content-sha256;x-amz-date";
-        let canonical = format!(
-            "{method}\n{path}\n\nhost:{host}\nx-amz-content-sha256:{PAYLOAD}\nx-amz-date:{stamp}\n\n{names}\n{PAYLOAD}"
-        );
-        let credential = format!("{}/{REGION}/s3/aws4_request", &stamp[..8]);
-        let hash = to_hex(&Sha256::digest(canonical.as_bytes()));
-        let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{credential}\n{hash}");
-        let signature = sign(&signing_key(&self.secret, &scope), &text);
-        let authorization = format!(
-            "AWS4-HMAC-SHA256 Credential={}/{credential}, SignedHeaders={names}, Signature={signature}",
-            self.key_id
-        );
+        let host = host.to_string();
+        let signed = Signed {
+            method,
+            path,
+            headers: vec![
+                ("host", &host),
+                ("x-amz-content-sha256", UNSIGNED),
+                ("x-amz-date", &stamp),
+            ],
+            ..Signed::default()
+        };
+        let authorization = authorize(&signed, UNSIGNED, scope, &self.key_id, &self.secret);
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", host.to_string())
-            .header("x-amz-content-sha256", PAYLOAD)
+            .header("host", &host)
+            .header("x-amz-content-sha256", UNSIGNED)
             .header("x-amz-date", stamp)
             .header("authorization", authorization)
             .header("content-length", body.len())
@@ -145,7 +138,7 @@ impl Connection {
             if let Some(data) = frame?.data_ref() {
                 got += data.len() as u64;
                 if !status.is_success() {
-                    text.extend(data.iter().take(1000));
+                    text.extend(data.iter().take(TOLD - text.len()));
                 }
             }
         }

@@ -7,5 +7,6 @@
 pub mod baseline;
 pub mod cpu;
 pub mod disk;
+pub mod drive;
 pub mod echo;
 pub mod http;

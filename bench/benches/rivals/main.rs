@@ -145,7 +145,7 @@ fn appends(c: &mut Criterion) {
 fn main() {
     let round_trip = baseline::tcp_round_trip(64, Duration::from_secs(1));
     if let Ok(round_trip) = round_trip {
-        let us = round_trip.value_at_quantile(0.5) as f64 / 1e3;
+        let us = baseline::micros(&round_trip, 0.5);
         println!("bare TCP round trip of 64 bytes, two sleeping threads: {us:.1} us");
     }
     let mut criterion = Criterion::default()

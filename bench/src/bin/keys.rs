@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ashlar_bench::baseline;
+use ashlar_bench::{baseline, drive};
 use ashlar_layout::ids::NodeId;
 use ashlar_node_client::{Client, ClientError, ClientOptions, ListOptions, PutOptions};
 use ashlar_tests::rig::{self, Options, Rig};
@@ -71,13 +71,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("keys: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    drive::ended("keys", run(&Cli::parse()))
 }
 
 fn name(key: u64) -> String {
@@ -91,7 +85,7 @@ fn store(what: &str) -> impl FnOnce(ClientError) -> KeysError {
 }
 
 fn percentiles(histogram: &Histogram<u64>) -> [f64; 3] {
-    [0.5, 0.99, 0.999].map(|q| histogram.value_at_quantile(q) as f64 / 1e3)
+    [0.5, 0.99, 0.999].map(|q| baseline::micros(histogram, q))
 }
 
 fn run(cli: &Cli) -> Result<(), KeysError> {
@@ -105,9 +99,9 @@ fn run(cli: &Cli) -> Result<(), KeysError> {
         .enable_all()
         .build()?;
     let second = Duration::from_secs(1);
-    let tcp = baseline::tcp_round_trip(100, second)?.value_at_quantile(0.5) as f64 / 1e3;
-    let read =
-        baseline::direct_read(&rig.device(1), 4096, second)?.value_at_quantile(0.5) as f64 / 1e3;
+    let median = |latencies: Histogram<u64>| baseline::micros(&latencies, 0.5);
+    let tcp = median(baseline::tcp_round_trip(100, second)?);
+    let read = median(baseline::direct_read(&rig.device(1), 4096, second)?);
     if !cli.json {
         println!("TCP round trip {tcp:.0} us, read of 4 KiB {read:.0} us (medians, in this run)");
     }

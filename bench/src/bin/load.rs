@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ashlar_bench::{baseline, cpu, disk};
+use ashlar_bench::baseline::micros;
+use ashlar_bench::{baseline, cpu, disk, drive};
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::limits::LIST_PAGE_MAX;
-use ashlar_node_client::{Client, ClientError, ClientOptions, GetOptions, ListOptions, PutOptions};
+use ashlar_node_client::{Client, ClientError, ClientOptions, ListOptions, PutOptions};
 use ashlar_tests::rig::{self, Options, Rig};
 use bytes::Bytes;
 use clap::Parser;
@@ -102,13 +103,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("load: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    drive::ended("load", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<(), LoadError> {
@@ -244,18 +239,12 @@ async fn measure(
     }
     if kind == Kind::Cached {
         for key in 0..keys {
-            get(&client, &key_name(len, key), len)
+            drive::get(&client, BUCKET, &key_name(len, key), len)
                 .await
                 .map_err(failed("warm"))?;
         }
     }
-    let nodes_cpu = || {
-        nodes
-            .iter()
-            .filter_map(|pid| cpu::of_process(*pid))
-            .sum::<Duration>()
-    };
-    let (client_before, nodes_before) = (cpu::of_self(), nodes_cpu());
+    let (client_before, nodes_before) = (cpu::of_self(), cpu::of_processes(nodes));
     let begun = Instant::now();
     let next = Arc::new(AtomicU64::new(0));
     let mut lanes = tokio::task::JoinSet::new();
@@ -272,7 +261,7 @@ async fn measure(
                             client.put_bytes(BUCKET, &key, body.clone(), PutOptions::default());
                         put.await?;
                     }
-                    Kind::Get | Kind::Cached => get(&client, &key, len).await?,
+                    Kind::Get | Kind::Cached => drive::get(&client, BUCKET, &key, len).await?,
                     Kind::List => {
                         let options = ListOptions {
                             prefix: format!("{len}/"),
@@ -287,14 +276,7 @@ async fn measure(
             Ok::<_, ClientError>(latencies)
         });
     }
-    let mut latencies = baseline::histogram();
-    while let Some(lane) = lanes.join_next().await {
-        match lane {
-            Ok(Ok(histogram)) => latencies += histogram,
-            Ok(Err(source)) => return Err(failed("operation")(source)),
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
-    }
+    let latencies = drive::latencies(lanes).await.map_err(failed("operation"))?;
     let took = begun.elapsed().as_secs_f64();
     let operations = latencies.len();
     let per_operation = |time: Duration| time.as_secs_f64() * 1e6 / operations.max(1) as f64;
@@ -308,29 +290,14 @@ async fn measure(
         p99_us: micros(&latencies, 0.99),
         p999_us: micros(&latencies, 0.999),
         client_cpu_us: per_operation(cpu::of_self().saturating_sub(client_before)),
-        nodes_cpu_us: per_operation(nodes_cpu().saturating_sub(nodes_before)),
+        nodes_cpu_us: per_operation(cpu::of_processes(nodes).saturating_sub(nodes_before)),
         ratio_to_bare: None,
         ratio_to_device: None,
     })
 }
 
-/// Reads an object whole.
-async fn get(client: &Client, key: &str, len: usize) -> Result<(), ClientError> {
-    let mut stream = client.get(BUCKET, key, GetOptions::default()).await?;
-    let mut got = 0;
-    while let Some(piece) = stream.next().await {
-        got += piece?.len();
-    }
-    assert_eq!(got, len, "{key}");
-    Ok(())
-}
-
 fn key_name(len: usize, number: u64) -> String {
     format!("{len}/{number:06}")
-}
-
-fn micros(histogram: &Histogram<u64>, quantile: f64) -> f64 {
-    histogram.value_at_quantile(quantile) as f64 / 1e3
 }
 
 fn print_head(bare: &Baseline) {

@@ -8,6 +8,7 @@
 //! Requests are signed (version 4, the payload unsigned), each connection is kept and has one request at a time.
 
 use std::fs::File;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -15,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ashlar_bench::baseline::micros;
 use ashlar_bench::http::{Connection, HttpError, User};
-use ashlar_bench::{baseline, cpu};
-use ashlar_node_client::{Client, ClientError, ClientOptions, GetOptions, PutOptions};
+use ashlar_bench::{baseline, cpu, drive};
+use ashlar_node_client::{Client, ClientError, ClientOptions, PutOptions};
 use ashlar_tests::rig::{self, Options, Rig};
 use ashlar_tests::s3;
 use bytes::Bytes;
@@ -74,6 +76,7 @@ enum BenchError {
 }
 
 /// Who is asked.
+#[derive(Clone)]
 enum Asked {
     Http {
         address: SocketAddr,
@@ -141,13 +144,7 @@ impl Drop for Weed {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("s3: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    drive::ended("s3", run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<(), BenchError> {
@@ -308,31 +305,36 @@ async fn sprout(program: &Path, folder: &Path) -> Result<Weed, BenchError> {
         user,
     };
     serves(&weed).await?;
-    let shell = |line: String| -> Result<(), BenchError> {
-        use std::io::Write;
-        let mut shell = Command::new(program)
-            .arg("shell")
-            .arg(format!(
-                "-master=127.0.0.1:{}.{}",
-                ports[0].port(),
-                ports[1].port()
-            ))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(io("weed shell"))?;
-        if let Some(stdin) = &mut shell.stdin {
-            writeln!(stdin, "{line}").map_err(io("weed shell"))?;
-        }
-        shell.wait().map_err(io("weed shell"))?;
-        Ok(())
-    };
-    shell(format!(
-        "fs.configure -locationPrefix=/buckets/{DURABLE} -fsync -apply"
-    ))?;
+    let master = format!("127.0.0.1:{}.{}", ports[0].port(), ports[1].port());
+    configure(
+        program,
+        &master,
+        &format!("fs.configure -locationPrefix=/buckets/{DURABLE} -fsync -apply"),
+    )?;
     create(weed.s3, &weed.user, DURABLE).await?;
     Ok(weed)
+}
+
+/// Gives SeaweedFS's shell a command.
+fn configure(program: &Path, master: &str, line: &str) -> Result<(), BenchError> {
+    let mut shell = Command::new(program)
+        .args(["shell", &format!("-master={master}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(io("weed shell"))?;
+    // What it reads ends where this is dropped.
+    if let Some(mut stdin) = shell.stdin.take() {
+        writeln!(stdin, "{line}").map_err(io("weed shell"))?;
+    }
+    let status = shell.wait().map_err(io("weed shell"))?;
+    if status.success() {
+        return Ok(());
+    }
+    // Without it what is called durable would not be.
+    let refused = std::io::Error::other(format!("{line}: {status}"));
+    Err(io("weed shell")(refused))
 }
 
 /// Waits until it makes a bucket.
@@ -390,15 +392,11 @@ async fn in_turns(
     };
     for _ in 0..cli.rounds {
         for (store, sum) in stores.iter().zip(&mut sums) {
-            let of_store = || {
-                let of = store.pids.iter().filter_map(|pid| cpu::of_process(*pid));
-                of.sum::<Duration>()
-            };
-            let (store_before, client_before) = (of_store(), cpu::of_self());
+            let (store_before, client_before) = (cpu::of_processes(&store.pids), cpu::of_self());
             let begun = Instant::now();
             sum.latencies += work.at(store, connections).await?;
             sum.took += begun.elapsed();
-            sum.store_cpu += of_store().saturating_sub(store_before);
+            sum.store_cpu += cpu::of_processes(&store.pids).saturating_sub(store_before);
             sum.client_cpu += cpu::of_self().saturating_sub(client_before);
         }
     }
@@ -415,6 +413,88 @@ struct Work {
     time: Duration,
 }
 
+/// A way to a store that has one request at a time.
+enum Lane {
+    Http {
+        connection: Connection,
+        address: SocketAddr,
+        user: Arc<User>,
+        bucket: &'static str,
+    },
+    Native(Client),
+}
+
+impl Asked {
+    async fn lane(&self) -> Result<Lane, BenchError> {
+        let (address, user, bucket) = match self {
+            Asked::Native(client) => return Ok(Lane::Native(client.clone())),
+            Asked::Http {
+                address,
+                user,
+                bucket,
+            } => (*address, user.clone(), *bucket),
+        };
+        let connection = Connection::open(address).await;
+        let connection = connection.map_err(|source| BenchError::Http {
+            what: format!("connecting to {address}"),
+            source,
+        })?;
+        Ok(Lane::Http {
+            connection,
+            address,
+            user,
+            bucket,
+        })
+    }
+}
+
+impl Lane {
+    /// Does one operation: how long it took from when it was ready to be sent.
+    async fn once(&mut self, kind: Kind, key: &str, body: &Bytes) -> Result<Duration, BenchError> {
+        match self {
+            Lane::Http {
+                connection,
+                address,
+                user,
+                bucket,
+            } => {
+                let path = format!("/{bucket}/{key}");
+                let request = match kind {
+                    Kind::Put => user.sign("PUT", *address, &path, body.clone()),
+                    Kind::Get => user.sign("GET", *address, &path, Bytes::new()),
+                };
+                let start = Instant::now();
+                let got = connection.ask(request).await;
+                let got = got.map_err(|source| BenchError::Http {
+                    what: format!("{kind:?} at {address}"),
+                    source,
+                })?;
+                let took = start.elapsed();
+                if kind == Kind::Get {
+                    assert_eq!(got, body.len() as u64, "{path}");
+                }
+                Ok(took)
+            }
+            Lane::Native(client) => {
+                let start = Instant::now();
+                let done = match kind {
+                    Kind::Put => {
+                        let put =
+                            client.put_bytes(BUCKET, key, body.clone(), PutOptions::default());
+                        put.await.map(drop)
+                    }
+                    Kind::Get => drive::get(client, BUCKET, key, body.len()).await,
+                };
+                done.map_err(|source| BenchError::Store {
+                    what: format!("{kind:?} by the native client"),
+                    source,
+                })?;
+                Ok(start.elapsed())
+            }
+        }
+    }
+}
+
 impl Work {
     /// Does it at a store, over so many connections.
     async fn at(&self, store: &Store, connections: u64) -> Result<Histogram<u64>, BenchError> {
@@ -422,32 +502,18 @@ impl Work {
         let next = Arc::new(AtomicU64::new(0));
         let mut lanes = tokio::task::JoinSet::new();
         for _ in 0..connections {
-            let (work, next) = (self.clone(), next.clone());
-            match &store.asked {
-                Asked::Native(client) => {
-                    let client = client.clone();
-                    lanes.spawn(async move { work.native(&client, &next, begun).await });
+            let (work, next, asked) = (self.clone(), next.clone(), store.asked.clone());
+            lanes.spawn(async move {
+                let mut latencies = baseline::histogram();
+                let mut lane = asked.lane().await?;
+                while let Some(key) = work.next(&next, begun) {
+                    let took = lane.once(work.kind, &key, &work.body).await?;
+                    latencies.saturating_record(baseline::nanos(took));
                 }
-                Asked::Http {
-                    address,
-                    user,
-                    bucket,
-                } => {
-                    let (address, user, bucket) = (*address, user.clone(), *bucket);
-                    lanes.spawn(
-                        async move { work.http(address, &user, bucket, &next, begun).await },
-                    );
-                }
-            }
+                Ok(latencies)
+            });
         }
-        let mut latencies = baseline::histogram();
-        while let Some(lane) = lanes.join_next().await {
-            match lane {
-                Ok(histogram) => latencies += histogram?,
-                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-            }
-        }
-        Ok(latencies)
+        drive::latencies(lanes).await
     }
 
     /// The next object, unless all is done.
@@ -455,70 +521,6 @@ impl Work {
         let nth = next.fetch_add(1, Ordering::Relaxed);
         let more = nth < self.most && begun.elapsed() < self.time;
         more.then(|| format!("{}/{:06}", self.body.len(), nth % self.keys))
-    }
-
-    async fn http(
-        &self,
-        address: SocketAddr,
-        user: &User,
-        bucket: &str,
-        next: &AtomicU64,
-        begun: Instant,
-    ) -> Result<Histogram<u64>, BenchError> {
-        let failed = |source| BenchError::Http {
-            what: format!("{:?} at {address}", self.kind),
-            source,
-        };
-        let mut latencies = baseline::histogram();
-        let mut connection = Connection::open(address).await.map_err(failed)?;
-        while let Some(key) = self.next(next, begun) {
-            let path = format!("/{bucket}/{key}");
-            let request = match self.kind {
-                Kind::Put => user.sign("PUT", address, &path, self.body.clone()),
-                Kind::Get => user.sign("GET", address, &path, Bytes::new()),
-            };
-            let start = Instant::now();
-            let got = connection.ask(request).await.map_err(failed)?;
-            latencies.saturating_record(baseline::nanos(start.elapsed()));
-            if self.kind == Kind::Get {
-                assert_eq!(got, self.body.len() as u64, "{path}");
-            }
-        }
-        Ok(latencies)
-    }
-
-    async fn native(
-        &self,
-        client: &Client,
-        next: &AtomicU64,
-        begun: Instant,
-    ) -> Result<Histogram<u64>, BenchError> {
-        let failed = |source| BenchError::Store {
-            what: format!("{:?} by the native client", self.kind),
-            source,
-        };
-        let mut latencies = baseline::histogram();
-        while let Some(key) = self.next(next, begun) {
-            let start = Instant::now();
-            match self.kind {
-                Kind::Put => {
-                    let options = PutOptions::default();
-                    let put = client.put_bytes(BUCKET, &key, self.body.clone(), options);
-                    put.await.map_err(failed)?;
-                }
-                Kind::Get => {
-                    let get = client.get(BUCKET, &key, GetOptions::default()).await;
-                    let mut stream = get.map_err(failed)?;
-                    let mut got = 0;
-                    while let Some(piece) = stream.next().await {
-                        got += piece.map_err(failed)?.len();
-                    }
-                    assert_eq!(got, self.body.len(), "{key}");
-                }
-            }
-            latencies.saturating_record(baseline::nanos(start.elapsed()));
-        }
-        Ok(latencies)
     }
 }
 
@@ -545,10 +547,6 @@ fn row(store: &Store, sum: &Sum, kind: Kind, kib: usize, connections: u64, first
         client_cpu_us: each(sum.client_cpu),
         ratio: p50_us / first,
     }
-}
-
-fn micros(histogram: &Histogram<u64>, quantile: f64) -> f64 {
-    histogram.value_at_quantile(quantile) as f64 / 1e3
 }
 
 fn print_head() {

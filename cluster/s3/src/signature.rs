@@ -15,7 +15,8 @@ use crate::text::percent_decode;
 /// How far a request's time may be from ours.
 pub const SKEW_MS: u64 = 15 * 60 * 1000;
 pub(crate) const ALGORITHM: &str = "AWS4-HMAC-SHA256";
-pub(crate) const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
+/// What stands for a payload that is not signed.
+pub const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 /// A request, as it was sent.
 #[derive(Clone, Debug, Default)]
 pub struct Signed<'a> {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::refusal::Code;
 use crate::signature::{Claim, Payload, SKEW_MS, Signed, check_form, parse_query};
 use crate::signature_v2::sign_v2;
-use crate::signature_v4::{Scope, sign, signing_key, stamp};
+use crate::signature_v4::{Scope, authorize, sign, signing_key, stamp};
 
 pub(crate) const KEY_ID: &str = "AKIAIOSFODNN7EXAMPLE";
 pub(crate) const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
@@ -132,6 +132,27 @@ fn the_manuals_requests() {
         let wrong = claim.check(&request, &query, "wrong").unwrap_err();
         assert_eq!(wrong.code, Code::SignatureDoesNotMatch);
     }
+}
+
+#[test]
+fn a_client_signs_as_in_the_manual() {
+    let headers = [
+        HOST,
+        ("range", "bytes=0-9"),
+        ("x-amz-content-sha256", EMPTY),
+        DATE,
+    ];
+    let scope = Scope {
+        stamp: stamp(NOW),
+        region: "us-east-1".to_owned(),
+    };
+    let request = request("GET", "/test.txt", &headers);
+    let expected = authorization(
+        "host;range;x-amz-content-sha256;x-amz-date",
+        "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    );
+    let signed = authorize(&request, EMPTY, scope, KEY_ID, SECRET);
+    assert_eq!(signed, expected);
 }
 
 #[test]

@@ -328,18 +328,18 @@ fn sha256(text: &[u8]) -> String {
 }
 
 impl V4 {
-    pub(crate) fn is_right(
-        &self,
-        request: &Signed<'_>,
+    /// What the signature is of a request that is signed as this says, by the path that is signed. None if a
+    /// header is not there.
+    fn signing<'a>(
+        &'a self,
+        request: &'a Signed<'_>,
         query: &[(String, String)],
         secret: &str,
         presigned: bool,
-    ) -> bool {
+    ) -> Option<impl Fn(&str) -> String + use<'a>> {
         let mut headers = String::new();
         for name in &self.signed {
-            let Some(value) = canonical_header(request, name) else {
-                return false;
-            };
+            let value = canonical_header(request, name)?;
             headers.push_str(name);
             headers.push(':');
             headers.push_str(&value);
@@ -347,7 +347,7 @@ impl V4 {
         }
         let query = canonical_query(query, presigned);
         let key = signing_key(secret, &self.scope);
-        let signature_of = |path: &str| {
+        Some(move |path: &str| {
             let canonical = [
                 request.method,
                 path,
@@ -364,6 +364,18 @@ impl V4 {
                 &sha256(canonical.as_bytes()),
             ];
             sign(&key, &text.join("\n"))
+        })
+    }
+
+    pub(crate) fn is_right(
+        &self,
+        request: &Signed<'_>,
+        query: &[(String, String)],
+        secret: &str,
+        presigned: bool,
+    ) -> bool {
+        let Some(signature_of) = self.signing(request, query, secret, presigned) else {
+            return false;
         };
         let decoded = percent_decode(request.path);
         let path = decoded.map(|path| encode(&path, true));
@@ -376,6 +388,35 @@ impl V4 {
         // Some clients sign the path as they send it.
         path.as_deref() != Some(request.path) && same(&signature_of(request.path), &self.signature)
     }
+}
+
+/// The `authorization` header with which a client signs a request without a query: all headers that the request
+/// has, in the order of their names, and its path as it is.
+pub fn authorize(
+    request: &Signed<'_>,
+    payload: &str,
+    scope: Scope,
+    key_id: &str,
+    secret: &str,
+) -> String {
+    let v4 = V4 {
+        key_id: key_id.to_owned(),
+        scope,
+        signed: request
+            .headers
+            .iter()
+            .map(|(n, _)| (*n).to_owned())
+            .collect(),
+        signature: String::new(),
+        payload: payload.to_owned(),
+    };
+    let signing = v4.signing(request, &[], secret, false);
+    let signature = signing.map_or_else(String::new, |signature_of| signature_of(request.path));
+    format!(
+        "{ALGORITHM} Credential={key_id}/{}, SignedHeaders={}, Signature={signature}",
+        v4.scope.text(),
+        v4.signed.join(";")
+    )
 }
 
 /// The signatures of a body's chunks, each of which depends on the one before.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - what is used is what the store says now: a document that is kept here is only taken if the store has
 //!   just said that its version still stands (one round trip to the witnesses). So a key that is revoked
-//!   is revoked at once, at every gateway;
+//!   is revoked at once, at every gateway. Requests that come together share that round trip, if it began after
+//!   the last of them came;
 //! - a document that cannot be read is an error, and never taken for one that is not there;
 //! - a document is changed only if it is still the one that was read.
 
@@ -26,6 +27,7 @@ use ashlar_node_client::{
 use bytes::{Bytes, BytesMut};
 
 use crate::faults::{internal, is_absent, refusal, refused};
+use crate::together::Together;
 
 /// Documents of one kind that are kept, with what was made of them.
 const KEPT: usize = 4096;
@@ -59,6 +61,8 @@ pub(crate) struct Directory {
     root: RootKey,
     keys: Kept<OpenKey>,
     buckets: Kept<OpenBucket>,
+    asked_keys: Together<Arc<OpenKey>>,
+    asked_buckets: Together<Option<Arc<OpenBucket>>>,
 }
 
 /// A document, if there is one. Whatever keeps it from being read is an error.
@@ -132,25 +136,25 @@ impl Directory {
             root,
             keys: Kept::default(),
             buckets: Kept::default(),
+            asked_keys: Together::default(),
+            asked_buckets: Together::default(),
         }
     }
 
     /// A key, by its id.
     pub(crate) async fn key(&self, id: &str) -> Result<Arc<OpenKey>, Refusal> {
-        let none = || {
-            refused(
-                Code::InvalidAccessKeyId,
-                "The AWS Access Key Id you provided does not exist in our records.",
-            )
-        };
         if !is_key_id(id) {
-            return none();
+            return no_key();
         }
+        self.asked_keys.ask(id, || self.read_key(id)).await
+    }
+
+    async fn read_key(&self, id: &str) -> Result<Arc<OpenKey>, Refusal> {
         let found = read_document(&self.client, &key_key(id)).await;
         let (meta, bytes) = match found {
             Ok(Some(found)) => found,
-            Ok(None) => return none(),
-            Err(error) if error.code() == Store::NoSuchBucket => return none(),
+            Ok(None) => return no_key(),
+            Err(error) if error.code() == Store::NoSuchBucket => return no_key(),
             Err(error) => return Err(refusal(&error)),
         };
         if let Some(open) = kept(&self.keys, id, meta.version) {
@@ -173,6 +177,11 @@ impl Directory {
 
     /// A bucket's configuration; none of a bucket that was not made through S3, or is not there.
     pub(crate) async fn bucket(&self, bucket: &str) -> Result<Option<Arc<OpenBucket>>, Refusal> {
+        let question = || self.read_bucket(bucket);
+        self.asked_buckets.ask(bucket, question).await
+    }
+
+    async fn read_bucket(&self, bucket: &str) -> Result<Option<Arc<OpenBucket>>, Refusal> {
         let found = read_document(&self.client, &bucket_key(bucket)).await;
         let (meta, bytes) = match found {
             Ok(Some(found)) => found,
@@ -303,6 +312,13 @@ fn is_same(one: Option<&BucketConfig>, other: Option<&BucketConfig>) -> bool {
     let nobodys = BucketConfig::new("", 0);
     let (one, other) = (one.unwrap_or(&nobodys), other.unwrap_or(&nobodys));
     (&one.owner, one.made_by) == (&other.owner, other.made_by)
+}
+
+fn no_key<T>() -> Result<T, Refusal> {
+    refused(
+        Code::InvalidAccessKeyId,
+        "The AWS Access Key Id you provided does not exist in our records.",
+    )
 }
 
 fn busy<T>() -> Result<T, Refusal> {

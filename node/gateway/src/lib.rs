@@ -33,6 +33,7 @@ pub mod reply;
 pub mod server;
 mod tagging;
 pub mod tls;
+mod together;
 mod upload_list;
 mod uploads;
 mod versions;
