@@ -69,8 +69,8 @@ impl Gateway {
         }
     }
 
-    /// The version that a request is about, and whether it is the current one: that one is written in two places. What is
-    /// found under a name is never taken for what is current by another name.
+    /// The version that a request is about, and whether it is the current one: that one is written in two places. What
+    /// is found under a name is never taken for what is current by another name.
     async fn to_be_tagged(
         &self,
         context: &Context,
