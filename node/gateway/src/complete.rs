@@ -452,6 +452,7 @@ impl Gateway {
                 condition: &WriteIf::Always,
                 precondition: Precondition::None,
                 attributes: Attributes::default(),
+                known: None,
             };
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));

@@ -88,6 +88,7 @@ impl Gateway {
             condition: &WriteIf::Always,
             precondition: Precondition::None,
             attributes,
+            known: None,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;

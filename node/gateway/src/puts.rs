@@ -5,6 +5,7 @@
 //! - what is acknowledged has the digests that were sent of it.
 
 use std::io;
+use std::time::Instant;
 
 use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::iso_date;
@@ -33,7 +34,7 @@ use crate::lifecycle::expiration_header;
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
-use crate::versions::{Keeping, missing};
+use crate::versions::{Keeping, STANDS, missing};
 
 /// Most bytes of one body.
 pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
@@ -55,6 +56,8 @@ pub(crate) struct Target<'a> {
     pub(crate) condition: &'a WriteIf,
     pub(crate) precondition: Precondition,
     pub(crate) attributes: Attributes,
+    /// What its bucket wanted, and when.
+    pub(crate) known: Option<(Keeping, Instant)>,
 }
 
 /// Refuses what cannot be kept with an object here.
@@ -202,6 +205,7 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
+            known: Some((context.keeping(), context.asked)),
         };
         let made = self
             .make(target, Source::Http(body), promise, &sent)
@@ -233,6 +237,7 @@ impl Gateway {
             condition,
             precondition,
             attributes,
+            known,
         } = target;
         let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
@@ -248,7 +253,10 @@ impl Gateway {
         let mut made: Option<(String, Option<Checksum>, Keeping)> = None;
         // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
         let seal = async |_: Sealed| {
-            let keeping = self.keeping(bucket).await;
+            let keeping = match known {
+                Some((keeping, asked)) if asked.elapsed() < STANDS => Ok(keeping),
+                _ => self.keeping(bucket).await,
+            };
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
             match sealed.and_then(|sealed| Ok((sealed, keeping?))) {
@@ -346,6 +354,7 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
+            known: None,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));

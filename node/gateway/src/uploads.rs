@@ -294,6 +294,7 @@ impl Gateway {
             condition: &WriteIf::Always,
             precondition: Precondition::None,
             attributes: Attributes::default(),
+            known: None,
         };
         let made = self.make(target, source, promise, sent).await?;
         let record = &upload.record;
