@@ -51,6 +51,22 @@ fn versions_are_kept_as_a_real_client_knows_them() {
 }
 
 #[test]
+fn what_is_locked_stays_whoever_asks() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let second = Gateway::start(&rig);
+    let user = rig.ok(&["user", "add", "other", "--json"]);
+    let user: serde_json::Value = serde_json::from_str(&user).expect("a user is told as JSON");
+    let text = |name: &str| user[name].as_str().expect("a user has a key").to_owned();
+    let mut script = s3::script(&rig, &python, "locks.py");
+    script
+        .env("ENDPOINT2", &second.endpoint)
+        .env("ALT_KEY", text("access_key_id"))
+        .env("ALT_SECRET", text("secret_access_key"));
+    s3::run(script);
+}
+
+#[test]
 fn what_no_client_sends_is_refused_and_touches_nothing() {
     let Some(python) = s3::python() else { return };
     let (_turn, rig) = rig();

@@ -32,6 +32,7 @@ pub mod form_policy;
 pub mod lifecycle;
 pub mod lifecycle_document;
 pub mod listing;
+pub mod object_lock;
 pub mod operation;
 pub mod pattern;
 pub mod policy;

@@ -24,6 +24,7 @@ pub mod gateway;
 mod inbound;
 pub mod lifecycle;
 mod lists;
+mod locks;
 mod objects;
 pub mod options;
 mod pieces;

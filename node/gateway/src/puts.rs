@@ -17,6 +17,7 @@ use ashlar_cluster_s3::text::percent_decode;
 use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
@@ -27,9 +28,10 @@ use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
 use crate::digests::Sent;
 use crate::faults::{is_absent, refusal, refused};
-use crate::gateway::{Context, Gateway, attributes, modified_ms};
+use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms};
 use crate::inbound::Inbound;
 use crate::lifecycle::expiration_header;
+use crate::locks::asked_lock;
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
@@ -55,6 +57,8 @@ pub(crate) struct Target<'a> {
     pub(crate) condition: &'a WriteIf,
     pub(crate) precondition: Precondition,
     pub(crate) attributes: Attributes,
+    /// The lock that is asked for.
+    pub(crate) lock: Lock,
 }
 
 /// Refuses what cannot be kept with an object here.
@@ -176,6 +180,7 @@ impl Gateway {
         let call = &context.call;
         self.check_there(context).await?;
         let attributes = attributes_of(call)?;
+        let lock = asked_lock(context, call)?;
         let sent = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let condition = write_if(call)?;
         let mut promise = self.promise(context)?;
@@ -202,6 +207,7 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
+            lock,
         };
         let made = self
             .make(target, Source::Http(body), promise, &sent)
@@ -233,6 +239,7 @@ impl Gateway {
             condition,
             precondition,
             attributes,
+            lock,
         } = target;
         let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
@@ -248,13 +255,16 @@ impl Gateway {
         let mut made: Option<(String, Option<Checksum>, Keeping)> = None;
         // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
         let seal = async |_: Sealed| {
-            let keeping = self.keeping(bucket).await;
+            let kept = self.kept(bucket).await;
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
-            match sealed.and_then(|sealed| Ok((sealed, keeping?))) {
-                Ok(((seal, checksum), keeping)) => {
+            let sealed = sealed.and_then(|sealed| {
+                let kept = kept?;
+                Ok((sealed, kept.keeping, kept.making(lock, now_ms())?))
+            });
+            match sealed {
+                Ok(((seal, checksum), keeping, making)) => {
                     made = Some((seal.etag.to_string(), checksum, keeping));
-                    let making = keeping.making();
                     Ok(Sealed { seal, making })
                 }
                 Err(refusal) => {
@@ -298,6 +308,7 @@ impl Gateway {
         let replaces = directive(call, "x-amz-metadata-directive")?;
         let replaces_tags = directive(call, "x-amz-tagging-directive")?;
         check_kept(call)?;
+        let lock = asked_lock(context, call)?;
         let condition = write_if(call)?;
         // Before the source is open: who reads and waits to read more may wait for others like it.
         let precondition = self
@@ -346,6 +357,7 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
+            lock,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));
