@@ -31,6 +31,7 @@ pub mod form;
 pub mod form_policy;
 pub mod lifecycle;
 pub mod lifecycle_document;
+pub mod lifecycle_versions;
 pub mod listing;
 pub mod object_lock;
 pub mod operation;

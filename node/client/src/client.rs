@@ -292,9 +292,24 @@ impl Client {
         versions::drop_version(self, bucket, key, version, bypass).await
     }
 
+    /// Removes a version of an object that is not the current one, if `current` still is the entry that wrote what is
+    /// current, and no lock keeps it: so whoever found before what is to be removed removes nothing else. `alone`: it
+    /// is itself current, and was found to be the only one.
+    pub async fn end_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        current: Seq,
+        version: Seq,
+        alone: bool,
+    ) -> Result<DeleteOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        versions::end(self, (bucket, key), current, (version, alone)).await
+    }
+
     /// Gives a version of an object another lock. `meta` is what was found of it, and `current` whether that was what
-    /// is current: if it was changed meanwhile, this is refused as a precondition that does not hold. An object that is no
-    /// version is made the `null` one by it. `bypass`: who asks may do what governance forbids.
+    /// is current: if it was changed meanwhile, this is refused as a precondition that does not hold. An object that
+    /// is no version is made the `null` one by it. `bypass`: who asks may do what governance forbids.
     pub async fn lock_version(
         &self,
         bucket: &str,

@@ -276,6 +276,19 @@ pub(crate) async fn drop_version(
     Err(ObjectError::Busy { detail }.into())
 }
 
+/// See [`Client::end_version`].
+pub(crate) async fn end(
+    client: &Client,
+    names: (&str, &str),
+    current: Seq,
+    (slot, alone): (Seq, bool),
+) -> Result<DeleteOutcome, ClientError> {
+    let then = if alone { Then::Nothing } else { Then::Same };
+    let (common, only) = (client.inner.common.clone(), Precondition::Version(current));
+    let drop = Delete::version(common, names, only, (slot, then, false), Bytes::new())?;
+    client.remove(drop).await
+}
+
 async fn page(
     inner: &Arc<Inner>,
     bucket: &str,

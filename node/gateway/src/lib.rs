@@ -11,6 +11,7 @@
 
 mod access;
 pub mod admin;
+mod aging;
 mod body;
 mod buckets;
 mod call;
