@@ -19,6 +19,7 @@ use crate::ids::{ClientId, RequestNo, Seq, Term};
 use crate::limits::{FRAME_CONTROL_MAX, INLINE_MAX, JOURNAL_BATCH_MAX};
 use crate::manifest::Op;
 use crate::manifest_v1::OpV1;
+use crate::manifest_v4::OpV4;
 use crate::version::{ENTRY_VERSION, ENTRY_VERSION_BOUNDS, ENTRY_VERSION_PLAIN};
 
 /// Bytes of an entry's header.
@@ -174,7 +175,7 @@ pub fn encode_entry(
 ) -> Result<(), EntryError> {
     let at = out.len();
     let version = match op {
-        Op::PutVersion { .. } | Op::DropVersion { .. } => ENTRY_VERSION,
+        Op::PutVersion { .. } | Op::DropVersion { .. } | Op::LockVersion { .. } => ENTRY_VERSION,
         Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION_BOUNDS,
         _ => ENTRY_VERSION_PLAIN,
     };
@@ -228,6 +229,7 @@ impl<'a> Entry<'a> {
     pub fn op(&self) -> Result<Op, EntryError> {
         let op = match self.version {
             ..2 => control::decode::<OpV1>(self.op_bytes).map(Op::from),
+            2..5 => control::decode::<OpV4>(self.op_bytes).map(Op::from),
             _ => control::decode(self.op_bytes),
         };
         op.map_err(|error| EntryError::BadOp {

@@ -10,6 +10,7 @@ use crate::ids::{DeviceNo, PartitionId, PgId, Seq, StripeId};
 use crate::limits::{
     ATTRIBUTES_MAX, INLINE_MAX, MANIFEST_STRIPES_MAX, SHARD_ALIGN, SHARD_SIZE_MAX, SHARDS_MAX,
 };
+use crate::lock::Lock;
 
 /// One stripe of an object, as its manifest names it. The placement group says on which devices
 /// its shards are: shard `i` is on the group's `i`-th device.
@@ -337,6 +338,8 @@ pub struct VersionTag {
     pub null: bool,
     /// It says that there is no object. It has nothing in it.
     pub marker: bool,
+    /// What keeps it from being removed: nothing ever keeps a marker.
+    pub lock: Lock,
 }
 
 /// Where the `null` version of an object stands among its versions, whenever it was made: there is one at most.
@@ -346,6 +349,15 @@ impl VersionTag {
     /// Where it stands among the versions of its object.
     pub fn slot(self) -> Seq {
         if self.null { NULL_VERSION } else { self.id }
+    }
+
+    /// The version of an object that is none, and was put by entry `id`: the `null` one, which nothing keeps.
+    pub fn of_plain(id: Seq) -> VersionTag {
+        VersionTag {
+            id,
+            null: true,
+            ..VersionTag::default()
+        }
     }
 }
 
@@ -451,6 +463,28 @@ pub enum Op {
         id: Seq,
         /// What the current object is then.
         then: Then,
+        /// Whether a retention in governance mode keeps it no more: whoever asks may do that.
+        bypass: bool,
+    },
+    /// Writes a version of an object anew, with another lock. One that is no version yet is made one by that. With
+    /// [`Body::Inline`] the entry's payload is the object.
+    LockVersion {
+        /// The bucket's name.
+        bucket: String,
+        /// The object's key.
+        key: String,
+        /// Which version, with the lock that it is to have.
+        tag: VersionTag,
+        /// The entry that wrote it last, as the proposer found it: it must be that still.
+        seen: Seq,
+        /// Whether it is the current one.
+        current: bool,
+        /// When it was made, in milliseconds since 1970.
+        modified_ms: u64,
+        /// What it is made of.
+        manifest: Manifest,
+        /// Whether a retention in governance mode may be made less by it: whoever asks may do that.
+        bypass: bool,
     },
 }
 

@@ -379,6 +379,8 @@ pub enum ErrorCode {
     BucketSpans,
     /// The current object is none of the versions that are kept: it has to be made one first.
     NotKept,
+    /// A lock keeps the version, or may not be made less.
+    Locked,
 }
 
 /// A fault that was found on a device.

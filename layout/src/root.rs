@@ -21,7 +21,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::control::{ControlError, ReadConfig, WriteConfig};
 use crate::crc::crc32_around;
 use crate::ids::{DeviceId, PartitionId, Seq, Term};
+use crate::lock::Lock;
 use crate::manifest::{Body, Etag, Manifest, VersionTag};
+use crate::manifest_v4::TagV4;
 use crate::page::{
     CHUNK_MAX, Child, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, RunId, number, put_number,
 };
@@ -79,7 +81,7 @@ pub struct ObjectBrief {
     pub tag: Option<VersionTag>,
 }
 
-/// What a value begins with. Then come tag and place, if it has them, the manifest's body and attributes, and up
+/// What a value begins with. Then come tag, lock and place, if it has them, the manifest's body and attributes, and up
 /// to its end the payload.
 #[derive(Clone, Copy, SchemaWrite, SchemaRead)]
 struct ValueHead {
@@ -87,7 +89,7 @@ struct ValueHead {
     size: u64,
     crc: u32,
     etag: Etag,
-    /// [`HAS_PLACE`] and [`HAS_TAG`]. Values without a tag are what they were before there were any.
+    /// [`HAS_PLACE`], [`HAS_TAG`] and [`HAS_LOCK`]. Values without are what they were before there were any.
     has: u8,
 }
 
@@ -95,6 +97,8 @@ struct ValueHead {
 const HAS_PLACE: u8 = 1;
 /// A value has a tag.
 const HAS_TAG: u8 = 2;
+/// A value with a tag has a lock.
+const HAS_LOCK: u8 = 4;
 
 /// The head of a value, with tag and place.
 struct ValueStart {
@@ -107,13 +111,19 @@ impl ValueStart {
     fn read(rest: &mut &[u8]) -> Result<ValueStart, String> {
         let bad = |error: wincode::ReadError| error.to_string();
         let head = <ValueHead as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?;
-        if head.has > HAS_PLACE | HAS_TAG {
+        let tags = head.has & (HAS_TAG | HAS_LOCK);
+        if head.has > HAS_PLACE | HAS_TAG | HAS_LOCK || tags == HAS_LOCK {
             return Err(format!("a value that has {:#04x}", head.has));
         }
         let tag = match head.has & HAS_TAG {
             0 => None,
-            _ => Some(<VersionTag as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?),
+            _ => Some(<TagV4 as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?),
         };
+        let lock = match head.has & HAS_LOCK {
+            0 => Lock::NONE,
+            _ => <Lock as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?,
+        };
+        let tag = tag.map(|tag| tag.with(lock));
         let place = match head.has & HAS_PLACE {
             0 => None,
             _ => Some(<InlinePlace as SchemaRead<'_, ReadConfig>>::get(&mut *rest).map_err(bad)?),
@@ -132,6 +142,10 @@ impl ObjectValue {
         if self.tag.is_some() {
             has |= HAS_TAG;
         }
+        let lock = self.tag.map(|tag| tag.lock).filter(|lock| !lock.is_none());
+        if lock.is_some() {
+            has |= HAS_LOCK;
+        }
         let head = ValueHead {
             modified_ms: self.modified_ms,
             size: self.manifest.size,
@@ -144,7 +158,11 @@ impl ObjectValue {
         let write = wincode::config::serialize_into(&mut out, &head, config());
         write
             .and_then(|()| match &self.tag {
-                Some(tag) => wincode::config::serialize_into(&mut out, tag, config()),
+                Some(tag) => wincode::config::serialize_into(&mut out, &TagV4::of(tag), config()),
+                None => Ok(()),
+            })
+            .and_then(|()| match &lock {
+                Some(lock) => wincode::config::serialize_into(&mut out, lock, config()),
                 None => Ok(()),
             })
             .and_then(|()| match &self.place {

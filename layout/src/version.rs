@@ -12,10 +12,10 @@ pub const ROOT_VERSION: u16 = 2;
 /// Version of all other roots: older programs read them.
 pub const ROOT_VERSION_PLAIN: u16 = 1;
 /// Version of the wire frames. A frame with another one is refused.
-pub const WIRE_VERSION: u16 = 4;
+pub const WIRE_VERSION: u16 = 5;
 /// Version of the journal entries, on disk and on the wire. An entry with a higher one is refused; one
 /// with a lower one is read.
-pub const ENTRY_VERSION: u16 = 4;
+pub const ENTRY_VERSION: u16 = 5;
 /// Version of entries that change the partition's bounds, and hold nothing which came later.
 pub const ENTRY_VERSION_BOUNDS: u16 = 3;
 /// Version of entries that hold nothing which came later: older programs read them.

@@ -8,6 +8,7 @@ use ashlar_layout::control::ControlError;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
 use ashlar_layout::limits::{INLINE_MAX, MANIFEST_STRIPES_MAX};
+use ashlar_layout::lock::{Lock, Retention, RetentionMode};
 use ashlar_layout::manifest::{Body, Etag, Manifest, Stripe, VersionTag};
 use ashlar_layout::page::{
     Child, EntryKind, GRAIN, INDEX_KEY_MAX, INDEX_VALUE_MAX, PAGE_MAX, PAGE_TARGET, Page,
@@ -276,10 +277,26 @@ fn values() {
             id: Seq(n << 40),
             null: n == 1,
             marker: n == 2,
+            lock: Lock::NONE,
         }),
         ..value(n)
     });
-    for (n, value) in plain.chain(tagged).enumerate() {
+    let locked = (0..4).map(|n| ObjectValue {
+        tag: Some(VersionTag {
+            id: Seq(n << 41),
+            null: n == 1,
+            marker: false,
+            lock: Lock {
+                retention: (n > 1).then_some(Retention {
+                    mode: RetentionMode::Compliance,
+                    until_ms: n,
+                }),
+                hold: (n < 3).then_some(n == 0),
+            },
+        }),
+        ..value(n)
+    });
+    for (n, value) in plain.chain(tagged).chain(locked).enumerate() {
         let bytes = value.encode();
         assert_eq!(ObjectValue::decode(&bytes), Ok(value.clone()));
         let brief = ObjectBrief {

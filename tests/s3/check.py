@@ -929,15 +929,16 @@ def test_what_is_not_there_is_not_done():
         S3.put_object(Bucket=b, Key="k", Body=b"stays")
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", ServerSideEncryption="AES256")
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", WebsiteRedirectLocation="/x")
-        fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", ObjectLockLegalHoldStatus="ON")
+        # A bucket without locks takes none.
+        fails("InvalidRequest", 400, S3.put_object, Bucket=b, Key="k", Body=b"no", ObjectLockLegalHoldStatus="ON")
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", WriteOffsetBytes=5)
-        fails("NotImplemented", 501, S3.put_object_retention, Bucket=b, Key="k", Retention={"Mode": "GOVERNANCE"})
-        fails("NotImplemented", 501, S3.put_object_legal_hold, Bucket=b, Key="k", LegalHold={"Status": "ON"})
+        fails("InvalidRequest", 400, S3.put_object_retention, Bucket=b, Key="k", Retention={"Mode": "GOVERNANCE"})
+        fails("InvalidRequest", 400, S3.put_object_legal_hold, Bucket=b, Key="k", LegalHold={"Status": "ON"})
         fails("NotImplemented", 501, S3.get_object_torrent, Bucket=b, Key="k")
         fails("NotImplemented", 501, S3.restore_object, Bucket=b, Key="k", RestoreRequest={"Days": 1})
         fails("NotImplemented", 501, S3.put_bucket_website, Bucket=b, WebsiteConfiguration={"IndexDocument": {"Suffix": "i"}})
         sign = lambda query: S3.generate_presigned_url("put_object", Params={"Bucket": b, "Key": "k"})
-        for query in ("annotation", "renameObject", "append", "retention", "encryption"):
+        for query in ("annotation", "renameObject", "append", "encryption"):
             def add(request, query=query, **_):
                 request.url += ("&" if "?" in request.url else "?") + query
             s3 = client()

@@ -338,13 +338,17 @@ def test_unknown():
                       "x-amz-nonsense=1", "tagging=&acl=", "torrent="):
             reply = ask(put(b, "k", query=query, more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))
-        for header in ("x-amz-nonsense", "x-amz-server-side-encryption", "x-amz-write-offset-bytes", "x-amz-object-lock-mode",
+        for header in ("x-amz-nonsense", "x-amz-server-side-encryption", "x-amz-write-offset-bytes", "x-amz-object-lock-nonsense",
                        "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-read"):
             refused(ask(put(b, "k", {header: "AES256"}, more=length(3)).head, b"abc"), (501, "NotImplemented"))
         for method in ("PATCH", "TRACE", "FOO", "CONNECT"):
             reply = ask(Request(method, "/%s/k" % b, more=length(0)).head)
             assert reply and reply[0] in (400, 405, 501), (method, reply)
-        for query in ("object-lock=", "encryption=", "replication=", "website=", "logging=",
+        # A lock that is not whole is none.
+        for header, value in (("mode", "COMPLIANCE"), ("mode", "x"), ("retain-until-date", "x"), ("legal-hold", "on")):
+            refused(ask(put(b, "k", {"x-amz-object-lock-" + header: value}, more=length(3)).head, b"abc"), (400, "InvalidArgument"))
+        refused(ask(Request("PUT", "/" + b, query="object-lock=", more=length(3)).head, b"abc"), (400, "MalformedXML"))
+        for query in ("encryption=", "replication=", "website=", "logging=",
                       "notification=", "accelerate=", "requestPayment=", "inventory=&id=x", "analytics=&id=x", "nonsense="):
             reply = ask(Request("PUT", "/" + b, query=query.replace("&id=x", ""), more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))

@@ -147,6 +147,15 @@ impl Replica {
                 current,
                 modified_ms,
                 manifest,
+            }
+            | Op::LockVersion {
+                bucket,
+                key,
+                tag,
+                current,
+                modified_ms,
+                manifest,
+                ..
             } => {
                 let made_ms = if modified_ms == 0 {
                     time_ms
@@ -168,6 +177,7 @@ impl Replica {
                 key,
                 id,
                 then,
+                ..
             } => {
                 let current = then != Then::Same;
                 let next = match then {

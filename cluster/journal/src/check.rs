@@ -55,11 +55,29 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
             }
             return version(tag, manifest, inline);
         }
+        Op::LockVersion {
+            bucket,
+            key,
+            tag,
+            manifest,
+            ..
+        } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+            if tag.id == Seq(0) || tag.id == NULL_VERSION {
+                return bad("a lock of a version without a name".to_owned());
+            }
+            if tag.marker {
+                return bad("a lock of a marker that there is no object".to_owned());
+            }
+            return body(manifest, inline);
+        }
         Op::DropVersion {
             bucket,
             key,
             id,
             then,
+            ..
         } => {
             named(check_bucket(bucket))?;
             named(check_key(key))?;
@@ -87,8 +105,8 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
 }
 
 fn version(tag: &VersionTag, manifest: &Manifest, inline: &[u8]) -> Result<(), Refusal> {
-    if tag.marker && (manifest.size > 0 || !manifest.attributes.is_empty()) {
-        let detail = "a marker that there is no object, with something in it";
+    if tag.marker && (manifest.size > 0 || !manifest.attributes.is_empty() || !tag.lock.is_none()) {
+        let detail = "a marker that there is no object, with something in it, or locked";
         return Err(Refusal::new(ErrorCode::BadRequest, detail));
     }
     body(manifest, inline)

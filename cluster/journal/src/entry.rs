@@ -36,7 +36,8 @@ impl Mark {
             Op::Put { bucket, key, .. }
             | Op::Delete { bucket, key }
             | Op::PutVersion { bucket, key, .. }
-            | Op::DropVersion { bucket, key, .. } => Mark::Slot(slot_of(bucket, key)),
+            | Op::DropVersion { bucket, key, .. }
+            | Op::LockVersion { bucket, key, .. } => Mark::Slot(slot_of(bucket, key)),
         }
     }
 }

@@ -163,7 +163,7 @@ impl Replica {
         self.check_change(op)?;
         self.check_reachable()?;
         let adds = match op {
-            Op::Put { .. } | Op::CreateBucket { .. } => true,
+            Op::Put { .. } | Op::CreateBucket { .. } | Op::LockVersion { .. } => true,
             Op::PutVersion { tag, .. } => !tag.marker,
             _ => false,
         };
@@ -214,6 +214,7 @@ impl Replica {
             client,
             request,
             op,
+            time_ms,
             ..
         } = &proposed.decoded;
         let refused = self.head.pending.refused(*client, *request).cloned();
@@ -243,7 +244,7 @@ impl Replica {
                     }
                 }
                 let (pending, facts) = (&self.head.pending, &proposed.facts);
-                pending.judge(facts, precondition, op)
+                pending.judge(facts, precondition, op, *time_ms)
             }
         };
         let Err(Judgement { refusal, pending }) = judged else {

@@ -28,6 +28,9 @@ mod head;
 mod indexing;
 mod learn;
 mod lease;
+mod locks;
+#[cfg(test)]
+mod locks_tests;
 mod log;
 mod log_replay;
 mod membership;

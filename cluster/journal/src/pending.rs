@@ -122,11 +122,7 @@ pub(crate) struct Held {
 impl Held {
     /// Which version of its object it is: what is none is the null one.
     pub(crate) fn named(&self) -> VersionTag {
-        self.tag.unwrap_or(VersionTag {
-            id: self.version,
-            null: true,
-            marker: false,
-        })
+        self.tag.unwrap_or(VersionTag::of_plain(self.version))
     }
 
     /// Whether it is something else than a marker that there is no object.
@@ -240,12 +236,13 @@ impl Pending {
         overlay.is_some_and(|overlay| !overlay.keys.is_empty())
     }
 
-    /// Whether the change may be made, as things will stand. What is not pending must be among the facts.
+    /// Whether the change may be made at this time, as things will stand. What is not pending must be among the facts.
     pub(crate) fn judge(
         &self,
         facts: &Facts,
         precondition: Precondition,
         op: &Op,
+        now_ms: u64,
     ) -> Result<(), Judgement> {
         let (bucket, key) = target(op);
         let overlay = self.buckets.get(bucket);
@@ -283,7 +280,11 @@ impl Pending {
                 let detail = format!("bucket {bucket:?} still holds objects");
                 refuse(ErrorCode::BucketNotEmpty, detail, overlay.is_some())
             }
-            Op::Put { .. } | Op::Delete { .. } | Op::PutVersion { .. } | Op::DropVersion { .. } => {
+            Op::Put { .. }
+            | Op::Delete { .. }
+            | Op::PutVersion { .. }
+            | Op::DropVersion { .. }
+            | Op::LockVersion { .. } => {
                 let current = match overlay.and_then(|overlay| overlay.keys.get(key)) {
                     Some(pending) => pending.object.as_ref(),
                     None => facts.object.iter().flatten().next(),
@@ -298,7 +299,7 @@ impl Pending {
                     Precondition::Version(wanted) => version == Some(wanted),
                 };
                 if holds {
-                    return match versions::judge(op, current, &facts.versions) {
+                    return match versions::judge(op, current, &facts.versions, now_ms) {
                         Ok(()) => Ok(()),
                         Err((code, what)) => {
                             refuse(code, format!("{bucket:?}/{key:?}: {what}"), pending)
@@ -335,7 +336,11 @@ impl Pending {
                 overlay.bucket_entries += 1;
                 overlay.exists = matches!(decoded.op, Op::CreateBucket { .. });
             }
-            Op::Put { .. } | Op::Delete { .. } | Op::PutVersion { .. } | Op::DropVersion { .. } => {
+            Op::Put { .. }
+            | Op::Delete { .. }
+            | Op::PutVersion { .. }
+            | Op::DropVersion { .. }
+            | Op::LockVersion { .. } => {
                 let old = match overlay.keys.get(key) {
                     Some(pending) => Some(pending.object.clone()),
                     None => facts.object,
@@ -450,6 +455,7 @@ pub(crate) fn target(op: &Op) -> (&str, &str) {
         Op::Put { bucket, key, .. }
         | Op::Delete { bucket, key }
         | Op::PutVersion { bucket, key, .. }
-        | Op::DropVersion { bucket, key, .. } => (bucket, key),
+        | Op::DropVersion { bucket, key, .. }
+        | Op::LockVersion { bucket, key, .. } => (bucket, key),
     }
 }

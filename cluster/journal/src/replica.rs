@@ -431,7 +431,11 @@ impl Replica {
         }
         self.seen = self.seen.max(term);
         if term < self.term {
-            if matches!(body, ChainBody::Append { .. } | ChainBody::Fetch { .. }) {
+            // Who teaches has to know as well: a learner that wanted to reign meanwhile is sent nothing else.
+            if matches!(
+                body,
+                ChainBody::Append { .. } | ChainBody::Fetch { .. } | ChainBody::Lesson { .. }
+            ) {
                 self.refuse(now, term.head(), out);
             }
             return;

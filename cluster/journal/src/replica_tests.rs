@@ -107,6 +107,8 @@ pub(crate) struct Looked {
 pub(crate) struct Script {
     pub(crate) world: World,
     asked: u64,
+    /// The time of changes.
+    pub(crate) wall_ms: u64,
 }
 
 impl Script {
@@ -122,6 +124,7 @@ impl Script {
         let mut script = Self {
             world: world(seed, plan),
             asked: SCRIPTED,
+            wall_ms: 1234,
         };
         script.done(create("bucket"), Precondition::None, b"");
         script
@@ -157,7 +160,7 @@ impl Script {
             precondition,
             op,
             inline: Bytes::copy_from_slice(inline),
-            wall_ms: 1234,
+            wall_ms: self.wall_ms,
         };
         let head = self.world.reigning().unwrap();
         self.world.tell(head, event);

@@ -296,7 +296,7 @@ fn a_replica_in_doubt_takes_no_composition_that_cannot_be() {
     );
 }
 
-fn version(key: &str, tag: VersionTag, current: bool, inline: &[u8]) -> Op {
+pub(crate) fn version(key: &str, tag: VersionTag, current: bool, inline: &[u8]) -> Op {
     let Op::Put {
         bucket,
         key,
@@ -317,9 +317,8 @@ fn version(key: &str, tag: VersionTag, current: bool, inline: &[u8]) -> Op {
 
 fn new(null: bool) -> VersionTag {
     VersionTag {
-        id: Seq(0),
         null,
-        marker: false,
+        ..VersionTag::default()
     }
 }
 
@@ -329,6 +328,7 @@ fn drop_version(key: &str, id: Seq, then: Then) -> Op {
         key: key.to_owned(),
         id,
         then,
+        bypass: false,
     }
 }
 
@@ -344,11 +344,7 @@ fn the_null_version_is_found_in_one_look() {
     assert_eq!(null(&script), Err(ErrorCode::NotFound));
     let (plain, _) = script.done(put("k", b"plain"), none, b"plain");
     assert_eq!(null(&script), Ok(plain));
-    let kept = VersionTag {
-        id: plain,
-        null: true,
-        marker: false,
-    };
+    let kept = VersionTag::of_plain(plain);
     let again = version("k", kept, true, b"plain");
     let (kept, _) = script.done(again, Precondition::Version(plain), b"plain");
     script.done(version("k", new(false), true, b"other"), none, b"other");

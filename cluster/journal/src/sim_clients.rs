@@ -17,6 +17,7 @@ use ashlar_cluster_index::Name;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{ClientId, PgId, RequestNo, Seq, StripeId, Term};
 use ashlar_layout::journal::Entry;
+use ashlar_layout::lock::{Lock, Retention, RetentionMode};
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe, Then, VersionTag};
 use ashlar_layout::message::{ErrorCode, Reply, WireError};
 use bytes::Bytes;
@@ -36,6 +37,8 @@ struct Current {
     op: Op,
     inline: Bytes,
     since: u64,
+    /// The wall clock when it was asked first: locks last longest then.
+    asked_ms: u64,
     /// The last entry that the client had been told of when it asked first.
     told: Option<u64>,
     attempt: u64,
@@ -160,7 +163,12 @@ fn key(rng: &mut Rng) -> String {
     ["a", "a/b", "a/c", "é", "z"][rng.below(5) as usize].to_owned()
 }
 
-fn random_op(rng: &mut Rng, newest: u64, seen: Option<&Seen>) -> (Op, Precondition, Bytes) {
+fn random_op(
+    rng: &mut Rng,
+    newest: u64,
+    now_ms: u64,
+    seen: Option<&Seen>,
+) -> (Op, Precondition, Bytes) {
     let precondition = match rng.below(6) {
         0 | 1 => Precondition::Absent,
         2 => Precondition::Present,
@@ -168,7 +176,8 @@ fn random_op(rng: &mut Rng, newest: u64, seen: Option<&Seen>) -> (Op, Preconditi
         _ => Precondition::None,
     };
     if rng.one_in(2) {
-        return version_op(rng, precondition, seen.map_or(&[], |seen| &seen.versions));
+        let seen = seen.map_or(&[][..], |seen| &seen.versions);
+        return version_op(rng, precondition, now_ms, seen);
     }
     let none = (Precondition::None, Bytes::new());
     match rng.below(20) {
@@ -229,10 +238,24 @@ fn content(rng: &mut Rng) -> (Manifest, Bytes) {
     (manifest, Bytes::from(inline))
 }
 
+/// Something that keeps a version, for a while or until somebody says otherwise; or nothing.
+fn lock(rng: &mut Rng, now_ms: u64) -> Lock {
+    let modes = [RetentionMode::Governance, RetentionMode::Compliance];
+    let retention = Retention {
+        mode: modes[rng.below(2) as usize],
+        until_ms: now_ms + rng.below(60),
+    };
+    Lock {
+        retention: Some(retention).filter(|_| rng.one_in(2)),
+        hold: [None, None, Some(false), Some(true)][rng.below(4) as usize],
+    }
+}
+
 /// A change of versions: a new one, or one of those that somebody saw.
 fn version_op(
     rng: &mut Rng,
     precondition: Precondition,
+    now_ms: u64,
     seen: &[Version],
 ) -> (Op, Precondition, Bytes) {
     // What nobody could read cannot be written anew.
@@ -253,12 +276,30 @@ fn version_op(
         let (bucket, key) = it.place.clone();
         let condition = Precondition::Version(Seq(it.entry));
         if rng.one_in(3) {
-            // It is written anew: a plain one is made a version by that.
+            // With another lock: a plain one is made a version by that, too.
+            let op = Op::LockVersion {
+                bucket,
+                key,
+                tag: VersionTag {
+                    lock: lock(rng, now_ms),
+                    ..it.tag()
+                },
+                seen: Seq(it.entry),
+                current: first,
+                modified_ms: 7,
+                manifest: it.manifest.clone(),
+                bypass: rng.one_in(2),
+            };
+            return (op, Precondition::None, it.payload.clone());
+        }
+        if rng.one_in(3) {
+            // It is written anew: a plain one is made a version by that, the null one as a rule.
+            let own_name = first && it.null && it.id == it.entry && rng.one_in(4);
             let op = Op::PutVersion {
                 bucket,
                 key,
                 tag: VersionTag {
-                    null: it.null,
+                    null: it.null && !own_name,
                     ..it.tag()
                 },
                 current: first,
@@ -288,13 +329,19 @@ fn version_op(
             key,
             id,
             then,
+            bypass: rng.one_in(3),
         };
         return (op, condition, payload);
     }
+    let marker = rng.one_in(4);
     let tag = VersionTag {
         id: Seq(0),
         null: rng.one_in(4),
-        marker: rng.one_in(4),
+        marker,
+        lock: match marker || rng.one_in(2) {
+            true => Lock::NONE,
+            false => lock(rng, now_ms),
+        },
     };
     let (manifest, inline) = match tag.marker {
         true => (Manifest::plain(0, 0, Body::Inline), Bytes::new()),
@@ -316,13 +363,15 @@ impl World {
     pub(crate) fn client_goes_on(&mut self, client: usize, attempt: u64) {
         let committed = self.committed();
         let seen = self.clients.seen.last().cloned();
+        let now_ms = self.now / MILLI;
         let held = &mut self.clients.clients[client];
         match &held.current {
             // Answered since, or asked again since.
             Some(current) if current.attempt != attempt => return,
             None if held.done >= OPS => return,
             None => {
-                let (op, precondition, inline) = random_op(&mut self.rng, committed, seen.as_ref());
+                let (op, precondition, inline) =
+                    random_op(&mut self.rng, committed, now_ms, seen.as_ref());
                 let request = RequestNo(held.next);
                 held.next += 1;
                 let since = committed;
@@ -332,6 +381,7 @@ impl World {
                     op,
                     inline,
                     since,
+                    asked_ms: now_ms,
                     told: None,
                     attempt: 0,
                 });
@@ -367,7 +417,7 @@ impl World {
             precondition: current.precondition,
             op: current.op.clone(),
             inline: current.inline.clone(),
-            wall_ms: self.now / MILLI,
+            wall_ms: now_ms,
         };
         // A first attempt that arrives when its client was forgotten, after its own retry, is done
         // again: the one thing that is promised only within the bounds (see the table of requests).
@@ -436,7 +486,12 @@ impl World {
             return;
         };
         match reply {
-            Reply::Committed { .. } => self.count("committed"),
+            Reply::Committed { .. } => {
+                if matches!(current.op, Op::LockVersion { .. }) {
+                    self.count("relocked");
+                }
+                self.count("committed");
+            }
             Reply::Error(WireError {
                 code: ErrorCode::OutcomeUnknown,
                 ..
@@ -456,6 +511,9 @@ impl World {
                 return self.count("put off");
             }
             Reply::Error(error) => {
+                if error.code == ErrorCode::Locked {
+                    self.count("locked");
+                }
                 self.count("refused");
                 let from = current.since;
                 let code = error.code;
@@ -517,7 +575,8 @@ impl World {
                 Op::Put { bucket, key, .. }
                 | Op::Delete { bucket, key }
                 | Op::PutVersion { bucket, key, .. }
-                | Op::DropVersion { bucket, key, .. } => Some((bucket.clone(), key.clone())),
+                | Op::DropVersion { bucket, key, .. }
+                | Op::LockVersion { bucket, key, .. } => Some((bucket.clone(), key.clone())),
                 _ => None,
             };
             if let Some(name) = slot {
@@ -534,7 +593,7 @@ impl World {
                     before.is_none(),
                     "request {name:?} is in the log twice: {before:?}, {seq}"
                 );
-                let refused = model.refuses(&op, Precondition::None);
+                let refused = model.refuses(&op, Precondition::None, entry.header.time_ms);
                 assert_eq!(refused, None, "{op:?} at {:?}", model.versions());
             }
             let before = model.stripes();
@@ -593,10 +652,13 @@ impl World {
             }
             left.retain(|refused| {
                 let Current {
-                    op, precondition, ..
+                    op,
+                    precondition,
+                    asked_ms,
+                    ..
                 } = &refused.current;
                 let now = (refused.from..=refused.to).contains(&seq);
-                !(now && model.refuses(op, *precondition) == Some(refused.code))
+                !(now && model.refuses(op, *precondition, *asked_ms) == Some(refused.code))
             });
         }
         for refused in &left {

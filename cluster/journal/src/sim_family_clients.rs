@@ -215,15 +215,16 @@ impl World {
                         key,
                         id: NULL_VERSION,
                         then: [Then::Nothing, Then::Same][which as usize - 2].clone(),
+                        bypass: false,
                     },
                 };
                 write(precondition, op, Bytes::new())
             }
             5..=21 => {
                 let tag = VersionTag {
-                    id: Seq(0),
                     null: true,
                     marker: rng.one_in(4),
+                    ..VersionTag::default()
                 };
                 let (bucket, kept) = (bucket.clone(), rng.one_in(2));
                 let len = match kept && tag.marker {

@@ -69,7 +69,8 @@ fn place_of(op: &Op) -> Option<Place> {
         Op::Put { bucket, key, .. }
         | Op::Delete { bucket, key }
         | Op::PutVersion { bucket, key, .. }
-        | Op::DropVersion { bucket, key, .. } => (bucket.clone(), key.clone()),
+        | Op::DropVersion { bucket, key, .. }
+        | Op::LockVersion { bucket, key, .. } => (bucket.clone(), key.clone()),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
             (bucket.clone(), String::new())
         }

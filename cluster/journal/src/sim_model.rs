@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_layout::ids::{Seq, StripeId};
+use ashlar_layout::lock::{Lock, Retention, RetentionMode};
 use ashlar_layout::manifest::{Manifest, Op, Precondition, Then, VersionTag};
 use ashlar_layout::message::ErrorCode;
 use bytes::Bytes;
@@ -24,17 +25,17 @@ pub(crate) struct Version {
     pub(crate) entry: u64,
     pub(crate) null: bool,
     pub(crate) marker: bool,
+    pub(crate) lock: Lock,
     pub(crate) manifest: Manifest,
     pub(crate) payload: Bytes,
 }
 
-/// What of a version is compared: where, its name, the entry that wrote it, whether it is null, and a marker.
-pub(crate) type Brief = (Place, u64, u64, bool, bool);
+/// What of a version is compared: where, the entry that wrote it, and what it is called, with its lock.
+pub(crate) type Brief = (Place, u64, VersionTag);
 
 impl Version {
     pub(crate) fn brief(&self) -> Brief {
-        let place = self.place.clone();
-        (place, self.id, self.entry, self.null, self.marker)
+        (self.place.clone(), self.entry, self.tag())
     }
 
     pub(crate) fn tag(&self) -> VersionTag {
@@ -42,6 +43,7 @@ impl Version {
             id: Seq(self.id),
             null: self.null,
             marker: self.marker,
+            lock: self.lock,
         }
     }
 }
@@ -61,6 +63,10 @@ impl Held {
 
     fn is_null(&self) -> bool {
         self.tag.is_none_or(|tag| tag.null)
+    }
+
+    fn named(&self) -> VersionTag {
+        self.tag.unwrap_or(VersionTag::of_plain(Seq(self.entry)))
     }
 }
 
@@ -86,12 +92,7 @@ impl Model {
     pub(crate) fn versions(&self) -> Vec<Brief> {
         let mut all = Vec::new();
         let mut add = |place: &Place, held: &Held| {
-            let tag = held.tag.unwrap_or(VersionTag {
-                id: Seq(held.entry),
-                null: true,
-                marker: false,
-            });
-            all.push((place.clone(), tag.id.0, held.entry, tag.null, tag.marker));
+            all.push((place.clone(), held.entry, held.named()));
         };
         for (place, held) in self.current.iter().filter(|(_, held)| held.tag.is_none()) {
             add(place, held);
@@ -99,7 +100,7 @@ impl Model {
         for (place, versions) in &self.kept {
             versions.values().for_each(|held| add(place, held));
         }
-        all.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        all.sort_by(|a, b| a.0.cmp(&b.0).then(b.2.id.cmp(&a.2.id)));
         all
     }
 
@@ -115,8 +116,13 @@ impl Model {
         self.kept.get(place)?.get(&slot.0)
     }
 
-    /// Why a change is refused, if it is.
-    pub(crate) fn refuses(&self, op: &Op, precondition: Precondition) -> Option<ErrorCode> {
+    /// Why a change is refused at this time, if it is.
+    pub(crate) fn refuses(
+        &self,
+        op: &Op,
+        precondition: Precondition,
+        now_ms: u64,
+    ) -> Option<ErrorCode> {
         let exists = |bucket: &String| self.buckets.contains(bucket);
         let (bucket, key) = match op {
             Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {
@@ -128,6 +134,7 @@ impl Model {
                 then: Then::Version { tag, .. },
                 ..
             } if tag.slot() == *id => return Some(ErrorCode::BadRequest),
+            Op::LockVersion { tag, .. } if tag.marker => return Some(ErrorCode::BadRequest),
             Op::CreateBucket { bucket } => {
                 return exists(bucket).then_some(ErrorCode::BucketExists);
             }
@@ -146,7 +153,8 @@ impl Model {
             Op::Put { bucket, key, .. }
             | Op::Delete { bucket, key }
             | Op::PutVersion { bucket, key, .. }
-            | Op::DropVersion { bucket, key, .. } => (bucket, key),
+            | Op::DropVersion { bucket, key, .. }
+            | Op::LockVersion { bucket, key, .. } => (bucket, key),
         };
         if !exists(bucket) {
             return Some(ErrorCode::NoSuchBucket);
@@ -163,7 +171,8 @@ impl Model {
         if !holds {
             return Some(ErrorCode::PreconditionFailed);
         }
-        self.refuses_version(op, &place, current)
+        let refused = self.refuses_version(op, &place, current);
+        refused.or_else(|| self.refuses_lock(op, &place, current, now_ms))
     }
 
     fn refuses_version(&self, op: &Op, place: &Place, current: Option<&Held>) -> Option<ErrorCode> {
@@ -185,12 +194,40 @@ impl Model {
             Op::PutVersion {
                 tag, current: true, ..
             } => {
-                let same = current.is_some_and(|held| held.id() == tag.id.0);
-                (!same || !is_current(tag.slot())).then_some(ErrorCode::PreconditionFailed)
+                let own_name = |held: &Held| VersionTag {
+                    id: Seq(held.entry),
+                    ..VersionTag::default()
+                };
+                let same = |held: &Held| {
+                    held.named() == *tag || held.tag.is_none() && *tag == own_name(held)
+                };
+                (!current.is_some_and(same)).then_some(ErrorCode::PreconditionFailed)
+            }
+            Op::LockVersion {
+                tag,
+                seen,
+                current: at_top,
+                ..
+            } => {
+                let kept = self.kept(place, tag.slot());
+                if *at_top && current.is_some_and(|held| held.tag.is_none()) && kept.is_some() {
+                    // Only of the null version two can be there.
+                    return match tag.null {
+                        true => Some(ErrorCode::NotKept),
+                        false => lost,
+                    };
+                }
+                let Some(held) = (if *at_top { current } else { kept }) else {
+                    return Some(ErrorCode::NotFound);
+                };
+                let lock = held.named().lock;
+                let same = held.entry == seen.0 && held.named() == VersionTag { lock, ..*tag };
+                (!same || is_current(tag.slot()) != *at_top)
+                    .then_some(ErrorCode::PreconditionFailed)
             }
             Op::PutVersion { tag, .. } => match self.kept(place, tag.slot()) {
                 None => Some(ErrorCode::NotFound),
-                Some(held) if held.id() != tag.id.0 => lost,
+                Some(held) if held.named() != *tag => lost,
                 Some(_) if is_current(tag.slot()) => lost,
                 Some(_) => None,
             },
@@ -213,6 +250,53 @@ impl Model {
             },
             _ => None,
         }
+    }
+
+    /// What nobody may do because of a lock, told once more in the plainest way.
+    fn refuses_lock(
+        &self,
+        op: &Op,
+        place: &Place,
+        current: Option<&Held>,
+        now_ms: u64,
+    ) -> Option<ErrorCode> {
+        let null = || self.kept(place, Seq(u64::MAX));
+        let kept = |held: Option<&Held>, bypass: bool| {
+            let Some(Lock { retention, hold }) = held.map(|held| held.named().lock) else {
+                return false;
+            };
+            let forced = |it: Retention| bypass && it.mode == RetentionMode::Governance;
+            let retained = retention.is_some_and(|it| now_ms < it.until_ms && !forced(it));
+            retained || hold == Some(true)
+        };
+        let refused = match op {
+            Op::PutVersion { tag, .. } if tag.null && tag.id == Seq(0) => kept(null(), false),
+            Op::PutVersion {
+                tag, current: true, ..
+            } if tag.null && current.is_some_and(|held| held.tag.is_none()) => kept(null(), false),
+            Op::DropVersion { id, bypass, .. } => kept(self.kept(place, *id), *bypass),
+            Op::LockVersion {
+                tag,
+                current: at_top,
+                bypass,
+                ..
+            } => {
+                let held = match at_top {
+                    true => current,
+                    false => self.kept(place, tag.slot()),
+                };
+                let before = held.and_then(|held| held.named().lock.retention);
+                let lasts = before.filter(|it| now_ms < it.until_ms);
+                match (lasts, tag.lock.retention) {
+                    (None, _) => false,
+                    (Some(was), _) if *bypass && was.mode == RetentionMode::Governance => false,
+                    (Some(was), Some(is)) => was.mode != is.mode || is.until_ms < was.until_ms,
+                    (Some(_), None) => true,
+                }
+            }
+            _ => false,
+        };
+        refused.then_some(ErrorCode::Locked)
     }
 
     pub(crate) fn apply(&mut self, seq: u64, op: Op) {
@@ -245,6 +329,14 @@ impl Model {
                 current,
                 manifest,
                 ..
+            }
+            | Op::LockVersion {
+                bucket,
+                key,
+                mut tag,
+                current,
+                manifest,
+                ..
             } => {
                 if tag.id == Seq(0) {
                     tag.id = Seq(seq);
@@ -266,6 +358,7 @@ impl Model {
                 key,
                 id,
                 then,
+                ..
             } => {
                 let place = (bucket, key);
                 if let Some(versions) = self.kept.get_mut(&place) {

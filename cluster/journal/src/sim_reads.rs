@@ -250,17 +250,14 @@ impl World {
                 .insert((bucket.clone(), key.clone()), meta.version.0);
             all.found.push((bucket.clone(), key.clone(), as_of, config));
         } else {
-            let tag = tag.unwrap_or(VersionTag {
-                id: meta.version,
-                null: true,
-                marker: false,
-            });
+            let tag = tag.unwrap_or(VersionTag::of_plain(meta.version));
             all.versions.push(Version {
                 place: (bucket, key),
                 id: tag.id.0,
                 entry: meta.version.0,
                 null: tag.null,
                 marker: tag.marker,
+                lock: tag.lock,
                 manifest: meta.manifest,
                 payload,
             });
@@ -276,6 +273,7 @@ impl World {
             entry: entry.0,
             null: tag.null,
             marker: tag.marker,
+            lock: tag.lock,
             manifest: Manifest::plain(1, 0, Body::Inline),
             payload: Bytes::new(),
         };

@@ -183,6 +183,8 @@ fn run_all(name: &str, regressions: &[u64], plan: impl Fn(u64) -> (u8, Plan)) {
         for what in [
             "committed",
             "refused",
+            "relocked",
+            "locked",
             "crashes",
             "all crashed",
             "pauses",

@@ -8,6 +8,8 @@
 //! - whoever removes the current version names what is current then, and the head makes sure that this still is the
 //!   entry that was looked at: what it names cannot have been removed, or written anew, meanwhile. Newer ones than that
 //!   cannot have come, for they would be current;
+//! - who changes a version's lock names the entry that wrote it last, and what it is made of: nobody else changed it
+//!   meanwhile;
 //! - what a change displaces is named by nothing else: a version's shards are freed when its own entry goes, and not
 //!   before.
 
@@ -16,6 +18,7 @@ use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Manifest, NULL_VERSION, Op, Then, VersionTag};
 use ashlar_layout::message::ErrorCode;
 
+use crate::locks;
 use crate::pending::Held;
 
 /// The versions whose entries a change depends on, if it does: no change of the key may be pending then.
@@ -23,8 +26,16 @@ pub(crate) fn depends_on(op: &Op) -> Option<Vec<Seq>> {
     match op {
         Op::PutVersion {
             tag, current: true, ..
+        }
+        | Op::LockVersion {
+            tag, current: true, ..
         } if tag.null => Some(vec![NULL_VERSION]),
         Op::PutVersion {
+            tag,
+            current: false,
+            ..
+        }
+        | Op::LockVersion {
             tag,
             current: false,
             ..
@@ -57,9 +68,20 @@ fn is_at(current: Option<&Held>, slot: Seq) -> bool {
     })
 }
 
-/// Whether a change may be made, by the current object and the versions that it depends on; why not, and what there
-/// is instead.
+/// Whether a change may be made, by the current object, the versions that it depends on, and their locks; why not, and
+/// what there is instead.
 pub(crate) fn judge(
+    op: &Op,
+    current: Option<&Held>,
+    versions: &[Option<Held>],
+    now_ms: u64,
+) -> Result<(), (ErrorCode, &'static str)> {
+    judge_version(op, current, versions)?;
+    let first = versions.first().and_then(Option::as_ref);
+    locks::judge(op, current, first, now_ms)
+}
+
+fn judge_version(
     op: &Op,
     current: Option<&Held>,
     versions: &[Option<Held>],
@@ -77,7 +99,33 @@ pub(crate) fn judge(
             tag, current: true, ..
         } => match current {
             Some(held) if held.named() == *tag => Ok(()),
+            // It is made a version with a name of its own, for the `null` one has to stay.
+            Some(held) if held.tag.is_none() && *tag == with_own_name(held) => Ok(()),
             _ => lost("another version is current by now"),
+        },
+        Op::LockVersion { current: true, .. }
+            if current.is_some_and(|held| held.tag.is_none()) && first.is_some() =>
+        {
+            not_kept()
+        }
+        Op::LockVersion {
+            tag,
+            seen,
+            current: is_current,
+            manifest,
+            ..
+        } => match if *is_current { current } else { first } {
+            None => Err((ErrorCode::NotFound, "there is no such version")),
+            Some(_) if !is_current && is_at(current, tag.slot()) => {
+                lost("that version is current by now")
+            }
+            Some(held) => {
+                let lock = held.named().lock;
+                match is_same(held, *seen, VersionTag { lock, ..*tag }, manifest) {
+                    true => Ok(()),
+                    false => lost("it is another version by now, or was written anew"),
+                }
+            }
         },
         Op::PutVersion { tag, .. } => match first {
             None => Err((ErrorCode::NotFound, "there is no such version")),
@@ -111,7 +159,7 @@ pub(crate) fn judge(
             ..
         } => match versions.get(1).and_then(Option::as_ref) {
             // Whoever names another one than is there would have it freed while it is current.
-            Some(held) if is_same(held, *seen, *tag, manifest) => Ok(()),
+            Some(held) if held.tag.is_some() && is_same(held, *seen, *tag, manifest) => Ok(()),
             _ => lost("the version before it is gone, or was changed"),
         },
         _ => Ok(()),
@@ -120,7 +168,15 @@ pub(crate) fn judge(
 
 /// Whether a version that is kept is the one that is named, and nothing else is said of it than is so.
 fn is_same(held: &Held, seen: Seq, tag: VersionTag, manifest: &Manifest) -> bool {
-    held.version == seen && held.tag == Some(tag) && held.manifest == *manifest
+    held.version == seen && held.named() == tag && held.manifest == *manifest
+}
+
+/// What an object is called that was put when no versions were kept, if it is not to be the `null` version.
+fn with_own_name(held: &Held) -> VersionTag {
+    VersionTag {
+        id: held.version,
+        ..VersionTag::default()
+    }
 }
 
 /// Of a `null` version that is kept and another one that is not, the first is to be gone before anything else.
@@ -149,6 +205,12 @@ pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<Held>) -> Option<H
     match op {
         Op::Put { manifest, .. } => held(manifest, None),
         Op::PutVersion {
+            tag,
+            current: true,
+            manifest,
+            ..
+        }
+        | Op::LockVersion {
             tag,
             current: true,
             manifest,

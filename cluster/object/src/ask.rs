@@ -185,7 +185,10 @@ impl Ask {
     pub(crate) fn body(&self) -> Option<&Body> {
         match &self.request {
             Request::Propose {
-                op: Op::Put { manifest, .. } | Op::PutVersion { manifest, .. },
+                op:
+                    Op::Put { manifest, .. }
+                    | Op::PutVersion { manifest, .. }
+                    | Op::LockVersion { manifest, .. },
                 ..
             } => Some(&manifest.body),
             _ => None,
@@ -579,6 +582,7 @@ impl Ask {
                 | ErrorCode::BucketNotEmpty
                 | ErrorCode::PreconditionFailed
                 | ErrorCode::NotKept
+                | ErrorCode::Locked
         );
         if judged && self.doubt.is_some_and(|doubt| doubt < term) {
             self.doubt = None;

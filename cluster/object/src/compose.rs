@@ -174,7 +174,11 @@ impl Compose {
     #[must_use]
     pub fn as_version(mut self, making: Making) -> Self {
         self.making = making;
-        if matches!(making, Making::Again { current: false, .. }) {
+        // What is written anew with another lock says itself what it has to be.
+        if matches!(
+            making,
+            Making::Again { current: false, .. } | Making::Locked { .. }
+        ) {
             // What is current is of no concern.
             self.precondition = Precondition::None;
         }

@@ -71,9 +71,9 @@ impl Delete {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             tag: VersionTag {
-                id: Seq(0),
                 null,
                 marker: true,
+                ..VersionTag::default()
             },
             current: true,
             modified_ms: 0,
@@ -82,12 +82,13 @@ impl Delete {
         Delete::by(common, (bucket, key), precondition, op, Bytes::new())
     }
 
-    /// Removes a version of an object; `payload` is what is current then, if that is inline.
+    /// Removes a version of an object; `payload` is what is current then, if that is inline. `bypass`: who asks may do
+    /// what governance forbids.
     pub fn version(
         common: Arc<Common>,
         (bucket, key): (&str, &str),
         precondition: Precondition,
-        (id, then): (Seq, Then),
+        (id, then, bypass): (Seq, Then, bool),
         payload: Bytes,
     ) -> Result<Delete, ObjectError> {
         let op = Op::DropVersion {
@@ -95,6 +96,7 @@ impl Delete {
             key: key.to_owned(),
             id,
             then,
+            bypass,
         };
         Delete::by(common, (bucket, key), precondition, op, payload)
     }

@@ -25,6 +25,8 @@ pub enum Code {
     PreconditionFailed,
     /// The current object is to be made a version first.
     NotKept,
+    /// A lock keeps the version, or may not be made less.
+    Locked,
     /// The range is outside of the object.
     RangeNotSatisfiable,
     /// A name, length or option that is not allowed.
@@ -409,6 +411,7 @@ impl ObjectError {
             ObjectError::Refused { code, .. } => match code {
                 ErrorCode::WrongCluster => Code::WrongCluster,
                 ErrorCode::NotKept => Code::NotKept,
+                ErrorCode::Locked => Code::Locked,
                 ErrorCode::DeviceFull => Code::DeviceFull,
                 ErrorCode::Corrupt => Code::Corrupt,
                 ErrorCode::BadRequest => Code::BadRequest,

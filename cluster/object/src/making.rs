@@ -1,6 +1,7 @@
 //! How an object is made: as the one that there is, or as a version among others.
 
 use ashlar_layout::ids::Seq;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Manifest, Op, VersionTag};
 
 /// How an object is made.
@@ -13,6 +14,8 @@ pub enum Making {
     Version {
         /// S3 calls it `null`; it takes the place of the one before that is called so.
         null: bool,
+        /// What keeps it.
+        lock: Lock,
     },
     /// It is a version that is there, written anew, or what is to become one.
     Again {
@@ -22,6 +25,19 @@ pub enum Making {
         current: bool,
         /// When it was made, in milliseconds since 1970.
         modified_ms: u64,
+    },
+    /// It is a version that is there, or what is to become one, written anew with another lock.
+    Locked {
+        /// Which one, with the lock that it is to have.
+        tag: VersionTag,
+        /// The entry that wrote it last.
+        seen: Seq,
+        /// Whether it is the current one.
+        current: bool,
+        /// When it was made, in milliseconds since 1970.
+        modified_ms: u64,
+        /// Whether who asks may do what governance forbids.
+        bypass: bool,
     },
 }
 
@@ -37,11 +53,30 @@ impl Making {
                     manifest,
                 };
             }
-            Making::Version { null } => {
+            Making::Locked {
+                tag,
+                seen,
+                current,
+                modified_ms,
+                bypass,
+            } => {
+                return Op::LockVersion {
+                    bucket,
+                    key,
+                    tag,
+                    seen,
+                    current,
+                    modified_ms,
+                    manifest,
+                    bypass,
+                };
+            }
+            Making::Version { null, lock } => {
                 let tag = VersionTag {
                     id: Seq(0),
                     null,
                     marker: false,
+                    lock,
                 };
                 (tag, true, 0)
             }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cors::CorsRule;
 use crate::lifecycle::LifecycleRule;
+use crate::object_lock::ObjectLock;
 use crate::refusal::{Refusal, refuse};
 use crate::tags::Tags;
 
@@ -55,6 +56,9 @@ pub struct BucketConfig {
     /// Whether versions are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versioning: Option<Versioning>,
+    /// Whether versions can be locked. Nobody takes that back, and versions are kept then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_lock: Option<ObjectLock>,
     /// Tags.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Tags,
@@ -129,6 +133,7 @@ impl BucketConfig {
             owner: owner.to_owned(),
             made_by,
             versioning: None,
+            object_lock: None,
             tags: Tags::new(),
             policy: None,
             cors: Vec::new(),
@@ -151,13 +156,22 @@ impl BucketConfig {
 
 #[cfg(test)]
 mod tests {
+    use ashlar_layout::lock::RetentionMode;
+
     use super::*;
     use crate::lifecycle::{Filter, When};
+    use crate::object_lock::{DefaultRetention, Period};
     use crate::refusal::Code;
 
     fn full() -> BucketConfig {
         BucketConfig {
             versioning: Some(Versioning::Suspended),
+            object_lock: Some(ObjectLock {
+                default: Some(DefaultRetention {
+                    mode: RetentionMode::Compliance,
+                    period: Period::Years(7),
+                }),
+            }),
             tags: vec![("a".into(), "b".into())],
             policy: Some("{\"Statement\": []}".into()),
             cors: vec![CorsRule {

@@ -74,6 +74,23 @@ impl Parts {
     }
 }
 
+/// The same day and time so many years later: the day after it, if that year has no such day. Not behind the last
+/// time that can be written.
+pub fn years_after(ms: u64, years: u64) -> u64 {
+    let p = parts(ms);
+    let year = p.year.saturating_add(years);
+    let later = Parts { year, ..p }.millis().or_else(|| {
+        let next = Parts {
+            year,
+            month: 3,
+            day: 1,
+            ..p
+        };
+        next.millis()
+    });
+    later.map_or(LAST_MS, |later| later + ms.min(LAST_MS) % 1000)
+}
+
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 pub fn http_date(ms: u64) -> String {
     let p = parts(ms);
@@ -249,6 +266,23 @@ mod tests {
         ] {
             assert_eq!(parse_iso_date(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn years_later() {
+        let after = |text: &str, years| iso_date(years_after(parse_iso_date(text).unwrap(), years));
+        assert_eq!(
+            after("2023-05-06T07:08:09.123Z", 1),
+            "2024-05-06T07:08:09.123Z"
+        );
+        assert_eq!(after("2024-02-29T00:00:00Z", 4), "2028-02-29T00:00:00.000Z");
+        assert_eq!(after("2024-02-29T00:00:00Z", 1), "2025-03-01T00:00:00.000Z");
+        assert_eq!(
+            after("2024-02-28T00:00:00Z", 100),
+            "2124-02-28T00:00:00.000Z"
+        );
+        assert_eq!(years_after(5, 9000), LAST_MS);
+        assert_eq!(years_after(u64::MAX, u64::MAX), LAST_MS);
     }
 
     proptest! {

@@ -87,7 +87,8 @@ impl Filter {
             && self.smaller_than.is_none_or(|size| subject.size < size)
     }
 
-    fn is_of_objects(&self) -> bool {
+    /// Whether it asks for something that only objects have.
+    pub(crate) fn is_of_objects(&self) -> bool {
         !self.tags.is_empty() || self.larger_than.is_some() || self.smaller_than.is_some()
     }
 }
@@ -99,7 +100,8 @@ fn days_after(from_ms: u64, days: u32) -> u64 {
 }
 
 impl When {
-    fn of(self, modified_ms: u64) -> u64 {
+    /// Of an object that was made then.
+    pub(crate) fn of(self, modified_ms: u64) -> u64 {
         match self {
             When::Days(days) => days_after(modified_ms, days),
             When::Date(at) => at.max(modified_ms),

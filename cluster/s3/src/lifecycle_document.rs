@@ -9,13 +9,9 @@ use crate::refusal::{Refusal, refuse};
 use crate::tags::Tags;
 use crate::xml::{Element, Xml};
 
-/// Actions that there are no objects for: none has versions, or another class.
-const NOT_THERE: [&str; 4] = [
-    "Transition",
-    "NoncurrentVersionExpiration",
-    "NoncurrentVersionTransition",
-    "ExpiredObjectDeleteMarker",
-];
+/// Actions that there are no objects for: none has another class.
+const NOT_THERE: [&str; 2] = ["Transition", "NoncurrentVersionTransition"];
+const MARKERS: &str = "ExpiredObjectDeleteMarker";
 const MALFORMED: &str =
     "The XML you provided was not well-formed or did not validate against our published schema";
 
@@ -40,9 +36,9 @@ fn parse_rule(rule: &Element, name: impl Fn() -> String) -> Result<LifecycleRule
         "Filter",
         "Expiration",
         "AbortIncompleteMultipartUpload",
+        "NoncurrentVersionExpiration",
         NOT_THERE[0],
         NOT_THERE[1],
-        NOT_THERE[2],
     ])?;
     let enabled = match rule.needed("Status")?.trim() {
         "Enabled" => true,
@@ -61,10 +57,14 @@ fn parse_rule(rule: &Element, name: impl Fn() -> String) -> Result<LifecycleRule
         (None, Some(filter)) => (parse_filter(filter)?, false),
         _ => return refuse!(MalformedXML, "{MALFORMED}"),
     };
-    let mut expiration = None;
-    if let Some(element) = rule.child("Expiration")? {
-        expiration = parse_expiration(element)?;
-    }
+    let (expiration, expired_markers) = match rule.child("Expiration")? {
+        None => (None, false),
+        Some(element) => parse_expiration(element)?,
+    };
+    let (noncurrent_days, noncurrent_kept) = match rule.child("NoncurrentVersionExpiration")? {
+        None => (None, 0),
+        Some(element) => parse_noncurrent(element)?,
+    };
     let abort = rule.child("AbortIncompleteMultipartUpload")?;
     let abort_days = match abort {
         None => None,
@@ -87,8 +87,10 @@ fn parse_rule(rule: &Element, name: impl Fn() -> String) -> Result<LifecycleRule
         filter,
         bare_prefix,
         expiration,
+        expired_markers,
+        noncurrent_days,
+        noncurrent_kept,
         abort_days,
-        ..LifecycleRule::default()
     })
 }
 
@@ -106,24 +108,42 @@ fn days(element: &Element, name: &str) -> Result<Option<u32>, Refusal> {
     }
 }
 
-fn parse_expiration(element: &Element) -> Result<Option<When>, Refusal> {
-    element.only(&["Days", "Date", NOT_THERE[3]])?;
+/// After how many days versions end, and how many of the newest stay.
+fn parse_noncurrent(element: &Element) -> Result<(Option<u32>, u32), Refusal> {
+    element.only(&["NoncurrentDays", "NewerNoncurrentVersions"])?;
+    let days = days(element, "NoncurrentDays")?;
+    if days.is_none() {
+        return refuse!(MalformedXML, "{MALFORMED}");
+    }
+    let kept = match element.number::<i64>("NewerNoncurrentVersions")? {
+        None => 0,
+        Some(kept) => match u32::try_from(kept) {
+            Ok(kept) if kept > 0 => kept,
+            _ => {
+                return refuse!(
+                    InvalidArgument,
+                    "'NewerNoncurrentVersions' must be 1 to 100"
+                );
+            }
+        },
+    };
+    Ok((days, kept))
+}
+
+/// When objects end, and whether markers with nothing under them do.
+fn parse_expiration(element: &Element) -> Result<(Option<When>, bool), Refusal> {
+    element.only(&["Days", "Date", MARKERS])?;
     let date = element.text_of("Date")?;
-    match (days(element, "Days")?, date, element.flag(NOT_THERE[3])?) {
-        (Some(days), None, None) => Ok(Some(When::Days(days))),
+    match (days(element, "Days")?, date, element.flag(MARKERS)?) {
+        (Some(days), None, None) => Ok((Some(When::Days(days)), false)),
         (None, Some(date), None) => {
             // Without its hyphens it is another form of a date, which S3 does not take.
             match parse_iso_date(date.trim()) {
-                Some(at) => Ok(Some(When::Date(at))),
+                Some(at) => Ok((Some(When::Date(at)), false)),
                 None => refuse!(MalformedXML, "{MALFORMED}"),
             }
         }
-        (None, None, Some(false)) => Ok(None),
-        (None, None, Some(true)) => refuse!(
-            NotImplemented,
-            "The action {} is not implemented: there are no versions",
-            NOT_THERE[3]
-        ),
+        (None, None, Some(markers)) => Ok((None, markers)),
         _ => refuse!(MalformedXML, "{MALFORMED}"),
     }
 }
@@ -172,6 +192,9 @@ pub fn write_lifecycle(rules: &[LifecycleRule]) -> String {
                 }
                 xml.text("Status", if rule.enabled { "Enabled" } else { "Disabled" });
                 match rule.expiration {
+                    None if rule.expired_markers => {
+                        xml.element("Expiration", |xml| xml.value(MARKERS, true));
+                    }
                     None => {}
                     Some(When::Days(days)) => {
                         xml.element("Expiration", |xml| xml.value("Days", days));
@@ -179,6 +202,14 @@ pub fn write_lifecycle(rules: &[LifecycleRule]) -> String {
                     Some(When::Date(at)) => {
                         xml.element("Expiration", |xml| xml.text("Date", &iso_date(at)));
                     }
+                }
+                if let Some(days) = rule.noncurrent_days {
+                    xml.element("NoncurrentVersionExpiration", |xml| {
+                        xml.value("NoncurrentDays", days);
+                        if rule.noncurrent_kept > 0 {
+                            xml.value("NewerNoncurrentVersions", rule.noncurrent_kept);
+                        }
+                    });
                 }
                 if let Some(days) = rule.abort_days {
                     xml.element("AbortIncompleteMultipartUpload", |xml| {
@@ -238,6 +269,12 @@ mod tests {
     }
 
     const DAYS: &str = "<Expiration><Days>3</Days></Expiration>";
+    const NONCURRENT: &str = "<NoncurrentVersionExpiration><NoncurrentDays>1</NoncurrentDays>\
+        </NoncurrentVersionExpiration>";
+
+    fn markers(flag: &str) -> String {
+        format!("<Expiration><{MARKERS}>{flag}</{MARKERS}></Expiration>")
+    }
 
     #[test]
     fn there_and_back() {
@@ -255,11 +292,18 @@ mod tests {
             "<Filter/><AbortIncompleteMultipartUpload><DaysAfterInitiation>1</DaysAfterInitiation>\
              </AbortIncompleteMultipartUpload>"
                 .to_owned(),
+            format!("<Filter/>{DAYS}{NONCURRENT}"),
+            "<Filter/><NoncurrentVersionExpiration><NoncurrentDays>3</NoncurrentDays><NewerNoncurrentVersions>2\
+             </NewerNoncurrentVersions></NoncurrentVersionExpiration>"
+                .to_owned(),
+            format!("<Filter><Prefix>a</Prefix></Filter>{}{NONCURRENT}", markers("true")),
         ] {
             let rules = parse(&rule(&more)).unwrap();
             let again = parse_lifecycle(write_lifecycle(&rules).as_bytes(), 8);
             assert_eq!(again.unwrap(), rules, "{more}");
         }
+        let none = parse(&rule(&format!("<Filter/>{NONCURRENT}{}", markers("false")))).unwrap();
+        assert!(!none[0].expired_markers && none[0].noncurrent_days == Some(1));
         let unnamed = format!("<Rule><Status>Disabled</Status><Prefix/>{DAYS}</Rule>");
         let rules = parse(&unnamed.repeat(2)).unwrap();
         assert!(rules[0].id != rules[1].id && !rules[0].enabled && rules[0].bare_prefix);
@@ -290,17 +334,30 @@ mod tests {
             Code::InvalidArgument
         );
         assert_eq!(code("<Prefix/>"), Code::InvalidRequest);
-        for action in [
-            "Transition",
-            "NoncurrentVersionExpiration",
-            "NoncurrentVersionTransition",
-        ] {
+        for action in NOT_THERE {
             let bad = format!("<Prefix/>{DAYS}<{action}><Days>1</Days></{action}>");
             assert_eq!(code(&bad), Code::NotImplemented);
         }
-        let markers = "<Prefix/><Expiration><ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker>\
-            </Expiration>";
-        assert_eq!(code(markers), Code::NotImplemented);
+        let noncurrent = |rest: &str| {
+            let element = "NoncurrentVersionExpiration";
+            code(&format!("<Prefix/><{element}>{rest}</{element}>"))
+        };
+        let kept = "<NewerNoncurrentVersions>0</NewerNoncurrentVersions>";
+        let day = "<NoncurrentDays>1</NoncurrentDays>";
+        assert_eq!(noncurrent(""), Code::MalformedXML);
+        assert_eq!(noncurrent(kept), Code::MalformedXML);
+        assert_eq!(noncurrent(&format!("{day}<Other/>")), Code::MalformedXML);
+        assert_eq!(noncurrent(&format!("{day}{kept}")), Code::InvalidArgument);
+        let many = format!("{day}{}", kept.replace('0', "101"));
+        assert_eq!(noncurrent(&many), Code::InvalidArgument);
+        assert_eq!(
+            noncurrent("<NoncurrentDays>0</NoncurrentDays>"),
+            Code::InvalidArgument
+        );
+        assert_eq!(
+            code(&format!("<Prefix/>{}", markers("false"))),
+            Code::InvalidRequest
+        );
         let status = format!("<Rule><Status>enabled</Status><Prefix/>{DAYS}</Rule>");
         assert_eq!(parse(&status).unwrap_err(), Code::MalformedXML);
         assert_eq!(parse("").unwrap_err(), Code::MalformedXML);

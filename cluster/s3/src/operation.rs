@@ -116,6 +116,12 @@ const CHECKSUMS: &[&str] = &[
 const CHUNKED: &[&str] = &["decoded-content-length", "trailer"];
 /// What is kept with an object; `meta-` stands for all that begin so.
 const KEPT: &[&str] = &["acl", "meta-", "storage-class", "tagging"];
+/// What keeps a version.
+const LOCKED: &[&str] = &[
+    "object-lock-legal-hold",
+    "object-lock-mode",
+    "object-lock-retain-until-date",
+];
 const READ_CONDITIONS: &[&str] = &[
     "if-match",
     "if-modified-since",
@@ -141,7 +147,8 @@ operations! {
         queries ["bucket-region", "continuation-token", "max-buckets", "prefix"] headers [];
     /// Makes one.
     CreateBucket "s3:CreateBucket" "PUT" Bucket
-        needs [] header None, queries [] headers [&["acl", "object-ownership"], CHECKSUMS];
+        needs [] header None,
+        queries [] headers [&["acl", "bucket-object-lock-enabled", "object-ownership"], CHECKSUMS];
     /// Is it there?
     HeadBucket "s3:ListBucket" "HEAD" Bucket
         needs [] header None, queries [] headers [];
@@ -267,9 +274,12 @@ operations! {
     /// Not copied elsewhere.
     GetBucketReplication "s3:GetReplicationConfiguration" "GET" Bucket
         needs ["replication"] header None, queries [] headers [];
-    /// Not locked.
+    /// What is kept that is put.
     GetObjectLockConfiguration "s3:GetBucketObjectLockConfiguration" "GET" Bucket
         needs ["object-lock"] header None, queries [] headers [];
+    /// What is kept that is put.
+    PutObjectLockConfiguration "s3:PutBucketObjectLockConfiguration" "PUT" Bucket
+        needs ["object-lock"] header None, queries [] headers [CHECKSUMS, CHUNKED];
     /// What becomes of objects as they grow old.
     GetBucketLifecycleConfiguration "s3:GetLifecycleConfiguration" "GET" Bucket
         needs ["lifecycle"] header None, queries [] headers [];
@@ -300,12 +310,14 @@ operations! {
         headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS];
     /// Makes one.
     PutObject "s3:PutObject" "PUT" Object
-        needs [] header None, queries [] headers [CHECKSUMS, CHUNKED, KEPT, WRITE_CONDITIONS];
+        needs [] header None, queries [] headers [CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS];
     /// Makes one of another.
     CopyObject "s3:PutObject" "PUT" Object
         needs [] header COPY_SOURCE,
         queries []
-        headers [CHECKSUMS, KEPT, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"]];
+        headers [
+            CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"],
+        ];
     /// Removes one.
     DeleteObject "s3:DeleteObject" "DELETE" Object
         needs [] header None,
@@ -323,6 +335,19 @@ operations! {
     /// Its tags.
     DeleteObjectTagging "s3:DeleteObjectTagging" "DELETE" Object
         needs ["tagging"] header None, queries ["versionId"] headers [];
+    /// Until when it is kept.
+    GetObjectRetention "s3:GetObjectRetention" "GET" Object
+        needs ["retention"] header None, queries ["versionId"] headers [];
+    /// Until when it is kept.
+    PutObjectRetention "s3:PutObjectRetention" "PUT" Object
+        needs ["retention"] header None,
+        queries ["versionId"] headers [CHECKSUMS, CHUNKED, &["bypass-governance-retention"]];
+    /// Whether somebody holds it.
+    GetObjectLegalHold "s3:GetObjectLegalHold" "GET" Object
+        needs ["legal-hold"] header None, queries ["versionId"] headers [];
+    /// Whether somebody holds it.
+    PutObjectLegalHold "s3:PutObjectLegalHold" "PUT" Object
+        needs ["legal-hold"] header None, queries ["versionId"] headers [CHECKSUMS, CHUNKED];
     /// Nobody but its owner.
     GetObjectAcl "s3:GetObjectAcl" "GET" Object
         needs ["acl"] header None, queries ["versionId"] headers [];
@@ -335,7 +360,7 @@ operations! {
         ]];
     /// Begins an upload of parts.
     CreateMultipartUpload "s3:PutObject" "POST" Object
-        needs ["uploads"] header None, queries [] headers [CHECKSUMS, KEPT];
+        needs ["uploads"] header None, queries [] headers [CHECKSUMS, KEPT, LOCKED];
     /// Uploads a part.
     UploadPart "s3:PutObject" "PUT" Object
         needs ["partNumber", "uploadId"] header None, queries [] headers [CHECKSUMS, CHUNKED];
@@ -586,8 +611,8 @@ mod tests {
         for (method, level, queries, headers) in [
             ("PUT", Object, &["annotation"][..], &[][..]),
             ("PUT", Object, &["renameObject"], &[]),
-            ("PUT", Object, &["retention"], &[]),
-            ("PUT", Object, &["legal-hold"], &[]),
+            ("DELETE", Object, &["retention"], &[]),
+            ("DELETE", Object, &["legal-hold"], &[]),
             ("PUT", Object, &["append"], &[]),
             ("PUT", Object, &["encryption"], &[]),
             ("PUT", Object, &["versionId"], &[]),
@@ -603,7 +628,13 @@ mod tests {
                 &[],
                 &["x-amz-server-side-encryption-customer-key"],
             ),
-            ("PUT", Object, &[], &["x-amz-object-lock-mode"]),
+            (
+                "PUT",
+                Object,
+                &["partNumber", "uploadId"],
+                &["x-amz-object-lock-mode"],
+            ),
+            ("PUT", Object, &[], &["x-amz-bypass-governance-retention"]),
             ("PUT", Object, &[], &["x-amz-website-redirect-location"]),
             ("PUT", Object, &[], &["x-amz-grant-read"]),
             ("PUT", Object, &[], &["if-modified-since"]),
@@ -627,8 +658,13 @@ mod tests {
             ("DELETE", Bucket, &["website"], &[]),
             ("DELETE", Bucket, &["versionId"], &[]),
             ("PUT", Bucket, &["versioning"], &["x-amz-mfa"]),
-            ("PUT", Bucket, &["object-lock"], &[]),
-            ("PUT", Bucket, &[], &["x-amz-bucket-object-lock-enabled"]),
+            ("DELETE", Bucket, &["object-lock"], &[]),
+            (
+                "PUT",
+                Bucket,
+                &["object-lock"],
+                &["x-amz-bucket-object-lock-token"],
+            ),
             ("GET", Bucket, &["inventory"], &[]),
             ("GET", Bucket, &["session"], &[]),
             ("GET", Bucket, &["list-type", "versions"], &[]),

@@ -86,6 +86,8 @@ codes! {
     InvalidPolicyDocument 400,
     /// Outside of the object.
     InvalidRange 416,
+    /// No time that anything is kept for.
+    InvalidRetentionPeriod 400,
     /// It contradicts itself, or lacks something.
     InvalidRequest 400,
     /// No such storage class here.
@@ -128,6 +130,8 @@ codes! {
     NoSuchKey 404,
     /// It has no lifecycle rules.
     NoSuchLifecycleConfiguration 404,
+    /// It is not locked, and nobody ever said that it is not.
+    NoSuchObjectLockConfiguration 404,
     /// It blocks nothing.
     NoSuchPublicAccessBlockConfiguration 404,
     /// It has no tags.

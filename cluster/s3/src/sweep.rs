@@ -199,11 +199,14 @@ impl SweepRecord {
     }
 }
 
-/// What the keys of all objects begin with that these rules can end; none if they end no objects.
+/// What the keys of all objects begin with that these rules can end, or versions of which; none if they end none.
 pub fn common_prefix(rules: &[LifecycleRule]) -> Option<&str> {
     let mut prefixes = rules
         .iter()
-        .filter(|rule| rule.enabled && rule.expiration.is_some())
+        .filter(|rule| {
+            let versions = rule.noncurrent_days.is_some() || rule.expired_markers;
+            rule.enabled && (rule.expiration.is_some() || versions)
+        })
         .map(|rule| rule.filter.prefix.as_str());
     let first = prefixes.next()?;
     Some(prefixes.fold(first, |common, prefix| {

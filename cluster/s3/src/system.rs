@@ -5,6 +5,7 @@
 //! - a bucket's uploads stand in the order of their keys, but for keys that are long and begin alike.
 
 use ashlar_layout::limits::KEY_MAX;
+use ashlar_layout::lock::Lock;
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::{Attributes, BadAttributes};
@@ -178,6 +179,9 @@ pub struct UploadRecord {
     pub kind: Option<String>,
     /// What is to be remembered of the object, as a manifest has it, in base64.
     pub attributes: String,
+    /// The lock that was asked for.
+    #[serde(default, skip_serializing_if = "Lock::is_none")]
+    pub lock: Lock,
 }
 
 impl UploadRecord {
@@ -247,6 +251,7 @@ mod tests {
             algorithm: Some("CRC32".into()),
             kind: None,
             attributes: String::new(),
+            lock: Lock::NONE,
         };
         let attributes = Attributes {
             content_type: Some("a/b".into()),

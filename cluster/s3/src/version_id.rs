@@ -45,8 +45,11 @@ mod tests {
     #[test]
     fn there_and_back() {
         for id in [1, 9, 0xfedc_ba98, u64::MAX - 1].map(Seq) {
-            let (null, marker) = (false, true);
-            let text = write(Some(VersionTag { id, null, marker }));
+            let text = write(Some(VersionTag {
+                id,
+                marker: true,
+                ..VersionTag::default()
+            }));
             assert_eq!(parse(&text), Ok(id));
             let null = VersionTag {
                 null: true,

@@ -20,6 +20,9 @@ use ashlar_layout::superblock::Superblock;
 
 use crate::samples::*;
 
+/// What was written before versions of objects had locks.
+const ENTRIES_V4: &[u8] = include_bytes!("../golden/journal-entries.v4.bin");
+
 /// The image of this name, once it has been compared with what is encoded today.
 fn golden(name: &str, today: &[u8]) -> Vec<u8> {
     compared(&format!("tests/golden/{name}"), today)
@@ -168,22 +171,30 @@ fn journal_entries_v3() {
 }
 
 #[test]
-fn journal_entries_v4() {
-    let image = golden("journal-entries.v4.bin", &version_entries());
-    let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
+fn journal_entries_v4_are_read() {
+    let got: Vec<_> = journal::entries(ENTRIES_V4).map(Result::unwrap).collect();
     let ops: Vec<Op> = got.iter().map(|entry| entry.op().unwrap()).collect();
     assert_eq!(ops, version_ops());
     assert!(got.iter().all(|entry| entry.version == 4));
 }
 
 #[test]
-fn frame_v4() {
-    let image = golden("frame.v4.bin", &frame().encode());
+fn journal_entries_v5() {
+    let image = golden("journal-entries.v5.bin", &locked_entries());
+    let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
+    let ops: Vec<Op> = got.iter().map(|entry| entry.op().unwrap()).collect();
+    assert_eq!(ops, locked_ops());
+    assert!(got.iter().all(|entry| entry.version == 5));
+}
+
+#[test]
+fn frame_v5() {
+    let image = golden("frame.v5.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));
 }
 
 #[test]
-fn messages_v4() {
+fn messages_v5() {
     // Each behind its length, so that one file holds them all.
     fn file<T>(messages: &[T], encode: impl Fn(&T) -> Vec<u8>) -> Vec<u8> {
         let mut out = Vec::new();
@@ -203,19 +214,19 @@ fn messages_v4() {
         }
         parts
     }
-    let image = golden("requests.v4.bin", &file(&requests(), encode_control));
+    let image = golden("requests.v5.bin", &file(&requests(), encode_control));
     let got: Vec<Request> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, requests());
-    let image = golden("replies.v4.bin", &file(&replies(), encode_control));
+    let image = golden("replies.v5.bin", &file(&replies(), encode_control));
     let got: Vec<Reply> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
         .collect();
     assert_eq!(got, replies());
-    let image = golden("chain.v4.bin", &file(&chain_messages(), encode_control));
+    let image = golden("chain.v5.bin", &file(&chain_messages(), encode_control));
     let got: Vec<ChainMessage> = parts(&image)
         .into_iter()
         .map(|p| decode_control(p).unwrap())
@@ -259,7 +270,8 @@ fn fuzz_seeds() {
     let (checkpoint, named) = checkpoint().encode(512);
     seed("checkpoint", 0, &checkpoint[..named.len as usize]);
     seed("entry", 0, &entries());
-    seed("entry", 1, &version_entries());
+    seed("entry", 1, ENTRIES_V4);
+    seed("entry", 2, &locked_entries());
     seed("frame", 0, &frame().encode());
     for (n, request) in requests().iter().enumerate() {
         seed("request", n, &encode_control(request));

@@ -7,3 +7,4 @@ mod hostile;
 mod oracle;
 mod random;
 mod samples;
+mod versions;

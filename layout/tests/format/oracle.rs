@@ -65,7 +65,7 @@ fn chain_messages_are_as_bincode_has_them() {
 
 #[test]
 fn ops_are_as_bincode_has_them() {
-    let all = ops().into_iter().chain(parting_ops()).chain(version_ops());
+    let all = ops().into_iter().chain(parting_ops()).chain(locked_ops());
     tags(all.map(|op| agree!(&op, Op)).collect());
 }
 

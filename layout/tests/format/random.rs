@@ -1,6 +1,7 @@
 //! Generators of random values.
 
 use ashlar_layout::ids::*;
+use ashlar_layout::lock::{Lock, Retention, RetentionMode};
 use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe, Then, VersionTag};
 
 use ashlar_layout::message::Request;
@@ -75,9 +76,19 @@ pub fn op() -> impl Strategy<Value = Op> {
             attributes,
         },
     );
-    let tag = (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(id, null, marker)| {
-        let id = Seq(id);
-        VersionTag { id, null, marker }
+    let mode = prop_oneof![
+        Just(RetentionMode::Governance),
+        Just(RetentionMode::Compliance)
+    ];
+    let retention = (mode, any::<u64>()).prop_map(|(mode, until_ms)| Retention { mode, until_ms });
+    let lock = (proptest::option::of(retention), any::<Option<bool>>())
+        .prop_map(|(retention, hold)| Lock { retention, hold });
+    let tag = (any::<u64>(), any::<bool>(), any::<bool>(), lock);
+    let tag = tag.prop_map(|(id, null, marker, lock)| VersionTag {
+        id: Seq(id),
+        null,
+        marker,
+        lock,
     });
     let version = (tag, any::<u64>(), manifest.clone());
     let then = prop_oneof![
@@ -96,6 +107,18 @@ pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         Just(Op::TermStart),
         ".{0,20}".prop_map(|bucket| Op::CreateBucket { bucket }),
+        (version.clone(), any::<(bool, bool, u64)>()).prop_map(
+            |((tag, modified_ms, manifest), (current, bypass, seen))| Op::LockVersion {
+                bucket: "bucket".to_owned(),
+                key: "a\0b".to_owned(),
+                tag,
+                seen: Seq(seen),
+                current,
+                modified_ms,
+                manifest,
+                bypass,
+            }
+        ),
         (version, any::<bool>()).prop_map(|((tag, modified_ms, manifest), current)| {
             Op::PutVersion {
                 bucket: "bucket".to_owned(),
@@ -106,11 +129,14 @@ pub fn op() -> impl Strategy<Value = Op> {
                 manifest,
             }
         }),
-        (any::<u64>(), ".{0,20}", then).prop_map(|(id, key, then)| Op::DropVersion {
-            bucket: "bucket".to_owned(),
-            key,
-            id: Seq(id),
-            then,
+        (any::<(u64, bool)>(), ".{0,20}", then).prop_map(|((id, bypass), key, then)| {
+            Op::DropVersion {
+                bucket: "bucket".to_owned(),
+                key,
+                id: Seq(id),
+                then,
+                bypass,
+            }
         }),
         (".{0,20}", ".{0,100}", manifest).prop_map(|(bucket, key, manifest)| Op::Put {
             bucket,

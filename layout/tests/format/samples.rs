@@ -7,11 +7,13 @@ use ashlar_layout::footer::{Footer, FooterEntry};
 use ashlar_layout::frame::{FrameHeader, Opcode};
 use ashlar_layout::ids::*;
 use ashlar_layout::journal::encode_entry;
-use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe, Then, VersionTag};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe, VersionTag};
 use ashlar_layout::message::*;
 use ashlar_layout::record::{RecordHeader, Subject, record_len};
 use ashlar_layout::stamp::Place;
 use ashlar_layout::superblock::{CheckpointRef, Label, Labels, Superblock};
+
+pub use crate::versions::*;
 
 pub const DEVICE: DeviceId = DeviceId(*b"device-0123456\xff\x01");
 pub const EXTENT: ExtentNo = ExtentNo(5);
@@ -365,7 +367,10 @@ pub fn replies() -> Vec<Reply> {
         version: Seq(5),
         modified_ms: 1_700_000_000_000,
         manifest: manifest(),
-        tag: Some(tag()),
+        tag: Some(VersionTag {
+            lock: lock(),
+            ..tag()
+        }),
     };
     let entry = ListEntry {
         key: "a/b".into(),
@@ -577,67 +582,6 @@ pub fn ops() -> Vec<Op> {
             members: vec![DeviceNo(4), DeviceNo(6), DeviceNo(9), DeviceNo(2)],
         },
     ]
-}
-
-/// The name of a version that is `null`.
-pub fn tag() -> VersionTag {
-    VersionTag {
-        id: Seq(0x0102_0304_0506),
-        null: true,
-        marker: false,
-    }
-}
-
-/// Changes of versions of objects.
-pub fn version_ops() -> Vec<Op> {
-    let (bucket, key) = ("photos".to_owned(), "2024/å.jpg".to_owned());
-    let marker = VersionTag {
-        id: Seq(0),
-        null: false,
-        marker: true,
-    };
-    let drop = |then| Op::DropVersion {
-        bucket: bucket.clone(),
-        key: key.clone(),
-        id: Seq(44),
-        then,
-    };
-    vec![
-        Op::PutVersion {
-            bucket: bucket.clone(),
-            key: key.clone(),
-            tag: tag(),
-            current: true,
-            modified_ms: 1_700_000_000_001,
-            manifest: manifest(),
-        },
-        Op::PutVersion {
-            bucket: bucket.clone(),
-            key: key.clone(),
-            tag: marker,
-            current: true,
-            modified_ms: 0,
-            manifest: Manifest::plain(0, 0, Body::Inline),
-        },
-        drop(Then::Same),
-        drop(Then::Nothing),
-        drop(Then::Version {
-            tag: tag(),
-            seen: Seq(42),
-            modified_ms: 1_700_000_000_002,
-            manifest: manifest(),
-        }),
-    ]
-}
-
-/// The entries of those.
-pub fn version_entries() -> Vec<u8> {
-    let mut out = Vec::new();
-    for (op, seq) in version_ops().iter().zip(45..) {
-        let (client, request) = (ClientId(0xc11e), RequestNo(78));
-        encode_entry(&mut out, Seq(seq), Term(7), client, request, 9, op, b"").unwrap();
-    }
-    out
 }
 
 /// Changes of a partition's bounds.

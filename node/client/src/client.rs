@@ -9,6 +9,7 @@ use ashlar_cluster_object::{
     Answer, BufferPool, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
 };
 use ashlar_layout::ids::{ClientId, NodeId, Seq};
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Manifest, Precondition};
 use ashlar_layout::message::{
     BucketMeta, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage,
@@ -278,15 +279,47 @@ impl Client {
     }
 
     /// Removes a version of an object, which [`ashlar_layout::manifest::VersionTag::slot`] names, or an object that is
-    /// the `null` version. If it was the current one, the one before it is current then.
+    /// the `null` version. If it was the current one, the one before it is current then. What a lock keeps is not
+    /// removed; `bypass`: who asks may do what governance forbids.
     pub async fn drop_version(
         &self,
         bucket: &str,
         key: &str,
         version: Seq,
+        bypass: bool,
     ) -> Result<VersionDropped, ClientError> {
         check(bucket, Some(key))?;
-        versions::drop_version(self, bucket, key, version).await
+        versions::drop_version(self, bucket, key, version, bypass).await
+    }
+
+    /// Removes a version of an object that is not the current one, if `current` still is the entry that wrote what is
+    /// current, and no lock keeps it: so whoever found before what is to be removed removes nothing else. `alone`: it
+    /// is itself current, and was found to be the only one.
+    pub async fn end_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        current: Seq,
+        version: Seq,
+        alone: bool,
+    ) -> Result<DeleteOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        versions::end(self, (bucket, key), current, (version, alone)).await
+    }
+
+    /// Gives a version of an object another lock. `meta` is what was found of it, and `current` whether that was what
+    /// is current: if it was changed meanwhile, this is refused as a precondition that does not hold. An object that
+    /// is no version is made the `null` one by it. `bypass`: who asks may do what governance forbids.
+    pub async fn lock_version(
+        &self,
+        bucket: &str,
+        key: &str,
+        (meta, current): (ObjectMeta, bool),
+        lock: Lock,
+        bypass: bool,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        versions::lock(&self.inner, (bucket, key), (meta, current), lock, bypass).await
     }
 
     /// One page of a bucket's versions, in the order of the keys, across its partitions.

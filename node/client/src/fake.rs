@@ -642,7 +642,8 @@ impl Store {
             | Op::Chain { .. }
             | Op::Split { .. }
             | Op::Close { .. }
-            | Op::DropVersion { .. } => {
+            | Op::DropVersion { .. }
+            | Op::LockVersion { .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
             Op::CreateBucket { bucket } => {

@@ -174,6 +174,11 @@ pub(crate) async fn reseal(
             tag,
             current: false,
             ..
+        }
+        | Making::Locked {
+            tag,
+            current: false,
+            ..
         } => Some(tag.slot()),
         _ => None,
     };
@@ -189,17 +194,20 @@ pub(crate) async fn reseal(
             }
             .into());
         };
-        let precondition = match other {
-            Some(_) => Precondition::None,
-            None => Precondition::Version(meta.version),
+        let precondition = match (other, making) {
+            (Some(_), _) | (None, Making::Locked { .. }) => Precondition::None,
+            (None, _) => Precondition::Version(meta.version),
         };
         let options = PutOptions {
             precondition,
-            seal,
             making,
             ..PutOptions::default()
         };
-        return put_bytes(inner, (bucket, key), whole, options, turn).await;
+        let mut drive = start(inner, bucket, key, &options, turn).await?;
+        describe(&mut drive, seal);
+        // It rides in the journal again, however much may by now: it is the same object.
+        drive.event(Event::Inline(whole));
+        return finish(inner, (bucket, key), drive).await;
     }
     let permit = turn.writer(inner).await?;
     let seal = (seal.etag, seal.attributes.into());

@@ -13,6 +13,7 @@ use ashlar_cluster_object::common::unexpected;
 use ashlar_cluster_object::{Code, Delete, Making, ObjectError};
 use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::limits::LIST_PAGE_MAX;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Body, NULL_VERSION, Precondition, Then, VersionTag};
 use ashlar_layout::message::{ObjectMeta, Reply, Request, VersionPage};
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use crate::put;
 /// So often a removal is tried again that others got in the way of.
 pub(crate) const TRIES: usize = 16;
 
-/// Makes the current object the `null` version.
+/// Makes the current object the `null` version; if that name is another one's that is locked, a version all the same.
 pub(crate) async fn keep(
     inner: &Arc<Inner>,
     bucket: &str,
@@ -37,20 +38,68 @@ pub(crate) async fn keep(
     meta: ObjectMeta,
     turn: Turn,
 ) -> Result<PutOutcome, ClientError> {
-    let making = Making::Again {
-        tag: VersionTag {
-            id: meta.version,
-            null: true,
-            marker: false,
-        },
+    let again = |tag| Making::Again {
+        tag,
         current: true,
         modified_ms: meta.modified_ms,
     };
-    let seal = Seal {
+    let names = (bucket, key);
+    let as_null = (same(&meta), again(VersionTag::of_plain(meta.version)));
+    match put::reseal(inner, names, meta.clone(), as_null, turn).await {
+        // The null version that there is has to stay: this one gets a name of its own.
+        Err(error) if error.code() == Code::Locked => {
+            let tag = VersionTag {
+                id: meta.version,
+                ..VersionTag::default()
+            };
+            let named = (same(&meta), again(tag));
+            put::reseal(inner, names, meta, named, turn).await
+        }
+        kept => kept,
+    }
+}
+
+/// What is kept with an object, as it is.
+fn same(meta: &ObjectMeta) -> Seal {
+    Seal {
         etag: meta.manifest.etag,
         attributes: meta.manifest.attributes.clone().into(),
+    }
+}
+
+/// See [`Client::lock_version`].
+pub(crate) async fn lock(
+    inner: &Arc<Inner>,
+    (bucket, key): (&str, &str),
+    (meta, current): (ObjectMeta, bool),
+    lock: Lock,
+    bypass: bool,
+) -> Result<PutOutcome, ClientError> {
+    let making = Making::Locked {
+        tag: VersionTag {
+            lock,
+            ..tag_of(&meta)
+        },
+        seen: meta.version,
+        current,
+        modified_ms: meta.modified_ms,
+        bypass,
     };
-    put::reseal(inner, (bucket, key), meta, (seal, making), turn).await
+    let seal = same(&meta);
+    let locked = put::reseal(inner, (bucket, key), meta, (seal, making), Turn::Own).await;
+    if matches!(&locked, Err(error) if error.code() == Code::NotKept) {
+        // Two are the null one: what is current takes the other one's place, or another name.
+        make_way(inner, bucket, key, Precondition::None).await?;
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        let detail = "it has become a version by now".to_owned();
+        return Err(ObjectError::PreconditionFailed {
+            bucket,
+            key,
+            detail,
+        }
+        .into());
+    }
+    locked
 }
 
 /// Makes what is current a version, if it is none, so that a new one can come; gives what has to hold for that one
@@ -121,11 +170,7 @@ async fn current(
 
 /// Which version an object is that has no tag.
 fn tag_of(meta: &ObjectMeta) -> VersionTag {
-    meta.tag.unwrap_or(VersionTag {
-        id: meta.version,
-        null: true,
-        marker: false,
-    })
+    meta.tag.unwrap_or(VersionTag::of_plain(meta.version))
 }
 
 /// The newest version that is older than this one, in this place; none if it has to be looked for again.
@@ -178,6 +223,7 @@ pub(crate) async fn drop_version(
     bucket: &str,
     key: &str,
     slot: Seq,
+    bypass: bool,
 ) -> Result<VersionDropped, ClientError> {
     let inner = &client.inner;
     for _ in 0..TRIES {
@@ -206,7 +252,13 @@ pub(crate) async fn drop_version(
             },
         };
         let common = inner.common.clone();
-        let drop = Delete::version(common, (bucket, key), precondition, (slot, then), payload)?;
+        let drop = Delete::version(
+            common,
+            (bucket, key),
+            precondition,
+            (slot, then, bypass),
+            payload,
+        )?;
         match client.remove(drop).await {
             Ok(_) => return Ok(VersionDropped { tag: Some(tag) }),
             Err(error) if error.code() == Code::NotFound => {
@@ -222,6 +274,19 @@ pub(crate) async fn drop_version(
     // No condition of the caller's failed: others came first each time.
     let detail = format!("versions of '{key}' in bucket '{bucket}' change too fast");
     Err(ObjectError::Busy { detail }.into())
+}
+
+/// See [`Client::end_version`].
+pub(crate) async fn end(
+    client: &Client,
+    names: (&str, &str),
+    current: Seq,
+    (slot, alone): (Seq, bool),
+) -> Result<DeleteOutcome, ClientError> {
+    let then = if alone { Then::Nothing } else { Then::Same };
+    let (common, only) = (client.inner.common.clone(), Precondition::Version(current));
+    let drop = Delete::version(common, names, only, (slot, then, false), Bytes::new())?;
+    client.remove(drop).await
 }
 
 async fn page(

@@ -1,12 +1,16 @@
 //! The client where versions are kept: what is current and none makes way, and nothing that was sent is lost.
 
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Precondition, VersionTag};
 use bytes::Bytes;
 
 use crate::client_tests::{DRAIN, bytes, cluster, get, put};
 use crate::{Client, ClientOptions, Code, Making, PutOptions, Sealed};
 
-const NEW: Making = Making::Version { null: false };
+const NEW: Making = Making::Version {
+    null: false,
+    lock: Lock::NONE,
+};
 
 fn versions(making: Making, precondition: Precondition) -> PutOptions {
     PutOptions {
@@ -114,7 +118,13 @@ async fn so_does_everything_new() {
 
     // By now there is a null version in the fake store; a plain put takes the place of what is current.
     put(&client, "n", &bytes(60, 2)).await.unwrap();
-    let null = versions(Making::Version { null: true }, Precondition::None);
+    let null = versions(
+        Making::Version {
+            null: true,
+            lock: Lock::NONE,
+        },
+        Precondition::None,
+    );
     client
         .put_bytes("bucket", "n", bytes(70, 2), null)
         .await

@@ -623,7 +623,8 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         Op::Put { bucket, key, .. }
         | Op::Delete { bucket, key }
         | Op::PutVersion { bucket, key, .. }
-        | Op::DropVersion { bucket, key, .. } => (bucket, Some(key)),
+        | Op::DropVersion { bucket, key, .. }
+        | Op::LockVersion { bucket, key, .. } => (bucket, Some(key)),
     };
     if let Err(e) = ashlar_layout::names::check_bucket(bucket) {
         return bad(e.to_string());
@@ -634,7 +635,9 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         return bad(e.to_string());
     }
     let manifest = match op {
-        Op::Put { manifest, .. } | Op::PutVersion { manifest, .. } => Some(manifest),
+        Op::Put { manifest, .. }
+        | Op::PutVersion { manifest, .. }
+        | Op::LockVersion { manifest, .. } => Some(manifest),
         Op::DropVersion {
             then: Then::Version { manifest, .. },
             ..

@@ -21,6 +21,7 @@ use crate::call::Call;
 use crate::directory::Documents;
 use crate::faults::refusal;
 use crate::gateway::{Context, Gateway};
+use crate::locks::{authorize_lock, wants_locks};
 use crate::reply::Reply;
 use crate::versions::asked_version;
 
@@ -143,7 +144,12 @@ impl Gateway {
 
     /// Refuses what the caller may not do, as far as the request's head says what that is.
     async fn authorize(&self, operation: Operation, context: &mut Context) -> Result<(), Refusal> {
-        let Context { call, access, .. } = context;
+        let Context {
+            call,
+            access,
+            now_ms,
+            ..
+        } = context;
         if operation == Operation::PostObject {
             // Who calls, and for what, stands in the form.
             return Ok(());
@@ -153,11 +159,14 @@ impl Gateway {
             self.say_tags_of(access, &call.bucket, &call.key, version)
                 .await?;
         }
-        if matches!(
+        let makes = matches!(
             operation,
             Operation::PutObject | Operation::CopyObject | Operation::CreateMultipartUpload
-        ) && let Some(tagging) = call.header("x-amz-tagging")
-        {
+        );
+        if makes {
+            authorize_lock(access, call, *now_ms)?;
+        }
+        if makes && let Some(tagging) = call.header("x-amz-tagging") {
             let tags = ashlar_cluster_s3::tags::parse_header(tagging)?;
             access.say_requested_tags(&tags);
             if !tags.is_empty() {
@@ -166,13 +175,27 @@ impl Gateway {
         }
         if operation == Operation::CreateBucket {
             access.say("s3:locationconstraint", &self.options.region);
-            return match access.may_create(operation.action(), &call.bucket) {
+            let mut actions = vec![operation.action()];
+            if wants_locks(call)? {
+                actions.extend([
+                    "s3:PutBucketObjectLockConfiguration",
+                    "s3:PutBucketVersioning",
+                ]);
+            }
+            let may = |action: &&str| access.may_create(action, &call.bucket);
+            return match actions.iter().all(may) {
                 true => Ok(()),
                 false => denied(),
             };
         }
-        if operation == Operation::DeleteObjects {
-            // Each of its keys is asked for. Their document is not read for somebody who may do nothing.
+        if matches!(
+            operation,
+            Operation::DeleteObjects
+                | Operation::PutObjectRetention
+                | Operation::PutObjectLegalHold
+        ) {
+            // Each of the keys is asked for, or the lock that the document says. That is not read for somebody who may
+            // do nothing.
             let nothing = access.is_nobody();
             self.check_there(context).await?;
             return if nothing { denied() } else { Ok(()) };

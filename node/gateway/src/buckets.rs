@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use ashlar_cluster_s3::bucket::BucketConfig;
+use ashlar_cluster_s3::bucket::{BucketConfig, Versioning};
 use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::documents::{check_ownership, parse_create_bucket};
 use ashlar_cluster_s3::listing::{page_size, parse_token, token};
+use ashlar_cluster_s3::object_lock::ObjectLock;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::sweep::sweep_key;
 use ashlar_cluster_s3::system::BUCKETS;
@@ -24,6 +25,7 @@ use crate::faults::{refusal, refused};
 use crate::gateway::{Context, Gateway, to_the_end};
 use crate::inbound::Inbound;
 use crate::lists::write_owner;
+use crate::locks::wants_locks;
 use crate::reply::Reply;
 use crate::uploads::remove;
 
@@ -96,9 +98,12 @@ impl Gateway {
             }
             Err(error) => return Err(refusal(&error)),
         };
+        let locks = wants_locks(call)?;
         let config = BucketConfig {
             ownership,
             tags,
+            versioning: locks.then_some(Versioning::Enabled),
+            object_lock: locks.then(ObjectLock::default),
             ..BucketConfig::new(account, made_by.0)
         };
         self.directory.found_bucket(&call.bucket, &config).await?;

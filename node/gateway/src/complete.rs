@@ -21,6 +21,7 @@ use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::signature::SKEW_MS;
 use ashlar_cluster_s3::system::{PARTS_MAX, UploadId, UploadState, part_key};
 use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Etag, Precondition, VersionTag};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
@@ -252,8 +253,11 @@ impl Gateway {
             encoded,
         } = plan;
         // What the bucket wants by now.
-        let keeping = match self.keeping(&call.bucket).await {
-            Ok(keeping) => keeping,
+        let kept = self.kept(&call.bucket).await;
+        let lock = upload.record.lock;
+        let making = kept.and_then(|kept| Ok((kept.keeping, kept.making(lock, now_ms())?)));
+        let (keeping, making) = match making {
+            Ok(making) => making,
             Err(refusal) => {
                 // Nothing was proposed.
                 self.turn(&mut upload, UploadState::Open).await?;
@@ -266,7 +270,7 @@ impl Gateway {
                 etag,
                 attributes: encoded.into(),
             },
-            making: keeping.making(),
+            making,
             ..PutOptions::default()
         };
         let manifests = metas.into_iter().map(|meta| meta.manifest).collect();
@@ -453,6 +457,7 @@ impl Gateway {
                 precondition: Precondition::None,
                 attributes: Attributes::default(),
                 known: None,
+                lock: Lock::NONE,
             };
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));

@@ -55,6 +55,9 @@ impl Gateway {
             O::GetBucketVersioning | O::PutBucketVersioning => {
                 self.bucket_versioning(operation, context, body).await
             }
+            O::GetObjectLockConfiguration | O::PutObjectLockConfiguration => {
+                self.bucket_object_lock(operation, context, body).await
+            }
             O::GetObjectAcl => {
                 self.find(context).await?;
                 Ok(Reply::xml(acl(context.access.owner())))
@@ -132,10 +135,6 @@ impl Gateway {
             O::GetBucketReplication => refused(
                 Code::ReplicationConfigurationNotFoundError,
                 "The replication configuration was not found",
-            ),
-            O::GetObjectLockConfiguration => refused(
-                Code::ObjectLockConfigurationNotFoundError,
-                "Object Lock configuration does not exist for this bucket",
             ),
             other => {
                 let message = format!("{} is not implemented", other.as_str());

@@ -21,6 +21,7 @@ use crate::digests::Sent;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
+use crate::locks::bypass;
 use crate::reply::Reply;
 use crate::versions::{Keeping, asked_version};
 
@@ -54,6 +55,8 @@ struct What<'a> {
     /// Only if its ETag is one of these.
     condition: Option<&'a Etags>,
     keeping: Keeping,
+    /// Governance does not keep it.
+    bypass: bool,
 }
 
 impl Gateway {
@@ -78,7 +81,7 @@ impl Gateway {
             let tag = tag.unwrap_or(VersionTag {
                 id: version,
                 null: version == NULL_VERSION,
-                marker: false,
+                ..VersionTag::default()
             });
             let id = version_id::write(Some(tag));
             Removed {
@@ -102,7 +105,7 @@ impl Gateway {
         }
         let dropped = self
             .store
-            .drop_version(what.bucket, what.key, version)
+            .drop_version(what.bucket, what.key, version, what.bypass)
             .await;
         let dropped = dropped.map_err(|error| refusal(&error))?;
         Ok(named(dropped.tag))
@@ -163,13 +166,16 @@ impl Gateway {
         let call = &context.call;
         self.check_there(context).await?;
         let condition = call.header("if-match").map(Etags::parse);
+        let version = asked_version(call)?;
+        let bypass = version.is_some() && bypass(&context.access, call, &call.arn())?;
         let removed = self
             .remove(&What {
                 bucket: &call.bucket,
                 key: &call.key,
-                version: asked_version(call)?,
+                version,
                 condition: condition.as_ref(),
                 keeping: context.keeping(),
+                bypass,
             })
             .await?;
         let mut reply = Reply::no_content();
@@ -203,6 +209,7 @@ impl Gateway {
             version,
             condition: condition.as_ref(),
             keeping,
+            bypass: removal.bypass,
         };
         self.remove(&what).await
     }
@@ -224,7 +231,7 @@ impl Gateway {
         let (objects, quiet) = parse_delete(&document)?;
         drop(document);
         // The document may have taken a while to come.
-        let keeping = self.keeping(&call.bucket).await?;
+        let keeping = self.kept(&call.bucket).await?.keeping;
         let by_tags = context.access.looks_at_existing_tags();
         let mut results: Vec<Option<Result<Removed, Refusal>>> = vec![None; objects.len()];
         let mut by_key: BTreeMap<&str, Vec<Removal>> = BTreeMap::new();
@@ -235,11 +242,20 @@ impl Gateway {
                 true => version,
                 false => check_may(&context.access, &call.bucket, object).and(version),
             };
-            match version {
-                Ok(version) => {
+            let may = version.and_then(|version| {
+                let resource = arn(&call.bucket, &object.key);
+                let bypass = version.is_some() && bypass(&context.access, call, &resource)?;
+                Ok((version, bypass))
+            });
+            match may {
+                Ok((version, bypass)) => {
                     let of_key = by_key.entry(&object.key).or_default();
-                    let object = object.clone();
-                    of_key.push(Removal { i, object, version });
+                    of_key.push(Removal {
+                        i,
+                        object: object.clone(),
+                        version,
+                        bypass,
+                    });
                 }
                 Err(refusal) => results[i] = Some(Err(refusal)),
             }
@@ -294,6 +310,7 @@ struct Removal {
     i: usize,
     object: ToDelete,
     version: Option<Seq>,
+    bypass: bool,
 }
 
 fn write_error(xml: &mut Xml, object: &ToDelete, refusal: &Refusal) {

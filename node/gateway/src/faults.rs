@@ -25,6 +25,10 @@ pub(crate) fn refusal(error: &ClientError) -> Refusal {
             "A conflicting conditional operation is currently in progress against this resource. Please try \
              again.",
         ),
+        Store::Locked => (
+            Code::AccessDenied,
+            "Access Denied because object protected by object lock.",
+        ),
         Store::RangeNotSatisfiable => {
             (Code::InvalidRange, "The requested range is not satisfiable")
         }

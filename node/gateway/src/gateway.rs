@@ -270,6 +270,10 @@ impl Gateway {
             O::GetObjectTagging | O::PutObjectTagging | O::DeleteObjectTagging => {
                 self.object_tagging(operation, context, body).await
             }
+            O::GetObjectRetention
+            | O::PutObjectRetention
+            | O::GetObjectLegalHold
+            | O::PutObjectLegalHold => self.object_lock(operation, context, body).await,
             O::CreateMultipartUpload => self.create_upload(context).await,
             O::UploadPart => self.upload_part(context, body).await,
             O::UploadPartCopy => self.upload_part_copy(context).await,
@@ -566,11 +570,7 @@ mod tests {
             manifest: Manifest::plain(3, 7, Body::Inline),
             tag,
         };
-        let kept = VersionTag {
-            id: Seq(5),
-            null: true,
-            marker: false,
-        };
+        let kept = VersionTag::of_plain(Seq(5));
         let plain = quoted_etag(&meta(5, None));
         assert_eq!(quoted_etag(&meta(9, Some(kept))), plain);
         assert_ne!(quoted_etag(&meta(9, None)), plain);

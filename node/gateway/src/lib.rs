@@ -12,6 +12,7 @@
 mod access;
 pub mod admin;
 mod admit;
+mod aging;
 mod body;
 mod buckets;
 mod call;
@@ -25,6 +26,7 @@ pub mod gateway;
 mod inbound;
 pub mod lifecycle;
 mod lists;
+mod locks;
 mod objects;
 pub mod options;
 mod pieces;

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - what is removed is the version of an object that was looked at, with the tags and the age that the rules
 //!   are about: one that is written meanwhile stays. So gateways that go through a bucket at once do no harm;
-//! - whether a bucket keeps versions is asked before each removal, and what is a version is never removed but by a
-//!   marker;
+//! - whether a bucket keeps versions is asked before each removal, and what is current and a version is never removed
+//!   but by a marker; how those behind it end is in [`crate::aging`];
 //! - one at a time does, as a rule: whoever does has said so in the bucket's record
 //!   ([`ashlar_cluster_s3::sweep`]), and goes on only while that stands;
 //! - it takes a bounded share of the store: one object after another, not faster than [`PACE`].
@@ -49,7 +49,7 @@ const SKEW_MS: u64 = 15 * 60 * 1000;
 
 /// How going through a bucket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// All of it was looked at.
     Whole,
     /// Somebody else has the bucket, or its rules are others now.
@@ -58,11 +58,11 @@ enum End {
 
 /// Who has a bucket to go through it; nobody, if that is not recorded.
 #[derive(Debug)]
-struct Lease {
+pub(crate) struct Lease {
     key: String,
     held: Option<(SweepRecord, Seq)>,
     renewed_ms: u64,
-    tally: Tally,
+    pub(crate) tally: Tally,
 }
 
 impl Lease {
@@ -76,7 +76,7 @@ impl Lease {
     }
 
     /// Behind which object to go on; none if all were looked at.
-    fn after(&self) -> Option<String> {
+    pub(crate) fn after(&self) -> Option<String> {
         match &self.held {
             None => Some(String::new()),
             Some((record, _)) => record.going.as_ref().and_then(|going| going.after.clone()),
@@ -84,7 +84,11 @@ impl Lease {
     }
 
     /// Says where it is, if it is time to. False if somebody else has the bucket.
-    async fn go_on(&mut self, store: &Client, after: Option<&str>) -> Result<bool, Refusal> {
+    pub(crate) async fn go_on(
+        &mut self,
+        store: &Client,
+        after: Option<&str>,
+    ) -> Result<bool, Refusal> {
         let now = now_ms();
         if now.saturating_sub(self.renewed_ms) < RENEW_MS {
             return Ok(true);
@@ -181,7 +185,7 @@ impl Gateway {
     }
 
     /// Tells the log what went wrong that nobody had asked for.
-    fn tell_of(&self, bucket: &str, refusal: &Refusal) {
+    pub(crate) fn tell_of(&self, bucket: &str, refusal: &Refusal) {
         let id = RequestId::new(self.number, 0);
         (self.options.log.0)(&LogEntry {
             request_id: &id.id,
@@ -330,7 +334,17 @@ impl Gateway {
         let rules = &open.config.lifecycle;
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if let (Some(prefix), Some(mut after)) = (common_prefix(rules), lease.after()) {
+        let keeps = Keeping::of(Some(open)) != Keeping::Off;
+        if let Some(prefix) = common_prefix(rules).filter(|_| keeps) {
+            let paced = (prefix, &mut pace);
+            if self
+                .end_versions(bucket, open, now_ms, lease, paced)
+                .await?
+                == End::Lost
+            {
+                return Ok(End::Lost);
+            }
+        } else if let (Some(prefix), Some(mut after)) = (common_prefix(rules), lease.after()) {
             loop {
                 if self.still_asks(bucket, open).await?.is_none() {
                     return Ok(End::Lost);
@@ -379,7 +393,7 @@ impl Gateway {
     }
 
     /// Whether a bucket is still the one, with the rules, that are being carried out.
-    async fn still_asks(
+    pub(crate) async fn still_asks(
         &self,
         bucket: &str,
         open: &OpenBucket,
@@ -390,7 +404,7 @@ impl Gateway {
     }
 
     /// Removes an object, if its time has come. Whether it was there, and was.
-    async fn end_object(
+    pub(crate) async fn end_object(
         &self,
         bucket: &str,
         key: &str,

@@ -24,6 +24,7 @@ use crate::call::Call;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
 use crate::lifecycle::expiration_header;
+use crate::locks::set_lock;
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
 use crate::versions::{asked_version, missing, set_version};
@@ -454,6 +455,7 @@ fn head(
     });
     describe(&mut reply, call, meta, found);
     set_version(&mut reply, context.keeping(), meta);
+    set_lock(&mut reply, context, meta);
     let subject = Subject {
         key: &call.key,
         size,

@@ -13,6 +13,7 @@ use ashlar_cluster_s3::signature::{Claim, Payload, check_form};
 use ashlar_cluster_s3::tags::OBJECT_TAGS_MAX;
 use ashlar_cluster_s3::text::url_encode;
 use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::Precondition;
 use hyper::StatusCode;
 
@@ -89,6 +90,8 @@ impl Gateway {
             precondition: Precondition::None,
             attributes,
             known: None,
+            // What the bucket wants; a form asks for none.
+            lock: Lock::NONE,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;

@@ -18,6 +18,7 @@ use ashlar_cluster_s3::text::percent_decode;
 use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
@@ -28,9 +29,10 @@ use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
 use crate::digests::Sent;
 use crate::faults::{is_absent, refusal, refused};
-use crate::gateway::{Context, Gateway, attributes, modified_ms};
+use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms};
 use crate::inbound::Inbound;
 use crate::lifecycle::expiration_header;
+use crate::locks::{Kept, asked_lock};
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
@@ -57,7 +59,9 @@ pub(crate) struct Target<'a> {
     pub(crate) precondition: Precondition,
     pub(crate) attributes: Attributes,
     /// What its bucket wanted, and when.
-    pub(crate) known: Option<(Keeping, Instant)>,
+    pub(crate) known: Option<(Kept, Instant)>,
+    /// The lock that is asked for.
+    pub(crate) lock: Lock,
 }
 
 /// Refuses what cannot be kept with an object here.
@@ -179,6 +183,7 @@ impl Gateway {
         let call = &context.call;
         self.check_there(context).await?;
         let attributes = attributes_of(call)?;
+        let lock = asked_lock(context, call)?;
         let sent = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let condition = write_if(call)?;
         let mut promise = self.promise(context)?;
@@ -205,7 +210,8 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
-            known: Some((context.keeping(), context.asked)),
+            known: Some((Kept::of(context.access.bucket.as_deref()), context.asked)),
+            lock,
         };
         let made = self
             .make(target, Source::Http(body), promise, &sent)
@@ -238,6 +244,7 @@ impl Gateway {
             precondition,
             attributes,
             known,
+            lock,
         } = target;
         let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
@@ -253,16 +260,19 @@ impl Gateway {
         let mut made: Option<(String, Option<Checksum>, Keeping)> = None;
         // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
         let seal = async |_: Sealed| {
-            let keeping = match known {
-                Some((keeping, asked)) if asked.elapsed() < STANDS => Ok(keeping),
-                _ => self.keeping(bucket).await,
+            let kept = match known {
+                Some((kept, asked)) if asked.elapsed() < STANDS => Ok(kept),
+                _ => self.kept(bucket).await,
             };
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
-            match sealed.and_then(|sealed| Ok((sealed, keeping?))) {
-                Ok(((seal, checksum), keeping)) => {
+            let sealed = sealed.and_then(|sealed| {
+                let kept = kept?;
+                Ok((sealed, kept.keeping, kept.making(lock, now_ms())?))
+            });
+            match sealed {
+                Ok(((seal, checksum), keeping, making)) => {
                     made = Some((seal.etag.to_string(), checksum, keeping));
-                    let making = keeping.making();
                     Ok(Sealed { seal, making })
                 }
                 Err(refusal) => {
@@ -306,6 +316,7 @@ impl Gateway {
         let replaces = directive(call, "x-amz-metadata-directive")?;
         let replaces_tags = directive(call, "x-amz-tagging-directive")?;
         check_kept(call)?;
+        let lock = asked_lock(context, call)?;
         let condition = write_if(call)?;
         // Before the source is open: who reads and waits to read more may wait for others like it.
         let precondition = self
@@ -355,6 +366,7 @@ impl Gateway {
             precondition,
             attributes,
             known: None,
+            lock,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));

@@ -71,7 +71,7 @@ impl Gateway {
 
     /// The version that a request is about, and whether it is the current one: that one is written in two places. What
     /// is found under a name is never taken for what is current by another name.
-    async fn to_be_tagged(
+    pub(crate) async fn to_be_changed(
         &self,
         context: &Context,
         asked: Option<Seq>,
@@ -104,7 +104,7 @@ impl Gateway {
         let call = &context.call;
         let asked = asked_version(call)?;
         for _ in 0..TRIES {
-            let (meta, current) = self.to_be_tagged(context, asked).await?;
+            let (meta, current) = self.to_be_changed(context, asked).await?;
             let mut attributes = attributes(&meta)?;
             attributes.tags.clone_from(tags);
             attributes.modified_ms = Some(modified_ms(&meta, &attributes));

@@ -27,6 +27,7 @@ use ashlar_cluster_s3::system::{
 };
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
@@ -42,6 +43,7 @@ use crate::faults::{internal, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
 use crate::lists::write_owner;
+use crate::locks::asked_lock;
 use crate::objects::{byte_range, set_checksum, write_digest};
 use crate::pieces::Pieces;
 use crate::puts::{
@@ -177,6 +179,7 @@ impl Gateway {
             algorithm: algorithm.map(|algorithm| algorithm.as_str().to_owned()),
             kind: kind.map(|kind| kind.as_str().to_owned()),
             attributes: String::new(),
+            lock: asked_lock(context, call)?,
         };
         // What is added when the parts are put together has to fit as well.
         let whole = Attributes {
@@ -295,6 +298,7 @@ impl Gateway {
             precondition: Precondition::None,
             attributes: Attributes::default(),
             known: None,
+            lock: Lock::NONE,
         };
         let made = self.make(target, source, promise, sent).await?;
         let record = &upload.record;

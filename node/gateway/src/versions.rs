@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use ashlar_cluster_s3::bucket::Versioning;
+use ashlar_cluster_s3::bucket::{BucketConfig, Versioning};
 use ashlar_cluster_s3::calendar::{http_date, iso_date};
 use ashlar_cluster_s3::documents::{parse_versioning, write_versioning};
 use ashlar_cluster_s3::listing::{Encoding, page_size};
@@ -19,8 +19,7 @@ use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{NULL_VERSION, VersionTag};
 use ashlar_layout::message::{ListEntry, ObjectMeta, VersionPage};
-use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{ClientError, ListOptions, Making, ObjectError, VersionsOptions};
+use ashlar_node_client::{ClientError, ListOptions, ObjectError, VersionsOptions};
 
 use crate::access::Access;
 use crate::call::Call;
@@ -52,15 +51,6 @@ impl Keeping {
             None => Keeping::Off,
             Some(Versioning::Enabled) => Keeping::Enabled,
             Some(Versioning::Suspended) => Keeping::Suspended,
-        }
-    }
-
-    /// How objects are put there.
-    pub(crate) fn making(self) -> Making {
-        match self {
-            Keeping::Off => Making::Object,
-            Keeping::Enabled => Making::Version { null: false },
-            Keeping::Suspended => Making::Version { null: true },
         }
     }
 
@@ -151,15 +141,6 @@ impl Gateway {
         }
     }
 
-    /// Whether a bucket keeps versions by now. A request may have taken an hour to come.
-    pub(crate) async fn keeping(&self, bucket: &str) -> Result<Keeping, Refusal> {
-        if bucket == SYSTEM_BUCKET {
-            return Ok(Keeping::Off);
-        }
-        let open = self.directory.bucket(bucket).await?;
-        Ok(Keeping::of(open.as_deref()))
-    }
-
     /// Finds an object, or a version of one.
     pub(crate) async fn find_version(
         &self,
@@ -185,8 +166,18 @@ impl Gateway {
         }
         let document = self.document(context, body).await?;
         let versioning = parse_versioning(&document)?;
-        self.assign(context, |config| config.versioning = Some(versioning))
-            .await?;
+        let change = |config: &mut BucketConfig| {
+            if config.object_lock.is_some() && versioning != Versioning::Enabled {
+                return refused(
+                    Code::InvalidBucketState,
+                    "An Object Lock configuration is present on this bucket, so the versioning state cannot be \
+                     changed.",
+                );
+            }
+            config.versioning = Some(versioning);
+            Ok(())
+        };
+        self.change(context, change).await?;
         Ok(Reply::ok())
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use ashlar_cluster_index::{Change, Limits, List, Name, Object, Output, Question, Range, Versions};
 use ashlar_layout::ids::Seq;
+use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::VersionTag;
 use ashlar_layout::message::VersionPage;
 use ashlar_layout::root::Root;
@@ -76,6 +77,10 @@ impl Model {
             id: Seq(seq),
             null: dice.once_in(4),
             marker: dice.once_in(4),
+            lock: Lock {
+                retention: None,
+                hold: [None, Some(true)][usize::from(dice.once_in(4))],
+            },
         };
         self.current.insert(key.clone(), (seq, Some(tag)));
         self.kept.insert((key.clone(), tag.slot()), (seq, tag));
@@ -358,6 +363,7 @@ fn new(key: &str, seq: u64, null: bool, marker: bool) -> Change {
         id: Seq(seq),
         null,
         marker,
+        lock: Lock::NONE,
     };
     let made = Object {
         tag: Some(tag),

@@ -1,0 +1,298 @@
+//! Locks of versions: asked for, told, changed.
+//!
+//! Invariants:
+//! - whether a lock lets something be done is the journal's to say, when it is done; nothing is removed here because it
+//!   looked as if nothing kept it;
+//! - who may pass by governance is asked here, before the journal is told so;
+//! - a lock is changed of the version that was found: if it, or its lock, is another one by now, it is looked at again.
+
+use ashlar_cluster_s3::bucket::{BucketConfig, Versioning};
+use ashlar_cluster_s3::calendar::iso_date;
+use ashlar_cluster_s3::object_lock::{
+    ObjectLock, hold_name, mode_name, parse_configuration, parse_headers, parse_legal_hold,
+    parse_retention, remaining_days, write_configuration, write_legal_hold, write_retention,
+};
+use ashlar_cluster_s3::operation::Operation;
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_layout::lock::{Lock, Retention};
+use ashlar_layout::message::ObjectMeta;
+use ashlar_node_client::{Code as Store, Making};
+
+use crate::access::Access;
+use crate::call::Call;
+use crate::directory::OpenBucket;
+use crate::faults::{internal, is_absent, refusal, refused};
+use crate::gateway::{Context, Gateway};
+use crate::inbound::Inbound;
+use crate::reply::Reply;
+use crate::versions::{Keeping, asked_version, set_version};
+
+/// So often a change is tried again that others got in the way of.
+const TRIES: usize = 8;
+
+const MODE: &str = "x-amz-object-lock-mode";
+const UNTIL: &str = "x-amz-object-lock-retain-until-date";
+const HOLD: &str = "x-amz-object-lock-legal-hold";
+
+/// What a bucket wants of what is put into it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    pub(crate) keeping: Keeping,
+    lock: Option<ObjectLock>,
+}
+
+impl Kept {
+    pub(crate) fn of(bucket: Option<&OpenBucket>) -> Kept {
+        Kept {
+            keeping: Keeping::of(bucket),
+            lock: bucket.and_then(|open| open.config.object_lock),
+        }
+    }
+
+    /// How something is put there now, if this lock is asked for.
+    pub(crate) fn making(&self, asked: Lock, now_ms: u64) -> Result<Making, Refusal> {
+        let lock = match self.lock {
+            None if asked.is_none() => Lock::NONE,
+            None => return without_locks(),
+            Some(bucket) => bucket.of_new(asked, now_ms),
+        };
+        match self.keeping {
+            Keeping::Off if lock.is_none() => Ok(Making::Object),
+            // Nobody can have made it so.
+            Keeping::Off => Err(internal("a bucket with locks that keeps no versions")),
+            keeping => Ok(Making::Version {
+                null: keeping == Keeping::Suspended,
+                lock,
+            }),
+        }
+    }
+}
+
+fn without_locks<T>() -> Result<T, Refusal> {
+    refused(
+        Code::InvalidRequest,
+        "Bucket is missing Object Lock Configuration",
+    )
+}
+
+fn check_locks(context: &Context) -> Result<(), Refusal> {
+    let open = context.access.bucket.as_ref();
+    match open.and_then(|open| open.config.object_lock) {
+        Some(_) => Ok(()),
+        None => without_locks(),
+    }
+}
+
+/// The lock that a put asks for, if its bucket has any.
+pub(crate) fn asked_lock(context: &Context, call: &Call) -> Result<Lock, Refusal> {
+    let header = |name| call.header(name);
+    let lock = parse_headers(header(MODE), header(UNTIL), header(HOLD), context.now_ms)?;
+    if !lock.is_none() {
+        check_locks(context)?;
+    }
+    Ok(lock)
+}
+
+/// Refuses a put that asks for a lock which the caller may not set.
+pub(crate) fn authorize_lock(access: &mut Access, call: &Call, now_ms: u64) -> Result<(), Refusal> {
+    let header = |name| call.header(name);
+    let lock = parse_headers(header(MODE), header(UNTIL), header(HOLD), now_ms)?;
+    if let Some(retention) = &lock.retention {
+        say_retention(access, retention, now_ms);
+        access.check("s3:PutObjectRetention", &call.arn())?;
+    }
+    match lock.hold {
+        Some(_) => access.check("s3:PutObjectLegalHold", &call.arn()),
+        None => Ok(()),
+    }
+}
+
+/// Says what policies look at.
+fn say_retention(access: &mut Access, retention: &Retention, now_ms: u64) {
+    access.say("s3:object-lock-mode", mode_name(retention.mode));
+    let until = iso_date(retention.until_ms);
+    access.say("s3:object-lock-retain-until-date", &until);
+    let days = remaining_days(retention.until_ms, now_ms);
+    access.say("s3:object-lock-remaining-retention-days", &days.to_string());
+}
+
+/// Whether the caller asks to pass by governance; refused if that is not allowed.
+pub(crate) fn bypass(access: &Access, call: &Call, resource: &str) -> Result<bool, Refusal> {
+    let asks = call.header("x-amz-bypass-governance-retention");
+    let asks = asks.is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    if asks {
+        access.check("s3:BypassGovernanceRetention", resource)?;
+    }
+    Ok(asks)
+}
+
+/// What keeps an object, or a version of one.
+fn lock_of(meta: &ObjectMeta) -> Lock {
+    meta.tag.map_or(Lock::NONE, |tag| tag.lock)
+}
+
+/// Says what keeps an object, as far as the caller may know.
+pub(crate) fn set_lock(reply: &mut Reply, context: &Context, meta: &ObjectMeta) {
+    let lock = lock_of(meta);
+    let may = |action| context.access.may(action, &context.call.arn());
+    if let Some(retention) = lock.retention
+        && may("s3:GetObjectRetention")
+    {
+        reply.set(MODE, mode_name(retention.mode));
+        reply.set(UNTIL, &iso_date(retention.until_ms));
+    }
+    if let Some(held) = lock.hold
+        && may("s3:GetObjectLegalHold")
+    {
+        reply.set(HOLD, hold_name(held));
+    }
+}
+
+/// Whether a new bucket is to have locks.
+pub(crate) fn wants_locks(call: &Call) -> Result<bool, Refusal> {
+    match call.header("x-amz-bucket-object-lock-enabled") {
+        None => Ok(false),
+        Some(text) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(text) if text.eq_ignore_ascii_case("false") => Ok(false),
+        Some(_) => refused(
+            Code::InvalidArgument,
+            "x-amz-bucket-object-lock-enabled is either true or false",
+        ),
+    }
+}
+
+impl Gateway {
+    /// What a bucket wants of what is put into it by now. A request may have taken an hour to come.
+    pub(crate) async fn kept(&self, bucket: &str) -> Result<Kept, Refusal> {
+        if bucket == ashlar_layout::names::SYSTEM_BUCKET {
+            return Ok(Kept::of(None));
+        }
+        let open = self.directory.bucket(bucket).await?;
+        Ok(Kept::of(open.as_deref()))
+    }
+
+    /// GetObjectLockConfiguration, PutObjectLockConfiguration.
+    pub(crate) async fn bucket_object_lock(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        if operation == Operation::GetObjectLockConfiguration {
+            let open = context.access.bucket.as_ref();
+            return match open.and_then(|open| open.config.object_lock) {
+                Some(lock) => Ok(Reply::xml(write_configuration(&lock))),
+                None => refused(
+                    Code::ObjectLockConfigurationNotFoundError,
+                    "Object Lock configuration does not exist for this bucket",
+                ),
+            };
+        }
+        let document = self.document(context, body).await?;
+        let lock = parse_configuration(&document)?;
+        let change = |config: &mut BucketConfig| {
+            if config.versioning != Some(Versioning::Enabled) {
+                return refused(
+                    Code::InvalidBucketState,
+                    "Versioning must be 'Enabled' on the bucket to apply a Object Lock configuration",
+                );
+            }
+            config.object_lock = Some(lock);
+            Ok(())
+        };
+        self.change(context, change).await?;
+        Ok(Reply::ok())
+    }
+
+    /// GetObjectRetention, PutObjectRetention, GetObjectLegalHold, PutObjectLegalHold.
+    pub(crate) async fn object_lock(
+        &self,
+        operation: Operation,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        self.check_there(context).await?;
+        check_locks(context)?;
+        match operation {
+            Operation::PutObjectRetention => {
+                let document = self.document(context, body).await?;
+                let retention = parse_retention(&document, context.now_ms)?;
+                let mut access = context.access.clone();
+                if let Some(retention) = &retention {
+                    say_retention(&mut access, retention, context.now_ms);
+                }
+                access.check(operation.action(), &call.arn())?;
+                let bypass = bypass(&access, call, &call.arn())?;
+                let set = |lock: Lock| Lock { retention, ..lock };
+                self.relock(context, set, bypass).await
+            }
+            Operation::PutObjectLegalHold => {
+                let document = self.document(context, body).await?;
+                let held = parse_legal_hold(&document)?;
+                let mut access = context.access.clone();
+                access.say("s3:object-lock-legal-hold", hold_name(held));
+                access.check(operation.action(), &call.arn())?;
+                let set = |lock: Lock| Lock {
+                    hold: Some(held),
+                    ..lock
+                };
+                self.relock(context, set, false).await
+            }
+            operation => {
+                let meta = self.find(context).await?;
+                let Lock { retention, hold } = lock_of(&meta);
+                let document = match operation {
+                    Operation::GetObjectRetention => retention.as_ref().map(write_retention),
+                    _ => hold.map(write_legal_hold),
+                };
+                let Some(document) = document else {
+                    return refused(
+                        Code::NoSuchObjectLockConfiguration,
+                        "The specified object does not have a ObjectLock configuration",
+                    );
+                };
+                let mut reply = Reply::xml(document);
+                set_version(&mut reply, context.keeping(), &meta);
+                Ok(reply)
+            }
+        }
+    }
+
+    /// Gives the version that a request is about another lock.
+    async fn relock(
+        &self,
+        context: &Context,
+        set: impl Fn(Lock) -> Lock,
+        bypass: bool,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        let asked = asked_version(call)?;
+        for _ in 0..TRIES {
+            let (meta, current) = self.to_be_changed(context, asked).await?;
+            let before = lock_of(&meta);
+            let lock = set(before);
+            let mut reply = Reply::ok();
+            set_version(&mut reply, context.keeping(), &meta);
+            if lock == before {
+                return Ok(reply);
+            }
+            let (bucket, key) = (&call.bucket, &call.key);
+            let locked = self
+                .store
+                .lock_version(bucket, key, (meta, current), lock, bypass)
+                .await;
+            match locked {
+                Ok(_) => return Ok(reply),
+                // It is another one by now, or is gone, or has another lock.
+                Err(error) if error.code() == Store::PreconditionFailed || is_absent(&error) => {}
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+        refused(
+            Code::OperationAborted,
+            "A conflicting conditional operation is currently in progress against this resource. Please \
+             try again.",
+        )
+    }
+}
