@@ -181,7 +181,7 @@ impl Default for Limits {
             star: false,
             announce: Duration::from_millis(5),
             heartbeat: Duration::from_millis(10),
-            lease: Duration::from_millis(80),
+            lease: Duration::from_millis(60),
             stagger: Duration::from_millis(20),
             hang: Duration::from_millis(500),
             first_reign: Duration::from_secs(1),

@@ -291,9 +291,10 @@ impl Replica {
         }
     }
 
-    /// Its index is damaged: if another member can reign, it had better, and teach this one.
+    /// Its index is damaged, or lacks what its log cannot give: if another member can reign, it had better, and
+    /// teach this one. Also before it is in office: it may never be, for want of an entry.
     pub(crate) fn make_way(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if !self.in_office() || !self.unsound {
+        if self.role != Role::Head || self.stopped.is_some() || !self.unsound {
             return;
         }
         let lag = self.config.limits.learned_lag;
@@ -309,7 +310,7 @@ impl Replica {
                 })
         });
         if can {
-            self.yield_to_others(now, "its index is damaged", out);
+            self.yield_to_others(now, "its index lacks something", out);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::sim::{MICRO, MILLI, Plan, World, node_of};
 use crate::sim_device::Rng;
 
 /// Seeds that failed once.
-const ROUGH_REGRESSIONS: [u64; 7] = [842, 1046, 2588, 19567, 31529, 105, 14438];
+const ROUGH_REGRESSIONS: [u64; 8] = [842, 1046, 2588, 19567, 31529, 105, 14438, 1140];
 const REGRESSIONS: [u64; 15] = [
     482, 30, 56, 93, 24, 1776, 2936, 4509, 6208, 6234, 6381, 6907, 26, 1476, 12485,
 ];

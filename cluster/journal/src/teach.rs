@@ -22,7 +22,7 @@ use crate::replica::{Purpose, Replica, Role};
 /// Bytes of the items of a part, but one item at the least.
 const PART_MAX: usize = 1 << 20;
 /// For how many leases one of the two may hear nothing of the other before it gives a lesson up.
-pub(crate) const AWAY_LEASES: u32 = 60;
+pub(crate) const AWAY_LEASES: u32 = 80;
 /// So many parts say that a lesson is not wanted.
 pub(crate) const UNWANTED: u64 = u64::MAX;
 /// What an item costs beside its key, its value and its payload.

@@ -430,7 +430,7 @@ fn heir(scale: Scale) -> Plan {
             Seen::TwoHeads,
             Seen::Lesson,
         ],
-        least: scale.of(1, 2_000_000, 1),
+        least: scale.of(1, 1_900_000, 1),
         ..pupil(scale)
     }
 }

@@ -15,6 +15,12 @@ use crate::local::Cause;
 use crate::plan::{Past, Plan, device};
 use crate::world::{HEAL, World};
 
+/// How long a lease lasts, in nanoseconds.
+fn lease(plan: &Plan) -> u64 {
+    let lease = plan.config(0).limits.lease;
+    u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX / 2)
+}
+
 impl World {
     /// Where this plan begins.
     pub fn begun(plan: &Plan) -> Result<Self, String> {
@@ -93,7 +99,7 @@ impl World {
             self.start(plan, at);
         }
         // What a device may have promised before is over.
-        let until = self.now + 80_000_000;
+        let until = self.now + lease(plan);
         self.run(plan, |world| world.now >= until)
     }
 
@@ -152,7 +158,7 @@ impl World {
 
     /// See [`Past::Promised`].
     fn promised(&mut self, plan: &Plan) -> Result<(), String> {
-        self.wait(plan, 82_000_000);
+        self.wait(plan, lease(plan) + 2_000_000);
         let second = |world: &World, at: usize| world.disk(at).promised.round() > 1;
         self.run_among(plan, 0b110, |world| second(world, 1) && second(world, 2))
     }

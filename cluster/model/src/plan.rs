@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ashlar_cluster_journal::Config;
+use ashlar_cluster_journal::{Config, Limits};
 use ashlar_layout::ids::{DeviceNo, PartitionId};
 
 use crate::client::Wish;
@@ -203,7 +203,7 @@ impl Plan {
             nodes: 3,
             founders: 3,
             // A little more than half a lease: so each wait of a lease, or half of one, is over at a tick.
-            quantum: Duration::from_millis(41),
+            quantum: Limits::default().lease / 2 + Duration::from_millis(1),
             ticks: 0,
             crashes: 0,
             victims: 0xff,

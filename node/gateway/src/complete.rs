@@ -457,6 +457,7 @@ impl Gateway {
                 precondition: Precondition::None,
                 attributes: Attributes::default(),
                 lock: Lock::NONE,
+                known: None,
             };
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));

@@ -4,7 +4,7 @@
 //! - what is used is what the store says now: a document that is kept here is only taken if the store has
 //!   just said that its version still stands (one round trip to the witnesses). So a key that is revoked
 //!   is revoked at once, at every gateway. Requests that come together share that round trip, if it began after
-//!   the last of them came;
+//!   the last of them came. What is read meanwhile by documents that are kept is given to nobody before that;
 //! - a document that cannot be read is an error, and never taken for one that is not there;
 //! - a document is changed only if it is still the one that was read.
 
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ashlar_cluster_s3::bucket::BucketConfig;
 use ashlar_cluster_s3::checksum::md5;
+use ashlar_cluster_s3::operation::Level;
 use ashlar_cluster_s3::policy::{Of, Policy};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::system::{bucket_key, key_key};
@@ -26,6 +27,7 @@ use ashlar_node_client::{
 };
 use bytes::{Bytes, BytesMut};
 
+use crate::admit::Asked;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::together::Together;
 
@@ -49,6 +51,30 @@ pub(crate) struct OpenBucket {
     pub(crate) version: Seq,
     pub(crate) config: BucketConfig,
     pub(crate) policy: Option<Policy>,
+}
+
+/// What decides what a request may do.
+#[derive(Clone, Debug)]
+pub(crate) struct Documents {
+    /// The caller's key; none of a caller without.
+    pub(crate) key: Option<Arc<OpenKey>>,
+    /// The bucket's configuration; none of a bucket that was not made through S3, or is not there.
+    pub(crate) bucket: Option<Arc<OpenBucket>>,
+}
+
+impl Documents {
+    /// Whether both are the very same.
+    pub(crate) fn are(&self, others: &Documents) -> bool {
+        fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+            match (one, other) {
+                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+                (None, None) => true,
+                _ => false,
+            }
+        }
+        same(self.key.as_ref(), others.key.as_ref())
+            && same(self.bucket.as_ref(), others.bucket.as_ref())
+    }
 }
 
 /// What was made of documents, by name.
@@ -120,6 +146,12 @@ fn kept<T>(kept: &Kept<T>, name: &str, version: Seq) -> Option<Arc<T>> {
     (*of == version).then(|| open.clone())
 }
 
+/// What is kept of a document, whether it still stands or not.
+fn last<T>(kept: &Kept<T>, name: &str) -> Option<Arc<T>> {
+    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.get(name).map(|(_, open)| open.clone())
+}
+
 fn keep<T>(kept: &Kept<T>, name: &str, version: Seq, open: &Arc<T>) {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     if kept.len() >= KEPT && !kept.contains_key(name) {
@@ -139,6 +171,43 @@ impl Directory {
             asked_keys: Together::default(),
             asked_buckets: Together::default(),
         }
+    }
+
+    /// What decides about a request, as the store has it now.
+    pub(crate) async fn documents(&self, request: &Asked) -> Result<Documents, Refusal> {
+        let Asked { call, claim, .. } = request;
+        let key = async {
+            match claim.key_id() {
+                Some(id) => self.key(id).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let bucket = async {
+            match call.level {
+                Level::Service => Ok(None),
+                _ => self.bucket(&call.bucket).await,
+            }
+        };
+        let (key, bucket) = tokio::join!(key, bucket);
+        Ok(Documents {
+            key: key?,
+            bucket: bucket?,
+        })
+    }
+
+    /// The same as it was when the store was asked last: none if that is not known of both. Nothing may be told or
+    /// done by them, unless it turns out that they still stand.
+    pub(crate) fn kept(&self, request: &Asked) -> Option<Documents> {
+        let Asked { call, claim, .. } = request;
+        let key = match claim.key_id() {
+            Some(id) => Some(last(&self.keys, id)?),
+            None => None,
+        };
+        let bucket = match call.level {
+            Level::Service => None,
+            _ => Some(last(&self.buckets, &call.bucket)?),
+        };
+        Some(Documents { key, bucket })
     }
 
     /// A key, by its id.

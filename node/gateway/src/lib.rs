@@ -11,6 +11,7 @@
 
 mod access;
 pub mod admin;
+mod admit;
 mod aging;
 mod body;
 mod buckets;

@@ -91,6 +91,7 @@ impl Gateway {
             attributes,
             // What the bucket wants; a form asks for none.
             lock: Lock::NONE,
+            known: None,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;

@@ -5,6 +5,7 @@
 //! - what is acknowledged has the digests that were sent of it.
 
 use std::io;
+use std::time::Instant;
 
 use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::iso_date;
@@ -31,11 +32,11 @@ use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms};
 use crate::inbound::Inbound;
 use crate::lifecycle::expiration_header;
-use crate::locks::asked_lock;
+use crate::locks::{Kept, asked_lock};
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
-use crate::versions::{Keeping, missing};
+use crate::versions::{Keeping, STANDS, missing};
 
 /// Most bytes of one body.
 pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
@@ -59,6 +60,8 @@ pub(crate) struct Target<'a> {
     pub(crate) attributes: Attributes,
     /// The lock that is asked for.
     pub(crate) lock: Lock,
+    /// What its bucket wanted, and when.
+    pub(crate) known: Option<(Kept, Instant)>,
 }
 
 /// Refuses what cannot be kept with an object here.
@@ -208,6 +211,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
+            known: Some((context.kept(), context.asked)),
         };
         let made = self
             .make(target, Source::Http(body), promise, &sent)
@@ -240,6 +244,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
+            known,
         } = target;
         let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
@@ -255,7 +260,10 @@ impl Gateway {
         let mut made: Option<(String, Option<Checksum>, Keeping)> = None;
         // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
         let seal = async |_: Sealed| {
-            let kept = self.kept(bucket).await;
+            let kept = match known {
+                Some((kept, asked)) if asked.elapsed() < STANDS => Ok(kept),
+                _ => self.kept(bucket).await,
+            };
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
             let sealed = sealed.and_then(|sealed| {
@@ -358,6 +366,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
+            known: None,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));

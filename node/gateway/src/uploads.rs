@@ -298,6 +298,7 @@ impl Gateway {
             precondition: Precondition::None,
             attributes: Attributes::default(),
             lock: Lock::NONE,
+            known: None,
         };
         let made = self.make(target, source, promise, sent).await?;
         let record = &upload.record;

@@ -6,6 +6,8 @@
 //! - a marker is told as what is absent, and that it is one is said as well;
 //! - what a version is called comes from the journal: no two of an object are called alike.
 
+use std::time::Duration;
+
 use ashlar_cluster_s3::bucket::{BucketConfig, Versioning};
 use ashlar_cluster_s3::calendar::{http_date, iso_date};
 use ashlar_cluster_s3::documents::{parse_versioning, write_versioning};
@@ -27,6 +29,10 @@ use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
 use crate::lists::{entry_etag, write_owner};
 use crate::reply::Reply;
+
+/// For so long a gateway goes by what it was told that a bucket wants: as it does anyway while a proposal is on its
+/// way. Who asks for something else meanwhile, asks beside the request, not before it.
+pub(crate) const STANDS: Duration = Duration::from_millis(100);
 
 /// Whether a bucket keeps versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

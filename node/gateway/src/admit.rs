@@ -1,0 +1,248 @@
+//! Who is let in, and what is read for them before that is known.
+//!
+//! Invariants:
+//! - nothing is told or done before the store has said, after the request came, by which documents it is judged;
+//! - what is read ahead of that is judged by documents that are kept here, and given out only if the store says that
+//!   the very same still stand; otherwise it is dropped, and all is done by the new ones;
+//! - nothing is read ahead for somebody whom the kept documents do not let in.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ashlar_cluster_s3::operation::{Level, Operation};
+use ashlar_cluster_s3::refusal::Refusal;
+use ashlar_cluster_s3::signature::Claim;
+use ashlar_node_client::ListOptions;
+
+use crate::access::{Access, denied};
+use crate::call::Call;
+use crate::directory::Documents;
+use crate::faults::refusal;
+use crate::gateway::{Context, Gateway};
+use crate::locks::{authorize_lock, wants_locks};
+use crate::reply::Reply;
+use crate::versions::asked_version;
+
+/// A request of which nobody knows yet whether it may be served.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) operation: Operation,
+    pub(crate) call: Call,
+    pub(crate) claim: Claim,
+    pub(crate) now_ms: u64,
+    /// Not before this the store was asked by which documents it is judged.
+    pub(crate) asked: Instant,
+}
+
+impl Asked {
+    /// Refuses a request that its key's owner has not signed.
+    pub(crate) fn check_signature(&self, documents: &Documents) -> Result<(), Refusal> {
+        match &documents.key {
+            Some(open) => {
+                let secret = open.secret.reveal();
+                self.claim
+                    .check(&self.call.signed(), &self.call.query, secret)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What changes nothing, and can be done before anybody knows whether it is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reading {
+    Object { head: bool },
+    Attributes,
+    List(Operation),
+}
+
+impl Reading {
+    pub(crate) fn of(operation: Operation) -> Option<Reading> {
+        use Operation as O;
+        match operation {
+            O::GetObject => Some(Reading::Object { head: false }),
+            O::HeadObject => Some(Reading::Object { head: true }),
+            O::GetObjectAttributes => Some(Reading::Attributes),
+            O::ListObjects | O::ListObjectsV2 | O::ListObjectVersions => {
+                Some(Reading::List(operation))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Gateway {
+    /// What a reading gives, done by the documents that are kept here while the store is asked whether they still
+    /// stand: none if they do not, or if nothing is to be read. What was done by others is seen by nobody.
+    pub(crate) async fn read_ahead(
+        self: &Arc<Self>,
+        request: &Asked,
+        confirmed: impl Future<Output = Result<Documents, Refusal>>,
+    ) -> (Result<Documents, Refusal>, Option<Result<Reply, Refusal>>) {
+        let (Some(reading), Some(kept)) =
+            (Reading::of(request.operation), self.directory.kept(request))
+        else {
+            return (confirmed.await, None);
+        };
+        if request.check_signature(&kept).is_err() {
+            return (confirmed.await, None);
+        }
+        let by = kept.clone();
+        let ahead = async {
+            let context = self.admit(request.clone(), by).await?;
+            self.read(reading, &context).await
+        };
+        let (mut confirmed, mut ahead) = (pin!(confirmed), pin!(ahead));
+        let mut result = None;
+        let documents = loop {
+            tokio::select! {
+                biased;
+                documents = &mut confirmed => break documents,
+                done = &mut ahead, if result.is_none() => result = Some(done),
+            }
+        };
+        match &documents {
+            Ok(documents) if documents.are(&kept) => {
+                let result = match result {
+                    Some(result) => result,
+                    None => ahead.await,
+                };
+                (Ok(kept), Some(result))
+            }
+            _ => (documents, None),
+        }
+    }
+
+    /// Lets in a request whose signature is right, by what the policies say.
+    pub(crate) async fn admit(
+        &self,
+        request: Asked,
+        documents: Documents,
+    ) -> Result<Context, Refusal> {
+        let Asked {
+            operation,
+            call,
+            claim,
+            now_ms,
+            asked,
+        } = request;
+        let Documents { key, bucket } = documents;
+        let access = Access::new(&call, &claim, key, bucket, now_ms);
+        access.check_expected_owner(call.header("x-amz-expected-bucket-owner"))?;
+        let mut context = Context {
+            call,
+            claim,
+            access,
+            now_ms,
+            asked,
+        };
+        self.authorize(operation, &mut context).await?;
+        Ok(context)
+    }
+
+    /// Refuses what the caller may not do, as far as the request's head says what that is.
+    async fn authorize(&self, operation: Operation, context: &mut Context) -> Result<(), Refusal> {
+        let Context {
+            call,
+            access,
+            now_ms,
+            ..
+        } = context;
+        if operation == Operation::PostObject {
+            // Who calls, and for what, stands in the form.
+            return Ok(());
+        }
+        if call.level == Level::Object && access.looks_at_existing_tags() {
+            let version = asked_version(call)?;
+            self.say_tags_of(access, &call.bucket, &call.key, version)
+                .await?;
+        }
+        let makes = matches!(
+            operation,
+            Operation::PutObject | Operation::CopyObject | Operation::CreateMultipartUpload
+        );
+        if makes {
+            authorize_lock(access, call, *now_ms)?;
+        }
+        if makes && let Some(tagging) = call.header("x-amz-tagging") {
+            let tags = ashlar_cluster_s3::tags::parse_header(tagging)?;
+            access.say_requested_tags(&tags);
+            if !tags.is_empty() {
+                access.check("s3:PutObjectTagging", &call.arn())?;
+            }
+        }
+        if operation == Operation::CreateBucket {
+            access.say("s3:locationconstraint", &self.options.region);
+            let mut actions = vec![operation.action()];
+            if wants_locks(call)? {
+                actions.extend([
+                    "s3:PutBucketObjectLockConfiguration",
+                    "s3:PutBucketVersioning",
+                ]);
+            }
+            let may = |action: &&str| access.may_create(action, &call.bucket);
+            return match actions.iter().all(may) {
+                true => Ok(()),
+                false => denied(),
+            };
+        }
+        if matches!(
+            operation,
+            Operation::DeleteObjects
+                | Operation::PutObjectRetention
+                | Operation::PutObjectLegalHold
+        ) {
+            // Each of the keys is asked for, or the lock that the document says. That is not read for somebody who may
+            // do nothing.
+            let nothing = access.is_nobody();
+            self.check_there(context).await?;
+            return if nothing { denied() } else { Ok(()) };
+        }
+        let action = match (operation, call.param("versionId")) {
+            (_, None) => operation.action(),
+            (Operation::GetObject | Operation::HeadObject, _) => "s3:GetObjectVersion",
+            (Operation::DeleteObject, _) => "s3:DeleteObjectVersion",
+            (Operation::GetObjectTagging, _) => "s3:GetObjectVersionTagging",
+            (Operation::PutObjectTagging, _) => "s3:PutObjectVersionTagging",
+            (Operation::DeleteObjectTagging, _) => "s3:DeleteObjectVersionTagging",
+            (Operation::GetObjectAttributes, _) => "s3:GetObjectVersionAttributes",
+            _ => operation.action(),
+        };
+        let resource = call.arn();
+        if !access.may(action, &resource) {
+            self.check_there(context).await?;
+            return denied();
+        }
+        Ok(())
+    }
+
+    /// Refuses what is about a bucket that is not there.
+    pub(crate) async fn check_there(&self, context: &Context) -> Result<(), Refusal> {
+        let call = &context.call;
+        if call.level == Level::Service || context.access.bucket.is_some() {
+            return Ok(());
+        }
+        self.check_bucket_there(&call.bucket).await
+    }
+
+    /// The same, of any bucket.
+    pub(crate) async fn check_bucket_there(&self, bucket: &str) -> Result<(), Refusal> {
+        let options = ListOptions {
+            max: 1,
+            ..ListOptions::default()
+        };
+        let page = self.store.list(bucket, options).await;
+        page.map(drop).map_err(|error| refusal(&error))
+    }
+
+    /// Does what changes nothing.
+    pub(crate) async fn read(&self, reading: Reading, context: &Context) -> Result<Reply, Refusal> {
+        match reading {
+            Reading::Object { head } => self.get_object(context, head).await,
+            Reading::Attributes => self.get_object_attributes(context).await,
+            Reading::List(operation) => self.list_objects(operation, context).await,
+        }
+    }
+}
