@@ -891,7 +891,9 @@ def test_lifecycle():
         rules = [rule("a", Filter={"Prefix": "a/"}), rule("b", Filter={"Tag": tags[0]}, Status="Disabled"),
                  rule("c", Filter={"And": {"Prefix": "c", "Tags": tags, "ObjectSizeGreaterThan": 5}}),
                  rule("d", Filter={"ObjectSizeLessThan": 7}), {"ID": "e", "Status": "Enabled", "Prefix": "e", "Expiration": {"Days": 5}},
-                 rule("f", AbortIncompleteMultipartUpload={"DaysAfterInitiation": 3})]
+                 rule("f", AbortIncompleteMultipartUpload={"DaysAfterInitiation": 3}),
+                 rule("g", NoncurrentVersionExpiration={"NoncurrentDays": 2, "NewerNoncurrentVersions": 3}),
+                 rule("h", Expiration={"ExpiredObjectDeleteMarker": True}, NoncurrentVersionExpiration={"NoncurrentDays": 1})]
         put(rules)
         assert S3.get_bucket_lifecycle_configuration(Bucket=b)["Rules"] == rules
         put([{k: v for k, v in rule("x").items() if k != "ID"}])
@@ -903,7 +905,8 @@ def test_lifecycle():
                 ("MalformedXML", 400, [rule("a", Expiration={"Days": 1, "Date": "2020-01-01"})]),
                 ("InvalidArgument", 400, [rule("a", Expiration={"Date": "2020-01-01T01:00:00Z"})]),
                 ("NotImplemented", 501, [rule("a", Transitions=[{"Days": 1, "StorageClass": "GLACIER"}])]),
-                ("NotImplemented", 501, [rule("a", NoncurrentVersionExpiration={"NoncurrentDays": 1})])):
+                ("NotImplemented", 501, [rule("a", NoncurrentVersionTransitions=[{"NoncurrentDays": 1, "StorageClass": "GLACIER"}])]),
+                ("InvalidArgument", 400, [rule("a", NoncurrentVersionExpiration={"NoncurrentDays": 1, "NewerNoncurrentVersions": 101})])):
             fails(code, status, put, rules=bad)
         assert len(S3.get_bucket_lifecycle_configuration(Bucket=b)["Rules"]) == 1
         S3.delete_bucket_lifecycle(Bucket=b)

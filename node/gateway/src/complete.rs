@@ -456,8 +456,8 @@ impl Gateway {
                 condition: &WriteIf::Always,
                 precondition: Precondition::None,
                 attributes: Attributes::default(),
-                known: None,
                 lock: Lock::NONE,
+                known: None,
             };
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));

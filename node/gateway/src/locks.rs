@@ -68,6 +68,13 @@ impl Kept {
     }
 }
 
+impl Context {
+    /// What the bucket wanted when the request came.
+    pub(crate) fn kept(&self) -> Kept {
+        Kept::of(self.access.bucket.as_deref())
+    }
+}
+
 fn without_locks<T>() -> Result<T, Refusal> {
     refused(
         Code::InvalidRequest,

@@ -89,9 +89,9 @@ impl Gateway {
             condition: &WriteIf::Always,
             precondition: Precondition::None,
             attributes,
-            known: None,
             // What the bucket wants; a form asks for none.
             lock: Lock::NONE,
+            known: None,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;

@@ -58,10 +58,10 @@ pub(crate) struct Target<'a> {
     pub(crate) condition: &'a WriteIf,
     pub(crate) precondition: Precondition,
     pub(crate) attributes: Attributes,
-    /// What its bucket wanted, and when.
-    pub(crate) known: Option<(Kept, Instant)>,
     /// The lock that is asked for.
     pub(crate) lock: Lock,
+    /// What its bucket wanted, and when.
+    pub(crate) known: Option<(Kept, Instant)>,
 }
 
 /// Refuses what cannot be kept with an object here.
@@ -210,8 +210,8 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
-            known: Some((Kept::of(context.access.bucket.as_deref()), context.asked)),
             lock,
+            known: Some((context.kept(), context.asked)),
         };
         let made = self
             .make(target, Source::Http(body), promise, &sent)
@@ -243,8 +243,8 @@ impl Gateway {
             condition,
             precondition,
             attributes,
-            known,
             lock,
+            known,
         } = target;
         let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
@@ -365,8 +365,8 @@ impl Gateway {
             condition: &condition,
             precondition,
             attributes,
-            known: None,
             lock,
+            known: None,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));

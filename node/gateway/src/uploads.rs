@@ -297,8 +297,8 @@ impl Gateway {
             condition: &WriteIf::Always,
             precondition: Precondition::None,
             attributes: Attributes::default(),
-            known: None,
             lock: Lock::NONE,
+            known: None,
         };
         let made = self.make(target, source, promise, sent).await?;
         let record = &upload.record;
