@@ -150,6 +150,8 @@ def test_buckets_that_had_none():
     """A bucket gets locks when it keeps versions, and not before; what it had can be locked then."""
     b = "locks-none-%08x" % SEED
     S3.create_bucket(Bucket=b)
+    # It is there, but not as it is asked for.
+    fails("BucketAlreadyOwnedByYou", 409, S3.create_bucket, Bucket=b, ObjectLockEnabledForBucket=True)
     fails("ObjectLockConfigurationNotFoundError", 404, S3.get_object_lock_configuration, Bucket=b)
     fails("InvalidBucketState", 409, configure, b=b, Days=1)
     S3.put_object(Bucket=b, Key="k", Body=b"plain")
@@ -329,6 +331,11 @@ def test_who_may():
             allow["Condition"] = condition
         S3.put_bucket_policy(Bucket=b, Policy=json.dumps({"Version": "2012-10-17", "Statement": [allow]}))
 
+    def deny(b, action, **condition):
+        says = lambda effect, **more: dict(Effect=effect, Principal="*", Resource="arn:aws:s3:::%s/*" % b, **more)
+        rules = [says("Allow", Action="s3:*"), says("Deny", Action=action, Condition=condition)]
+        S3.put_bucket_policy(Bucket=b, Policy=json.dumps({"Version": "2012-10-17", "Statement": rules}))
+
     with bucket() as b:
         until = soon(days=2)
         locked = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": until}
@@ -347,6 +354,18 @@ def test_who_may():
         denied(put, b=b, k="mine", s3=alt, ObjectLockMode="GOVERNANCE", ObjectLockRetainUntilDate=soon(days=9))
         denied(retain, b=b, k="k", id=id, mode="GOVERNANCE", until=soon(days=9), s3=alt)
         retain(b, "k", id, "GOVERNANCE", soon(days=3), alt)
+        deny(b, "s3:PutObjectLegalHold", StringEquals={"s3:object-lock-legal-hold": "ON"})
+        put(b, "mine", s3=alt, ObjectLockLegalHoldStatus="OFF")
+        denied(put, b=b, k="mine", s3=alt, ObjectLockLegalHoldStatus="ON")
+        denied(alt.put_object_legal_hold, Bucket=b, Key="k", VersionId=id, LegalHold={"Status": "ON"})
+        # What nobody says of a removal cannot be looked at: a denial that is never met is refused.
+        fails("MalformedPolicy", 400, deny, b=b, action="s3:DeleteObjectVersion", StringEquals={"s3:object-lock-mode": "COMPLIANCE"})
+        # By the tags of what is removed, one by one and many at once.
+        S3.put_object_tagging(Bucket=b, Key="k", VersionId=id, Tagging={"TagSet": [{"Key": "keep", "Value": "yes"}]})
+        deny(b, "s3:BypassGovernanceRetention", StringEquals={"s3:ExistingObjectTag/keep": "yes"})
+        denied(remove, b=b, k="k", id=id, s3=alt, BypassGovernanceRetention=True)
+        many = alt.delete_objects(Bucket=b, Delete={"Objects": [{"Key": "k", "VersionId": id}]}, BypassGovernanceRetention=True)
+        assert [e["Code"] for e in many["Errors"]] == ["AccessDenied"] and told(b, "k", id)[0] == "GOVERNANCE", many
         let(b, "s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention", "s3:DeleteObjectVersion", "s3:BypassGovernanceRetention")
         assert told(b, "k", id, alt)[0] == "GOVERNANCE" and told(b, "k", id, alt)[2] is None
         denied(remove, b=b, k="k", id=id, s3=alt)

@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use serde_json::Value;
+
 use crate::binary;
+use crate::history::{Condition, History, Kind, Listing, Operation, Outcome};
 use crate::rig::Rig;
 
 /// What names a Python that has boto3.
@@ -122,4 +125,76 @@ pub fn run(mut command: Command) {
         output.status
     );
     eprintln!("{out}");
+}
+
+/// What `tests/s3/history.py` wrote down. Its operations have no versions.
+pub fn history(log: &Path) -> History {
+    let text = std::fs::read_to_string(log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
+    let mut history = History::default();
+    for line in text.lines() {
+        let told: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        if let Some(wrong) = told["wrong"].as_str() {
+            history.wrong.push(wrong.to_owned());
+        } else if told["shown"].is_array() {
+            history.listings.push(listing(&told));
+        } else {
+            history.operations.push(operation(&told));
+        }
+    }
+    history
+}
+
+fn number(told: &Value, name: &str) -> u64 {
+    told[name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {name}: {told}"))
+}
+
+fn small(told: &Value, name: &str) -> u32 {
+    u32::try_from(number(told, name)).unwrap_or_else(|e| panic!("{name}: {e}: {told}"))
+}
+
+fn listing(told: &Value) -> Listing {
+    let shown = told["shown"].as_array().into_iter().flatten();
+    let shown = shown.filter_map(|key| u32::try_from(key.as_u64()?).ok());
+    Listing {
+        invoke: number(told, "invoke"),
+        ret: number(told, "ret"),
+        from: small(told, "begin"),
+        to: (!told["end"].is_null()).then(|| small(told, "end")),
+        shown: shown.map(|key| (key, 0)).collect(),
+    }
+}
+
+fn operation(told: &Value) -> Operation {
+    let condition = match &told["condition"] {
+        Value::Null => Condition::None,
+        Value::String(absent) if absent == "absent" => Condition::Absent,
+        _ => Condition::Is(number(told, "condition")),
+    };
+    let kind = match told["kind"].as_str() {
+        Some("get") => Kind::Get,
+        Some("put") => Kind::Put(number(told, "value")),
+        Some("delete") => Kind::Delete,
+        _ => panic!("no operation: {told}"),
+    };
+    let outcome = match told["outcome"].as_str() {
+        Some("done") => Outcome::Done,
+        Some("unmet") => Outcome::Unmet,
+        Some("found") => Outcome::Found(number(told, "value")),
+        Some("absent") => Outcome::Absent,
+        Some("refused") => Outcome::Refused,
+        Some("unknown") => Outcome::Unknown,
+        _ => panic!("no outcome: {told}"),
+    };
+    Operation {
+        client: small(told, "client"),
+        key: small(told, "key"),
+        kind,
+        condition,
+        outcome,
+        version: 0,
+        invoke: number(told, "invoke"),
+        ret: number(told, "ret"),
+    }
 }

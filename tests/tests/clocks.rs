@@ -1,6 +1,7 @@
 //! The wall clocks of nodes jump, while a load is recorded: by hours and by years, forward and back, the head's and
-//! the followers'. What objects say of when they were made follows the head's clock; nothing else does: nothing is
-//! lost, nothing stale is read, nothing is done twice, and the load goes on.
+//! the followers'. What objects say of when they were made follows the head's clock, and with it what goes by age
+//! (retentions, rules of lifecycles); nothing else does: nothing is lost, nothing stale is read, nothing is done twice,
+//! and the load goes on.
 //!
 //! Nodes are told other times by libfaketime, which is loaded into them (the machine's own clock stays as it is), and
 //! reads each node's file about once a second. Skipped, which is said, where it is not installed.

@@ -1,4 +1,5 @@
-//! S3 as its clients see it: boto3 through two gateways, requests that no client sends, nodes and gateways that die.
+//! S3 as its clients see it: boto3 through two gateways, requests that no client sends, histories of what they say
+//! while nodes and gateways die.
 //!
 //! The scripts are in `tests/s3`, and can be pointed at any endpoint by hand. Without a Python that has boto3 they are
 //! skipped, which is said.
@@ -7,6 +8,8 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ashlar_tests::history::{Operation, Outcome};
+use ashlar_tests::linear;
 use ashlar_tests::rig::{Options, Rig, pause};
 use ashlar_tests::s3::{self, Gateway};
 use rustix::process::{Signal, kill_process};
@@ -193,4 +196,68 @@ fn what_was_acknowledged_is_there_when_nodes_and_gateways_have_died() {
     let mut verify = s3::script(&rig, &python, "storm.py");
     verify.arg("verify").arg(&log);
     s3::run(verify);
+}
+
+#[test]
+fn what_two_gateways_say_is_linearizable_while_nodes_and_gateways_die() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let second = Gateway::start(&rig);
+    let log = rig.scratch().join("history.log");
+    let script = |mode: &str| {
+        let mut script = s3::script(&rig, &python, "history.py");
+        script.env("ENDPOINT2", &second.endpoint);
+        script.arg(mode).arg(&log);
+        script
+    };
+    let mut load = script("run");
+    let mut load = load
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("Python does not start: {e}"));
+    let moment = Duration::from_secs(2);
+    pause(moment * 2);
+    for round in 0..3 {
+        rig.nodes(if round == 1 { "stop" } else { "kill" }, &[rig.head()]);
+        pause(moment);
+        kill_process(s3::pid(&rig), Signal::KILL).expect("the gateway runs");
+        pause(moment / 2);
+        if round == 1 {
+            rig.nodes("cont", &rig.all());
+        }
+        rig.up_again();
+        pause(moment);
+    }
+    drop(load.stdin.take());
+    let ended = load.wait().expect("it was started");
+    assert!(ended.success(), "the load ended with {ended}");
+    rig.nodes("kill", &rig.all());
+    rig.up_again();
+    s3::run(script("look"));
+    let history = s3::history(&log);
+    let count = |is: fn(&Operation) -> bool| history.count(is);
+    let told = format!(
+        "{} reads found something, {} changes done, {} unmet, {} unknown, {} pages",
+        count(|o| matches!(o.outcome, Outcome::Found(_))),
+        count(|o| o.outcome == Outcome::Done),
+        count(|o| o.outcome == Outcome::Unmet),
+        count(|o| o.outcome == Outcome::Unknown),
+        history.listings.len()
+    );
+    eprintln!("{told}");
+    let mut wrong = linear::check_keys(&history);
+    wrong.extend(linear::listings(&history));
+    let few = wrong.iter().take(5).collect::<Vec<_>>();
+    assert!(
+        wrong.is_empty(),
+        "{} things are wrong: {few:#?}",
+        wrong.len()
+    );
+    let done =
+        |is: fn(&Operation) -> bool, least| assert!(count(is) >= least, "too little: {told}");
+    done(|o| matches!(o.outcome, Outcome::Found(_)), 100);
+    done(|o| o.outcome == Outcome::Done, 100);
+    done(|o| o.outcome == Outcome::Unmet, 10);
+    // At the end every key was looked at, through both.
+    done(|o| o.client >= 1000 && o.served(), 32);
 }

@@ -52,9 +52,11 @@ impl Behind {
         tags_known: bool,
         now_ms: u64,
     ) -> bool {
-        let Some(displaced_ms) = self.newer_ms.replace(version.modified_ms) else {
+        // Clocks jump: nothing was displaced before it was made, nor before what is older than it was.
+        let Some(newer_ms) = self.newer_ms.replace(version.modified_ms) else {
             return false;
         };
+        let displaced_ms = newer_ms.max(version.modified_ms);
         let ended = self.has_ended(rules, version, tags_known, displaced_ms, now_ms);
         if !ended {
             self.stays();
@@ -135,6 +137,10 @@ mod tests {
         assert_eq!(ending(&rules, &made, 5 * DAY - 1), [0; 0]);
         assert_eq!(ending(&rules, &made, 5 * DAY), [2]);
         assert_eq!(ending(&rules, &made, 12 * DAY), [1, 2]);
+        // The clock of whoever made the newer one was behind: the older one was not displaced before it was made.
+        let made = [DAY, 10 * DAY];
+        assert_eq!(ending(&rules, &made, 12 * DAY - 1), [0; 0]);
+        assert_eq!(ending(&rules, &made, 12 * DAY), [1]);
         // What is current ends never, however old it is.
         assert_eq!(ending(&rules, &[DAY], 99 * DAY), [0; 0]);
         let off = [rule(|r| (r.enabled, r.noncurrent_days) = (false, Some(1)))];

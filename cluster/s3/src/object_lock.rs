@@ -57,8 +57,10 @@ impl ObjectLock {
                 Period::Years(years) => years_after(now_ms, u64::from(years)),
             },
         });
+        // One that was over before there was anything to keep, of an upload that took long, keeps nothing.
+        let lasts = |retention: &Retention| retention.until_ms > now_ms;
         Lock {
-            retention: asked.retention.or(default),
+            retention: asked.retention.filter(lasts).or(default),
             ..asked
         }
     }
@@ -369,6 +371,13 @@ mod tests {
             hold: Some(true),
         };
         assert_eq!(years.of_new(asked, NOW), asked);
+        // One that is over by then, of an upload that took long, keeps nothing: the bucket's does.
+        let late = asked.retention.unwrap().until_ms;
+        let made = years.of_new(asked, late).retention.unwrap();
+        assert_eq!(
+            (made.mode, made.until_ms > late),
+            (RetentionMode::Compliance, true)
+        );
         let held = Lock {
             hold: Some(true),
             ..Lock::NONE

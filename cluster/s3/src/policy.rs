@@ -402,6 +402,17 @@ fn choice<'a>(
     }
 }
 
+/// Actions that say which lock is asked for. Only what they say can be looked at by conditions.
+const LOCKING: [&str; 3] = [
+    "s3:PutObject",
+    "s3:PutObjectRetention",
+    "s3:PutObjectLegalHold",
+];
+
+fn is_of_locks(key: &str) -> bool {
+    key.starts_with("s3:object-lock-")
+}
+
 fn parse_statement(
     statement: &Map<String, Value>,
     of: Of<'_>,
@@ -433,15 +444,15 @@ fn parse_statement(
     let Some((not, value)) = choice(statement, "Action")? else {
         return refuse!(MalformedPolicy, "Missing required field Action");
     };
-    let actions = texts(value, "Action")?;
+    let named = texts(value, "Action")?;
     let is_action =
         |action: &String| action == "*" || action.to_ascii_lowercase().starts_with("s3:");
-    if let Some(other) = actions.iter().find(|action| !is_action(action)) {
+    if let Some(other) = named.iter().find(|action| !is_action(action)) {
         return refuse!(MalformedPolicy, "Policy has invalid action: {other}");
     }
     let actions = Choice {
         not,
-        of: actions.iter().map(|a| Pattern::new(a, false)).collect(),
+        of: named.iter().map(|a| Pattern::new(a, false)).collect(),
     };
     let Some((not, value)) = choice(statement, "Resource")? else {
         return refuse!(MalformedPolicy, "Missing required field Resource");
@@ -458,6 +469,22 @@ fn parse_statement(
             .collect(),
     };
     let conditions = parse_conditions(statement.get("Condition"), variables)?;
+    // A denial that is never met must not look as if it were in force.
+    if conditions
+        .iter()
+        .any(|condition| is_of_locks(condition.key()))
+    {
+        let never = |action: &&String| {
+            !action.contains(['*', '?']) && !LOCKING.iter().any(|a| a.eq_ignore_ascii_case(action))
+        };
+        if let Some(action) = named.iter().find(never) {
+            return refuse!(
+                MalformedPolicy,
+                "Conditions do not apply to combination of actions and resources in statement: {action} says \
+                 nothing of s3:object-lock-*"
+            );
+        }
+    }
     Ok(Statement {
         effect,
         principals,

@@ -303,7 +303,7 @@ pub(crate) async fn put<F>(
     bucket: &str,
     key: &str,
     body: impl AsyncRead + Unpin + Send,
-    mut options: PutOptions,
+    options: PutOptions,
     seal: impl FnOnce(Sealed) -> F + Send,
 ) -> Result<PutOutcome, ClientError>
 where
@@ -328,10 +328,11 @@ where
         making: options.making,
     };
     if head.len() <= inline_max {
+        // Its turn comes first: how it is made is said by what is known right before it is proposed.
+        let mut drive = start(inner, bucket, key, &options, Turn::Own).await?;
         // Nor does one that is not sealed.
         let sealed = seal(given).await.map_err(unsealed(source.read))?;
-        options.making = sealed.making;
-        let mut drive = start(inner, bucket, key, &options, Turn::Own).await?;
+        drive.with(|put, _, _| put.make_as(sealed.making));
         describe(&mut drive, sealed.seal);
         drive.event(Event::Inline(head));
         return finish(inner, (bucket, key), drive).await;

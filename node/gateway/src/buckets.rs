@@ -80,9 +80,12 @@ impl Gateway {
         let made_by = match made {
             Ok(made_by) => made_by,
             Err(error) if error.code() == Store::BucketExists => {
+                let open = access.bucket.as_ref();
+                let as_asked = !wants_locks(call)?
+                    || open.is_some_and(|open| open.config.object_lock.is_some());
                 return match access.is_owner() {
                     // The first region there was takes it for done, and its clients count on that.
-                    true if *ours == LENIENT_REGION => {
+                    true if *ours == LENIENT_REGION && as_asked => {
                         Ok(Reply::ok().with("location", &format!("/{}", call.bucket)))
                     }
                     true => refused(

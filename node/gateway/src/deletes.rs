@@ -21,7 +21,7 @@ use crate::digests::Sent;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
-use crate::locks::bypass;
+use crate::locks::{asks_bypass, bypass, check_bypass};
 use crate::reply::Reply;
 use crate::versions::{Keeping, asked_version};
 
@@ -200,7 +200,7 @@ impl Gateway {
         if let Some(mut access) = access {
             self.say_tags_of(&mut access, bucket, &object.key, version)
                 .await?;
-            check_may(&access, bucket, object)?;
+            check_may(&access, bucket, object, removal.bypass)?;
         }
         let condition = object.etag.as_deref().map(Etags::parse);
         let what = What {
@@ -237,14 +237,12 @@ impl Gateway {
         let mut by_key: BTreeMap<&str, Vec<Removal>> = BTreeMap::new();
         for (i, object) in objects.iter().enumerate() {
             let version = check_one(object);
-            // Whether it may be removed may depend on the tags that it has: then that is asked below.
-            let version = match by_tags {
-                true => version,
-                false => check_may(&context.access, &call.bucket, object).and(version),
-            };
             let may = version.and_then(|version| {
-                let resource = arn(&call.bucket, &object.key);
-                let bypass = version.is_some() && bypass(&context.access, call, &resource)?;
+                let bypass = version.is_some() && asks_bypass(call);
+                // Whether it may be removed may depend on the tags that it has: then that is asked below.
+                if !by_tags {
+                    check_may(&context.access, &call.bucket, object, bypass)?;
+                }
                 Ok((version, bypass))
             });
             match may {
@@ -322,12 +320,22 @@ fn write_error(xml: &mut Xml, object: &ToDelete, refusal: &Refusal) {
     });
 }
 
-fn check_may(access: &Access, bucket: &str, object: &ToDelete) -> Result<(), Refusal> {
+fn check_may(
+    access: &Access,
+    bucket: &str,
+    object: &ToDelete,
+    bypass: bool,
+) -> Result<(), Refusal> {
     let action = match &object.version {
         None => "s3:DeleteObject",
         Some(_) => "s3:DeleteObjectVersion",
     };
-    access.check(action, &arn(bucket, &object.key))
+    let resource = arn(bucket, &object.key);
+    access.check(action, &resource)?;
+    match bypass {
+        true => check_bypass(access, &resource),
+        false => Ok(()),
+    }
 }
 
 /// Which version is to be removed; refuses what cannot be.

@@ -152,6 +152,12 @@ fn last<T>(kept: &Kept<T>, name: &str) -> Option<Arc<T>> {
     kept.get(name).map(|(_, open)| open.clone())
 }
 
+/// Of what is gone nothing is kept: nothing is read ahead for whoever comes by it.
+fn forget<T>(kept: &Kept<T>, name: &str) {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.remove(name);
+}
+
 fn keep<T>(kept: &Kept<T>, name: &str, version: Seq, open: &Arc<T>) {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     if kept.len() >= KEPT && !kept.contains_key(name) {
@@ -222,7 +228,10 @@ impl Directory {
         let found = read_document(&self.client, &key_key(id)).await;
         let (meta, bytes) = match found {
             Ok(Some(found)) => found,
-            Ok(None) => return no_key(),
+            Ok(None) => {
+                forget(&self.keys, id);
+                return no_key();
+            }
             Err(error) if error.code() == Store::NoSuchBucket => return no_key(),
             Err(error) => return Err(refusal(&error)),
         };
@@ -254,7 +263,10 @@ impl Directory {
         let found = read_document(&self.client, &bucket_key(bucket)).await;
         let (meta, bytes) = match found {
             Ok(Some(found)) => found,
-            Ok(None) => return Ok(None),
+            Ok(None) => {
+                forget(&self.buckets, bucket);
+                return Ok(None);
+            }
             Err(error) if error.code() == Store::NoSuchBucket => return Ok(None),
             Err(error) => return Err(refusal(&error)),
         };

@@ -104,8 +104,14 @@ pub(crate) fn asked_lock(context: &Context, call: &Call) -> Result<Lock, Refusal
 pub(crate) fn authorize_lock(access: &mut Access, call: &Call, now_ms: u64) -> Result<(), Refusal> {
     let header = |name| call.header(name);
     let lock = parse_headers(header(MODE), header(UNTIL), header(HOLD), now_ms)?;
+    // All of it is said before anything is asked: a policy may look at one because of the other.
     if let Some(retention) = &lock.retention {
         say_retention(access, retention, now_ms);
+    }
+    if let Some(held) = lock.hold {
+        access.say("s3:object-lock-legal-hold", hold_name(held));
+    }
+    if lock.retention.is_some() {
         access.check("s3:PutObjectRetention", &call.arn())?;
     }
     match lock.hold {
@@ -123,12 +129,22 @@ fn say_retention(access: &mut Access, retention: &Retention, now_ms: u64) {
     access.say("s3:object-lock-remaining-retention-days", &days.to_string());
 }
 
+/// Whether the caller asks to pass by governance.
+pub(crate) fn asks_bypass(call: &Call) -> bool {
+    let asks = call.header("x-amz-bypass-governance-retention");
+    asks.is_some_and(|text| text.eq_ignore_ascii_case("true"))
+}
+
+/// Refuses to pass by governance, if that is not allowed.
+pub(crate) fn check_bypass(access: &Access, resource: &str) -> Result<(), Refusal> {
+    access.check("s3:BypassGovernanceRetention", resource)
+}
+
 /// Whether the caller asks to pass by governance; refused if that is not allowed.
 pub(crate) fn bypass(access: &Access, call: &Call, resource: &str) -> Result<bool, Refusal> {
-    let asks = call.header("x-amz-bypass-governance-retention");
-    let asks = asks.is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let asks = asks_bypass(call);
     if asks {
-        access.check("s3:BypassGovernanceRetention", resource)?;
+        check_bypass(access, resource)?;
     }
     Ok(asks)
 }
