@@ -38,6 +38,8 @@ pub struct Options {
     pub index_table: Option<&'static str>,
     /// Bytes of the journal that are kept for nodes that were away, if not as many as usual.
     pub journal_keep: Option<&'static str>,
+    /// Two neighbours with fewer objects together are merged, if not with as few as usual.
+    pub merge_objects: Option<&'static str>,
     /// An S3 gateway.
     pub gateway: bool,
 }
@@ -51,6 +53,7 @@ impl Default for Options {
             loops: false,
             index_table: None,
             journal_keep: None,
+            merge_objects: None,
             gateway: false,
         }
     }
@@ -91,6 +94,7 @@ impl Rig {
             loops,
             index_table,
             journal_keep,
+            merge_objects,
             gateway,
         } = self.options;
         let nodes = nodes.to_string();
@@ -103,6 +107,7 @@ impl Rig {
         for (flag, value) in [
             ("--index-table", index_table),
             ("--journal-keep", journal_keep),
+            ("--merge-objects", merge_objects),
         ] {
             args.extend(value.into_iter().flat_map(|value| [flag, value]));
         }

@@ -295,6 +295,8 @@ fn an_empty_bucket_that_reaches_over_partitions_is_removed_when_they_are_merged(
     let rig = Rig::up(Options {
         nodes: 3,
         class: "2+1",
+        // On a slow machine they would be merged again before all has been looked at.
+        merge_objects: Some("0"),
         ..Options::default()
     });
     let runtime = rig::runtime();
@@ -322,7 +324,15 @@ fn an_empty_bucket_that_reaches_over_partitions_is_removed_when_they_are_merged(
         &["cannot be split"],
     );
     rig.fails(&["cluster", "split", "9", "x"], 1, &["no partition 9"]);
-    rig.fails(&["cluster", "merge", "0", "2"], 1, &["cannot be merged"]);
+    eventually(
+        "chains rest, and no neighbours are refused",
+        PATIENCE,
+        || {
+            let output = rig.run(&["cluster", "merge", "0", "2"]);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            rig::says(&output, &["cannot be merged"]).ok()
+        },
+    );
     runtime.block_on(async {
         // A page goes over all three, and so do pages of seven.
         let all = client.list(BUCKET, ListOptions::default()).await.unwrap();
