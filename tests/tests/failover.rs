@@ -111,12 +111,13 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
     let writes = history.served(is_write);
     let reads = history.served(is_read);
     eprintln!(
-        "{:<26} {:>4} {:>9} {:>9} {:>11} {:>11} {:>11} {:>8} {:>8}  head",
+        "{:<26} {:>4} {:>9} {:>9} {:>11} {:>9} {:>11} {:>11} {:>8} {:>8}  head  the slowest",
         "fault",
         "node",
         "lasted",
         "caught up",
         "no write",
+        "from",
         "no read",
         "slowest",
         "unknown",
@@ -130,21 +131,25 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
             history.operations.iter().filter(within).filter(is).count()
         };
         let took = |o: &Operation| o.ret - o.invoke;
-        let slowest = history.operations.iter().filter(within).map(took).max();
+        let slowest = history.operations.iter().filter(within);
+        let slowest = slowest.max_by_key(|o| took(o));
         let no_write = gap(&writes, done.from, done.well);
         let no_read = gap(&reads, done.from, done.well);
         eprintln!(
-            "{:<26} {:>4} {:>6.0} ms {:>6.0} ms {:>8.1} ms {:>8.1} ms {:>8.1} ms {:>8} {:>8}  {}",
+            "{:<26} {:>4} {:>6.0} ms {:>6.0} ms {:>8.1} ms {:>6.0} ms {:>8.1} ms {:>8.1} ms {:>8} {:>8}  {:>4}  {}",
             done.fault.to_string(),
             done.node,
             ms((done.from, done.to)),
             ms((done.to, done.well)),
             ms(no_write),
+            // Behind the fault, or behind its end?
+            ms((done.from, no_write.0)),
             ms(no_read),
-            slowest.unwrap_or(0) as f64 / 1e6,
+            slowest.map_or(0, took) as f64 / 1e6,
             of(Outcome::Unknown),
             of(Outcome::Refused),
             done.head_after,
+            slowest.map_or_else(String::new, |o| format!("{:?}", o.kind)),
         );
         let longest = if ms(no_read) > ms(no_write) {
             no_read
