@@ -253,18 +253,6 @@ impl Client {
         put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
 
-    /// Makes the current object the `null` version, if it is none and still the one that was found: before its bucket
-    /// keeps versions, each object is only what it is.
-    pub async fn keep_version(
-        &self,
-        bucket: &str,
-        key: &str,
-        meta: ObjectMeta,
-    ) -> Result<PutOutcome, ClientError> {
-        check(bucket, Some(key))?;
-        versions::keep(&self.inner, bucket, key, meta, Turn::Own).await
-    }
-
     /// Says that there is no object, by a new version: a `null` one takes the place of the one before that is
     /// called so.
     pub async fn mark_deleted(

@@ -31,12 +31,11 @@ use crate::put;
 pub(crate) const TRIES: usize = 16;
 
 /// Makes the current object the `null` version; if that name is another one's that is locked, a version all the same.
-pub(crate) async fn keep(
+async fn keep(
     inner: &Arc<Inner>,
     bucket: &str,
     key: &str,
     meta: ObjectMeta,
-    turn: Turn,
 ) -> Result<PutOutcome, ClientError> {
     let again = |tag| Making::Again {
         tag,
@@ -45,7 +44,7 @@ pub(crate) async fn keep(
     };
     let names = (bucket, key);
     let as_null = (same(&meta), again(VersionTag::of_plain(meta.version)));
-    match put::reseal(inner, names, meta.clone(), as_null, turn).await {
+    match put::reseal(inner, names, meta.clone(), as_null, Turn::Within).await {
         // The null version that there is has to stay: this one gets a name of its own.
         Err(error) if error.code() == Code::Locked => {
             let tag = VersionTag {
@@ -53,7 +52,7 @@ pub(crate) async fn keep(
                 ..VersionTag::default()
             };
             let named = (same(&meta), again(tag));
-            put::reseal(inner, names, meta, named, turn).await
+            put::reseal(inner, names, meta, named, Turn::Within).await
         }
         kept => kept,
     }
@@ -119,7 +118,7 @@ pub(crate) async fn make_way(
     }
     let version = meta.version;
     // Boxed, because it puts as well; no put of a version that is there has to make way.
-    match Box::pin(keep(inner, bucket, key, meta, Turn::Within)).await {
+    match Box::pin(keep(inner, bucket, key, meta)).await {
         Ok(kept) if precondition == Precondition::Version(version) => {
             Ok(Precondition::Version(kept.version))
         }

@@ -6,9 +6,7 @@
 //!   the very same still stand; otherwise it is dropped, and all is done by the new ones;
 //! - nothing is read ahead for somebody whom the kept documents do not let in.
 
-use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Instant;
 
 use ashlar_cluster_s3::operation::{Level, Operation};
@@ -74,21 +72,18 @@ impl Reading {
 }
 
 impl Gateway {
-    /// What a reading gives, done by the documents that are kept here while the store is asked whether they still
-    /// stand: none if they do not, or if nothing is to be read. What was done by others is seen by nobody.
+    /// By which documents a request is judged, as the store has them now; and what it reads, if that could be done
+    /// meanwhile, by the very same documents: whoever is answered with that was let in.
     pub(crate) async fn read_ahead(
-        self: &Arc<Self>,
+        &self,
         request: &Asked,
-        confirmed: impl Future<Output = Result<Documents, Refusal>>,
-    ) -> (Result<Documents, Refusal>, Option<Result<Reply, Refusal>>) {
-        let (Some(reading), Some(kept)) =
-            (Reading::of(request.operation), self.directory.kept(request))
-        else {
-            return (confirmed.await, None);
+    ) -> Result<(Documents, Option<Result<Reply, Refusal>>), Refusal> {
+        let confirmed = self.directory.documents(request);
+        let kept = self.directory.kept(request);
+        let kept = kept.filter(|kept| request.check_signature(kept).is_ok());
+        let (Some(reading), Some(kept)) = (Reading::of(request.operation), kept) else {
+            return Ok((confirmed.await?, None));
         };
-        if request.check_signature(&kept).is_err() {
-            return (confirmed.await, None);
-        }
         let by = kept.clone();
         let ahead = async {
             let context = self.admit(request.clone(), by).await?;
@@ -99,20 +94,18 @@ impl Gateway {
         let documents = loop {
             tokio::select! {
                 biased;
-                documents = &mut confirmed => break documents,
+                documents = &mut confirmed => break documents?,
                 done = &mut ahead, if result.is_none() => result = Some(done),
             }
         };
-        match &documents {
-            Ok(documents) if documents.are(&kept) => {
-                let result = match result {
-                    Some(result) => result,
-                    None => ahead.await,
-                };
-                (Ok(kept), Some(result))
-            }
-            _ => (documents, None),
+        if !documents.are(&kept) {
+            return Ok((documents, None));
         }
+        let result = match result {
+            Some(result) => result,
+            None => ahead.await,
+        };
+        Ok((documents, Some(result)))
     }
 
     /// Lets in a request whose signature is right, by what the policies say.

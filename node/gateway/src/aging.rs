@@ -9,16 +9,16 @@
 use ashlar_cluster_s3::lifecycle::{LifecycleRule, Subject, may_have_ended};
 use ashlar_cluster_s3::lifecycle_versions::{Behind, looks_at_tags, marker_expires};
 use ashlar_cluster_s3::refusal::Refusal;
-use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::VersionTag;
 use ashlar_layout::message::ListEntry;
-use ashlar_node_client::{ClientError, Code as Store, ListOptions, ObjectError, VersionsOptions};
+use ashlar_node_client::{ClientError, Code as Store, ListOptions, VersionsOptions};
 use tokio::time::Interval;
 
 use crate::directory::OpenBucket;
 use crate::faults::{is_absent, refusal};
 use crate::gateway::{Gateway, attributes};
 use crate::lifecycle::{End, Lease};
+use crate::versions::standing;
 
 /// Versions of one key that are looked at at once.
 const PAGE: u32 = 250;
@@ -174,26 +174,10 @@ impl Gateway {
                     .map(u64::from),
                 Due::Versions => self.end_behind(bucket, key, open, now_ms, pace).await,
             };
-            match ended {
-                Ok(removed) => lease.tally.removed += removed,
-                Err(refusal) => {
-                    lease.tally.failed += 1;
-                    self.tell_of(bucket, &refusal);
-                }
-            }
+            lease.tally.removed += self.unless_failed(bucket, ended, lease);
         }
         let goes_on = key.is_empty() || lease.go_on(&self.store, Some(key)).await?;
         Ok(if goes_on { End::Whole } else { End::Lost })
-    }
-
-    /// The entry that wrote what is current, a marker included; none if nothing is.
-    async fn written_by(&self, bucket: &str, key: &str) -> Result<Option<Seq>, Refusal> {
-        match self.store.head(bucket, key).await {
-            Ok(meta) => Ok(Some(meta.version)),
-            Err(ClientError::Object(ObjectError::Marker { meta, .. })) => Ok(Some(meta.version)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(refusal(&error)),
-        }
     }
 
     /// Removes the versions of a key whose time has come, and then a marker with nothing under it. How many that were.
@@ -227,10 +211,11 @@ impl Gateway {
     ) -> Result<(u64, bool), Refusal> {
         let rules = &open.config.lifecycle;
         // Asked first: what is listed afterwards is behind this, or the removals are refused.
-        let Some(current) = self.written_by(bucket, key).await? else {
+        let Some(current) = standing(self.store.head(bucket, key).await)? else {
             // With nothing current, when these were displaced is not known.
             return Ok((0, true));
         };
+        let current = current.version;
         let (mut removed, mut behind) = (0, Behind::default());
         let mut marker: Option<(VersionTag, u64)> = None;
         let (mut next, mut first) = ((String::new(), None), true);
@@ -325,6 +310,7 @@ fn has_changed(error: &ClientError) -> bool {
 mod tests {
     use ashlar_cluster_s3::calendar::DAY_MS as DAY;
     use ashlar_cluster_s3::lifecycle::When;
+    use ashlar_layout::ids::Seq;
     use ashlar_layout::manifest::Etag;
 
     use super::*;

@@ -32,7 +32,7 @@ use ashlar_node_client::{
 use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
-use crate::faults::{internal, is_absent, refusal, refused};
+use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, now_ms, random, to_the_end};
 use crate::inbound::Inbound;
 use crate::objects::write_checksum;
@@ -406,11 +406,7 @@ impl Gateway {
             // Which parts were taken is not known: no stripe of any is freed.
             return self.retire(upload, &|_| true).await;
         }
-        refused(
-            Code::OperationAborted,
-            "A conflicting conditional operation is currently in progress against this resource. Please \
-             try again.",
-        )
+        busy()
     }
 
     /// Takes an upload over from who was putting it together and is gone: it is open again then.

@@ -11,7 +11,7 @@ use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{NULL_VERSION, VersionTag};
 use ashlar_layout::names::check_key;
-use ashlar_node_client::{ClientError, Code as Store, DeleteOptions, ObjectError};
+use ashlar_node_client::{ClientError, Code as Store, ObjectError};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -128,21 +128,7 @@ impl Gateway {
                 Err(refusal) if refusal.code == Code::NoSuchKey => return unmet(),
                 Err(refusal) => return Err(refusal),
             };
-            let removed = match keeping {
-                Keeping::Off => {
-                    let options = DeleteOptions {
-                        precondition,
-                        ..DeleteOptions::default()
-                    };
-                    self.store.delete(bucket, key, options).await
-                }
-                keeping => {
-                    let null = keeping == Keeping::Suspended;
-                    let marked = self.store.mark_deleted(bucket, key, precondition, null);
-                    marked.await
-                }
-            };
-            match removed {
+            match self.take_away(bucket, key, precondition, keeping).await {
                 Ok(outcome) => {
                     return Ok(Removed {
                         version: None,

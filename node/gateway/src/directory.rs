@@ -28,7 +28,7 @@ use ashlar_node_client::{
 use bytes::{Bytes, BytesMut};
 
 use crate::admit::Asked;
-use crate::faults::{internal, is_absent, refusal, refused};
+use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::together::Together;
 
 /// Documents of one kind that are kept, with what was made of them.
@@ -399,14 +399,6 @@ fn no_key<T>() -> Result<T, Refusal> {
     refused(
         Code::InvalidAccessKeyId,
         "The AWS Access Key Id you provided does not exist in our records.",
-    )
-}
-
-fn busy<T>() -> Result<T, Refusal> {
-    refused(
-        Code::OperationAborted,
-        "A conflicting conditional operation is currently in progress against this resource. Please try \
-         again.",
     )
 }
 

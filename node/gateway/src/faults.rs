@@ -3,6 +3,9 @@
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_node_client::{ClientError, Code as Store};
 
+const BUSY: &str = "A conflicting conditional operation is currently in progress against this resource. Please try \
+     again.";
+
 /// The refusal that an error of the store's means to a client of S3.
 pub(crate) fn refusal(error: &ClientError) -> Refusal {
     let (code, message) = match error.code() {
@@ -20,11 +23,7 @@ pub(crate) fn refusal(error: &ClientError) -> Refusal {
             Code::PreconditionFailed,
             "At least one of the pre-conditions you specified did not hold",
         ),
-        Store::NotKept => (
-            Code::OperationAborted,
-            "A conflicting conditional operation is currently in progress against this resource. Please try \
-             again.",
-        ),
+        Store::NotKept => (Code::OperationAborted, BUSY),
         Store::Locked => (
             Code::AccessDenied,
             "Access Denied because object protected by object lock.",
@@ -75,4 +74,9 @@ pub(crate) fn internal(detail: impl std::fmt::Display) -> Refusal {
 /// A refusal with a message that does not change.
 pub(crate) fn refused<T>(code: Code, message: &'static str) -> Result<T, Refusal> {
     Err(Refusal::new(code, message))
+}
+
+/// Others got in the way each time.
+pub(crate) fn busy<T>() -> Result<T, Refusal> {
+    refused(Code::OperationAborted, BUSY)
 }

@@ -227,9 +227,7 @@ impl Gateway {
             now_ms,
             asked: Instant::now(),
         };
-        let confirmed = self.directory.documents(&request);
-        let (documents, ahead) = self.read_ahead(&request, confirmed).await;
-        let documents = documents?;
+        let (documents, ahead) = self.read_ahead(&request).await?;
         if ahead.is_none() {
             request.check_signature(&documents)?;
         }

@@ -28,7 +28,7 @@ use ashlar_cluster_s3::text::url_encode;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Client, Code as Store, DeleteOptions, ListOptions};
+use ashlar_node_client::{Client, Code as Store, ListOptions};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::directory::{OpenBucket, read_document, write_document};
@@ -364,14 +364,9 @@ impl Gateway {
                     // An object whose tags were changed is listed with the time of that: it is looked at later.
                     if may_have_ended(rules, &entry.key, entry.size, entry.modified_ms, now_ms) {
                         pace.tick().await;
-                        let ended = self.end_object(bucket, &entry.key, open, now_ms);
-                        match ended.await {
-                            Ok(removed) => lease.tally.removed += u64::from(removed),
-                            Err(refusal) => {
-                                lease.tally.failed += 1;
-                                self.tell_of(bucket, &refusal);
-                            }
-                        }
+                        let ended = self.end_object(bucket, &entry.key, open, now_ms).await;
+                        let ended = ended.map(u64::from);
+                        lease.tally.removed += self.unless_failed(bucket, ended, lease);
                     }
                     if !lease.go_on(&self.store, Some(&entry.key)).await? {
                         return Ok(End::Lost);
@@ -390,6 +385,20 @@ impl Gateway {
                 .await;
         }
         Ok(End::Whole)
+    }
+
+    /// How many ended. A failure is counted and told of: what cannot be read keeps nothing else from its rules.
+    pub(crate) fn unless_failed(
+        &self,
+        bucket: &str,
+        ended: Result<u64, Refusal>,
+        lease: &mut Lease,
+    ) -> u64 {
+        ended.unwrap_or_else(|refusal| {
+            lease.tally.failed += 1;
+            self.tell_of(bucket, &refusal);
+            0
+        })
     }
 
     /// Whether a bucket is still the one, with the rules, that are being carried out.
@@ -430,24 +439,11 @@ impl Gateway {
             return Ok(false);
         };
         let precondition = Precondition::Version(meta.version);
-        let ended = match keeping {
+        if keeping == Keeping::Off && meta.tag.is_some() {
             // It is a version, so the bucket keeps them by now: the next time it is looked at.
-            Keeping::Off if meta.tag.is_some() => return Ok(false),
-            Keeping::Off => {
-                let options = DeleteOptions {
-                    precondition,
-                    ..DeleteOptions::default()
-                };
-                self.store.delete(bucket, key, options).await
-            }
-            // A marker is what is current then.
-            keeping => {
-                let null = keeping == Keeping::Suspended;
-                let mark = self.store.mark_deleted(bucket, key, precondition, null);
-                mark.await
-            }
-        };
-        match ended {
+            return Ok(false);
+        }
+        match self.take_away(bucket, key, precondition, keeping).await {
             Ok(_) => Ok(true),
             // It is another object now.
             Err(error) if error.code() == Store::PreconditionFailed || is_absent(&error) => {
@@ -506,17 +502,11 @@ impl Gateway {
             let page = page.map_err(|error| refusal(&error))?;
             for entry in page.objects {
                 lease.tally.seen += 1;
-                match self
+                let ended = self
                     .end_upload(bucket, &entry.key, open, now_ms, pace)
-                    .await
-                {
-                    Ok(aborted) => lease.tally.aborted += u64::from(aborted),
-                    // One that cannot be read keeps no other.
-                    Err(refusal) => {
-                        lease.tally.failed += 1;
-                        self.tell_of(bucket, &refusal);
-                    }
-                }
+                    .await;
+                let ended = ended.map(u64::from);
+                lease.tally.aborted += self.unless_failed(bucket, ended, lease);
                 if !lease.go_on(&self.store, None).await? {
                     return Ok(End::Lost);
                 }

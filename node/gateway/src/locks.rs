@@ -21,7 +21,7 @@ use ashlar_node_client::{Code as Store, Making};
 use crate::access::Access;
 use crate::call::Call;
 use crate::directory::OpenBucket;
-use crate::faults::{internal, is_absent, refusal, refused};
+use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
 use crate::reply::Reply;
@@ -90,10 +90,15 @@ fn check_locks(context: &Context) -> Result<(), Refusal> {
     }
 }
 
+/// The lock that a request's headers name.
+fn named_lock(call: &Call, now_ms: u64) -> Result<Lock, Refusal> {
+    let header = |name| call.header(name);
+    parse_headers(header(MODE), header(UNTIL), header(HOLD), now_ms)
+}
+
 /// The lock that a put asks for, if its bucket has any.
 pub(crate) fn asked_lock(context: &Context, call: &Call) -> Result<Lock, Refusal> {
-    let header = |name| call.header(name);
-    let lock = parse_headers(header(MODE), header(UNTIL), header(HOLD), context.now_ms)?;
+    let lock = named_lock(call, context.now_ms)?;
     if !lock.is_none() {
         check_locks(context)?;
     }
@@ -102,8 +107,7 @@ pub(crate) fn asked_lock(context: &Context, call: &Call) -> Result<Lock, Refusal
 
 /// Refuses a put that asks for a lock which the caller may not set.
 pub(crate) fn authorize_lock(access: &mut Access, call: &Call, now_ms: u64) -> Result<(), Refusal> {
-    let header = |name| call.header(name);
-    let lock = parse_headers(header(MODE), header(UNTIL), header(HOLD), now_ms)?;
+    let lock = named_lock(call, now_ms)?;
     // All of it is said before anything is asked: a policy may look at one because of the other.
     if let Some(retention) = &lock.retention {
         say_retention(access, retention, now_ms);
@@ -312,10 +316,6 @@ impl Gateway {
                 Err(error) => return Err(refusal(&error)),
             }
         }
-        refused(
-            Code::OperationAborted,
-            "A conflicting conditional operation is currently in progress against this resource. Please \
-             try again.",
-        )
+        busy()
     }
 }

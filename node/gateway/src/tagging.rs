@@ -6,7 +6,7 @@
 use ashlar_cluster_s3::conditional::etag_of;
 use ashlar_cluster_s3::documents::{parse_tagging, write_tagging};
 use ashlar_cluster_s3::operation::Operation;
-use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::refusal::Refusal;
 use ashlar_cluster_s3::tags::{OBJECT_TAGS_MAX, Tags};
 use ashlar_cluster_s3::text::from_hex;
 use ashlar_layout::ids::Seq;
@@ -14,7 +14,7 @@ use ashlar_layout::manifest::{Etag, NULL_VERSION, VersionTag};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Code as Store, Seal};
 
-use crate::faults::{is_absent, refusal, refused};
+use crate::faults::{busy, is_absent, refusal};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::inbound::Inbound;
 use crate::reply::Reply;
@@ -125,10 +125,6 @@ impl Gateway {
                 Err(error) => return Err(refusal(&error)),
             }
         }
-        refused(
-            Code::OperationAborted,
-            "A conflicting conditional operation is currently in progress against this resource. Please \
-             try again.",
-        )
+        busy()
     }
 }

@@ -39,7 +39,7 @@ use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
 use crate::directory::{read_document, write_document};
-use crate::faults::{internal, refusal, refused};
+use crate::faults::{busy, internal, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
 use crate::lists::write_owner;
@@ -531,11 +531,7 @@ impl Gateway {
             UploadState::Aborting => {}
             UploadState::Open => {
                 if !self.turn(&mut upload, UploadState::Aborting).await? {
-                    return refused(
-                        Code::OperationAborted,
-                        "A conflicting conditional operation is currently in progress against this \
-                         resource. Please try again.",
-                    );
+                    return busy();
                 }
             }
             UploadState::Completing { .. } => return self.settle(upload).await,

@@ -17,9 +17,11 @@ use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
-use ashlar_layout::manifest::{NULL_VERSION, VersionTag};
+use ashlar_layout::manifest::{NULL_VERSION, Precondition, VersionTag};
 use ashlar_layout::message::{ListEntry, ObjectMeta, VersionPage};
-use ashlar_node_client::{ClientError, ListOptions, ObjectError, VersionsOptions};
+use ashlar_node_client::{
+    ClientError, DeleteOptions, DeleteOutcome, ListOptions, ObjectError, VersionsOptions,
+};
 
 use crate::access::Access;
 use crate::call::Call;
@@ -126,6 +128,18 @@ pub(crate) fn missing(
         .with("x-amz-version-id", version_id::write(tag))
 }
 
+/// What stands where it was looked, a marker included; none if nothing does.
+pub(crate) fn standing(
+    found: Result<ObjectMeta, ClientError>,
+) -> Result<Option<ObjectMeta>, Refusal> {
+    match found {
+        Ok(meta) => Ok(Some(meta)),
+        Err(ClientError::Object(ObjectError::Marker { meta, .. })) => Ok(Some(*meta)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(refusal(&error)),
+    }
+}
+
 impl Gateway {
     /// What is known of an object, or of a version of one. An object that is none is the null one: the journal's head
     /// answers by that, in one look.
@@ -139,6 +153,27 @@ impl Gateway {
             None => self.store.head(bucket, key).await,
             Some(version) => self.store.head_version(bucket, key, version).await,
         }
+    }
+
+    /// Takes what is current away: where versions are kept, by a marker that is current then.
+    pub(crate) async fn take_away(
+        &self,
+        bucket: &str,
+        key: &str,
+        precondition: Precondition,
+        keeping: Keeping,
+    ) -> Result<DeleteOutcome, ClientError> {
+        if keeping == Keeping::Off {
+            let options = DeleteOptions {
+                precondition,
+                ..DeleteOptions::default()
+            };
+            return self.store.delete(bucket, key, options).await;
+        }
+        let null = keeping == Keeping::Suspended;
+        self.store
+            .mark_deleted(bucket, key, precondition, null)
+            .await
     }
 
     /// Finds an object, or a version of one.
@@ -230,14 +265,8 @@ impl Gateway {
         if id != NULL_VERSION {
             return Ok(Some(id));
         }
-        match self.store.head_version(bucket, key, id).await {
-            Ok(meta) => Ok(Some(meta.id())),
-            Err(ClientError::Object(ObjectError::Marker { meta, .. })) => {
-                Ok(meta.tag.map(|tag| tag.id))
-            }
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(refusal(&error)),
-        }
+        let null = standing(self.store.head_version(bucket, key, id).await)?;
+        Ok(null.map(|meta| meta.id()))
     }
 }
 
