@@ -380,7 +380,8 @@ impl Client {
     /// One page of a bucket's keys, in order, across its partitions.
     pub async fn list(&self, bucket: &str, options: ListOptions) -> Result<ListPage, ClientError> {
         check(bucket, None)?;
-        list::list(&self.inner, bucket, &options).await
+        let after = options.after.clone();
+        list::list(&self.inner, bucket, &options, after).await
     }
 
     /// Makes a bucket; gives the number of the entry that made it.

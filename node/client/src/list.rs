@@ -12,18 +12,19 @@ use ashlar_cluster_object::{Ask, Look, ObjectError};
 use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::limits::LIST_PAGE_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
-use ashlar_layout::message::{BucketMeta, ErrorCode, ListPage, ObjectMeta, Reply, Request};
+use ashlar_layout::message::{
+    BucketMeta, ErrorCode, ListPage, ObjectMeta, Reply, Request, VersionPage,
+};
 use bytes::Bytes;
 
 use crate::client::{Turn, admit};
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::inner::Inner;
-use crate::options::{ListOptions, VersionsOptions};
-use crate::versions;
+use crate::options::ListOptions;
 
 /// Asks a partition's head one thing.
-pub(crate) async fn ask(
+async fn ask(
     inner: &Arc<Inner>,
     names: (&str, &str),
     partition: PartitionId,
@@ -108,12 +109,8 @@ pub(crate) async fn delete_bucket(inner: &Arc<Inner>, bucket: &str) -> Result<Se
         .end_of(&(bucket.to_owned(), String::new()))
         .cloned();
     if let Some((_, key)) = start.filter(|(of, key)| of == bucket && !key.is_empty()) {
-        let list = options;
-        let options = VersionsOptions {
-            list,
-            after_id: None,
-        };
-        let page = versions::walk(inner, bucket, &options, key).await?;
+        let start = (String::new(), None);
+        let page: VersionPage = walk(inner, bucket, &options, start, key).await?;
         if !page.versions.is_empty() {
             return Err(ObjectError::BucketNotEmpty {
                 bucket: bucket.to_owned(),
@@ -142,36 +139,97 @@ fn is_moved(error: &ClientError) -> bool {
     )
 }
 
-async fn page(
-    inner: &Arc<Inner>,
-    bucket: &str,
-    partition: PartitionId,
-    options: &ListOptions,
-    after: String,
-    max: u32,
-) -> Result<ListPage, ClientError> {
-    let request = Request::List {
-        partition,
-        bucket: bucket.to_owned(),
-        prefix: options.prefix.clone(),
-        delimiter: options.delimiter.clone(),
-        after,
-        max,
-    };
-    match ask(inner, (bucket, ""), partition, request).await? {
-        Reply::Page(page) => Ok(page),
-        other => Err(unexpected("Page", &other).into()),
+/// A page of a listing, of whichever kind.
+pub(crate) trait Page: Default {
+    /// A place in the listing.
+    type Place: Clone;
+
+    /// What asks a partition for one.
+    fn request(
+        partition: PartitionId,
+        bucket: &str,
+        options: &ListOptions,
+        after: Self::Place,
+        max: u32,
+    ) -> Request;
+    /// The one that a reply is.
+    fn of(reply: Reply) -> Result<Self, ClientError>;
+    /// How much it holds.
+    fn held(&self) -> usize;
+    /// The place of the last of that.
+    fn last(&self) -> Option<Self::Place>;
+    /// The place behind which there is more.
+    fn next(&mut self) -> &mut Option<Self::Place>;
+    /// Takes in what another one holds.
+    fn take_in(&mut self, other: Self);
+    /// The key of a place.
+    fn key(place: &Self::Place) -> &str;
+    /// Whether one place comes after another one.
+    fn is_behind(one: &Self::Place, other: &Self::Place) -> bool;
+}
+
+impl Page for ListPage {
+    type Place = String;
+
+    fn request(
+        partition: PartitionId,
+        bucket: &str,
+        options: &ListOptions,
+        after: String,
+        max: u32,
+    ) -> Request {
+        Request::List {
+            partition,
+            bucket: bucket.to_owned(),
+            prefix: options.prefix.clone(),
+            delimiter: options.delimiter.clone(),
+            after,
+            max,
+        }
+    }
+
+    fn of(reply: Reply) -> Result<ListPage, ClientError> {
+        match reply {
+            Reply::Page(page) => Ok(page),
+            other => Err(unexpected("Page", &other).into()),
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.objects.len() + self.prefixes.len()
+    }
+
+    fn last(&self) -> Option<String> {
+        let object = self.objects.last().map(|object| &object.key);
+        object.max(self.prefixes.last()).cloned()
+    }
+
+    fn next(&mut self) -> &mut Option<String> {
+        &mut self.next
+    }
+
+    fn take_in(&mut self, other: ListPage) {
+        self.objects.extend(other.objects);
+        self.prefixes.extend(other.prefixes);
+    }
+
+    fn key(place: &String) -> &str {
+        place
+    }
+
+    fn is_behind(one: &String, other: &String) -> bool {
+        one > other
     }
 }
 
 /// The pauses between looks for a newer map, and for how long there are such.
-pub(crate) struct Moves {
+struct Moves {
     pause: Duration,
     until: tokio::time::Instant,
 }
 
 impl Moves {
-    pub(crate) fn new(inner: &Inner) -> Moves {
+    fn new(inner: &Inner) -> Moves {
         Moves {
             pause: Duration::from_millis(1),
             until: tokio::time::Instant::now() + inner.options.unavailable_wait,
@@ -180,7 +238,7 @@ impl Moves {
 
     /// A partition said that it is another one now: waits a little, for the newer map is being fetched. Gives the error
     /// back if that has gone on for too long.
-    pub(crate) async fn wait(&mut self, error: ClientError) -> Result<(), ClientError> {
+    async fn wait(&mut self, error: ClientError) -> Result<(), ClientError> {
         if !is_moved(&error) || tokio::time::Instant::now() >= self.until {
             return Err(error);
         }
@@ -190,37 +248,38 @@ impl Moves {
     }
 }
 
-pub(crate) async fn list(
+/// One page, behind this place.
+pub(crate) async fn list<P: Page>(
     inner: &Arc<Inner>,
     bucket: &str,
     options: &ListOptions,
-) -> Result<ListPage, ClientError> {
+    after: P::Place,
+) -> Result<P, ClientError> {
     // No key before the prefix is of interest.
-    let first = options.after.as_str().max(options.prefix.as_str());
-    walk(inner, bucket, options, first.to_owned()).await
+    let first = P::key(&after).max(options.prefix.as_str()).to_owned();
+    walk(inner, bucket, options, after, first).await
 }
 
 /// One page, from the partition that holds `from` on. Each partition is asked by the map of that moment, and what comes
 /// next is what comes behind it in the same map: so nothing is left out, and whoever has another map by then asks
 /// again.
-async fn walk(
+async fn walk<P: Page>(
     inner: &Arc<Inner>,
     bucket: &str,
     options: &ListOptions,
+    mut after: P::Place,
     mut from: String,
-) -> Result<ListPage, ClientError> {
+) -> Result<P, ClientError> {
     let max = match options.max {
         0 => LIST_PAGE_MAX,
         max => max.min(LIST_PAGE_MAX),
     };
-    let mut whole = ListPage::default();
-    let mut after = options.after.clone();
+    let mut whole = P::default();
     let mut moves = Moves::new(inner);
     loop {
-        let held = whole.objects.len() + whole.prefixes.len();
-        let room = max.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
+        let room = max.saturating_sub(u32::try_from(whole.held()).unwrap_or(u32::MAX));
         if room == 0 {
-            whole.next = Some(after);
+            *whole.next() = Some(after);
             return Ok(whole);
         }
         let map = inner.common.map();
@@ -228,8 +287,9 @@ async fn walk(
         let partition = partition.ok_or_else(|| ObjectError::BadRequest {
             detail: format!("map {} has no partition for bucket '{bucket}'", map.epoch),
         })?;
-        let page = match page(inner, bucket, partition.id, options, after.clone(), room).await {
-            Ok(page) => page,
+        let request = P::request(partition.id, bucket, options, after.clone(), room);
+        let mut page = match ask(inner, (bucket, ""), partition.id, request).await {
+            Ok(reply) => P::of(reply)?,
             Err(error) => {
                 moves.wait(error).await?;
                 continue;
@@ -239,20 +299,15 @@ async fn walk(
             // It may have been answered by a newer map than the one that says what comes next.
             continue;
         }
-        let got = page.objects.len() + page.prefixes.len();
-        let last = page
-            .objects
-            .last()
-            .map(|o| &o.key)
-            .max(page.prefixes.last());
-        if let Some(last) = last {
-            after = last.clone();
+        let is_empty = page.held() == 0;
+        if let Some(last) = page.last() {
+            after = last;
         }
-        whole.objects.extend(page.objects);
-        whole.prefixes.extend(page.prefixes);
-        match page.next {
+        let next = page.next().take();
+        whole.take_in(page);
+        match next {
             // The head's own mark, if it gives nothing else to go by.
-            Some(next) if got == 0 && next <= after => {
+            Some(next) if is_empty && !P::is_behind(&next, &after) => {
                 let partition = partition.id;
                 let detail = format!("partition {partition} lists nothing, and says there is more");
                 return Err(ObjectError::Protocol { detail }.into());
@@ -266,8 +321,9 @@ async fn walk(
                 }
             }
         }
-        if after > from && map.partition(bucket, &after).map(|p| p.id) == Some(partition.id) {
-            from.clone_from(&after);
+        let key = P::key(&after);
+        if key > from.as_str() && map.partition(bucket, key).map(|p| p.id) == Some(partition.id) {
+            from = key.to_owned();
         }
     }
 }

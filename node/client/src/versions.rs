@@ -12,7 +12,6 @@ use std::sync::Arc;
 use ashlar_cluster_object::common::unexpected;
 use ashlar_cluster_object::{Code, Delete, Making, ObjectError};
 use ashlar_layout::ids::{PartitionId, Seq};
-use ashlar_layout::limits::LIST_PAGE_MAX;
 use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Body, NULL_VERSION, Precondition, Then, VersionTag};
 use ashlar_layout::message::{ObjectMeta, Reply, Request, VersionPage};
@@ -21,7 +20,7 @@ use bytes::Bytes;
 use crate::client::{Client, Turn};
 use crate::error::ClientError;
 use crate::inner::Inner;
-use crate::list::{self, Moves, ask};
+use crate::list::{self, Page};
 use crate::options::{
     DeleteOutcome, ListOptions, PutOutcome, Seal, VersionDropped, VersionsOptions,
 };
@@ -288,112 +287,70 @@ pub(crate) async fn end(
     client.remove(drop).await
 }
 
-async fn page(
-    inner: &Arc<Inner>,
-    bucket: &str,
-    partition: PartitionId,
-    options: &ListOptions,
-    (after, after_id): (String, Option<Seq>),
-    max: u32,
-) -> Result<VersionPage, ClientError> {
-    let request = Request::ListVersions {
-        partition,
-        bucket: bucket.to_owned(),
-        prefix: options.prefix.clone(),
-        delimiter: options.delimiter.clone(),
-        after,
-        after_id,
-        max,
-    };
-    match ask(inner, (bucket, ""), partition, request).await? {
-        Reply::Versions(page) => Ok(page),
-        other => Err(unexpected("Versions", &other).into()),
+impl Page for VersionPage {
+    /// A key, and a version of it; without one, behind all of them.
+    type Place = (String, Option<Seq>);
+
+    fn request(
+        partition: PartitionId,
+        bucket: &str,
+        options: &ListOptions,
+        (after, after_id): Self::Place,
+        max: u32,
+    ) -> Request {
+        Request::ListVersions {
+            partition,
+            bucket: bucket.to_owned(),
+            prefix: options.prefix.clone(),
+            delimiter: options.delimiter.clone(),
+            after,
+            after_id,
+            max,
+        }
+    }
+
+    fn of(reply: Reply) -> Result<VersionPage, ClientError> {
+        match reply {
+            Reply::Versions(page) => Ok(page),
+            other => Err(unexpected("Versions", &other).into()),
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.versions.len() + self.prefixes.len()
+    }
+
+    fn last(&self) -> Option<Self::Place> {
+        let version = self.versions.last().map(|it| (&it.key, Some(it.id())));
+        let last = version.max(self.prefixes.last().map(|prefix| (prefix, None)));
+        last.map(|(key, id)| (key.clone(), id))
+    }
+
+    fn next(&mut self) -> &mut Option<Self::Place> {
+        &mut self.next
+    }
+
+    fn take_in(&mut self, other: VersionPage) {
+        self.versions.extend(other.versions);
+        self.prefixes.extend(other.prefixes);
+    }
+
+    fn key(place: &Self::Place) -> &str {
+        &place.0
+    }
+
+    fn is_behind(one: &Self::Place, other: &Self::Place) -> bool {
+        let newer = |a: Option<Seq>, b: Option<Seq>| b.is_some_and(|b| a.is_none_or(|a| a < b));
+        one.0 > other.0 || one.0 == other.0 && newer(one.1, other.1)
     }
 }
 
+/// One page of a bucket's versions.
 pub(crate) async fn list(
     inner: &Arc<Inner>,
     bucket: &str,
     options: &VersionsOptions,
 ) -> Result<VersionPage, ClientError> {
-    // No key before the prefix is of interest.
-    let list = &options.list;
-    let first = list.after.as_str().max(list.prefix.as_str()).to_owned();
-    walk(inner, bucket, options, first).await
-}
-
-/// One page, from the partition that holds `from` on: each partition is asked by the map of that moment, as for a
-/// listing of objects.
-pub(crate) async fn walk(
-    inner: &Arc<Inner>,
-    bucket: &str,
-    options: &VersionsOptions,
-    mut from: String,
-) -> Result<VersionPage, ClientError> {
-    let list = &options.list;
-    let max = match list.max {
-        0 => LIST_PAGE_MAX,
-        max => max.min(LIST_PAGE_MAX),
-    };
-    let mut whole = VersionPage::default();
-    let mut after = (list.after.clone(), options.after_id);
-    let mut moves = Moves::new(inner);
-    loop {
-        let held = whole.versions.len() + whole.prefixes.len();
-        let room = max.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
-        if room == 0 {
-            whole.next = Some(after);
-            return Ok(whole);
-        }
-        let map = inner.common.map();
-        let partition = map.partition(bucket, &from);
-        let partition = partition.ok_or_else(|| ObjectError::BadRequest {
-            detail: format!("map {} has no partition for bucket '{bucket}'", map.epoch),
-        })?;
-        let page = match page(inner, bucket, partition.id, list, after.clone(), room).await {
-            Ok(page) => page,
-            Err(error) => {
-                moves.wait(error).await?;
-                continue;
-            }
-        };
-        if inner.common.map().epoch != map.epoch {
-            // It may have been answered by a newer map than the one that says what comes next.
-            continue;
-        }
-        let got = page.versions.len() + page.prefixes.len();
-        let last = page.versions.last();
-        let last = last.map(|it| (&it.key, Some(it.tag.map_or(it.version, |tag| tag.id))));
-        let last = last.max(page.prefixes.last().map(|prefix| (prefix, None)));
-        if let Some((key, id)) = last {
-            after = (key.clone(), id);
-        }
-        whole.versions.extend(page.versions);
-        whole.prefixes.extend(page.prefixes);
-        match page.next {
-            // The head's own mark, if it gives nothing else to go by.
-            Some(next) if got == 0 && !is_behind(&next, &after) => {
-                let partition = partition.id;
-                let detail = format!("partition {partition} lists nothing, and says there is more");
-                return Err(ObjectError::Protocol { detail }.into());
-            }
-            Some(next) => after = next,
-            None => {
-                let behind = map.partitions.iter().find(|p| p.start > partition.start);
-                match behind.filter(|p| p.start.0 == bucket) {
-                    Some(behind) => from.clone_from(&behind.start.1),
-                    None => return Ok(whole),
-                }
-            }
-        }
-        if after.0 > from && map.partition(bucket, &after.0).map(|p| p.id) == Some(partition.id) {
-            from.clone_from(&after.0);
-        }
-    }
-}
-
-/// Whether one place in a listing of versions comes after another one: without a version it is behind all of the key.
-fn is_behind(one: &(String, Option<Seq>), other: &(String, Option<Seq>)) -> bool {
-    let newer = |a: Option<Seq>, b: Option<Seq>| b.is_some_and(|b| a.is_none_or(|a| a < b));
-    one.0 > other.0 || one.0 == other.0 && newer(one.1, other.1)
+    let after = (options.list.after.clone(), options.after_id);
+    list::list(inner, bucket, &options.list, after).await
 }
