@@ -7,41 +7,21 @@
 ENDPOINT2, if set, is another way in to the same buckets; ALT_KEY and ALT_SECRET, if set, are another user's. Each check
 makes a bucket of its own and removes it: what compliance keeps is kept for seconds.
 """
-import concurrent.futures, datetime, json, os, random, sys, time, traceback
+import concurrent.futures, datetime, json, os, time
 
-import boto3
-from botocore.client import Config
 from botocore.exceptions import ClientError
 
-ENDPOINT = sys.argv[1]
-SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
-RANDOM = random.Random(SEED)
+from check import ENDPOINT, RANDOM, SEED, client, fails, main
 
-
-def client(endpoint, **args):
-    config = Config(s3={"addressing_style": "path"}, signature_version="s3v4", retries={"max_attempts": 4}, max_pool_connections=64)
-    return boto3.client("s3", endpoint_url=endpoint, region_name=os.environ.get("AWS_REGION", "us-east-1"), config=config, **args)
-
-
-S3 = client(ENDPOINT)
-OTHER = client(os.environ.get("ENDPOINT2", ENDPOINT))
+# Others may get in the way of what is checked here.
+PATIENT = {"retries": {"max_attempts": 4}}
+S3 = client(**PATIENT)
+OTHER = client(endpoint=os.environ.get("ENDPOINT2", ENDPOINT), **PATIENT)
 
 
 def soon(**args):
     """A time from now on, whole seconds: more is not told back by all."""
     return (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(**args)).replace(microsecond=0)
-
-
-def fails(code, status, call, **args):
-    """The call must fail with this code and this status."""
-    try:
-        got = call(**args)
-    except ClientError as error:
-        e = error.response
-        said = (e["Error"]["Code"], e["ResponseMetadata"]["HTTPStatusCode"])
-        assert said == (code, status), "%s instead of %s: %s" % (said, (code, status), e["Error"].get("Message"))
-        return
-    raise AssertionError("no error, but %r" % (got,))
 
 
 def denied(call, **args):
@@ -323,7 +303,7 @@ def test_who_may():
     """Whoever is let in may do what the policy says of locks, and no more."""
     if "ALT_KEY" not in os.environ:
         return
-    alt = client(ENDPOINT, aws_access_key_id=os.environ["ALT_KEY"], aws_secret_access_key=os.environ["ALT_SECRET"])
+    alt = client(os.environ["ALT_KEY"], os.environ["ALT_SECRET"], **PATIENT)
 
     def let(b, *actions, **condition):
         allow = {"Effect": "Allow", "Principal": "*", "Action": list(actions), "Resource": "arn:aws:s3:::%s/*" % b}
@@ -427,25 +407,6 @@ def test_changes_of_one_lock_race():
                 done.result()
             assert told(b, "k", id) == ("GOVERNANCE", until, "ON"), n
             assert S3.get_object_tagging(Bucket=b, Key="k", VersionId=id)["TagSet"] == [{"Key": "a", "Value": "b"}]
-
-
-def main(names):
-    only = sys.argv[2:]
-    checks = [(n[5:], f) for n, f in names.items() if n.startswith("test_") and (not only or any(o in n for o in only))]
-    failed = []
-    print("seed %d" % SEED, flush=True)
-    for name, check in checks:
-        began = time.time()
-        said = "ok"
-        try:
-            check()
-        except Exception:
-            said = "FAILED"
-            failed.append(name)
-            traceback.print_exc()
-        print("%-28s %s (%.1f s)" % (name, said, time.time() - began), flush=True)
-    print("%d checks, %d failed %s" % (len(checks), len(failed), " ".join(failed)))
-    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -6,25 +6,21 @@
 
 ENDPOINT2, if set, is another way in to the same buckets. Each check makes a bucket of its own and removes it.
 """
-import collections, concurrent.futures, http.client, json, os, random, sys, time, traceback
+import collections, concurrent.futures, http.client, json, os, random, time
 import urllib.error, urllib.parse, urllib.request
 
-import boto3
-from botocore.client import Config
 from botocore.exceptions import ClientError
 
-ENDPOINT = sys.argv[1]
-SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
-RANDOM = random.Random(SEED)
+from check import ENDPOINT, RANDOM, SEED, client, fails, main
+
+# Others may get in the way of what is checked here.
+PATIENT = {"retries": {"max_attempts": 4}}
+S3 = client(**PATIENT)
+OTHER = client(endpoint=os.environ.get("ENDPOINT2", ENDPOINT), **PATIENT)
 
 
-def client(endpoint):
-    config = Config(s3={"addressing_style": "path"}, signature_version="s3v4", retries={"max_attempts": 4}, max_pool_connections=64)
-    return boto3.client("s3", endpoint_url=endpoint, region_name=os.environ.get("AWS_REGION", "us-east-1"), config=config)
-
-
-S3 = client(ENDPOINT)
-OTHER = client(os.environ.get("ENDPOINT2", ENDPOINT))
+def headers_of(error):
+    return error["ResponseMetadata"]["HTTPHeaders"]
 
 
 def versioning(b, status):
@@ -64,18 +60,6 @@ class bucket:
             gone = S3.delete_objects(Bucket=self.name, Delete={"Objects": all[at:at + 1000]})
             assert kind or not gone.get("Errors"), gone["Errors"][:3]
         S3.delete_bucket(Bucket=self.name)
-
-
-def fails(code, status, call, **args):
-    """The call must fail with this code and this status; the headers."""
-    try:
-        got = call(**args)
-    except ClientError as error:
-        e = error.response
-        said = (e["Error"]["Code"], e["ResponseMetadata"]["HTTPStatusCode"])
-        assert said == (code, status), "%s instead of %s: %s" % (said, (code, status), e["Error"].get("Message"))
-        return e["ResponseMetadata"]["HTTPHeaders"]
-    raise AssertionError("no error, but %r" % (got,))
 
 
 def put(b, k, body, s3=S3, **args):
@@ -163,12 +147,12 @@ def test_markers():
         assert gone["DeleteMarker"] and gone["VersionId"] != id
         marker = gone["VersionId"]
         for call in (S3.get_object, OTHER.get_object):
-            headers = fails("NoSuchKey", 404, call, Bucket=b, Key="d/k")
+            headers = headers_of(fails("NoSuchKey", 404, call, Bucket=b, Key="d/k"))
             assert headers["x-amz-delete-marker"] == "true" and headers["x-amz-version-id"] == marker
-        headers = fails("404", 404, S3.head_object, Bucket=b, Key="d/k")
+        headers = headers_of(fails("404", 404, S3.head_object, Bucket=b, Key="d/k"))
         assert headers["x-amz-delete-marker"] == "true"
         for call, code in ((S3.get_object, "MethodNotAllowed"), (S3.head_object, "405")):
-            headers = fails(code, 405, call, Bucket=b, Key="d/k", VersionId=marker)
+            headers = headers_of(fails(code, 405, call, Bucket=b, Key="d/k", VersionId=marker))
             assert headers["x-amz-delete-marker"] == "true" and headers["allow"] == "DELETE"
         assert body(b, "d/k", id) == b"1"
         # No list of objects shows it, rolled up or not.
@@ -509,25 +493,6 @@ def test_races():
             assert len(latest) == 1
             if not latest[0][3]:
                 assert S3.head_object(Bucket=b, Key=key)["VersionId"] == latest[0][1]
-
-
-def main(names):
-    only = sys.argv[2:]
-    checks = [(n[5:], f) for n, f in names.items() if n.startswith("test_") and (not only or any(o in n for o in only))]
-    failed = []
-    print("seed %d" % SEED, flush=True)
-    for name, check in checks:
-        began = time.time()
-        said = "ok"
-        try:
-            check()
-        except Exception:
-            said = "FAILED"
-            failed.append(name)
-            traceback.print_exc()
-        print("%-28s %s (%.1f s)" % (name, said, time.time() - began), flush=True)
-    print("%d checks, %d failed %s" % (len(checks), len(failed), " ".join(failed)))
-    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

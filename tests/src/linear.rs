@@ -46,7 +46,19 @@ pub fn check_all(history: &History) -> Vec<String> {
     wrong
 }
 
-/// The same of one whose operations have no versions.
+/// Panics if anything is wrong, with the first of it. `run`: how to know or repeat the run.
+#[track_caller]
+pub fn assert_right(wrong: &[String], run: &str) {
+    let shown = &wrong[..wrong.len().min(20)];
+    assert!(
+        wrong.is_empty(),
+        "{run}: {} things are wrong:\n{}",
+        wrong.len(),
+        shown.join("\n")
+    );
+}
+
+/// As [`check_all`], of a history whose operations have no versions.
 pub fn check_keys(history: &History) -> Vec<String> {
     let mut wrong = history.wrong.clone();
     for (key, operations) in history.by_key() {

@@ -260,17 +260,7 @@ fn nothing_is_lost_stale_or_done_twice_while_nodes_fail_one_at_a_time() {
         history.by_key().len(),
         begun.elapsed()
     );
-    assert!(
-        wrong.is_empty(),
-        "seed {seed}: {} things are wrong:\n{}",
-        wrong.len(),
-        wrong
-            .iter()
-            .take(20)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
+    linear::assert_right(&wrong, &format!("seed {seed}"));
     assert!(!struck.is_empty(), "nothing was done to any node");
     assert!(
         done > 100 && reads > 100 && pages > 5,

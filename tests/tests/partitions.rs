@@ -277,13 +277,7 @@ fn partitions_are_split_merged_and_moved_while_they_serve_and_nodes_die() {
         history.by_key().len(),
         history.listings.len()
     );
-    let shown: Vec<String> = wrong.iter().take(20).cloned().collect();
-    assert!(
-        wrong.is_empty(),
-        "seed {seed}: {} things are wrong:\n{}",
-        wrong.len(),
-        shown.join("\n")
-    );
+    linear::assert_right(&wrong, &format!("seed {seed}"));
     assert!(
         done >= steps / 3 && most > 1,
         "too little happened: {done} changes"
