@@ -253,9 +253,7 @@ pub struct Versions {
 /// What one wants to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// Objects, by bucket and key: each as it is, all at the same moment.
-    Objects(Vec<(String, String)>),
-    /// The same, versions of objects among them.
+    /// Objects, and versions of objects, by their names: each as it is, all at the same moment.
     Named(Vec<Name>),
     /// A page of a listing of versions.
     Versions(Versions),
@@ -344,7 +342,7 @@ impl Item {
 /// What there is to be said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// To `Objects` and `Named`, in the order of the question.
+    /// To `Named`, in the order of the question.
     Objects(Vec<Option<Found>>),
     /// To `Bucket`.
     Bucket(Option<BucketMeta>),

@@ -88,12 +88,6 @@ pub(crate) enum Passed {
 impl Work {
     pub(crate) fn new(question: Question) -> Self {
         match question {
-            Question::Objects(names) => Work::objects(
-                names
-                    .iter()
-                    .map(|(bucket, key)| key::object(bucket, key))
-                    .collect(),
-            ),
             Question::Bucket(name) => Work::Bucket {
                 key: key::bucket(&name),
             },

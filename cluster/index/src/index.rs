@@ -282,7 +282,7 @@ impl Index {
             return Answer::Ready(Err(IndexError::NoSnapshot { seq }));
         }
         let too_many =
-            matches!(&question, Question::Objects(names) if names.len() > LIST_PAGE_MAX as usize);
+            matches!(&question, Question::Named(names) if names.len() > LIST_PAGE_MAX as usize);
         if too_many {
             return Answer::Busy;
         }

@@ -34,6 +34,10 @@ struct Row {
 pub(crate) struct VersionListing {
     params: Versions,
     max: usize,
+    /// What keys of versions begin with that are within the prefix,
+    versions_from: Vec<u8>,
+    /// and those of objects.
+    objects_from: Vec<u8>,
     of_versions: Vec<Row>,
     of_objects: Vec<Row>,
     /// The `null` version of the key where the first walk is.
@@ -47,7 +51,10 @@ pub(crate) struct VersionListing {
 impl VersionListing {
     pub(crate) fn new(params: Versions) -> Self {
         let max = params.list.max.min(LIST_PAGE_MAX) as usize;
+        let list = &params.list;
         let mut listing = Self {
+            versions_from: key::versions_from(&list.bucket, &list.prefix),
+            objects_from: key::object(&list.bucket, &list.prefix),
             params,
             max,
             of_versions: Vec::new(),
@@ -102,7 +109,7 @@ impl VersionListing {
 
     fn visit_version(&mut self, key: &[u8], seen: Seen<'_>) -> Result<Step, IndexError> {
         let list = &self.params.list;
-        let within = key.starts_with(&key::versions_from(&list.bucket, &list.prefix));
+        let within = key.starts_with(&self.versions_from);
         if !within || seen.kind != EntryKind::Object {
             return Ok(Step::Stop);
         }
@@ -154,7 +161,7 @@ impl VersionListing {
 
     fn visit_object(&mut self, key: &[u8], seen: Seen<'_>) -> Result<Step, IndexError> {
         let list = &self.params.list;
-        let within = key.starts_with(&key::object(&list.bucket, &list.prefix));
+        let within = key.starts_with(&self.objects_from);
         if !within || seen.kind != EntryKind::Object || self.of_objects.len() > self.max {
             return Ok(Step::Stop);
         }

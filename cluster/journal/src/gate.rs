@@ -9,7 +9,7 @@
 //! - what depends on versions of an object waits until no change of that is pending;
 //! - everything that waits here is counted, and bounded with what is pending.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use ashlar_layout::manifest::Op;
@@ -48,6 +48,8 @@ struct Gate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Gates {
     buckets: BTreeMap<Box<str>, BTreeMap<Box<str>, Gate>>,
+    /// The buckets and keys of objects at whose gates nobody waits for an answer: looked through after each event.
+    unasked: BTreeSet<(Box<str>, Box<str>)>,
     len: usize,
     bytes: usize,
 }
@@ -77,15 +79,23 @@ impl Gates {
     /// question was asked for, before them.
     pub(crate) fn wait(&mut self, key: &str, proposed: Proposed, question: Option<u64>) {
         let (bucket, _) = target(&proposed.decoded.op);
+        let bucket: Box<str> = bucket.into();
         self.len += 1;
         self.bytes += proposed.decoded.inline.len();
-        let gates = self.buckets.entry(bucket.into()).or_default();
+        let gates = self.buckets.entry(bucket.clone()).or_default();
         let gate = gates.entry(key.into()).or_default();
         if question.is_some() {
             gate.question = question;
             gate.waiting.push_front(proposed);
         } else {
             gate.waiting.push_back(proposed);
+        }
+        let asked = gate.question.is_some();
+        let name = (bucket, key.into());
+        if asked || key.is_empty() {
+            self.unasked.remove(&name);
+        } else {
+            self.unasked.insert(name);
         }
     }
 
@@ -101,6 +111,7 @@ impl Gates {
             return VecDeque::new();
         };
         let waiting = gates.remove(key).unwrap_or_default().waiting;
+        self.unasked.remove(&(bucket.into(), key.into()));
         if gates.is_empty() {
             self.buckets.remove(bucket);
         }
@@ -122,12 +133,7 @@ impl Gates {
 
     /// Objects at whose gate somebody waits for nothing but what is pending.
     pub(crate) fn free_objects(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.buckets.iter().flat_map(|(bucket, gates)| {
-            let free = gates
-                .iter()
-                .filter(|(key, gate)| !key.is_empty() && gate.question.is_none());
-            free.map(move |(key, _)| (&**bucket, &**key))
-        })
+        self.unasked.iter().map(|(bucket, key)| (&**bucket, &**key))
     }
 
     /// All that wait; nobody does afterwards.

@@ -28,8 +28,7 @@ pub(crate) fn may_become(old: &Lock, new: &Lock, now_ms: u64, bypass: bool) -> b
 }
 
 fn lock_of(held: Option<&Held>) -> Lock {
-    let tag = held.and_then(|held| held.tag);
-    tag.map_or(Lock::NONE, |tag| tag.lock)
+    held.map_or(Lock::NONE, |held| held.named().lock)
 }
 
 fn keeps(held: Option<&Held>, now_ms: u64) -> bool {

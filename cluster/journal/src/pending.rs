@@ -345,7 +345,11 @@ impl Pending {
                     Some(pending) => Some(pending.object.clone()),
                     None => facts.object,
                 };
-                let object = versions::current_after(&decoded.op, seq, old.clone().flatten());
+                let object = versions::current_after(
+                    &decoded.op,
+                    seq,
+                    old.as_ref().and_then(Option::as_ref),
+                );
                 before = match (old, facts.asked) {
                     (Some(old), _) => {
                         let displaced = versions::displaced(&decoded.op, old, facts.versions);

@@ -61,11 +61,7 @@ pub(crate) fn question(bucket: &str, key: &str, versions: &[Seq]) -> Question {
 
 /// Whether the current object is the version of this place.
 fn is_at(current: Option<&Held>, slot: Seq) -> bool {
-    current.is_some_and(|held| match held.tag {
-        Some(tag) => tag.slot() == slot,
-        // It was put when no versions were kept.
-        None => slot == NULL_VERSION,
-    })
+    current.is_some_and(|held| held.named().slot() == slot)
 }
 
 /// Whether a change may be made, by the current object, the versions that it depends on, and their locks; why not, and
@@ -194,7 +190,7 @@ fn named(tag: VersionTag, seq: Seq) -> VersionTag {
 }
 
 /// What the current object is after entry `seq`.
-pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<Held>) -> Option<Held> {
+pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<&Held>) -> Option<Held> {
     let held = |manifest: &Manifest, tag| {
         Some(Held {
             version: seq,
@@ -225,7 +221,7 @@ pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<Held>) -> Option<H
             then: Then::Nothing,
             ..
         } => None,
-        _ => before,
+        _ => before.cloned(),
     }
 }
 

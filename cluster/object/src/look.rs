@@ -188,7 +188,9 @@ impl Look {
                 payload_crc,
             }) => {
                 if meta.tag.is_some_and(|tag| tag.marker) {
-                    self.common.forget(&self.bucket, &self.key);
+                    if self.id.is_none() {
+                        self.common.forget(&self.bucket, &self.key);
+                    }
                     return Err(marker(&self.bucket, &self.key, meta));
                 }
                 let fits =

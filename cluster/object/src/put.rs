@@ -99,8 +99,8 @@ pub struct Put {
     listed: Vec<Stripe>,
     nodes: Vec<Option<Stripe>>,
     done: PutDone,
-    /// What was proposed, if it may have to be proposed again.
-    whole: Option<(Body, Bytes)>,
+    /// The payload that was proposed, if it may have to be proposed again; the rest of it is in what asked.
+    whole: Option<Bytes>,
     /// It was refused, and can be proposed again.
     not_kept: Option<ObjectError>,
     /// Calls of the proposal: each has its own, so that a late answer to the one before is none to it.
@@ -219,7 +219,8 @@ impl Put {
         if self.not_kept.take().is_none() {
             return;
         }
-        let Some((body, payload)) = self.whole.take() else {
+        let body = self.ask.as_ref().and_then(Ask::body).cloned();
+        let (Some(body), Some(payload)) = (body, self.whole.take()) else {
             return;
         };
         self.precondition = precondition;
@@ -284,7 +285,7 @@ impl Put {
     fn propose(&mut self, now: Instant, body: Body, payload: Bytes, out: &mut Vec<Action>) {
         let crc = if payload.is_empty() { 0 } else { self.done.crc };
         let again = matches!(self.making, Making::Version { .. });
-        self.whole = again.then(|| (body.clone(), payload.clone()));
+        self.whole = again.then(|| payload.clone());
         let manifest = Manifest {
             size: self.done.size,
             crc: self.done.crc,

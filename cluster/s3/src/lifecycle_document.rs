@@ -7,13 +7,11 @@ use crate::calendar::{iso_date, parse_iso_date};
 use crate::lifecycle::{Filter, LifecycleRule, When, check};
 use crate::refusal::{Refusal, refuse};
 use crate::tags::Tags;
-use crate::xml::{Element, Xml};
+use crate::xml::{Element, Xml, malformed};
 
 /// Actions that there are no objects for: none has another class.
 const NOT_THERE: [&str; 2] = ["Transition", "NoncurrentVersionTransition"];
 const MARKERS: &str = "ExpiredObjectDeleteMarker";
-const MALFORMED: &str =
-    "The XML you provided was not well-formed or did not validate against our published schema";
 
 /// Lifecycle rules. `seed` names those that have no name.
 pub fn parse_lifecycle(bytes: &[u8], seed: u64) -> Result<Vec<LifecycleRule>, Refusal> {
@@ -43,7 +41,7 @@ fn parse_rule(rule: &Element, name: impl Fn() -> String) -> Result<LifecycleRule
     let enabled = match rule.needed("Status")?.trim() {
         "Enabled" => true,
         "Disabled" => false,
-        _ => return refuse!(MalformedXML, "{MALFORMED}"),
+        _ => return malformed(),
     };
     let (filter, bare_prefix) = match (rule.text_of("Prefix")?, rule.child("Filter")?) {
         (Some(prefix), None) => {
@@ -55,7 +53,7 @@ fn parse_rule(rule: &Element, name: impl Fn() -> String) -> Result<LifecycleRule
             (filter, true)
         }
         (None, Some(filter)) => (parse_filter(filter)?, false),
-        _ => return refuse!(MalformedXML, "{MALFORMED}"),
+        _ => return malformed(),
     };
     let (expiration, expired_markers) = match rule.child("Expiration")? {
         None => (None, false),
@@ -69,7 +67,7 @@ fn parse_rule(rule: &Element, name: impl Fn() -> String) -> Result<LifecycleRule
     let abort_days = match abort {
         None => None,
         Some(abort) => match days(abort.only(&["DaysAfterInitiation"])?, "DaysAfterInitiation")? {
-            None => return refuse!(MalformedXML, "{MALFORMED}"),
+            None => return malformed(),
             some => some,
         },
     };
@@ -113,7 +111,7 @@ fn parse_noncurrent(element: &Element) -> Result<(Option<u32>, u32), Refusal> {
     element.only(&["NoncurrentDays", "NewerNoncurrentVersions"])?;
     let days = days(element, "NoncurrentDays")?;
     if days.is_none() {
-        return refuse!(MalformedXML, "{MALFORMED}");
+        return malformed();
     }
     let kept = match element.number::<i64>("NewerNoncurrentVersions")? {
         None => 0,
@@ -140,11 +138,11 @@ fn parse_expiration(element: &Element) -> Result<(Option<When>, bool), Refusal> 
             // Without its hyphens it is another form of a date, which S3 does not take.
             match parse_iso_date(date.trim()) {
                 Some(at) => Ok((Some(When::Date(at)), false)),
-                None => refuse!(MalformedXML, "{MALFORMED}"),
+                None => malformed(),
             }
         }
         (None, None, Some(markers)) => Ok((None, markers)),
-        _ => refuse!(MalformedXML, "{MALFORMED}"),
+        _ => malformed(),
     }
 }
 
@@ -160,7 +158,7 @@ fn parse_filter(filter: &Element) -> Result<Filter, Refusal> {
     let found = match (filter.child("And")?, filter.children.len()) {
         (Some(and), 1) => and.only(&ONE[..4])?,
         (None, 0 | 1) => filter,
-        _ => return refuse!(MalformedXML, "{MALFORMED}"),
+        _ => return malformed(),
     };
     let tags = found
         .all("Tag")

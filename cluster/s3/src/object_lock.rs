@@ -9,14 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::calendar::{DAY_MS, iso_date, parse_iso_date, years_after};
 use crate::refusal::{Refusal, refuse};
-use crate::xml::{Element, Xml};
+use crate::xml::{Element, Xml, malformed};
 
 /// Most days of a default retention,
 const DAYS_MAX: u32 = 36_500;
 /// and most years.
 const YEARS_MAX: u32 = 100;
-const MALFORMED: &str =
-    "The XML you provided was not well-formed or did not validate against our published schema";
 
 /// How long something is kept that is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,7 +150,7 @@ pub fn parse_configuration(bytes: &[u8]) -> Result<ObjectLock, Refusal> {
     let root = Element::parse(bytes, "ObjectLockConfiguration")?;
     root.only(&["ObjectLockEnabled", "Rule"])?;
     if root.text_of("ObjectLockEnabled")?.map(str::trim) != Some("Enabled") {
-        return refuse!(MalformedXML, "{MALFORMED}");
+        return malformed();
     }
     let Some(rule) = root.child("Rule")? else {
         return Ok(ObjectLock::default());
@@ -161,16 +159,16 @@ pub fn parse_configuration(bytes: &[u8]) -> Result<ObjectLock, Refusal> {
         .only(&["DefaultRetention"])?
         .child("DefaultRetention")?
     else {
-        return refuse!(MalformedXML, "{MALFORMED}");
+        return malformed();
     };
     default.only(&["Mode", "Days", "Years"])?;
     let Some(mode) = parse_mode(default.needed("Mode")?.trim()) else {
-        return refuse!(MalformedXML, "{MALFORMED}");
+        return malformed();
     };
     let period = match (default.number("Days")?, default.number("Years")?) {
         (Some(days), None) => Period::Days(length(days, DAYS_MAX)?),
         (None, Some(years)) => Period::Years(length(years, YEARS_MAX)?),
-        _ => return refuse!(MalformedXML, "{MALFORMED}"),
+        _ => return malformed(),
     };
     Ok(ObjectLock {
         default: Some(DefaultRetention { mode, period }),
@@ -217,10 +215,10 @@ pub fn parse_retention(bytes: &[u8], now_ms: u64) -> Result<Option<Retention>, R
     let (mode, until) = match (root.text_of("Mode")?, root.text_of("RetainUntilDate")?) {
         (None, None) => return Ok(None),
         (Some(mode), Some(until)) => (parse_mode(mode.trim()), parse_iso_date(until.trim())),
-        _ => return refuse!(MalformedXML, "{MALFORMED}"),
+        _ => return malformed(),
     };
     let (Some(mode), Some(until_ms)) = (mode, until) else {
-        return refuse!(MalformedXML, "{MALFORMED}");
+        return malformed();
     };
     check_future(until_ms, now_ms)?;
     Ok(Some(Retention { mode, until_ms }))
@@ -240,7 +238,7 @@ pub fn parse_legal_hold(bytes: &[u8]) -> Result<bool, Refusal> {
     root.only(&["Status"])?;
     match parse_hold(root.needed("Status")?.trim()) {
         Some(held) => Ok(held),
-        None => refuse!(MalformedXML, "{MALFORMED}"),
+        None => malformed(),
     }
 }
 

@@ -29,7 +29,8 @@ pub struct Element {
     pub children: Vec<Element>,
 }
 
-fn malformed<T>() -> Result<T, Refusal> {
+/// What is no document, or not the one that is wanted.
+pub(crate) fn malformed<T>() -> Result<T, Refusal> {
     refuse!(
         MalformedXML,
         "The XML you provided was not well-formed or did not validate against our published schema"

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use ashlar_cluster_index::{Change, Index, Limits, Object, Output, Question};
+use ashlar_cluster_index::{Change, Index, Limits, Object, Output};
 use ashlar_layout::ids::{Seq, Term};
 use ashlar_layout::limits::INLINE_MAX;
 use ashlar_layout::manifest::{Body, Manifest};
 use ashlar_layout::root::{InlinePlace, Root};
 
 use crate::rig::{
-    DEVICE, EXTENT, ME, Rig, config, looked_at, object, placed, put, restored, small,
+    DEVICE, EXTENT, ME, Rig, config, looked_at, object, objects, placed, put, restored, small,
 };
 use crate::work::found;
 
@@ -30,7 +30,7 @@ fn flush(rig: &mut Rig) {
 
 fn ask(rig: &mut Rig, key: &str) -> Output {
     let names = vec![("bucket".to_owned(), key.to_owned())];
-    rig.answer(Question::Objects(names), None).unwrap()
+    rig.answer(objects(names), None).unwrap()
 }
 
 fn says(seq: u64, amended: bool) -> Output {
@@ -118,7 +118,7 @@ fn a_snapshot_keeps_one_of_a_version_too() {
     // The newest, and of the one that the snapshot sees the value that was put last.
     let stats = rig.index.stats();
     assert_eq!((stats.runs, stats.run_entries), (1, 2), "{stats:?}");
-    let names = Question::Objects(vec![("bucket".to_owned(), "key".to_owned())]);
+    let names = objects(vec![("bucket".to_owned(), "key".to_owned())]);
     assert_eq!(rig.answer(names.clone(), Some(snapshot)), Ok(says(2, true)));
     assert_eq!(rig.answer(names, None), Ok(says(3, false)));
 }
@@ -350,7 +350,7 @@ fn the_hash_tells_states_apart() {
     let ask = |rig: &mut Rig| {
         let names = vec![("bucket".to_owned(), "17".to_owned())];
         rig.cache.clear();
-        drop(rig.ask(Question::Objects(names), None));
+        drop(rig.ask(objects(names), None));
     };
     assert!(step(&mut pair, &ask), "a question waits");
     assert!(

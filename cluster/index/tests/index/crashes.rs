@@ -2,7 +2,7 @@
 
 use ashlar_cluster_index::{Change, Event, Output, Question};
 
-use crate::rig::{ME, Rig, put, small};
+use crate::rig::{ME, Rig, objects, put, small};
 use crate::work::Model;
 
 fn names(model: &Model) -> Question {
@@ -15,7 +15,7 @@ fn names(model: &Model) -> Question {
     let mut names: Vec<_> = names.collect();
     names.sort();
     names.dedup();
-    Question::Objects(names)
+    objects(names)
 }
 
 fn fill(rig: &mut Rig, model: &mut Model, rounds: u64) {

@@ -4,7 +4,7 @@ use ashlar_cluster_index::{Answer, Event, IndexError, Limits, List, Output, Ques
 use ashlar_layout::page::GRAIN;
 use ashlar_layout::root::{Chunk, Root};
 
-use crate::rig::{ME, Rig, config, put, small};
+use crate::rig::{ME, Rig, config, objects, put, small};
 
 const KEYS: u64 = 400;
 
@@ -35,7 +35,7 @@ fn root(rig: &Rig) -> Root {
 
 fn lookup(rig: &mut Rig, n: u64) -> Result<Output, IndexError> {
     let key = format!("some/key-{n:05}");
-    rig.answer(Question::Objects(vec![("bucket".to_owned(), key)]), None)
+    rig.answer(objects(vec![("bucket".to_owned(), key)]), None)
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_rotten_page_is_named_and_nothing_is_absent() {
 /// A read of a page of the first run, which is under way.
 fn read_under_way(rig: &mut Rig) -> (u64, u64) {
     let names = vec![("bucket".to_owned(), "key-0007".to_owned())];
-    let Answer::Pending(question) = rig.ask(Question::Objects(names), None) else {
+    let Answer::Pending(question) = rig.ask(objects(names), None) else {
         panic!("nothing is cached");
     };
     let reading = rig.device.reading(ME);
@@ -187,7 +187,7 @@ fn what_is_cleared_is_freed_though_pages_of_it_were_waited_for() {
     rig.settle();
     for n in 1..50 {
         let names = vec![("bucket".to_owned(), key(n * 40))];
-        let answer = rig.ask(Question::Objects(names), None);
+        let answer = rig.ask(objects(names), None);
         assert!(matches!(answer, Answer::Pending(_)));
     }
     // All want the fence page; and then each its leaf, more than may be read at once.

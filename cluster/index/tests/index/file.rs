@@ -3,13 +3,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use ashlar_cluster_index::{
-    Action, Answer, Cache, Change, Event, Index, Limits, Opening, Output, Question,
-};
+use ashlar_cluster_index::{Action, Answer, Cache, Change, Event, Index, Limits, Opening, Output};
 use ashlar_layout::ids::Seq;
 use bytes::Bytes;
 
-use crate::rig::{config, put};
+use crate::rig::{config, objects, put};
 
 /// Two slots for roots, then chunks one after another.
 struct Disk {
@@ -156,7 +154,7 @@ fn on_a_file() {
         let mut out = Vec::new();
         let key = format!("{:08}", seq * 7919 % keys);
         let names = vec![("bucket".to_owned(), key)];
-        let answer = index.ask(Question::Objects(names), None, &mut cache, &mut out);
+        let answer = index.ask(objects(names), None, &mut cache, &mut out);
         let result = match answer {
             Answer::Ready(result) => result,
             Answer::Pending(_) => match disk.run(&mut index, &mut cache, out).pop() {

@@ -7,7 +7,7 @@ use ashlar_cluster_index::{Answer, Change, Index, Item, List, Output, Question, 
 use ashlar_layout::ids::Seq;
 
 use crate::device::Dice;
-use crate::rig::{ME, Rig, attachment, looked_at, object, put, restored, small};
+use crate::rig::{ME, Rig, attachment, looked_at, object, objects, put, restored, small};
 use crate::work::{Model, as_before_amending};
 
 const PARTS: [&str; 9] = [
@@ -66,7 +66,7 @@ pub fn question(dice: &mut Dice) -> Question {
         },
         3 | 4 => {
             let names = (0..1 + dice.below(4)).map(|_| (bucket(dice), key(dice)));
-            Question::Objects(names.collect())
+            objects(names.collect())
         }
         _ => {
             let prefix = if dice.once_in(2) {
@@ -267,7 +267,7 @@ fn history(seed: u64, entries: u64, cache: usize, crashes: bool) {
     );
     // All of it once more, with the values.
     for names in model.names().chunks(500) {
-        let names = Question::Objects(names.to_vec());
+        let names = objects(names.to_vec());
         let says = rig.answer(names.clone(), None).unwrap();
         assert_eq!(says, model.says(&names, model.last()));
     }

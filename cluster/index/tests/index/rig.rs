@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ashlar_cluster_index::{
-    Action, Answer, Cache, Change, Config, Event, Index, IndexError, Item, Limits, Object, Opening,
-    Output, Question, Snapshot,
+    Action, Answer, Cache, Change, Config, Event, Index, IndexError, Item, Limits, Name, Object,
+    Opening, Output, Question, Snapshot,
 };
 use ashlar_layout::ids::{DeviceId, PartitionId, PgId, Seq, StripeId, Term};
 use ashlar_layout::manifest::{Body, Etag, Manifest, Stripe};
@@ -378,4 +378,14 @@ pub fn put(bucket: &str, key: &str, seq: u64) -> Change {
         key: key.to_owned(),
         object: object(seq),
     }
+}
+
+/// Asks for what is current of these, by bucket and key.
+pub fn objects(names: Vec<(String, String)>) -> Question {
+    let current = |(bucket, key)| Name {
+        bucket,
+        key,
+        id: None,
+    };
+    Question::Named(names.into_iter().map(current).collect())
 }

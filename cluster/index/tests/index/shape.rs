@@ -4,7 +4,7 @@ use ashlar_cluster_index::{Answer, Change, Found, Limits, List, Object, Output, 
 use ashlar_layout::ids::{PgId, StripeId};
 use ashlar_layout::manifest::{Body, Manifest, Stripe};
 
-use crate::rig::{ME, Rig, put, small};
+use crate::rig::{ME, Rig, objects, put, small};
 
 fn limits() -> Limits {
     Limits {
@@ -141,7 +141,7 @@ fn questions_for_one_page_share_one_read() {
     let before = rig.index.stats().pages_read;
     let name = || ("bucket".to_owned(), "folder-0001/object-000007".to_owned());
     let pending: Vec<u64> = (0..50)
-        .map(|_| match rig.ask(Question::Objects(vec![name()]), None) {
+        .map(|_| match rig.ask(objects(vec![name()]), None) {
             Answer::Pending(id) => id,
             other => panic!("{other:?}"),
         })
@@ -158,7 +158,7 @@ fn what_waits_is_bounded() {
     rig.cache.clear();
     let name = || ("bucket".to_owned(), "folder-0001/object-000007".to_owned());
     let answers: Vec<Answer> = (0..80)
-        .map(|_| rig.ask(Question::Objects(vec![name()]), None))
+        .map(|_| rig.ask(objects(vec![name()]), None))
         .collect();
     assert_eq!(
         answers.iter().filter(|a| **a == Answer::Busy).count(),
@@ -237,7 +237,7 @@ fn entries_larger_than_a_page_and_long_keys_that_share_almost_all() {
     );
     for n in 0..1200 {
         let names = vec![("bucket".to_owned(), key(n))];
-        let Ok(Output::Objects(found)) = rig.answer(Question::Objects(names), None) else {
+        let Ok(Output::Objects(found)) = rig.answer(objects(names), None) else {
             panic!("no answer");
         };
         let meta = &found[0].as_ref().unwrap().meta;
@@ -249,7 +249,7 @@ fn entries_larger_than_a_page_and_long_keys_that_share_almost_all() {
         assert_eq!((meta.modified_ms, &meta.manifest), (n, &large(stripes)));
     }
     let absent = vec![("bucket".to_owned(), key(1200))];
-    let absent = rig.answer(Question::Objects(absent), None);
+    let absent = rig.answer(objects(absent), None);
     assert_eq!(absent, Ok(Output::Objects(vec![None])));
 }
 
@@ -401,7 +401,7 @@ fn of_a_run_that_is_visible_in_part_only_that_part_is_merged() {
     rig.device.check_use(ME, &rig.index.live());
     let at = [-1, 0, 1000, 3749, 3750].map(|off| first.strict_add_signed(off));
     let names = at.map(|at| ("bucket".to_owned(), key(at)));
-    let Ok(Output::Objects(found)) = rig.answer(Question::Objects(names.to_vec()), None) else {
+    let Ok(Output::Objects(found)) = rig.answer(objects(names.to_vec()), None) else {
         panic!("no answer");
     };
     let size = |it: &Option<Found>| it.as_ref().map(|it| it.meta.manifest.size);

@@ -179,12 +179,14 @@ impl Model {
 
     pub fn says(&self, question: &Question, at: u64) -> Output {
         match question {
-            Question::Objects(names) => Output::Objects(
+            Question::Named(names) => Output::Objects(
                 names
                     .iter()
-                    .map(|name| {
-                        let (seq, ()) = seen(self.objects.get(name)?, at)?;
-                        Some(found(seq, self.is_amended(seq, name)))
+                    .map(|ashlar_cluster_index::Name { bucket, key, id }| {
+                        assert_eq!(*id, None, "there are no versions here");
+                        let name = (bucket.clone(), key.clone());
+                        let (seq, ()) = seen(self.objects.get(&name)?, at)?;
+                        Some(found(seq, self.is_amended(seq, &name)))
                     })
                     .collect(),
             ),
@@ -204,7 +206,7 @@ impl Model {
                 Output::List(page)
             }
             Question::Items { .. } => unreachable!("compared in whole"),
-            Question::Named(_) | Question::Versions(_) => unreachable!("not asked here"),
+            Question::Versions(_) => unreachable!("not asked here"),
         }
     }
 
