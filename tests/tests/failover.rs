@@ -142,8 +142,8 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
             ms((done.from, done.to)),
             ms((done.to, done.well)),
             ms(no_write),
-            // Behind the fault, or behind its end?
-            ms((done.from, no_write.0)),
+            // Behind the fault, or behind its end? Below zero, where it began before.
+            (no_write.0 as f64 - done.from as f64) / 1e6,
             ms(no_read),
             slowest.map_or(0, took) as f64 / 1e6,
             of(Outcome::Unknown),

@@ -5,7 +5,7 @@
 //! - at most `get_stripes` stripes are in memory, given out or not;
 //! - all bytes of one reading are of one version: if a stripe cannot be read because the object was
 //!   replaced or removed, the reading starts over if no byte was given out yet, and fails with
-//!   [`ObjectError::ObjectChanged`] otherwise;
+//!   [`ObjectError::ObjectChanged`] otherwise; it does not wait for a device that is late to see that;
 //! - the end of a whole reading is only reached if the CRC-32 of all that was given out is the
 //!   manifest's;
 //! - while the object is only a guess, out of the cache, nothing is given out and nothing fails: what goes
@@ -25,15 +25,18 @@ use bytes::Bytes;
 use crate::ask::{Ask, Told, Untold};
 use crate::call::{Action, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
-use crate::cursor::{Cursor, Grid, Shape};
+use crate::cursor::Cursor;
 use crate::error::{Code, ObjectError};
 use crate::look::{Found, LANES, Look, marker};
 use crate::range::ByteRange;
 use crate::stripe_read::StripeRead;
-use crate::tree::{check, check_sum, decode_node, node_of};
+use crate::tree::decode_node;
 
 /// So often a reading starts over because the object was replaced.
 const RESTARTS_MAX: u32 = 16;
+
+/// What the head says that an object is: its payload too, if it is inline, with the CRC of that.
+type Looked = Result<(ObjectMeta, Bytes, u32), ObjectError>;
 
 #[derive(Debug)]
 struct Reading {
@@ -59,6 +62,10 @@ pub struct Get {
     ask: Option<(u32, Ask)>,
     /// The version that a stripe could not be read of, and why: the running look-up decides.
     doubt: Option<(Seq, ObjectError)>,
+    /// Whether the object still stands whose shards are gone, while others of them are late; and how many were gone
+    /// when that was asked.
+    stands: Option<(u32, Ask)>,
+    missed: usize,
     /// Shards that their nodes did not have: reported if the object still stands at the end.
     missing: Vec<Action>,
     checking: bool,
@@ -102,6 +109,8 @@ impl Get {
             from_cache: false,
             ask: None,
             doubt: None,
+            stands: None,
+            missed: 0,
             missing: Vec::new(),
             checking: false,
             meta: None,
@@ -188,7 +197,8 @@ impl Get {
         self.lane
     }
 
-    fn look_up(&mut self, now: Instant, payload: bool, out: &mut Vec<Action>) {
+    /// Asks the head what the object is.
+    fn ask(&mut self, now: Instant, payload: bool, out: &mut Vec<Action>) -> (u32, Ask) {
         let request = Request::Lookup {
             partition: self.partition,
             bucket: self.bucket.clone(),
@@ -201,7 +211,7 @@ impl Get {
         let common = self.common.clone();
         let mut ask = Ask::new(common, lane, names, self.partition, request, Bytes::new());
         ask.on_event(now, Event::Start, out);
-        self.ask = Some((lane, ask));
+        (lane, ask)
     }
 
     /// Finds out what the object is, and reads ahead what it may be.
@@ -260,7 +270,7 @@ impl Get {
             return;
         }
         self.error = Some(error);
-        self.ask = None;
+        (self.ask, self.stands) = (None, None);
         self.node = None;
         self.reads.clear();
         self.cursor = None;
@@ -288,6 +298,14 @@ impl Get {
                 self.on_told(out);
                 continue;
             }
+            if self
+                .stands
+                .as_ref()
+                .is_some_and(|(_, ask)| ask.is_answered())
+            {
+                self.on_stands();
+                continue;
+            }
             if self.ask.is_some() || self.meta.is_none() {
                 return;
             }
@@ -308,32 +326,76 @@ impl Get {
                 continue;
             }
             if !self.read_ahead(now, out) {
+                let reads = self.reads.iter().chain(&self.node);
+                let missed = reads.map(|r| r.read.missed()).max().unwrap_or(0);
+                if missed > self.missed && self.stands.is_none() && !self.is_guess() {
+                    self.missed = missed;
+                    self.stands = Some(self.ask(now, true, out));
+                }
                 return;
             }
         }
     }
 
-    /// The look-up's answer: the first one, a second one because of doubt, or the check of what was
-    /// missing.
+    /// Whether the object still stands whose shards are gone: if so, those that are late are waited for.
+    fn on_stands(&mut self) {
+        let told = self.stands.take().and_then(|(_, ask)| ask.into_outcome());
+        let known = self.meta.as_ref().map(|m| m.version);
+        match told.map(|told| self.found(told)) {
+            None => {}
+            Some(Ok((meta, ..))) if Some(meta.version) == known => {}
+            Some(Err(error)) if !gone(&error) => {}
+            Some(found) => {
+                self.reads.clear();
+                self.node = None;
+                self.start_over(found);
+            }
+        }
+    }
+
+    /// What the head says that the object is.
+    fn found(&self, told: Result<Told, Untold>) -> Looked {
+        match told {
+            Ok(Told {
+                reply: Reply::Found { meta, .. },
+                payload,
+                payload_crc,
+            }) => match meta.tag.is_some_and(|tag| tag.marker) {
+                true => Err(marker(&self.bucket, &self.key, meta)),
+                false => Ok((meta, payload, payload_crc)),
+            },
+            Ok(told) => Err(unexpected("Found", &told.reply)),
+            Err(Untold { error, .. }) => Err(error),
+        }
+    }
+
+    /// The object is not what it was.
+    fn start_over(&mut self, found: Looked) {
+        let (bucket, key) = (self.bucket.clone(), self.key.clone());
+        if self.given > 0 || !self.chunks.is_empty() {
+            let given = self.read_to - self.range.start;
+            return self.fail(ObjectError::ObjectChanged { bucket, key, given });
+        }
+        self.restarts += 1;
+        match found {
+            Ok(_) if self.restarts > RESTARTS_MAX => {
+                let given = 0;
+                self.fail(ObjectError::ObjectChanged { bucket, key, given });
+            }
+            Ok((meta, payload, crc)) => self.begin(meta, payload, crc),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// The look-up's answer: one because of doubt, or the check of what was missing.
     fn on_told(&mut self, out: &mut Vec<Action>) {
         let Some((_, ask)) = self.ask.take() else {
             return;
         };
-        let told = ask.into_outcome();
-        let doubt = self.doubt.take();
-        let found = match told {
-            Some(Ok(Told {
-                reply: Reply::Found { meta, .. },
-                payload,
-                payload_crc,
-            })) => match meta.tag.is_some_and(|tag| tag.marker) {
-                true => Err(marker(&self.bucket, &self.key, meta)),
-                false => Ok((meta, payload, payload_crc)),
-            },
-            Some(Ok(told)) => Err(unexpected("Found", &told.reply)),
-            Some(Err(Untold { error, .. })) => Err(error),
-            None => return,
+        let Some(told) = ask.into_outcome() else {
+            return;
         };
+        let (found, doubt) = (self.found(told), self.doubt.take());
         if self.checking {
             // Only a shard of an object that still stands is missing.
             if let (Ok((meta, ..)), Some(known)) = (&found, &self.meta)
@@ -355,25 +417,7 @@ impl Get {
                 // Neither the object nor its head can be read: the first is what was asked for.
                 self.fail(cause);
             }
-            (_, Some(_)) if self.given > 0 || !self.chunks.is_empty() => {
-                let (bucket, key) = (self.bucket.clone(), self.key.clone());
-                let given = self.read_to - self.range.start;
-                self.fail(ObjectError::ObjectChanged { bucket, key, given });
-            }
-            (Ok((meta, payload, crc)), doubt) => {
-                self.restarts += u32::from(doubt.is_some());
-                if self.restarts > RESTARTS_MAX {
-                    let (bucket, key) = (self.bucket.clone(), self.key.clone());
-                    self.fail(ObjectError::ObjectChanged {
-                        bucket,
-                        key,
-                        given: 0,
-                    });
-                } else {
-                    self.begin(meta, payload, crc);
-                }
-            }
-            (Err(error), _) => self.fail(error),
+            (found, _) => self.start_over(found),
         }
     }
 
@@ -382,6 +426,7 @@ impl Get {
         self.missing.clear();
         self.reads.clear();
         self.chunks.clear();
+        (self.stands, self.missed) = (None, 0);
         self.node = None;
         self.cursor = None;
         self.finished = false;
@@ -411,25 +456,7 @@ impl Get {
             self.fail(self.bad(error.to_string()));
             return;
         }
-        let (stripes, nodes, shape) = match body {
-            Body::Inline => return,
-            Body::Stripes(stripes) => (stripes, Vec::new(), Shape::Even(None)),
-            Body::Tree(nodes) => (Vec::new(), nodes, Shape::Even(None)),
-            Body::Parts { nodes, bytes } => (Vec::new(), nodes, Shape::Parts(bytes)),
-        };
-        let mut cursor = Cursor {
-            stripes,
-            next: 0,
-            at: 0,
-            nodes,
-            next_node: 0,
-            shape,
-        };
-        if let Shape::Parts(bytes) = &cursor.shape {
-            cursor.next_node = node_of(bytes, self.range.start).0;
-        }
-        cursor.seek(0, self.range.start);
-        self.cursor = Some(cursor);
+        self.cursor = Cursor::new(body, self.range.start);
     }
 
     fn begin_inline(&mut self, payload: Bytes, payload_crc: u32, size: u64, expected: u32) {
@@ -519,10 +546,10 @@ impl Get {
             return;
         };
         self.reads.clear();
-        self.node = None;
+        (self.node, self.stands) = (None, None);
         self.doubt = Some((version, error));
         // A restart may find an inline object.
-        self.look_up(now, true, out);
+        self.ask = Some(self.ask(now, true, out));
     }
 
     fn on_node(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -543,44 +570,9 @@ impl Get {
         let Some(cursor) = &mut self.cursor else {
             return;
         };
-        let node = cursor.next_node;
-        let last = node + 1 == cursor.nodes.len();
-        let (checked, wanted, base) = match &mut cursor.shape {
-            Shape::Parts(bytes) => {
-                let (wanted, base) = node_of(bytes, self.asked_to);
-                (check_sum(&stripes, bytes.get(node).copied()), wanted, base)
-            }
-            Shape::Even(grid) => {
-                let of_first = || {
-                    let stripe_data = stripes.first().map_or(1, |s| u64::from(s.data_len));
-                    Grid {
-                        stripe_data: stripe_data.max(1),
-                        node_bytes: (stripe_data * stripes.len() as u64).max(1),
-                    }
-                };
-                let grid = *grid.get_or_insert_with(of_first);
-                let size = (!last).then_some(grid.node_bytes);
-                let wanted = self.asked_to / grid.node_bytes;
-                let base = wanted * grid.node_bytes;
-                let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-                (check(&stripes, grid.stripe_data, size), wanted, base)
-            }
-        };
-        if let Err(detail) = checked {
-            let detail = format!("node {node} of its tree: {detail}");
-            return self.fail(self.bad(detail));
+        if let Err(detail) = cursor.enter(stripes, self.asked_to) {
+            self.fail(self.bad(detail));
         }
-        if wanted > node {
-            // Only now is it known where the range begins.
-            cursor.next_node = wanted;
-            return;
-        }
-        if wanted < node {
-            return self.fail(self.bad("a node of its tree is short".to_owned()));
-        }
-        cursor.stripes = stripes;
-        cursor.seek(base, self.asked_to);
-        cursor.next_node += 1;
     }
 
     fn on_part(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -627,7 +619,7 @@ impl Get {
             self.finished = true;
         } else {
             self.checking = true;
-            self.look_up(now, false, out);
+            self.ask = Some(self.ask(now, false, out));
         }
     }
 }
@@ -648,6 +640,8 @@ impl Machine for Get {
                     look.on_event(now, event, out);
                 } else if let Some((_, ask)) = self.ask.as_mut().filter(|(l, _)| *l == lane) {
                     ask.on_event(now, event, out);
+                } else if let Some((_, ask)) = self.stands.as_mut().filter(|(l, _)| *l == lane) {
+                    ask.on_event(now, event, out);
                 } else if let Some(node) = self.node.as_mut().filter(|n| n.lane == lane) {
                     node.read.on_event(now, event, out);
                 } else if let Some(reading) = self.reads.iter_mut().find(|r| r.lane == lane) {
@@ -658,7 +652,7 @@ impl Machine for Get {
                 if let Some(look) = &mut self.look {
                     look.on_event(now, Event::Deadline, out);
                 }
-                if let Some((_, ask)) = &mut self.ask {
+                for (_, ask) in self.ask.iter_mut().chain(&mut self.stands) {
                     ask.on_event(now, Event::Deadline, out);
                 }
                 let reads = self.reads.iter_mut().chain(&mut self.node);
@@ -676,7 +670,8 @@ impl Machine for Get {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let ask = self.ask.as_ref().and_then(|(_, ask)| ask.next_deadline());
+        let asks = self.ask.iter().chain(&self.stands);
+        let ask = asks.filter_map(|(_, ask)| ask.next_deadline()).min();
         let reads = self.reads.iter().chain(&self.node);
         let reads = reads.filter_map(|r| r.read.next_deadline()).min();
         let look = self.look.as_ref().and_then(Look::next_deadline);

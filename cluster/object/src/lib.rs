@@ -54,6 +54,8 @@ mod compose_tests;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
+mod late_tests;
+#[cfg(test)]
 mod object_tests;
 #[cfg(test)]
 mod stripe_tests;

@@ -67,14 +67,14 @@ pub(crate) fn put(world: &mut World, key: &str, data: &Bytes) -> Result<PutDone,
     outcome
 }
 
-fn start_get(world: &mut World, key: &str, range: Option<ByteRange>) -> Get {
+pub(crate) fn start_get(world: &mut World, key: &str, range: Option<ByteRange>) -> Get {
     let mut get = Get::new(world.common.clone(), "bucket", key, range).unwrap();
     world.start(&mut get);
     get
 }
 
 /// Takes the next piece.
-fn take(world: &mut World, get: &mut Get) -> Option<Result<Bytes, ObjectError>> {
+pub(crate) fn take(world: &mut World, get: &mut Get) -> Option<Result<Bytes, ObjectError>> {
     loop {
         let mut out = Vec::new();
         let next = get.take(world.now, &mut out);
@@ -92,8 +92,13 @@ pub(crate) fn get(
     range: Option<ByteRange>,
 ) -> Result<Vec<u8>, ObjectError> {
     let mut get = start_get(world, key, range);
+    collect(world, &mut get)
+}
+
+/// Reads to the end.
+pub(crate) fn collect(world: &mut World, get: &mut Get) -> Result<Vec<u8>, ObjectError> {
     let mut all = Ok(Vec::new());
-    while let Some(chunk) = take(world, &mut get) {
+    while let Some(chunk) = take(world, get) {
         match (chunk, &mut all) {
             (Ok(chunk), Ok(all)) => all.extend_from_slice(&chunk),
             (Ok(_), Err(_)) => panic!("an error is final"),

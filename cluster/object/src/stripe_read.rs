@@ -104,6 +104,8 @@ pub struct StripeRead {
     again_at: Option<Instant>,
     again_pause: Duration,
     missing: Vec<usize>,
+    /// All that is left is to wait for devices that are late or away.
+    stuck: bool,
     outcome: Option<Result<Part, ObjectError>>,
 }
 
@@ -146,8 +148,18 @@ impl StripeRead {
             again_at: None,
             again_pause: AGAIN_MIN,
             missing: Vec::new(),
+            stuck: false,
             outcome: None,
         })
+    }
+
+    /// How many shards are not on their devices, where only devices that are late or away could still help: that
+    /// is how a stripe looks that was freed while one of its devices says nothing. Zero if it is not so.
+    pub fn missed(&self) -> usize {
+        match self.stuck && self.outcome.is_none() {
+            true => self.missing.len(),
+            false => 0,
+        }
     }
 
     /// How it ended, once it has.
@@ -198,6 +210,7 @@ impl StripeRead {
             return;
         }
         self.again_at = None;
+        self.stuck = false;
         self.common.probe(now, out);
         let readable: Vec<bool> = {
             let health = self.common.health();
@@ -286,7 +299,11 @@ impl StripeRead {
             .iter()
             .filter(|s| s.late() && !s.covers(cols))
             .count();
-        if promised >= self.k() || promised + late >= self.k() {
+        if promised >= self.k() {
+            return;
+        }
+        if promised + late >= self.k() {
+            self.stuck = true;
             return;
         }
         self.ask_again_or_fail(now, cols);
@@ -303,6 +320,7 @@ impl StripeRead {
             for slot in self.slots.iter_mut().filter(|s| passing(s)) {
                 slot.fault = None;
             }
+            self.stuck = true;
             self.again_at = Some(now + self.again_pause);
             self.again_pause = (self.again_pause * 2).min(AGAIN_MAX);
             return;

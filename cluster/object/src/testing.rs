@@ -583,6 +583,21 @@ impl World {
         self.deliveries = kept;
     }
 
+    fn of(&mut self, device: DeviceNo) -> impl Iterator<Item = &mut Delivery> {
+        let of_it = move |d: &&mut Delivery| d.later.as_ref().is_some_and(|(to, ..)| *to == device);
+        self.deliveries.iter_mut().filter(of_it)
+    }
+
+    /// What a device was asked for, lazily, is not answered before `until`.
+    pub(crate) fn hold(&mut self, device: DeviceNo, until: Instant) {
+        self.of(device).for_each(|d| d.at = d.at.max(until));
+    }
+
+    /// What a device was asked for, lazily, is lost with its connection.
+    pub(crate) fn lose(&mut self, device: DeviceNo) {
+        self.of(device).for_each(|d| d.later = None);
+    }
+
     /// Runs until the caller can be answered.
     pub(crate) fn answer_to(&mut self, machine: &mut impl Machine) {
         while !machine.is_answered() {

@@ -3,8 +3,8 @@
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_node_client::{ClientError, Code as Store};
 
-const BUSY: &str = "A conflicting conditional operation is currently in progress against this resource. Please \
-     try again.";
+const BUSY: &str = "A conflicting conditional operation is currently in progress against this resource. \
+     Please try again.";
 
 /// The refusal that an error of the store's means to a client of S3.
 pub(crate) fn refusal(error: &ClientError) -> Refusal {
