@@ -3,7 +3,7 @@
 //! [`rig`] drives a rig of real processes through the `ashlar` command, as a person would;
 //! [`content`] makes bytes that can be told apart; [`model`] knows which states a key may be in
 //! after a history of answers and crashes; [`wire`] speaks to a node's port, well or badly;
-//! [`s3`] has the clients of S3.
+//! [`s3`] has the clients of S3; [`pulse`] tells what the disk did meanwhile.
 //!
 //! Everything here panics with the whole story when the store does not do what it should: a
 //! test's message is its report.
@@ -20,6 +20,7 @@ mod linear_tests;
 pub mod load;
 pub mod model;
 pub mod nemesis;
+pub mod pulse;
 pub mod rig;
 pub mod s3;
 pub mod storm;

@@ -18,6 +18,7 @@ use ashlar_tests::content::{Random, seed, setting};
 use ashlar_tests::history::{Clock, History, Kind, Operation, Outcome, gap};
 use ashlar_tests::linear;
 use ashlar_tests::nemesis::{Fault, Field, Struck};
+use ashlar_tests::pulse::{Beats, Pulse};
 use ashlar_tests::rig::{self, PATIENCE};
 use ashlar_tests::storm::{Shape, Storm};
 
@@ -29,6 +30,8 @@ const PEACE: Duration = Duration::from_secs(1);
 const WARM: u64 = 500_000_000;
 /// Time in peace between faults, in milliseconds.
 const PAUSE: u64 = 200;
+/// So long a disk that has stopped is counted, in nanoseconds.
+const STALL: u64 = 20_000_000;
 /// A point of the chart, in nanoseconds.
 const POINT: u64 = 50_000_000;
 
@@ -107,11 +110,11 @@ fn strike_all(
 }
 
 /// Prints what each fault did, and gives it to the chart.
-fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
+fn report(history: &History, struck: &[Struck], disk: &Beats) -> Vec<Span> {
     let writes = history.served(is_write);
     let reads = history.served(is_read);
     eprintln!(
-        "{:<26} {:>4} {:>9} {:>9} {:>11} {:>9} {:>11} {:>11} {:>8} {:>8}  head  the slowest",
+        "{:<26} {:>4} {:>9} {:>9} {:>11} {:>9} {:>11} {:>11} {:>11} {:>8} {:>8}  head  the slowest",
         "fault",
         "node",
         "lasted",
@@ -119,11 +122,14 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
         "no write",
         "from",
         "no read",
+        "no disk",
         "slowest",
         "unknown",
         "refused"
     );
     let mut spans = Vec::new();
+    // The longest time without a write that the disk has no part in: when a head fails, and when another node does.
+    let mut own = [0.0_f64; 2];
     for done in struck {
         let within = |o: &&Operation| o.ret >= done.from && o.invoke <= done.well;
         let of = |outcome| {
@@ -135,8 +141,13 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
         let slowest = slowest.max_by_key(|o| took(o));
         let no_write = gap(&writes, done.from, done.well);
         let no_read = gap(&reads, done.from, done.well);
+        // While nothing was written: what is the machine's own of it.
+        let no_disk = disk.stood_still(no_write.0, no_write.1);
+        let of_head = usize::from(!done.fault.to_string().ends_with("head"));
+        own[of_head] = own[of_head].max(ms(no_write) - ms(no_disk));
         eprintln!(
-            "{:<26} {:>4} {:>6.0} ms {:>6.0} ms {:>8.1} ms {:>6.0} ms {:>8.1} ms {:>8.1} ms {:>8} {:>8}  {:>4}  {}",
+            "{:<26} {:>4} {:>6.0} ms {:>6.0} ms {:>8.1} ms {:>6.0} ms {:>8.1} ms {:>8.1} ms {:>8.1} ms {:>8} {:>8}  \
+             {:>4}  {}",
             done.fault.to_string(),
             done.node,
             ms((done.from, done.to)),
@@ -145,6 +156,7 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
             // Behind the fault, or behind its end? Below zero, where it began before.
             (no_write.0 as f64 - done.from as f64) / 1e6,
             ms(no_read),
+            ms(no_disk),
             slowest.map_or(0, took) as f64 / 1e6,
             of(Outcome::Unknown),
             of(Outcome::Refused),
@@ -163,6 +175,11 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
             gap: longest,
         });
     }
+    let [head, other] = own;
+    eprintln!(
+        "no write for {head:.1} ms at the longest when a head failed, for {other:.1} ms when another node did, without \
+         what the disk stood still"
+    );
     // What the machine itself does, for comparison.
     let first = struck.first().map_or(0, |s| s.from);
     let peace = |served: &[u64]| {
@@ -171,9 +188,11 @@ fn report(history: &History, struck: &[Struck]) -> Vec<Span> {
         ms(gap(&served[..before], WARM.min(last), last))
     };
     eprintln!(
-        "in peace before: no write for {:.1} ms, no read for {:.1} ms at the longest",
+        "in peace before: no write for {:.1} ms, no read for {:.1} ms, no disk for {:.1} ms at the longest; {}",
         peace(&writes),
-        peace(&reads)
+        peace(&reads),
+        ms(disk.stood_still(WARM.min(first), first)),
+        disk.stalls(STALL)
     );
     spans
 }
@@ -216,6 +235,7 @@ fn nothing_is_lost_stale_or_done_twice_while_nodes_fail_one_at_a_time() {
     let runtime = rig::runtime();
     let field = Field::up(size, bytes, seed);
     let clock = Clock::start();
+    let disk = Pulse::start(field.rig().dir(), clock);
     let shape = Shape {
         bucket: BUCKET.to_owned(),
         writers: 6,
@@ -235,7 +255,7 @@ fn nothing_is_lost_stale_or_done_twice_while_nodes_fail_one_at_a_time() {
     let struck = strike_all(&field, &storm, &clock, seconds, &mut random);
     let length = clock.now();
     let mut history = runtime.block_on(storm.end(tasks));
-    let spans = report(&history, &struck);
+    let spans = report(&history, &struck, &disk.end());
     draw(&history, spans, length, seed);
     let (done, unknown, refused) = (
         history.count(|o| is_write(o) && o.served()),
