@@ -4,7 +4,8 @@
     storm.py ENDPOINT put LOG       until its standard input ends: whatever is begun and acknowledged is written down
     storm.py ENDPOINT verify LOG    everything acknowledged is there, and whatever is there is whole
 
-Eight clients put objects of all sizes, some of them in parts, each under keys of its own, and overwrite them.
+Eight clients put objects of all sizes, some of them in parts, each under keys of its own, and overwrite them. Three
+write a log each, line by line, at its end: every line that was acknowledged is in it once, in its order.
 """
 import hashlib, json, random, sys, threading, time
 
@@ -12,7 +13,7 @@ from check import MIB, S3, SEED, client
 from botocore.exceptions import BotoCoreError, ClientError
 
 BUCKET = "storm"
-CLIENTS, KEYS = 8, 12
+CLIENTS, KEYS, LOGS = 8, 12, 3
 
 
 def content(seed, size):
@@ -52,6 +53,30 @@ def work(me, stop, say):
             stop.wait(0.1)
 
 
+def write_log(me, stop, say):
+    s3 = client(connect_timeout=2, read_timeout=20)
+    key, n = "log/%d" % me, 0
+    while not stop.is_set():
+        n += 1
+        line = "%d %d %s\n" % (SEED, n, "x" * random.Random(n).choice((1, 100, 20_000)))
+        say("begun", dict(log=key, line=line))
+        while not stop.is_set():
+            try:
+                try:
+                    size = s3.head_object(Bucket=BUCKET, Key=key)["ContentLength"]
+                except ClientError as error:
+                    assert error.response["Error"]["Code"] == "404", error
+                    size = 0
+                if size and s3.get_object(Bucket=BUCKET, Key=key)["Body"].read().endswith(line.encode()):
+                    # It was done, though nobody could say so.
+                    break
+                s3.put_object(Bucket=BUCKET, Key=key, Body=line, WriteOffsetBytes=size)
+                say("done", dict(log=key, line=line))
+                break
+            except (ClientError, BotoCoreError):
+                stop.wait(0.1)
+
+
 def put(log):
     S3.create_bucket(Bucket=BUCKET)
     lock, stop = threading.Lock(), threading.Event()
@@ -61,6 +86,7 @@ def put(log):
                 out.write(json.dumps(dict(made, what=what)) + "\n")
                 out.flush()
         threads = [threading.Thread(target=work, args=(i, stop, say)) for i in range(CLIENTS)]
+        threads += [threading.Thread(target=write_log, args=(i, stop, say)) for i in range(LOGS)]
         for t in threads:
             t.start()
         sys.stdin.read()
@@ -69,12 +95,32 @@ def put(log):
             t.join()
 
 
+def verify_logs(events):
+    """How many lines are in the logs: those that were begun, in their order, and each that was acknowledged."""
+    begun, done = {}, {}
+    for e in events:
+        (begun if e["what"] == "begun" else done).setdefault(e["log"], []).append(e["line"])
+    assert len(begun) == LOGS, begun.keys()
+    lines = 0
+    for key, said in begun.items():
+        there = S3.get_object(Bucket=BUCKET, Key=key)["Body"].read().decode().splitlines(keepends=True)
+        missing = set(done.get(key, [])) - set(there)
+        assert not missing, "%s: %d lines that were acknowledged are not there" % (key, len(missing))
+        rest = iter(said)
+        assert all(line in rest for line in there), "%s: lines that were not written so" % key
+        lines += len(there)
+    return lines
+
+
 def verify(log):
     # What each key may hold: what was acknowledged last, or whatever was begun and not acknowledged since, or before
     # that, but still on its way then.
     may, done, failed = {}, 0, {}
-    for line in open(log):
-        e = json.loads(line)
+    events = [json.loads(line) for line in open(log)]
+    lines = verify_logs([e for e in events if "log" in e])
+    for e in events:
+        if "log" in e:
+            continue
         if e["what"] == "begun":
             may.setdefault(e["key"], [None]).append(e)
         elif e["what"] == "done":
@@ -99,8 +145,9 @@ def verify(log):
         if not is_one:
             wrong.append(key)
     listed = {o["Key"] for page in S3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET) for o in page.get("Contents", [])}
+    may.update({"log/%d" % n: [] for n in range(LOGS)})
     assert listed <= set(may), listed - set(may)
-    print("%d puts acknowledged, failed: %s, %d keys" % (done, failed, len(may)))
+    print("%d puts acknowledged, failed: %s, %d keys, %d lines of logs" % (done, failed, len(may), lines))
     assert not wrong, "neither what was acknowledged nor what was begun since: %s" % wrong
 
 

@@ -60,6 +60,11 @@ fn versions_are_kept_as_a_real_client_knows_them() {
 }
 
 #[test]
+fn objects_grow_at_their_end() {
+    ask_through_two("append.py");
+}
+
+#[test]
 fn what_is_locked_stays_whoever_asks() {
     ask_through_two("locks.py");
 }

@@ -9,6 +9,8 @@
 //! - if the object certainly did not become visible, the nodes that were written for it are freed, and
 //!   never a stripe of a part; if that is not certain, nothing is;
 //! - what the object displaced is freed after the commit, never before, and no stripe of its own with it;
+//! - an object that is made longer takes over all stripes of what it displaces: of that, only the lists are freed,
+//!   and nothing if it is not what was taken over;
 //! - a few lists of stripes are in memory at most, each as long as a node.
 
 use std::collections::VecDeque;
@@ -60,6 +62,8 @@ pub struct Compose {
     attributes: Vec<u8>,
     /// Where the bytes are, if that is known already.
     body: Option<Body>,
+    /// The body of what is displaced, whose stripes are this object's.
+    taken: Option<Body>,
     /// Parts not looked at yet.
     parts: VecDeque<Manifest>,
     /// Nodes of the part in hand that are still to be read.
@@ -122,6 +126,7 @@ impl Compose {
             etag,
             attributes,
             body: None,
+            taken: None,
             parts: parts.into(),
             unread: VecDeque::new(),
             left: 0,
@@ -167,6 +172,25 @@ impl Compose {
         let mut compose = Compose::new(common, bucket, key, only, Vec::new(), seal)?;
         (compose.done.size, compose.done.crc) = (manifest.size, manifest.crc);
         compose.body = Some(manifest.body);
+        Ok(compose)
+    }
+
+    /// Makes an object longer by all bytes of `parts`: if it is still this version, and none of several. If it rides in
+    /// the journal, `parts` begin with a copy of it.
+    pub fn longer(
+        common: Arc<Common>,
+        bucket: &str,
+        key: &str,
+        (version, manifest): (Seq, Manifest),
+        parts: Vec<Manifest>,
+        seal: (Etag, Vec<u8>),
+    ) -> Result<Compose, ObjectError> {
+        let taken = manifest.body.clone();
+        let old = Some(manifest).filter(|old| old.body != Body::Inline);
+        let parts = old.into_iter().chain(parts).collect();
+        let only = Precondition::Version(version);
+        let mut compose = Compose::new(common, bucket, key, only, parts, seal)?;
+        compose.taken = Some(taken);
         Ok(compose)
     }
 
@@ -425,7 +449,12 @@ impl Compose {
                     self.done.version = seq;
                     self.outcome = Some(Ok(self.done));
                     let common = self.common.clone();
-                    self.free = Free::displaced(common, FREE_LANE, displaced, ask.body());
+                    self.free = match &self.taken {
+                        None => Free::displaced(common, FREE_LANE, displaced, ask.body()),
+                        Some(taken) => displaced
+                            .filter(|displaced| displaced.body == *taken)
+                            .map(|displaced| Free::lists(common, FREE_LANE, displaced.body)),
+                    };
                     if let Some(free) = &mut self.free {
                         free.on_event(now, Event::Start, out);
                     }

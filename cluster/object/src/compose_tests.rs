@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::compose::Compose;
 use crate::delete::Delete;
 use crate::error::{Code, ObjectError};
-use crate::object_tests::{delete, get, put, ranges, world};
+use crate::object_tests::{delete, get, put, put_striped, ranges, world};
 use crate::put::PutDone;
 use crate::testing::{Mood, World};
 
@@ -121,6 +121,98 @@ proptest! {
             prop_assert!(world.shards.is_empty(), "{} shards are left", world.shards.len());
         }
     }
+}
+
+/// Makes `whole` longer by these bytes, as a gateway does: what comes is a part first, and so is what rides in the
+/// journal.
+fn lengthen(world: &mut World, data: &Bytes) -> Result<PutDone, ObjectError> {
+    let (meta, payload) = world.objects[&("bucket".to_owned(), "whole".to_owned())].clone();
+    let mut names = Vec::new();
+    if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
+        names.push(("old", payload));
+    }
+    names.push(("new", data.clone()));
+    let mut parts = Vec::new();
+    for (name, bytes) in &names {
+        put_striped(world, name, bytes);
+        parts.push(manifest(world, name));
+    }
+    let (common, seal) = (world.common.clone(), (Etag::NONE, Vec::new()));
+    let old = (meta.version, meta.manifest);
+    let mut longer = Compose::longer(common, "bucket", "whole", old, parts, seal).unwrap();
+    world.start(&mut longer);
+    world.answer_to(&mut longer);
+    let outcome = longer.outcome().unwrap().clone();
+    world.settle(&mut longer);
+    for (name, _) in &names {
+        match &outcome {
+            Ok(_) => take_over(world, name),
+            Err(_) => drop(delete(world, name).unwrap()),
+        }
+    }
+    outcome
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// An object of any size grows: all its bytes are there each time, and when it is deleted, nothing is, neither a
+    /// stripe of it nor a list.
+    #[test]
+    fn an_object_grows(
+        seed in any::<u64>(),
+        first in prop_oneof![Just(0usize), 1usize..1000, 1001usize..30_000],
+        more in prop::collection::vec(prop_oneof![3 => 1usize..3000, 1 => 3000usize..60_000], 1..5),
+        lose in 0u32..2,
+        goes in any::<bool>(),
+    ) {
+        let mut world = world(seed);
+        let mut all = BytesMut::from(&world.bytes(first)[..]);
+        put(&mut world, "whole", &all.clone().freeze()).unwrap();
+        for len in more {
+            let data = world.bytes(len);
+            world.lose_commits = lose;
+            let done = lengthen(&mut world, &data).unwrap();
+            all.extend_from_slice(&data);
+            prop_assert_eq!((done.size, done.crc), (all.len() as u64, crc32(&all)));
+            prop_assert_eq!(&get(&mut world, "whole", None).unwrap()[..], &all[..]);
+        }
+        prop_assert!(world.reports.is_empty());
+        if goes {
+            delete(&mut world, "whole").unwrap();
+        } else {
+            put(&mut world, "whole", &Bytes::new()).unwrap();
+        }
+        prop_assert_eq!(world.shards.keys().collect::<Vec<_>>(), Vec::<&(DeviceNo, _)>::new());
+    }
+}
+
+/// What somebody else did to the object meanwhile stands, and so does all that was to be added to it.
+#[test]
+fn an_object_that_is_another_one_by_now_does_not_grow() {
+    let mut world = world(5);
+    let (old, new, more) = (world.bytes(20_000), world.bytes(15_000), world.bytes(5000));
+    put(&mut world, "whole", &old).unwrap();
+    let (meta, _) = world.objects[&("bucket".to_owned(), "whole".to_owned())].clone();
+    put(&mut world, "whole", &new).unwrap();
+    put(&mut world, "more", &more).unwrap();
+    let (common, seal) = (world.common.clone(), (Etag::NONE, Vec::new()));
+    let (old, parts) = (
+        (meta.version, meta.manifest),
+        vec![manifest(&world, "more")],
+    );
+    let mut longer = Compose::longer(common, "bucket", "whole", old, parts, seal).unwrap();
+    world.start(&mut longer);
+    world.settle(&mut longer);
+    let refused = longer.outcome().unwrap().clone().unwrap_err();
+    // Its stripes are freed, so the lists of a longer one may not even be read.
+    let code = refused.code();
+    assert!(
+        matches!(code, Code::PreconditionFailed | Code::Unreadable),
+        "{refused}"
+    );
+    assert_eq!(get(&mut world, "whole", None).unwrap(), new);
+    assert_eq!(get(&mut world, "more", None).unwrap(), more);
 }
 
 #[test]

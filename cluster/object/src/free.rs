@@ -75,6 +75,16 @@ impl Free {
         }
     }
 
+    /// Frees the lists of an object's stripes, which are another object's now.
+    pub fn lists(common: Arc<Common>, lane: u32, body: Body) -> Free {
+        match body {
+            Body::Inline | Body::Stripes(_) => Free::new(common, lane, [], Vec::new()),
+            Body::Tree(nodes) | Body::Parts { nodes, .. } => {
+                Free::new(common, lane, nodes, Vec::new())
+            }
+        }
+    }
+
     /// Frees what a change displaced, if it names anything that `kept`, which is visible now, does not: that is
     /// not freed, whatever the head says.
     pub fn displaced(

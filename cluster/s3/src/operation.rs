@@ -310,7 +310,9 @@ operations! {
         headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS];
     /// Makes one.
     PutObject "s3:PutObject" "PUT" Object
-        needs [] header None, queries [] headers [CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS];
+        needs [] header None,
+        queries []
+        headers [CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"]];
     /// Makes one of another.
     CopyObject "s3:PutObject" "PUT" Object
         needs [] header COPY_SOURCE,
@@ -619,7 +621,7 @@ mod tests {
             ("PUT", Object, &["partNumber"], &[]),
             ("PUT", Object, &["uploadId"], &[]),
             ("PUT", Object, &["Tagging"], &[]),
-            ("PUT", Object, &[], &["x-amz-write-offset-bytes"]),
+            ("POST", Object, &["uploads"], &["x-amz-write-offset-bytes"]),
             ("PUT", Object, &[], &["x-amz-rename-source"]),
             ("PUT", Object, &[], &["x-amz-server-side-encryption"]),
             (

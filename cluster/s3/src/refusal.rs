@@ -98,6 +98,8 @@ codes! {
     InvalidToken 400,
     /// A path that is none.
     InvalidURI 400,
+    /// What is to be added does not begin where the object ends.
+    InvalidWriteOffset 400,
     /// More than 1024 bytes.
     KeyTooLongError 400,
     /// An ACL that makes no sense.
@@ -170,6 +172,8 @@ codes! {
     SlowDown 503,
     /// More buckets than are allowed.
     TooManyBuckets 400,
+    /// An object was made longer too often.
+    TooManyParts 400,
     /// A digest of the payload that is not that of the payload.
     XAmzContentSHA256Mismatch 400,
 }

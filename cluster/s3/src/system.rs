@@ -99,6 +99,9 @@ pub fn upload_key(bucket: &str, key: &str, id: UploadId) -> String {
     format!("uploads/{bucket}/{kept}{tail}{BETWEEN}{}", id.to_text())
 }
 
+/// What the keys of all records begin with that are about making objects longer.
+pub const APPENDS: &str = "appends/";
+
 /// Where to go on listing uploads behind those of `key` up to `id`; of all of them if there is no id.
 pub fn upload_marker(bucket: &str, key: &str, id: Option<UploadId>) -> String {
     let id = id.unwrap_or(UploadId([0xff; 16]));
@@ -182,6 +185,9 @@ pub struct UploadRecord {
     /// The lock that was asked for.
     #[serde(default, skip_serializing_if = "Lock::is_none")]
     pub lock: Lock,
+    /// Whether an object is made longer by its parts: no client knows of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub append: bool,
 }
 
 impl UploadRecord {
@@ -193,6 +199,14 @@ impl UploadRecord {
     /// From its bytes.
     pub fn decode(bytes: &[u8]) -> Result<UploadRecord, BadDocument> {
         from_json(bytes, VERSION)
+    }
+
+    /// The record's key. Those of uploads stand in the order in which they are listed.
+    pub fn stands_at(&self, id: UploadId) -> String {
+        match self.append {
+            true => format!("{APPENDS}{}", id.to_text()),
+            false => upload_key(&self.bucket, &self.key, id),
+        }
     }
 
     /// What is to be remembered of the object.
@@ -252,6 +266,7 @@ mod tests {
             kind: None,
             attributes: String::new(),
             lock: Lock::NONE,
+            append: false,
         };
         let attributes = Attributes {
             content_type: Some("a/b".into()),

@@ -210,6 +210,26 @@ impl Client {
         put::compose(&self.inner, bucket, key, parts, options).await
     }
 
+    /// Makes an object longer by all bytes of `parts`, as [`Client::compose`] takes them: what stands there is not
+    /// moved either. `meta` is what was found of it: if it is another version by now, this is refused as a
+    /// precondition that does not hold. If it rides in the journal, `parts` begin with a copy of it. Only for
+    /// objects of buckets that never kept versions.
+    pub async fn append(
+        &self,
+        bucket: &str,
+        key: &str,
+        meta: ObjectMeta,
+        parts: Vec<Manifest>,
+        seal: Seal,
+    ) -> Result<PutOutcome, ClientError> {
+        check(bucket, Some(key))?;
+        if meta.tag.is_some() {
+            let detail = "a version of an object is not made longer".to_owned();
+            return Err(ObjectError::BadRequest { detail }.into());
+        }
+        put::append(&self.inner, (bucket, key), meta, parts, seal).await
+    }
+
     /// Keeps something else with an object, whose bytes stay where they are. `meta` is what was found of
     /// it: if it is another version by now, this is refused as a precondition that does not hold.
     pub async fn reseal(

@@ -16,6 +16,7 @@ use ashlar_layout::manifest::{Body, Manifest, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::client::{Turn, admit};
 use crate::drive::Drive;
@@ -128,10 +129,33 @@ async fn compose_once(
         (etag, attributes.into()),
     )?
     .as_version(options.making);
+    composed(inner, compose, permit).await
+}
+
+async fn composed(
+    inner: &Arc<Inner>,
+    compose: Compose,
+    permit: Option<OwnedSemaphorePermit>,
+) -> Result<PutOutcome, ClientError> {
     let mut drive = Drive::start(inner.clone(), compose, permit);
     drive.until_answered().await;
     let outcome = drive.machine().and_then(Compose::outcome).cloned();
     outcome_of(outcome)
+}
+
+/// Makes an object longer.
+pub(crate) async fn append(
+    inner: &Arc<Inner>,
+    (bucket, key): (&str, &str),
+    meta: ObjectMeta,
+    parts: Vec<Manifest>,
+    seal: Seal,
+) -> Result<PutOutcome, ClientError> {
+    let permit = admit(&inner.writers, inner.options.admit_wait).await?;
+    let (common, seal) = (inner.common.clone(), (seal.etag, seal.attributes.into()));
+    let found = (meta.version, meta.manifest);
+    let compose = Compose::longer(common, bucket, key, found, parts, seal)?;
+    composed(inner, compose, permit).await
 }
 
 /// All bytes of an object, or of a version of it, that rides in the journal; none if it is another one by now.
@@ -213,11 +237,7 @@ pub(crate) async fn reseal(
     let seal = (seal.etag, seal.attributes.into());
     let (common, version) = (inner.common.clone(), meta.version);
     let again = Compose::again(common, bucket, key, version, meta.manifest, seal)?;
-    let again = again.as_version(making);
-    let mut drive = Drive::start(inner.clone(), again, permit);
-    drive.until_answered().await;
-    let outcome = drive.machine().and_then(Compose::outcome).cloned();
-    outcome_of(outcome)
+    composed(inner, again.as_version(making), permit).await
 }
 
 /// Puts bytes that are at hand, without a copy but for the last stripe's end.

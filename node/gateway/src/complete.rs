@@ -45,7 +45,7 @@ use crate::versions::set_version;
 /// Least bytes of each part but the last.
 const PART_MIN: u64 = 5 * 1024 * 1024;
 /// Most bytes of an object, as S3 has it.
-const OBJECT_MAX: u64 = 50 * 1000 * 1000 * 1000 * 1000;
+pub(crate) const OBJECT_MAX: u64 = 50 * 1000 * 1000 * 1000 * 1000;
 /// After so long whoever was putting an upload together is taken for gone: much longer than a proposal
 /// can be on its way.
 const COMPLETING_MAX_MS: u64 = 60_000;
@@ -65,7 +65,7 @@ struct Plan {
 }
 
 /// That an upload is being put together, from now on: what was done before does not count.
-fn completing() -> UploadState {
+pub(crate) fn completing() -> UploadState {
     UploadState::Completing { since_ms: now_ms() }
 }
 
@@ -309,7 +309,7 @@ impl Gateway {
 
     /// Takes what an upload that has become an object was made of away. The object is there: if this
     /// fails, whoever looks at the upload next does it.
-    async fn clean(&self, upload: Upload, keys: Vec<String>) -> Result<(), Refusal> {
+    pub(crate) async fn clean(&self, upload: Upload, keys: Vec<String>) -> Result<(), Refusal> {
         let keys: HashSet<String> = keys.into_iter().collect();
         let taken = move |key: &str| keys.contains(key);
         match self.retire(upload, &taken).await {

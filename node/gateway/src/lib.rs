@@ -13,6 +13,7 @@ mod access;
 pub mod admin;
 mod admit;
 mod aging;
+mod append;
 mod body;
 mod buckets;
 mod call;

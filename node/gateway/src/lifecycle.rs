@@ -171,6 +171,9 @@ impl Gateway {
                 _ = look.tick() => {}
                 () = self.rules_changed.notified() => {}
             }
+            if let Err(refusal) = self.end_appends(now_ms()).await {
+                self.tell_of("/", &refusal);
+            }
             match self.with_rules(&mut known).await {
                 Err(refusal) => self.tell_of("/", &refusal),
                 Ok(buckets) => {
@@ -309,7 +312,10 @@ impl Gateway {
 
     /// Goes through all buckets as if it was another time, and records nothing: so tests move the clock.
     pub async fn go_through_at(&self, now_ms: u64) -> Result<Tally, Refusal> {
-        let mut all = Tally::default();
+        let mut all = Tally {
+            aborted: self.end_appends(now_ms).await?,
+            ..Tally::default()
+        };
         for bucket in self.with_rules(&mut HashMap::new()).await? {
             let Some(open) = self.directory.bucket(&bucket).await? else {
                 continue;

@@ -5,6 +5,7 @@
 //! - what is acknowledged has the digests that were sent of it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ashlar_cluster_s3::attributes::Attributes;
@@ -25,6 +26,7 @@ use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{ClientError, Code as Store, GetOptions, PutOptions, Seal, Sealed};
 
 use crate::access::Access;
+use crate::append::write_offset;
 use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
 use crate::digests::Sent;
@@ -176,9 +178,22 @@ impl Gateway {
 
     /// PutObject.
     pub(crate) async fn put_object(
+        self: &Arc<Self>,
+        context: &Context,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        match write_offset(&context.call)? {
+            Some(offset) => self.append_object(context, offset, body).await,
+            None => self.put_whole(context, body, None).await,
+        }
+    }
+
+    /// PutObject of all there is to be: if the request's condition holds, or this one.
+    pub(crate) async fn put_whole(
         &self,
         context: &Context,
         body: Inbound,
+        precondition: Option<Precondition>,
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         self.check_there(context).await?;
@@ -193,9 +208,13 @@ impl Gateway {
                 "Your proposed upload exceeds the maximum allowed size",
             );
         }
-        let precondition = self
-            .precondition(&call.bucket, &call.key, &condition)
-            .await?;
+        let precondition = match precondition {
+            Some(only) => only,
+            None => {
+                self.precondition(&call.bucket, &call.key, &condition)
+                    .await?
+            }
+        };
         promise.algorithms = sent.algorithms();
         let subject = Subject {
             key: &call.key,

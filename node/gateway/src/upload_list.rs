@@ -72,6 +72,12 @@ impl Gateway {
 
     /// The upload whose record has this key, however it stands.
     pub(crate) async fn listed(&self, bucket: &str, key: &str) -> Result<Option<Upload>, Refusal> {
+        let upload = self.recorded(key).await?;
+        Ok(upload.filter(|upload| upload.record.bucket == bucket))
+    }
+
+    /// The upload whose record has this key, whatever it is of.
+    pub(crate) async fn recorded(&self, key: &str) -> Result<Option<Upload>, Refusal> {
         let found = read_document(&self.store, key).await;
         let Some((meta, bytes)) = found.map_err(|error| refusal(&error))? else {
             return Ok(None);
@@ -80,7 +86,7 @@ impl Gateway {
         let Some(id) = UploadId::parse(&record.id) else {
             return Err(internal("an upload without an id"));
         };
-        Ok((record.bucket == bucket).then_some(Upload {
+        Ok(Some(Upload {
             id,
             record,
             version: meta.version,

@@ -180,6 +180,7 @@ impl Gateway {
             kind: kind.map(|kind| kind.as_str().to_owned()),
             attributes: String::new(),
             lock: asked_lock(context, call)?,
+            append: false,
         };
         // What is added when the parts are put together has to fit as well.
         let whole = Attributes {
@@ -189,7 +190,7 @@ impl Gateway {
         };
         whole.encode()?;
         record.set_attributes(&attributes)?;
-        let key = upload_key(&call.bucket, &call.key, id);
+        let key = record.stands_at(id);
         let bytes = record.encode()?;
         let written =
             write_document(&self.store, &key, bytes, Etag::NONE, Precondition::Absent).await;
@@ -251,7 +252,7 @@ impl Gateway {
     ) -> Result<bool, Refusal> {
         let record = &mut upload.record;
         record.state = state;
-        let key = upload_key(&record.bucket, &record.key, upload.id);
+        let key = record.stands_at(upload.id);
         let bytes = record.encode()?;
         let only = Precondition::Version(upload.version);
         match write_document(&self.store, &key, bytes, Etag::NONE, only).await {
@@ -548,8 +549,7 @@ impl Gateway {
         taken: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<(), Refusal> {
         self.clear_parts(upload, taken).await?;
-        let record = &upload.record;
-        let key = upload_key(&record.bucket, &record.key, upload.id);
+        let key = upload.record.stands_at(upload.id);
         let only = Precondition::Version(upload.version);
         remove(&self.store, &key, only, false).await?;
         // A part that came while it was put together was left alone by who made it. Whoever makes one now

@@ -1,0 +1,425 @@
+//! Objects made longer: what comes is written at their end, and nothing that stands there is moved. Amazon has this in
+//! directory buckets only; here, in every bucket that never kept versions.
+//!
+//! What comes is a part first, and so is an object that rides in the journal; an upload's record says whose they are,
+//! under a name of its own, so that no client sees it (see `decisions/2026-11-27-append.md`).
+//!
+//! Invariants:
+//! - the object is made longer only if it is the very version that was looked at: of those who append to one end of it,
+//!   one does;
+//! - its stripes have one owner at any time: what is displaced is taken over whole;
+//! - whoever does not come to an end leaves a record, by which what it wrote is freed, or left alone if it may be the
+//!   object's.
+
+use std::sync::Arc;
+
+use ashlar_cluster_s3::attributes::Attributes;
+use ashlar_cluster_s3::checksum::{Checksum, Kind, checksum_of_parts, md5_of_parts};
+use ashlar_cluster_s3::conditional::{Current, WriteIf, etag};
+use ashlar_cluster_s3::lifecycle::Subject;
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::system::{
+    APPENDS, PARTS_MAX, UploadId, UploadRecord, UploadState, VERSION, part_key,
+};
+use ashlar_layout::lock::Lock;
+use ashlar_layout::manifest::{Body, Etag, Precondition};
+use ashlar_layout::message::ObjectMeta;
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{Code as Store, GetOptions, ListOptions, Seal};
+
+use crate::body::{Promise, Source};
+use crate::call::Call;
+use crate::complete::{OBJECT_MAX, completing};
+use crate::digests::Sent;
+use crate::directory::write_document;
+use crate::faults::{is_absent, refusal, refused};
+use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
+use crate::inbound::Inbound;
+use crate::lifecycle::expiration_header;
+use crate::locks::asked_lock;
+use crate::objects::set_checksum;
+use crate::pieces::Pieces;
+use crate::puts::{PUT_MAX, Target, attributes_of, write_if};
+use crate::reply::Reply;
+use crate::uploads::Upload;
+use crate::versions::Keeping;
+
+/// After so long whoever was appending is taken for gone.
+const GONE_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Where a request wants its body written, if it says that.
+pub(crate) fn write_offset(call: &Call) -> Result<Option<u64>, Refusal> {
+    match call.header("x-amz-write-offset-bytes").map(str::parse) {
+        None => Ok(None),
+        Some(Ok(offset)) => Ok(Some(offset)),
+        Some(Err(_)) => refused(
+            Code::InvalidArgument,
+            "The x-amz-write-offset-bytes header is no number of bytes",
+        ),
+    }
+}
+
+fn wrong_offset() -> Refusal {
+    Refusal::new(
+        Code::InvalidWriteOffset,
+        "The write offset value that you specified does not match the current object size.",
+    )
+}
+
+fn not_of_versions<T>() -> Result<T, Refusal> {
+    refused(
+        Code::InvalidRequest,
+        "Objects of a bucket that keeps versions, or has done so, cannot be appended to",
+    )
+}
+
+/// An object, and what it is to become.
+struct Longer {
+    old: ObjectMeta,
+    /// What is remembered of it, without its checksum.
+    attributes: Attributes,
+    /// Its checksum, if that of something longer can be made of it.
+    checksum: Option<Checksum>,
+}
+
+impl Longer {
+    fn of(old: ObjectMeta, id: UploadId) -> Result<Longer, Refusal> {
+        let mut found = attributes(&old)?;
+        let full = |one: &Checksum| one.kind == Kind::FullObject;
+        let combines = |one: &Checksum| one.algorithm.takes(Kind::FullObject);
+        let checksum = found.checksum().cloned();
+        let checksum = checksum.filter(|one| full(one) && combines(one));
+        (found.parts, found.modified_ms) = (None, None);
+        found.upload = Some(id.0);
+        found.checksums = checksum.iter().cloned().collect();
+        // What does not fit is refused before the body comes.
+        found.encode()?;
+        Ok(Longer {
+            old,
+            attributes: found,
+            checksum,
+        })
+    }
+
+    /// Whether it rides in the journal, and has to be a part first.
+    fn is_inline(&self) -> bool {
+        let manifest = &self.old.manifest;
+        manifest.body == Body::Inline && manifest.size > 0
+    }
+
+    /// What is to be kept of it with this part behind it.
+    fn seal(mut self, part: &ObjectMeta) -> Result<(ObjectMeta, Seal, Option<Checksum>), Refusal> {
+        let old = &self.old.manifest;
+        let mut of_part = attributes(part)?.checksums.into_iter();
+        let checksum = self.checksum.and_then(|of_old| {
+            let algorithm = of_old.algorithm;
+            let of_part = of_part.find(|one| one.algorithm == algorithm)?;
+            let both = [
+                (of_old.digest, old.size),
+                (of_part.digest, part.manifest.size),
+            ];
+            let whole = checksum_of_parts(algorithm, Kind::FullObject, &both).digest;
+            Some(Checksum::full(algorithm, whole))
+        });
+        self.attributes.checksums = checksum.iter().cloned().collect();
+        let etag = Etag {
+            md5: md5_of_parts([&old.etag.md5, &part.manifest.etag.md5].into_iter()),
+            parts: old.etag.parts.max(1) + 1,
+        };
+        let attributes = self.attributes.encode()?.into();
+        Ok((self.old, Seal { etag, attributes }, checksum))
+    }
+}
+
+/// An upload that was begun, and is given up if nobody goes on with it.
+struct Begun(Option<(Arc<Gateway>, Upload)>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let Some((gateway, upload)) = self.0.take() else {
+            return;
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let bucket = upload.record.bucket.clone();
+                if let Err(refusal) = gateway.abort(upload).await {
+                    gateway.tell_of(&bucket, &refusal);
+                }
+            });
+        }
+    }
+}
+
+impl Gateway {
+    /// PutObject, at the end of what stands there.
+    pub(crate) async fn append_object(
+        self: &Arc<Self>,
+        context: &Context,
+        offset: u64,
+        body: Inbound,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        self.check_there(context).await?;
+        asked_lock(context, call)?;
+        if context.keeping() != Keeping::Off {
+            return not_of_versions();
+        }
+        let condition = write_if(call)?;
+        let old = match self.store.head(&call.bucket, &call.key).await {
+            Ok(meta) => meta,
+            Err(error) if is_absent(&error) => {
+                condition.decide(None)?;
+                if offset > 0 {
+                    return Err(wrong_offset());
+                }
+                // Nothing is as long as that, so there is nothing to append to: it is made.
+                let only = Some(Precondition::Absent);
+                return self.put_whole(context, body, only).await;
+            }
+            Err(error) => return Err(refusal(&error)),
+        };
+        if old.tag.is_some() {
+            return not_of_versions();
+        }
+        condition.decide(Some(&Current {
+            etag: etag(&old.manifest, old.id()),
+            version: old.version,
+        }))?;
+        let given = attributes_of(call)?;
+        if !given.metadata.is_empty() || !given.tags.is_empty() {
+            return refused(
+                Code::InvalidRequest,
+                "An object that is appended to keeps the metadata and the tags that it has",
+            );
+        }
+        if old.manifest.size != offset {
+            return Err(wrong_offset());
+        }
+        if old.manifest.etag.parts >= PARTS_MAX {
+            let message = format!(
+                "You have attempted to add more parts than the maximum of {PARTS_MAX} that are allowed for \
+                 this object. You can use the CopyObject operation to copy this object to another and then \
+                 add more data to the newly copied object."
+            );
+            return Err(Refusal::new(Code::TooManyParts, message));
+        }
+        let id = UploadId::new(context.now_ms, random()?);
+        let longer = Longer::of(old, id)?;
+        let (promise, sent) = self.appended(context, &longer)?;
+        let upload = self.begin_append(context, id).await?;
+        let begun = Begun(Some((self.clone(), upload)));
+        let mut keys = Vec::new();
+        if longer.is_inline() {
+            keys.push(self.copy_inline(call, id, &longer.old).await?);
+        }
+        let key = part_key(id, 2, random()?);
+        let source = Source::Http(body);
+        self.make(target(&key), source, promise, &sent).await?;
+        keys.push(key);
+        let parts = self.look_at(keys.clone()).await?;
+        let (this, context) = (self.clone(), context.clone());
+        to_the_end(async move { this.lengthen(&context, longer, (keys, parts), begun).await }).await
+    }
+
+    /// What is promised of what is appended, and what was said of it.
+    fn appended(&self, context: &Context, longer: &Longer) -> Result<(Promise, Sent), Refusal> {
+        let sent = Sent::of(&context.call)?;
+        let wanted = longer.checksum.as_ref().map(|one| one.algorithm);
+        if let (Some(wanted), Some(got)) = (wanted, sent.algorithm())
+            && wanted != got
+        {
+            let message = format!(
+                "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {}",
+                wanted.as_str().to_ascii_lowercase(),
+                got.as_str().to_ascii_lowercase()
+            );
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        }
+        let sent = match wanted {
+            Some(wanted) => sent.or_made(wanted),
+            None => sent,
+        };
+        let mut promise = self.promise(context)?;
+        let whole = longer.old.manifest.size.saturating_add(promise.len);
+        if promise.len > PUT_MAX || whole > OBJECT_MAX {
+            return refused(
+                Code::EntityTooLarge,
+                "Your proposed upload exceeds the maximum allowed size",
+            );
+        }
+        promise.algorithms = sent.algorithms();
+        Ok((promise, sent))
+    }
+
+    /// Says that parts are about to come, before there are any.
+    async fn begin_append(&self, context: &Context, id: UploadId) -> Result<Upload, Refusal> {
+        let call = &context.call;
+        let record = UploadRecord {
+            version: VERSION,
+            bucket: call.bucket.clone(),
+            key: call.key.clone(),
+            id: id.to_text(),
+            owner: context.access.account().unwrap_or_default().to_owned(),
+            begun_ms: context.now_ms,
+            state: UploadState::Open,
+            algorithm: None,
+            kind: None,
+            attributes: String::new(),
+            lock: Lock::NONE,
+            append: true,
+        };
+        let (key, bytes) = (record.stands_at(id), record.encode()?);
+        let written =
+            write_document(&self.store, &key, bytes, Etag::NONE, Precondition::Absent).await;
+        let version = written.map_err(|error| refusal(&error))?;
+        Ok(Upload {
+            id,
+            record,
+            version,
+        })
+    }
+
+    /// Makes a part of an object that rides in the journal; says its key.
+    async fn copy_inline(
+        &self,
+        call: &Call,
+        id: UploadId,
+        old: &ObjectMeta,
+    ) -> Result<String, Refusal> {
+        let (bucket, name) = (&call.bucket, &call.key);
+        let stream = self.store.get(bucket, name, GetOptions::default()).await;
+        let stream = match stream {
+            Ok(stream) if stream.meta().version == old.version => stream,
+            // The journal would find the same in the end.
+            Ok(_) => return Err(wrong_offset()),
+            Err(error) if is_absent(&error) => return Err(wrong_offset()),
+            Err(error) => return Err(refusal(&error)),
+        };
+        let (key, sent) = (part_key(id, 1, random()?), Sent::default());
+        let promise = self.own_promise(old.manifest.size, &sent);
+        let source = Source::Object(Pieces::new(stream));
+        self.make(target(&key), source, promise, &sent).await?;
+        Ok(key)
+    }
+
+    /// Makes the object longer, now that its parts are durable.
+    async fn lengthen(
+        &self,
+        context: &Context,
+        longer: Longer,
+        (keys, parts): (Vec<String>, Vec<ObjectMeta>),
+        mut begun: Begun,
+    ) -> Result<Reply, Refusal> {
+        let call = &context.call;
+        // By what the bucket wants by now: the bytes may have come for an hour.
+        if self.kept(&call.bucket).await?.keeping != Keeping::Off {
+            return not_of_versions();
+        }
+        let Some(last) = parts.last().filter(|_| parts.len() == keys.len()) else {
+            return Err(crate::faults::internal("a part that is gone"));
+        };
+        let size = longer.old.manifest.size + last.manifest.size;
+        let offset = longer.old.manifest.size;
+        let (old, seal, checksum) = longer.seal(last)?;
+        let Some((_, mut upload)) = begun.0.take() else {
+            return Err(crate::faults::internal("an append that was not begun"));
+        };
+        // From here on it is given up by nobody who does not know how it went.
+        if !self.turn(&mut upload, completing()).await? {
+            return refused(Code::RequestTimeout, "The request took too long to append");
+        }
+        let tags = attributes(&old)?.tags;
+        let etag = seal.etag;
+        let manifests = parts.into_iter().map(|part| part.manifest).collect();
+        let made = self
+            .store
+            .append(&call.bucket, &call.key, old, manifests, seal)
+            .await;
+        match made {
+            Ok(_) => self.clean(upload, keys).await?,
+            Err(error) if error.is_uncertain() => return Err(refusal(&error)),
+            Err(error) => {
+                // It is certainly not longer by them, so the parts are the upload's again, and freed.
+                if self.turn(&mut upload, UploadState::Aborting).await? {
+                    self.clear(&upload, &|_| false).await?;
+                }
+                return Err(match error.code() {
+                    Store::PreconditionFailed => self.overtaken(call, offset).await,
+                    _ => refusal(&error),
+                });
+            }
+        }
+        let mut reply = Reply::ok()
+            .with("etag", &format!("\"{etag}\""))
+            .with("x-amz-object-size", &size.to_string());
+        let subject = Subject {
+            key: &call.key,
+            size,
+            tags: &tags,
+            modified_ms: context.now_ms,
+        };
+        if let Some(ends) = expiration_header(context.access.bucket.as_ref(), &subject) {
+            reply.set("x-amz-expiration", &ends);
+        }
+        if let Some(checksum) = &checksum {
+            set_checksum(&mut reply, checksum);
+        }
+        Ok(reply)
+    }
+
+    /// What is said to who found the end of an object somewhere else when the bytes had come.
+    async fn overtaken(&self, call: &Call, offset: u64) -> Refusal {
+        match self.store.head(&call.bucket, &call.key).await {
+            Ok(meta) if meta.manifest.size == offset => Refusal::new(
+                Code::ConditionalRequestConflict,
+                "The object was replaced by another one of the same size. Please try again.",
+            ),
+            Err(error) if !is_absent(&error) => refusal(&error),
+            _ => wrong_offset(),
+        }
+    }
+
+    /// Gives up what was begun by gateways that are gone; says how many that was.
+    pub(crate) async fn end_appends(&self, now_ms: u64) -> Result<u64, Refusal> {
+        let (mut after, mut ended) = (String::new(), 0);
+        loop {
+            let options = ListOptions {
+                prefix: APPENDS.to_owned(),
+                after,
+                ..ListOptions::default()
+            };
+            let page = self.store.list(SYSTEM_BUCKET, options).await;
+            let page = page.map_err(|error| refusal(&error))?;
+            for entry in page.objects {
+                if now_ms.saturating_sub(entry.modified_ms) < GONE_MS {
+                    continue;
+                }
+                let Some(upload) = self.recorded(&entry.key).await? else {
+                    continue;
+                };
+                match self.abort(upload).await {
+                    Ok(()) => ended += 1,
+                    // Somebody else is at it.
+                    Err(refusal) if refusal.code == Code::OperationAborted => {}
+                    Err(refusal) => return Err(refusal),
+                }
+            }
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(ended),
+            }
+        }
+    }
+}
+
+fn target(key: &str) -> Target<'_> {
+    Target {
+        bucket: SYSTEM_BUCKET,
+        key,
+        condition: &WriteIf::Always,
+        precondition: Precondition::None,
+        attributes: Attributes::default(),
+        lock: Lock::NONE,
+        known: None,
+    }
+}
