@@ -143,9 +143,9 @@ impl V2 {
         text.push_str(request.path);
         let rest = v2_query(query);
         // Of a bucket without a key clients sign `/bucket/`, whichever way they ask for it.
+        let names_bucket = |path: &str| !path.is_empty() && !path.contains('/');
         let is_bucket = request.host_bucket.is_none()
-            && request.path.len() > 1
-            && !request.path[1..].contains('/');
+            && request.path.strip_prefix('/').is_some_and(names_bucket);
         let fits = |path: &str| {
             same(
                 &sign_v2(secret, &format!("{text}{path}{rest}")),

@@ -182,6 +182,8 @@ fn parse(bytes: &[u8]) -> Result<Element, Refusal> {
             Ok(Event::DocType(_)) => return malformed(),
         };
         match (text, open.last_mut()) {
+            // No document can say it, so none could be written of what has it.
+            (Some(text), _) if text.contains('\0') => return malformed(),
             (Some(text), Some(element)) => element.text.push_str(&text),
             (Some(text), None) if text.trim_start_matches('\u{feff}').trim().is_empty() => {}
             _ => return malformed(),
@@ -327,6 +329,8 @@ mod tests {
             "a",
             "<a>",
             "</a>",
+            "<a>\0</a>",
+            "<a><![CDATA[\0]]></a>",
             "<a></b>",
             "<a/><b/>",
             "<a/>x",

@@ -37,7 +37,7 @@ const LENIENT_REGION: &str = "us-east-1";
 impl Gateway {
     /// CreateBucket.
     pub(crate) async fn create_bucket(
-        &self,
+        self: &Arc<Self>,
         context: &Context,
         body: Inbound,
     ) -> Result<Reply, Refusal> {
@@ -76,41 +76,43 @@ impl Gateway {
                 message,
             ));
         }
-        let made = self.store.create_bucket(&call.bucket).await;
-        let made_by = match made {
-            Ok(made_by) => made_by,
-            Err(error) if error.code() == Store::BucketExists => {
-                let open = access.bucket.as_ref();
-                let as_asked = !wants_locks(call)?
-                    || open.is_some_and(|open| open.config.object_lock.is_some());
-                return match access.is_owner() {
-                    // The first region there was takes it for done, and its clients count on that.
-                    true if *ours == LENIENT_REGION && as_asked => {
-                        Ok(Reply::ok().with("location", &format!("/{}", call.bucket)))
-                    }
-                    true => refused(
-                        Code::BucketAlreadyOwnedByYou,
-                        "Your previous request to create the named bucket succeeded and you already own it.",
-                    ),
-                    false => refused(
-                        Code::BucketAlreadyExists,
-                        "The requested bucket name is not available. The bucket namespace is shared by all \
-                         users of the system. Please select a different name and try again.",
-                    ),
-                };
-            }
-            Err(error) => return Err(refusal(&error)),
-        };
         let locks = wants_locks(call)?;
-        let config = BucketConfig {
+        let mut config = BucketConfig {
             ownership,
             tags,
             versioning: locks.then_some(Versioning::Enabled),
             object_lock: locks.then(ObjectLock::default),
-            ..BucketConfig::new(account, made_by.0)
+            ..BucketConfig::new(account, 0)
         };
-        self.directory.found_bucket(&call.bucket, &config).await?;
-        Ok(Reply::ok().with("location", &format!("/{}", call.bucket)))
+        let (this, bucket) = (self.clone(), call.bucket.clone());
+        // A bucket that nobody says the owner of would be nobody's.
+        let is_new = to_the_end(async move {
+            match this.store.create_bucket(&bucket).await {
+                Ok(made_by) => config.made_by = made_by.0,
+                Err(error) if error.code() == Store::BucketExists => return Ok(false),
+                Err(error) => return Err(refusal(&error)),
+            }
+            this.directory.found_bucket(&bucket, &config).await?;
+            Ok(true)
+        })
+        .await?;
+        let open = access.bucket.as_ref();
+        let as_asked = !locks || open.is_some_and(|open| open.config.object_lock.is_some());
+        match access.is_owner() {
+            // The first region there was takes it for done, and its clients count on that.
+            owns if is_new || owns && *ours == LENIENT_REGION && as_asked => {
+                Ok(Reply::ok().with("location", &format!("/{}", call.bucket)))
+            }
+            true => refused(
+                Code::BucketAlreadyOwnedByYou,
+                "Your previous request to create the named bucket succeeded and you already own it.",
+            ),
+            false => refused(
+                Code::BucketAlreadyExists,
+                "The requested bucket name is not available. The bucket namespace is shared by all users of the \
+                 system. Please select a different name and try again.",
+            ),
+        }
     }
 
     /// HeadBucket.
