@@ -123,10 +123,10 @@ proptest! {
     }
 }
 
-/// Makes `whole` longer by these bytes, as a gateway does: what comes is a part first, and so is what rides in the
+/// Makes an object longer by these bytes, as a gateway does: what comes is a part first, and so is what rides in the
 /// journal.
-fn lengthen(world: &mut World, data: &Bytes) -> Result<PutDone, ObjectError> {
-    let (meta, payload) = world.objects[&("bucket".to_owned(), "whole".to_owned())].clone();
+pub(crate) fn lengthen(world: &mut World, key: &str, data: &Bytes) -> Result<PutDone, ObjectError> {
+    let (meta, payload) = world.objects[&("bucket".to_owned(), key.to_owned())].clone();
     let mut names = Vec::new();
     if meta.manifest.body == Body::Inline && meta.manifest.size > 0 {
         names.push(("old", payload));
@@ -139,7 +139,7 @@ fn lengthen(world: &mut World, data: &Bytes) -> Result<PutDone, ObjectError> {
     }
     let (common, seal) = (world.common.clone(), (Etag::NONE, Vec::new()));
     let old = (meta.version, meta.manifest);
-    let mut longer = Compose::longer(common, "bucket", "whole", old, parts, seal).unwrap();
+    let mut longer = Compose::longer(common, "bucket", key, old, parts, seal).unwrap();
     world.start(&mut longer);
     world.answer_to(&mut longer);
     let outcome = longer.outcome().unwrap().clone();
@@ -172,7 +172,7 @@ proptest! {
         for len in more {
             let data = world.bytes(len);
             world.lose_commits = lose;
-            let done = lengthen(&mut world, &data).unwrap();
+            let done = lengthen(&mut world, "whole", &data).unwrap();
             all.extend_from_slice(&data);
             prop_assert_eq!((done.size, done.crc), (all.len() as u64, crc32(&all)));
             prop_assert_eq!(&get(&mut world, "whole", None).unwrap()[..], &all[..]);

@@ -17,26 +17,23 @@ use std::sync::Arc;
 
 use ashlar_layout::crc::{crc32, crc32_combine};
 use ashlar_layout::ids::{PartitionId, Seq};
-use ashlar_layout::manifest::{Body, Stripe};
-use ashlar_layout::message::{ObjectMeta, Reply, Request};
+use ashlar_layout::manifest::{Body, Stripe, VersionTag};
+use ashlar_layout::message::{ObjectMeta, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::ask::{Ask, Told, Untold};
+use crate::ask::Ask;
 use crate::call::{Action, Event, Machine, sooner};
-use crate::common::{Common, unexpected};
+use crate::common::Common;
 use crate::cursor::Cursor;
-use crate::error::{Code, ObjectError};
-use crate::look::{Found, LANES, Look, marker};
+use crate::error::ObjectError;
+use crate::look::{Found, LANES, Look, Looked, found, gone};
 use crate::range::ByteRange;
-use crate::stripe_read::StripeRead;
+use crate::stripe_read::{Part, StripeRead};
 use crate::tree::decode_node;
 
 /// So often a reading starts over because the object was replaced.
 const RESTARTS_MAX: u32 = 16;
-
-/// What the head says that an object is: its payload too, if it is inline, with the CRC of that.
-type Looked = Result<(ObjectMeta, Bytes, u32), ObjectError>;
 
 #[derive(Debug)]
 struct Reading {
@@ -197,13 +194,19 @@ impl Get {
         self.lane
     }
 
-    /// Asks the head what the object is.
-    fn ask(&mut self, now: Instant, payload: bool, out: &mut Vec<Action>) -> (u32, Ask) {
+    /// Asks the head what the object is, or this version of it.
+    fn ask(
+        &mut self,
+        now: Instant,
+        id: Option<Seq>,
+        payload: bool,
+        out: &mut Vec<Action>,
+    ) -> (u32, Ask) {
         let request = Request::Lookup {
             partition: self.partition,
             bucket: self.bucket.clone(),
             key: self.key.clone(),
-            id: self.id,
+            id,
             payload,
         };
         let lane = self.next_lane();
@@ -262,18 +265,14 @@ impl Get {
     }
 
     fn fail(&mut self, error: ObjectError) {
+        (self.node, self.cursor) = (None, None);
+        self.reads.clear();
         if self.is_guess() {
             self.stumbled = true;
-            self.node = None;
-            self.reads.clear();
-            self.cursor = None;
             return;
         }
         self.error = Some(error);
         (self.ask, self.stands) = (None, None);
-        self.node = None;
-        self.reads.clear();
-        self.cursor = None;
     }
 
     fn bad(&self, detail: String) -> ObjectError {
@@ -303,7 +302,7 @@ impl Get {
                 .as_ref()
                 .is_some_and(|(_, ask)| ask.is_answered())
             {
-                self.on_stands();
+                self.on_stands(now, out);
                 continue;
             }
             if self.ask.is_some() || self.meta.is_none() {
@@ -326,47 +325,45 @@ impl Get {
                 continue;
             }
             if !self.read_ahead(now, out) {
-                let reads = self.reads.iter().chain(&self.node);
-                let missed = reads.map(|r| r.read.missed()).max().unwrap_or(0);
+                let missed = self.missed_now();
                 if missed > self.missed && self.stands.is_none() && !self.is_guess() {
                     self.missed = missed;
-                    self.stands = Some(self.ask(now, true, out));
+                    // A version stands though it is not the current one any more.
+                    let of_version = self.meta.as_ref().and_then(|meta| meta.tag);
+                    let id = of_version.map(VersionTag::slot).or(self.id);
+                    self.stands = Some(self.ask(now, id, false, out));
                 }
                 return;
             }
         }
     }
 
-    /// Whether the object still stands whose shards are gone: if so, those that are late are waited for.
-    fn on_stands(&mut self) {
-        let told = self.stands.take().and_then(|(_, ask)| ask.into_outcome());
-        let known = self.meta.as_ref().map(|m| m.version);
-        match told.map(|told| self.found(told)) {
-            None => {}
-            Some(Ok((meta, ..))) if Some(meta.version) == known => {}
-            Some(Err(error)) if !gone(&error) => {}
-            Some(found) => {
-                self.reads.clear();
-                self.node = None;
-                self.start_over(found);
-            }
-        }
+    /// Shards that are gone of a stripe that waits for those that are late.
+    fn missed_now(&self) -> usize {
+        let reads = self.reads.iter().chain(&self.node);
+        reads.map(|r| r.read.missed()).max().unwrap_or(0)
     }
 
-    /// What the head says that the object is.
-    fn found(&self, told: Result<Told, Untold>) -> Looked {
-        match told {
-            Ok(Told {
-                reply: Reply::Found { meta, .. },
-                payload,
-                payload_crc,
-            }) => match meta.tag.is_some_and(|tag| tag.marker) {
-                true => Err(marker(&self.bucket, &self.key, meta)),
-                false => Ok((meta, payload, payload_crc)),
-            },
-            Ok(told) => Err(unexpected("Found", &told.reply)),
-            Err(Untold { error, .. }) => Err(error),
+    /// Whether the object still stands whose shards are gone: if so, or if its stripes are another one's now, those
+    /// that are late are waited for.
+    fn on_stands(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let told = self.stands.take().and_then(|(_, ask)| ask.into_outcome());
+        let (Some(told), Some(known)) = (told, &self.meta) else {
+            return;
+        };
+        let body = known.manifest.body.clone();
+        let stays = match found((&self.bucket, &self.key), told) {
+            Ok((meta, ..)) => body.without(&meta.manifest.body).is_none(),
+            Err(error) => !gone(&error),
+        };
+        // They may have come while this was asked.
+        if stays || self.missed_now() == 0 {
+            return;
         }
+        let (bucket, key) = (self.bucket.clone(), self.key.clone());
+        let given = self.read_to - self.range.start;
+        // What it is by now, if it is not that version.
+        self.doubt(now, ObjectError::ObjectChanged { bucket, key, given }, out);
     }
 
     /// The object is not what it was.
@@ -395,7 +392,7 @@ impl Get {
         let Some(told) = ask.into_outcome() else {
             return;
         };
-        let (found, doubt) = (self.found(told), self.doubt.take());
+        let (found, doubt) = (found((&self.bucket, &self.key), told), self.doubt.take());
         if self.checking {
             // Only a shard of an object that still stands is missing.
             if let (Ok((meta, ..)), Some(known)) = (&found, &self.meta)
@@ -549,20 +546,31 @@ impl Get {
         (self.node, self.stands) = (None, None);
         self.doubt = Some((version, error));
         // A restart may find an inline object.
-        self.ask = Some(self.ask(now, true, out));
+        self.ask = Some(self.ask(now, self.id, true, out));
+    }
+
+    /// What came of a stripe, if it could be read.
+    fn ended(&mut self, now: Instant, reading: Reading, out: &mut Vec<Action>) -> Option<Part> {
+        self.missing.extend(reading.read.missing());
+        match reading.read.into_outcome()? {
+            Ok(part) => {
+                self.rebuilt += u64::from(part.rebuilt);
+                Some(part)
+            }
+            Err(error) => {
+                self.doubt(now, error, out);
+                None
+            }
+        }
     }
 
     fn on_node(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(reading) = self.node.take() else {
             return;
         };
-        self.missing.extend(reading.read.missing());
-        let part = match reading.read.into_outcome() {
-            Some(Ok(part)) => part,
-            Some(Err(error)) => return self.doubt(now, error, out),
-            None => return,
+        let Some(part) = self.ended(now, reading, out) else {
+            return;
         };
-        self.rebuilt += u64::from(part.rebuilt);
         let stripes = match decode_node(&part) {
             Ok(stripes) => stripes,
             Err(detail) => return self.fail(self.bad(detail)),
@@ -579,13 +587,9 @@ impl Get {
         let Some(reading) = self.reads.pop_front() else {
             return;
         };
-        self.missing.extend(reading.read.missing());
-        let part = match reading.read.into_outcome() {
-            Some(Ok(part)) => part,
-            Some(Err(error)) => return self.doubt(now, error, out),
-            None => return,
+        let Some(part) = self.ended(now, reading, out) else {
+            return;
         };
-        self.rebuilt += u64::from(part.rebuilt);
         for (chunk, crc) in part.chunks.into_iter().zip(part.crcs) {
             if self.is_whole() {
                 let crc = crc.unwrap_or_else(|| crc32(&chunk));
@@ -619,14 +623,10 @@ impl Get {
             self.finished = true;
         } else {
             self.checking = true;
-            self.ask = Some(self.ask(now, false, out));
+            self.stands = None;
+            self.ask = Some(self.ask(now, self.id, false, out));
         }
     }
-}
-
-/// Whether the object that was looked up is certainly not what it was.
-fn gone(error: &ObjectError) -> bool {
-    matches!(error.code(), Code::NotFound | Code::NoSuchBucket)
 }
 
 impl Machine for Get {

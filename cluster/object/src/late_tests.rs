@@ -5,6 +5,7 @@ use std::time::Duration;
 use ashlar_layout::ids::DeviceNo;
 use bytes::Bytes;
 
+use crate::compose_tests::lengthen;
 use crate::error::{Code, ObjectError};
 use crate::get::Get;
 use crate::object_tests::{self, collect, delete, put, start_get, take};
@@ -124,13 +125,33 @@ fn bytes_of_two_versions_are_not_mixed_because_a_device_is_silent() {
     assert!(changed > 0, "none was replaced in time");
 }
 
+/// An object that is replaced by one that has all its stripes stands as far as its reader is concerned.
+#[test]
+fn an_object_that_grows_is_read_as_it_was() {
+    // Nobody says any more that it is this object's shards that are missing.
+    stands(0, |world| {
+        let more = world.bytes(2000);
+        lengthen(world, "key", &more).unwrap();
+    });
+}
+
 #[test]
 fn an_object_that_stands_is_waited_for_without_many_questions() {
+    stands(2, |_| ());
+}
+
+/// Reads an object of which as much is gone as may be, and one device is silent for a while, when this is done.
+fn stands(reports: usize, done: impl Fn(&mut World)) {
     for seed in 0..20 {
         let (mut world, data) = world(seed, 3000);
         let devices = devices(&world);
         let mut get = reading(&mut world);
-        let asked = world.lookups;
+        let mut asked = world.lookups;
+        let kept = world.take_deliveries();
+        let questions = world.lookups;
+        done(&mut world);
+        asked += world.lookups - questions;
+        world.give_deliveries(kept);
         // As many shards as may be are gone for good, and one more device says nothing for a while.
         for gone in &devices[4..6] {
             world.shards.retain(|(device, _), _| device != gone);
@@ -145,6 +166,6 @@ fn an_object_that_stands_is_waited_for_without_many_questions() {
             "{} questions",
             world.lookups - asked
         );
-        assert_eq!(world.reports.len(), 2, "both are missing");
+        assert_eq!(world.reports.len(), reports, "what is missing is told");
     }
 }

@@ -7,7 +7,7 @@
 //!   built from
 //! - [`StripeWrite`] and [`StripeRead`]: one stripe, [`Ask`]: one question to a partition's head,
 //!   [`Look`]: an object's metadata, cached and validated by witnesses, or from the head,
-//!   [`Free`]: shards that nothing names any more.
+//!   [`Free`]: shards that nothing names any more, [`Mend`]: shards that are to be there and are not.
 //! - [`Common`] is what the operations of one client share: the map, [`Health`], [`Heads`], the cache of
 //!   metadata, numbers, buffers.
 //!
@@ -37,6 +37,7 @@ pub mod health;
 pub mod latency;
 pub mod look;
 pub mod making;
+pub mod mend;
 pub mod pool;
 pub mod put;
 pub mod range;
@@ -55,6 +56,8 @@ mod compose_tests;
 mod failover_tests;
 #[cfg(test)]
 mod late_tests;
+#[cfg(test)]
+mod mend_tests;
 #[cfg(test)]
 mod object_tests;
 #[cfg(test)]
@@ -75,6 +78,7 @@ pub use heads::{Heads, Reign};
 pub use health::{Health, Probed};
 pub use look::{Found, Look};
 pub use making::Making;
+pub use mend::{Mend, Mended};
 pub use pool::{BufferPool, PoolBuf};
 pub use put::{Put, PutDone};
 pub use range::ByteRange;

@@ -15,7 +15,7 @@ use ashlar_layout::message::{ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::ask::{Ask, Told};
+use crate::ask::{Ask, Told, Untold};
 use crate::cache::Cached;
 use crate::call::{Action, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
@@ -97,7 +97,7 @@ impl Look {
 
     /// What it may well be: to be read ahead, and thrown away if it is not.
     pub(crate) fn guess(&self) -> Option<Found> {
-        self.cached.as_deref().map(found)
+        self.cached.as_deref().map(kept)
     }
 
     /// How it ended, once it has.
@@ -154,7 +154,7 @@ impl Look {
         }
         match self.witnesses.as_ref().and_then(Witnesses::verdict) {
             Some(Verdict::Current) => {
-                self.outcome = self.cached.as_deref().map(|cached| Ok(found(cached)));
+                self.outcome = self.cached.as_deref().map(|cached| Ok(kept(cached)));
                 (self.witnesses, self.ask) = (None, None);
                 return;
             }
@@ -234,7 +234,31 @@ pub(crate) fn marker(bucket: &str, key: &str, meta: ObjectMeta) -> ObjectError {
     }
 }
 
-fn found(cached: &Cached) -> Found {
+/// What the head says that an object is: its payload too, if it is inline, with the CRC of that.
+pub(crate) type Looked = Result<(ObjectMeta, Bytes, u32), ObjectError>;
+
+/// What a look-up was told.
+pub(crate) fn found((bucket, key): (&str, &str), told: Result<Told, Untold>) -> Looked {
+    match told {
+        Ok(Told {
+            reply: Reply::Found { meta, .. },
+            payload,
+            payload_crc,
+        }) => match meta.tag.is_some_and(|tag| tag.marker) {
+            true => Err(marker(bucket, key, meta)),
+            false => Ok((meta, payload, payload_crc)),
+        },
+        Ok(told) => Err(unexpected("Found", &told.reply)),
+        Err(Untold { error, .. }) => Err(error),
+    }
+}
+
+/// Whether the object that was looked up is certainly not what it was.
+pub(crate) fn gone(error: &ObjectError) -> bool {
+    matches!(error.code(), Code::NotFound | Code::NoSuchBucket)
+}
+
+fn kept(cached: &Cached) -> Found {
     let payload = cached.payload.clone().unwrap_or_default();
     Found {
         meta: cached.meta.clone(),

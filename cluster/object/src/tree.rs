@@ -30,7 +30,7 @@ pub(crate) fn encode_node(stripes: &Vec<Stripe>) -> Bytes {
 }
 
 /// The stripes that a node lists.
-pub(crate) fn decode_node(part: &Part) -> Result<Vec<Stripe>, String> {
+pub fn decode_node(part: &Part) -> Result<Vec<Stripe>, String> {
     let stripes = match part.chunks.as_slice() {
         [one] => decode_stripes(one),
         chunks => {

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::audit::{self, Audited};
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::get::GetStream;
@@ -349,6 +350,19 @@ impl Client {
     ) -> Result<ObjectMeta, ClientError> {
         check(bucket, Some(key))?;
         list::head(&self.inner, (bucket, key), Some(version), Turn::Own).await
+    }
+
+    /// Looks at every shard of an object, or of this version of it, and makes those again that are not whole if
+    /// `mends`. None if there is no such object.
+    pub async fn audit(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<Seq>,
+        mends: bool,
+    ) -> Result<Option<(ObjectMeta, Audited)>, ClientError> {
+        check(bucket, Some(key))?;
+        audit::audit(&self.inner, (bucket, key), version, mends).await
     }
 
     /// Reads an object or a part of it. Returns when the first bytes are there.

@@ -8,6 +8,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
+pub mod audit;
 pub mod client;
 mod drive;
 pub mod error;
@@ -37,6 +38,7 @@ mod reader_tests;
 mod versions_tests;
 
 pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, Making, ObjectError, ShardFault};
+pub use audit::Audited;
 pub use client::Client;
 pub use error::ClientError;
 pub use get::GetStream;

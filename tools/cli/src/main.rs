@@ -3,6 +3,7 @@
 //! Each subcommand has a file of its own. Exit codes: 0 done, 1 failed, 2 the command line makes no sense.
 
 mod address;
+mod audit;
 mod bench_device;
 mod bench_engine;
 mod bench_fio;
@@ -94,6 +95,8 @@ enum Command {
     },
     /// List the buckets.
     Buckets,
+    /// Look at every shard of every object, and make those again that are missing or rotten.
+    Audit(audit::AuditArgs),
     /// Look at and change a running cluster: its control plane, its map, who is in it.
     Cluster(cluster::ClusterArgs),
     /// Make and show cluster maps.
@@ -140,6 +143,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Mb { address } => list::make_bucket(address, cluster, json),
         Command::Rb { address } => list::remove_bucket(address, cluster, json),
         Command::Buckets => list::buckets(cluster, json),
+        Command::Audit(args) => audit::audit(&args, cluster, json),
         Command::Cluster(args) => cluster::run(args, cluster, json),
         Command::Map(args) => map::run(&args, cluster, json),
         Command::Device(args) => device::run(args, cluster, json),
