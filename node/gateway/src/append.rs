@@ -41,11 +41,13 @@ use crate::objects::set_checksum;
 use crate::pieces::Pieces;
 use crate::puts::{PUT_MAX, Target, attributes_of, write_if};
 use crate::reply::Reply;
-use crate::uploads::Upload;
+use crate::uploads::{Upload, remove};
 use crate::versions::Keeping;
 
-/// After so long whoever was appending is taken for gone.
+/// After so long whoever was appending is taken for gone,
 const GONE_MS: u64 = 24 * 60 * 60 * 1000;
+/// and after so long what somebody gave up is certainly at rest: a part may have been on its way.
+const RESTS_MS: u64 = 10 * 60 * 1000;
 
 /// Where a request wants its body written, if it says that.
 pub(crate) fn write_offset(call: &Call) -> Result<Option<u64>, Refusal> {
@@ -83,14 +85,14 @@ struct Longer {
 }
 
 impl Longer {
-    fn of(old: ObjectMeta, id: UploadId) -> Result<Longer, Refusal> {
+    fn of(old: ObjectMeta) -> Result<Longer, Refusal> {
+        // Which upload it came of stays: whoever asks again to complete that one is to be told that it is done.
         let mut found = attributes(&old)?;
         let full = |one: &Checksum| one.kind == Kind::FullObject;
         let combines = |one: &Checksum| one.algorithm.takes(Kind::FullObject);
         let checksum = found.checksum().cloned();
         let checksum = checksum.filter(|one| full(one) && combines(one));
         (found.parts, found.modified_ms) = (None, None);
-        found.upload = Some(id.0);
         found.checksums = checksum.iter().cloned().collect();
         // What does not fit is refused before the body comes.
         found.encode()?;
@@ -131,19 +133,18 @@ impl Longer {
     }
 }
 
-/// An upload that was begun, and is given up if nobody goes on with it.
-struct Begun(Option<(Arc<Gateway>, Upload)>);
+/// An append that was begun, of which nothing was proposed: it is given up if nobody goes on with it.
+struct Begun(Option<(Arc<Gateway>, UploadRecord, UploadId)>);
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        let Some((gateway, upload)) = self.0.take() else {
+        let Some((gateway, record, id)) = self.0.take() else {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let bucket = upload.record.bucket.clone();
-                if let Err(refusal) = gateway.abort(upload).await {
-                    gateway.tell_of(&bucket, &refusal);
+                if let Err(refusal) = gateway.give_up(&record.stands_at(id)).await {
+                    gateway.tell_of(&record.bucket, &refusal);
                 }
             });
         }
@@ -204,10 +205,11 @@ impl Gateway {
             return Err(Refusal::new(Code::TooManyParts, message));
         }
         let id = UploadId::new(context.now_ms, random()?);
-        let longer = Longer::of(old, id)?;
+        let longer = Longer::of(old)?;
         let (promise, sent) = self.appended(context, &longer)?;
-        let upload = self.begin_append(context, id).await?;
-        let begun = Begun(Some((self.clone(), upload)));
+        let record = append_record(context, id);
+        let begun = Begun(Some((self.clone(), record.clone(), id)));
+        let upload = self.begin_append(record, id).await?;
         let mut keys = Vec::new();
         if longer.is_inline() {
             keys.push(self.copy_inline(call, id, &longer.old).await?);
@@ -218,7 +220,11 @@ impl Gateway {
         keys.push(key);
         let parts = self.look_at(keys.clone()).await?;
         let (this, context) = (self.clone(), context.clone());
-        to_the_end(async move { this.lengthen(&context, longer, (keys, parts), begun).await }).await
+        to_the_end(async move {
+            this.lengthen(&context, longer, (keys, parts), (begun, upload))
+                .await
+        })
+        .await
     }
 
     /// What is promised of what is appended, and what was said of it.
@@ -252,22 +258,7 @@ impl Gateway {
     }
 
     /// Says that parts are about to come, before there are any.
-    async fn begin_append(&self, context: &Context, id: UploadId) -> Result<Upload, Refusal> {
-        let call = &context.call;
-        let record = UploadRecord {
-            version: VERSION,
-            bucket: call.bucket.clone(),
-            key: call.key.clone(),
-            id: id.to_text(),
-            owner: context.access.account().unwrap_or_default().to_owned(),
-            begun_ms: context.now_ms,
-            state: UploadState::Open,
-            algorithm: None,
-            kind: None,
-            attributes: String::new(),
-            lock: Lock::NONE,
-            append: true,
-        };
+    async fn begin_append(&self, record: UploadRecord, id: UploadId) -> Result<Upload, Refusal> {
         let (key, bytes) = (record.stands_at(id), record.encode()?);
         let written =
             write_document(&self.store, &key, bytes, Etag::NONE, Precondition::Absent).await;
@@ -308,7 +299,7 @@ impl Gateway {
         context: &Context,
         longer: Longer,
         (keys, parts): (Vec<String>, Vec<ObjectMeta>),
-        mut begun: Begun,
+        (mut begun, mut upload): (Begun, Upload),
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         // By what the bucket wants by now: the bytes may have come for an hour.
@@ -321,13 +312,16 @@ impl Gateway {
         let size = longer.old.manifest.size + last.manifest.size;
         let offset = longer.old.manifest.size;
         let (old, seal, checksum) = longer.seal(last)?;
-        let Some((_, mut upload)) = begun.0.take() else {
-            return Err(crate::faults::internal("an append that was not begun"));
-        };
-        // From here on it is given up by nobody who does not know how it went.
         if !self.turn(&mut upload, completing()).await? {
+            // Whoever took this one for gone may have been here before its parts.
+            begun.0 = None;
+            for key in &keys {
+                remove(&self.store, key, Precondition::None, false).await?;
+            }
             return refused(Code::RequestTimeout, "The request took too long to append");
         }
+        // From here on it is given up by nobody who does not know how it went.
+        begun.0 = None;
         let tags = attributes(&old)?.tags;
         let etag = seal.etag;
         let manifests = parts.into_iter().map(|part| part.manifest).collect();
@@ -345,6 +339,11 @@ impl Gateway {
                 }
                 return Err(match error.code() {
                     Store::PreconditionFailed => self.overtaken(call, offset).await,
+                    // Its lists may be gone with what it was.
+                    Store::Unreadable => match self.overtaken(call, offset).await {
+                        said if said.code == Code::InvalidWriteOffset => said,
+                        _ => refusal(&error),
+                    },
                     _ => refusal(&error),
                 });
             }
@@ -379,7 +378,43 @@ impl Gateway {
         }
     }
 
-    /// Gives up what was begun by gateways that are gone; says how many that was.
+    /// Sees to it that what was begun is not gone on with: only for who knows that nothing of it was proposed. What it
+    /// wrote is freed later, by all that look at the lifecycles: some of it may be on its way.
+    async fn give_up(&self, key: &str) -> Result<(), Refusal> {
+        while let Some(mut upload) = self.recorded(key).await? {
+            if !upload.record.state.has_parts()
+                || self.turn(&mut upload, UploadState::Aborting).await?
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what was begun, if it has been at rest for so long that whoever began it is gone; says whether it did.
+    async fn end_append(&self, key: &str, rests_ms: u64) -> Result<bool, Refusal> {
+        if rests_ms < RESTS_MS {
+            return Ok(false);
+        }
+        let Some(upload) = self.recorded(key).await? else {
+            return Ok(false);
+        };
+        let ended = match upload.record.state {
+            UploadState::Aborting | UploadState::Made => self.abort(upload).await,
+            _ if rests_ms < GONE_MS => return Ok(false),
+            UploadState::Open => self.abort(upload).await,
+            // It may be the object's, or have been: nothing of it is freed.
+            UploadState::Completing { .. } => self.retire(upload, &|_| true).await,
+        };
+        match ended {
+            Ok(()) => Ok(true),
+            // Somebody else is at it.
+            Err(refusal) if refusal.code == Code::OperationAborted => Ok(false),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Ends what was begun by gateways that are gone, and what was given up; says how many that was.
     pub(crate) async fn end_appends(&self, now_ms: u64) -> Result<u64, Refusal> {
         let (mut after, mut ended) = (String::new(), 0);
         loop {
@@ -391,17 +426,12 @@ impl Gateway {
             let page = self.store.list(SYSTEM_BUCKET, options).await;
             let page = page.map_err(|error| refusal(&error))?;
             for entry in page.objects {
-                if now_ms.saturating_sub(entry.modified_ms) < GONE_MS {
-                    continue;
-                }
-                let Some(upload) = self.recorded(&entry.key).await? else {
-                    continue;
-                };
-                match self.abort(upload).await {
-                    Ok(()) => ended += 1,
-                    // Somebody else is at it.
-                    Err(refusal) if refusal.code == Code::OperationAborted => {}
-                    Err(refusal) => return Err(refusal),
+                let rests_ms = now_ms.saturating_sub(entry.modified_ms);
+                match self.end_append(&entry.key, rests_ms).await {
+                    Ok(true) => ended += 1,
+                    Ok(false) => {}
+                    // One that cannot be ended keeps no other from its end.
+                    Err(refusal) => self.tell_of(&entry.key, &refusal),
                 }
             }
             match page.next {
@@ -409,6 +439,25 @@ impl Gateway {
                 None => return Ok(ended),
             }
         }
+    }
+}
+
+/// That parts are about to come that an object is to be made longer by.
+fn append_record(context: &Context, id: UploadId) -> UploadRecord {
+    let call = &context.call;
+    UploadRecord {
+        version: VERSION,
+        bucket: call.bucket.clone(),
+        key: call.key.clone(),
+        id: id.to_text(),
+        owner: context.access.account().unwrap_or_default().to_owned(),
+        begun_ms: context.now_ms,
+        state: UploadState::Open,
+        algorithm: None,
+        kind: None,
+        attributes: String::new(),
+        lock: Lock::NONE,
+        append: true,
     }
 }
 

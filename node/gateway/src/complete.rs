@@ -321,7 +321,7 @@ impl Gateway {
     /// Takes an upload away that is, or may be, an object; the stripes of those parts that were `taken`
     /// stay. If somebody else has changed how it stands meanwhile, that one goes on with it, and the parts
     /// that there are now are none that were looked at here.
-    async fn retire(
+    pub(crate) async fn retire(
         &self,
         mut upload: Upload,
         taken: &(dyn Fn(&str) -> bool + Sync),
