@@ -338,7 +338,7 @@ def test_unknown():
                       "x-amz-nonsense=1", "tagging=&acl=", "torrent="):
             reply = ask(put(b, "k", query=query, more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))
-        for header in ("x-amz-nonsense", "x-amz-server-side-encryption", "x-amz-write-offset-bytes", "x-amz-object-lock-nonsense",
+        for header in ("x-amz-nonsense", "x-amz-server-side-encryption", "x-amz-write-offset-nonsense", "x-amz-object-lock-nonsense",
                        "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-read"):
             refused(ask(put(b, "k", {header: "AES256"}, more=length(3)).head, b"abc"), (501, "NotImplemented"))
         for method in ("PATCH", "TRACE", "FOO", "CONNECT"):

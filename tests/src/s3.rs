@@ -15,6 +15,9 @@ use crate::rig::Rig;
 /// What names a Python that has boto3.
 pub const PYTHON: &str = "ASHLAR_S3_PYTHON";
 
+/// What names a folder for S3's clients.
+pub const CLIENTS: &str = "ASHLAR_S3_CLIENTS";
+
 /// A Python that has boto3; says so, if there is none.
 pub fn python() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(PYTHON) {
@@ -32,6 +35,17 @@ pub fn python() -> Option<PathBuf> {
         "skipped: S3's clients (no python3 with boto3: install .ci/requirements-s3.txt, and name it by {PYTHON})"
     );
     None
+}
+
+/// Where the clients are kept that `clients.py` installs; says so, if nobody names a place.
+pub fn clients() -> Option<PathBuf> {
+    let cache = std::env::var_os(CLIENTS);
+    if cache.is_none() {
+        eprintln!(
+            "skipped: the clients that people use (about 200 MB of them come from PyPI: name a folder for them by {CLIENTS})"
+        );
+    }
+    cache.map(PathBuf::from)
 }
 
 /// A gateway beside the rig's own.

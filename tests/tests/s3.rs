@@ -60,6 +60,19 @@ fn versions_are_kept_as_a_real_client_knows_them() {
 }
 
 #[test]
+fn the_clients_that_people_use_can_do_what_they_do_on_amazons() {
+    let (Some(python), Some(cache)) = (s3::python(), s3::clients()) else {
+        return;
+    };
+    let (_turn, rig) = rig();
+    let mut script = s3::script(&rig, &python, "clients.py");
+    // boto3 is in the other tests, and s3cmd takes its time.
+    script.args(["--only", "awscli,rclone,s5cmd,minio-py", "--cache"]);
+    script.arg(cache);
+    s3::run(script);
+}
+
+#[test]
 fn objects_grow_at_their_end() {
     ask_through_two("append.py");
 }

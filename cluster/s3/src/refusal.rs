@@ -188,6 +188,8 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// Headers that go with it.
     pub headers: Vec<(&'static str, String)>,
+    /// What else is said of it in the document, by name.
+    pub details: Vec<(&'static str, String)>,
 }
 
 impl Refusal {
@@ -197,7 +199,15 @@ impl Refusal {
             code,
             message: message.into(),
             headers: Vec::new(),
+            details: Vec::new(),
         }
+    }
+
+    /// The same, with one more thing said of it.
+    #[must_use]
+    pub fn saying(mut self, name: &'static str, value: impl Into<String>) -> Refusal {
+        self.details.push((name, value.into()));
+        self
     }
 
     /// The same, with a header.

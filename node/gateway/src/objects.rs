@@ -122,6 +122,14 @@ pub(crate) fn set_checksum(reply: &mut Reply, checksum: &Checksum) {
     reply.set("x-amz-checksum-type", checksum.kind.as_str());
 }
 
+/// What is said to who wants bytes of an object that it does not have. Amazon's CRT reads an empty object by what it
+/// is told here.
+fn beyond(call: &Call, size: u64) -> Refusal {
+    Refusal::new(Code::InvalidRange, "The requested range is not satisfiable")
+        .saying("RangeRequested", call.header("range").unwrap_or_default())
+        .saying("ActualObjectSize", size.to_string())
+}
+
 /// What of an object is asked for.
 struct Part {
     range: Option<ByteRange>,
@@ -283,7 +291,7 @@ impl Gateway {
         if let Err(refusal) = read_if(call).check(&tag, modified_ms(meta, &found)) {
             return unmet(refusal, meta, &found);
         }
-        refused(Code::InvalidRange, "The requested range is not satisfiable")
+        Err(beyond(call, meta.manifest.size))
     }
 
     async fn give(
@@ -339,7 +347,7 @@ impl Gateway {
             Some(asked) => match asked.resolve(size) {
                 Some(range) => range,
                 None => {
-                    return refused(Code::InvalidRange, "The requested range is not satisfiable");
+                    return Err(beyond(call, size));
                 }
             },
         };

@@ -588,7 +588,8 @@ impl CopySource {
             Some(text) => Some(version_id::parse(text)?),
             None => return bad(),
         };
-        let Some(path) = percent_decode(path) else {
+        // As in a form: a plus that is meant is in percents.
+        let Some(path) = percent_decode(&path.replace('+', " ")) else {
             return bad();
         };
         let path = path.strip_prefix('/').unwrap_or(&path);

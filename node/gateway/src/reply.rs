@@ -205,6 +205,9 @@ pub(crate) fn refusal_reply(
         if refusal.code == Code::AuthorizationHeaderMalformed {
             xml.text("Region", region);
         }
+        for (name, value) in &refusal.details {
+            xml.text(name, value);
+        }
         xml.text("Resource", resource);
         xml.text("RequestId", &id.id);
         xml.text("HostId", &id.host_id);

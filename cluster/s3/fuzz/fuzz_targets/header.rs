@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ashlar_s3_fuzz::header(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ashlar_cluster_s3_fuzz::header(data));
