@@ -647,7 +647,7 @@ mod tests {
             (
                 "PUT",
                 Object,
-                &["X-Amz-Signature", "x-amz-write-offset-bytes"],
+                &["X-Amz-Signature", "x-amz-rename-source"],
                 &[],
             ),
             ("POST", Object, &[], &[]),
