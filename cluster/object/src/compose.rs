@@ -185,6 +185,12 @@ impl Compose {
         parts: Vec<Manifest>,
         seal: (Etag, Vec<u8>),
     ) -> Result<Compose, ObjectError> {
+        let copied = |old: &Manifest, copy: &Manifest| (old.size, old.crc) == (copy.size, copy.crc);
+        let inline = manifest.body == Body::Inline && manifest.size > 0;
+        if inline && !parts.first().is_some_and(|copy| copied(&manifest, copy)) {
+            let detail = "the first part is no copy of what rides in the journal".to_owned();
+            return Err(ObjectError::BadRequest { detail });
+        }
         let taken = manifest.body.clone();
         let old = Some(manifest).filter(|old| old.body != Body::Inline);
         let parts = old.into_iter().chain(parts).collect();

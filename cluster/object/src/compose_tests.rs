@@ -187,6 +187,23 @@ proptest! {
     }
 }
 
+/// Of an object that rides in the journal nothing is left out.
+#[test]
+fn what_rides_in_the_journal_is_copied_before_it_grows() {
+    let mut world = world(6);
+    let (old, more) = (world.bytes(500), world.bytes(5000));
+    put(&mut world, "whole", &old).unwrap();
+    put(&mut world, "more", &more).unwrap();
+    let (meta, _) = world.objects[&("bucket".to_owned(), "whole".to_owned())].clone();
+    let more = manifest(&world, "more");
+    for parts in [Vec::new(), vec![more]] {
+        let (common, seal) = (world.common.clone(), (Etag::NONE, Vec::new()));
+        let old = (meta.version, meta.manifest.clone());
+        let refused = Compose::longer(common, "bucket", "whole", old, parts, seal).unwrap_err();
+        assert_eq!(refused.code(), Code::BadRequest);
+    }
+}
+
 /// What somebody else did to the object meanwhile stands, and so does all that was to be added to it.
 #[test]
 fn an_object_that_is_another_one_by_now_does_not_grow() {

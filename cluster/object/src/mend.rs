@@ -23,6 +23,7 @@ use crate::call::{Action, Answer, CallId, Calls, Event, Machine};
 use crate::common::Common;
 use crate::encode::rebuild;
 use crate::error::{Fault, ObjectError, ShardFault};
+use crate::stripe_read::check_shard;
 
 /// What was found of a stripe, and done about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,31 +142,10 @@ impl Mend {
         (call, now + self.common.tuning().give_up)
     }
 
-    /// What was read of a shard, if it is what the manifest means.
+    /// What was read of a whole shard, if it is what the manifest means.
     fn check(&self, index: usize, answer: Answer) -> Result<Bytes, Fault> {
-        let (len, crc, bytes, came) = match answer {
-            Answer::Reply {
-                reply:
-                    Reply::Shard {
-                        shard_len,
-                        shard_crc,
-                    },
-                payload,
-                payload_crc,
-            } => (shard_len, shard_crc, payload, payload_crc),
-            answer => return Err(Fault::of(answer)),
-        };
-        let expected = self.stripe.shard_crcs[index];
-        if len != self.stripe.shard_len() || bytes.len() != len as usize || crc != expected {
-            let why = format!("the record has {len} bytes with CRC {crc:08x}");
-            return Err(Fault::Mismatch(why));
-        }
-        match came == expected {
-            true => Ok(bytes),
-            false => Err(Fault::Corrupt(format!(
-                "expected CRC {expected:08x}, got {came:08x}"
-            ))),
-        }
+        let whole = self.stripe.shard_len();
+        check_shard(&self.stripe, index, whole, answer).map_err(|(fault, _)| fault)
     }
 
     fn fault(&self, index: usize, fault: Fault) -> ShardFault {

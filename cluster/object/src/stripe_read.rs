@@ -399,7 +399,8 @@ impl StripeRead {
             return;
         }
         let device = self.devices[index];
-        match self.check(index, &asked.cols, answer) {
+        let bytes = asked.cols.end - asked.cols.start;
+        match check_shard(&self.stripe, index, bytes, answer) {
             Ok(bytes) => {
                 let took = now.since(asked.sent);
                 self.common
@@ -423,46 +424,6 @@ impl StripeRead {
                 self.slots[index].fault = Some(fault);
             }
         }
-    }
-
-    /// What came for these columns, if it is what the manifest means; else the fault, and what to
-    /// tell the node of it, if that cannot know.
-    fn check(
-        &self,
-        index: usize,
-        cols: &Range<u32>,
-        answer: Answer,
-    ) -> Result<Bytes, (Fault, Option<FindingKind>)> {
-        let (len, crc, bytes, bytes_crc) = match answer {
-            Answer::Reply {
-                reply:
-                    Reply::Shard {
-                        shard_len,
-                        shard_crc,
-                    },
-                payload,
-                payload_crc,
-            } => (shard_len, shard_crc, payload, payload_crc),
-            answer => return Err((Fault::of(answer), None)),
-        };
-        let expected_len = self.stripe.shard_len();
-        let expected_crc = self.stripe.shard_crcs[index];
-        if len != expected_len || crc != expected_crc {
-            let why = format!(
-                "expected {expected_len} bytes with CRC {expected_crc:08x}, the record has {len} with {crc:08x}"
-            );
-            return Err((Fault::Mismatch(why), Some(FindingKind::WrongRecord)));
-        }
-        let asked = cols.end - cols.start;
-        if bytes.len() != asked as usize {
-            let why = format!("{asked} bytes were asked for, {} came", bytes.len());
-            return Err((Fault::Refused(why), None));
-        }
-        if asked == expected_len && bytes_crc != expected_crc {
-            let why = format!("expected CRC {expected_crc:08x}, got {bytes_crc:08x}");
-            return Err((Fault::Corrupt(why), Some(FindingKind::Rot)));
-        }
-        Ok(bytes)
     }
 
     fn on_deadline(&mut self, now: Instant) {
@@ -565,6 +526,45 @@ impl StripeRead {
             slot.got = None;
         }
     }
+}
+
+/// What came of so many bytes of a shard that were asked for, if it is what the manifest means; else the fault, and
+/// what to tell the node of it, if that cannot know.
+pub(crate) fn check_shard(
+    stripe: &Stripe,
+    index: usize,
+    asked: u32,
+    answer: Answer,
+) -> Result<Bytes, (Fault, Option<FindingKind>)> {
+    let (len, crc, bytes, bytes_crc) = match answer {
+        Answer::Reply {
+            reply:
+                Reply::Shard {
+                    shard_len,
+                    shard_crc,
+                },
+            payload,
+            payload_crc,
+        } => (shard_len, shard_crc, payload, payload_crc),
+        answer => return Err((Fault::of(answer), None)),
+    };
+    let expected_len = stripe.shard_len();
+    let expected_crc = stripe.shard_crcs[index];
+    if len != expected_len || crc != expected_crc {
+        let why = format!(
+            "expected {expected_len} bytes with CRC {expected_crc:08x}, the record has {len} with {crc:08x}"
+        );
+        return Err((Fault::Mismatch(why), Some(FindingKind::WrongRecord)));
+    }
+    if bytes.len() != asked as usize {
+        let why = format!("{asked} bytes were asked for, {} came", bytes.len());
+        return Err((Fault::Refused(why), None));
+    }
+    if asked == expected_len && bytes_crc != expected_crc {
+        let why = format!("expected CRC {expected_crc:08x}, got {bytes_crc:08x}");
+        return Err((Fault::Corrupt(why), Some(FindingKind::Rot)));
+    }
+    Ok(bytes)
 }
 
 impl Machine for StripeRead {

@@ -191,6 +191,24 @@ pub struct UploadRecord {
 }
 
 impl UploadRecord {
+    /// Of an upload that begins now, milliseconds since 1970, with nothing asked for.
+    pub fn new(bucket: &str, key: &str, id: UploadId, owner: &str, now_ms: u64) -> UploadRecord {
+        UploadRecord {
+            version: VERSION,
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            id: id.to_text(),
+            owner: owner.to_owned(),
+            begun_ms: now_ms,
+            state: UploadState::Open,
+            algorithm: None,
+            kind: None,
+            attributes: String::new(),
+            lock: Lock::NONE,
+            append: false,
+        }
+    }
+
     /// As bytes.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
         to_json(self, RECORD_MAX)
@@ -254,19 +272,10 @@ mod tests {
 
     #[test]
     fn records() {
+        let id = UploadId::new(5, [1; 8]);
         let mut record = UploadRecord {
-            version: VERSION,
-            bucket: "b".into(),
-            key: "k\0ä".into(),
-            id: UploadId::new(5, [1; 8]).to_text(),
-            owner: "111111111111".into(),
-            begun_ms: 5,
-            state: UploadState::Open,
             algorithm: Some("CRC32".into()),
-            kind: None,
-            attributes: String::new(),
-            lock: Lock::NONE,
-            append: false,
+            ..UploadRecord::new("b", "k\0ä", id, "111111111111", 5)
         };
         let attributes = Attributes {
             content_type: Some("a/b".into()),

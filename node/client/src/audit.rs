@@ -87,6 +87,19 @@ async fn look(inner: &Arc<Inner>, stripe: &Stripe, mends: bool) -> Result<Mended
     Ok(outcome.unwrap_or(Err(ObjectError::Aborted))?)
 }
 
+/// What is known of an object, if there is one.
+async fn known(
+    inner: &Arc<Inner>,
+    name: (&str, &str),
+    id: Option<Seq>,
+) -> Result<Option<ObjectMeta>, ClientError> {
+    match list::head(inner, name, id, Turn::Within).await {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if matches!(error.code(), Code::NotFound | Code::NoSuchBucket) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// An object that is being looked at.
 struct Auditor<'a> {
     inner: &'a Arc<Inner>,
@@ -98,55 +111,53 @@ struct Auditor<'a> {
 }
 
 impl Auditor<'_> {
-    /// Whether the object is what it was.
-    async fn stands(&self) -> Result<bool, ClientError> {
-        match list::head(self.inner, self.name, self.id, Turn::Within).await {
-            Ok(meta) => Ok(meta.version == self.version),
-            Err(error) if matches!(error.code(), Code::NotFound | Code::NoSuchBucket) => Ok(false),
-            Err(error) => Err(error),
+    /// Whether the object is what it was: if not, that is noted.
+    async fn stands(&mut self) -> Result<bool, ClientError> {
+        let meta = known(self.inner, self.name, self.id).await?;
+        let stands = meta.is_some_and(|meta| meta.version == self.version);
+        self.all.changed |= !stands;
+        Ok(stands)
+    }
+
+    fn bad(&self, detail: String) -> ObjectError {
+        ObjectError::BadManifest {
+            bucket: self.name.0.to_owned(),
+            key: self.name.1.to_owned(),
+            detail,
         }
     }
 
     /// Looks at a stripe, and mends it; false if the object does not stand any more.
     async fn stripe(&mut self, stripe: &Stripe) -> Result<bool, ClientError> {
         let mut found = look(self.inner, stripe, false).await?;
-        if !found.bad.is_empty() {
-            if !self.stands().await? {
-                self.all.changed = true;
+        if !found.bad.is_empty() && !self.stands().await? {
+            return Ok(false);
+        }
+        if !found.bad.is_empty() && self.mends {
+            found = look(self.inner, stripe, true).await?;
+            // It may have been removed since: then what is missing is so rightly.
+            let all = found.mended as usize == found.bad.len();
+            if !all && !self.stands().await? {
                 return Ok(false);
-            }
-            if self.mends {
-                found = look(self.inner, stripe, true).await?;
             }
         }
         self.all.add(stripe, &found);
         Ok(true)
     }
 
-    /// The stripes that a list of them names; none if it cannot be read.
+    /// The stripes that a list of them names; none if the object does not stand any more.
     async fn listed(&mut self, node: &Stripe) -> Result<Option<Vec<Stripe>>, ClientError> {
         let want = 0..node.data_len;
         let read = StripeRead::new(self.inner.common.clone(), 0, node.clone(), want);
-        let read = read.map_err(|detail| ObjectError::BadManifest {
-            bucket: self.name.0.to_owned(),
-            key: self.name.1.to_owned(),
-            detail,
-        })?;
+        let read = read.map_err(|detail| self.bad(detail))?;
         let mut drive = Drive::start(self.inner.clone(), read, None);
         drive.until_answered().await;
         let part = match drive.machine().and_then(StripeRead::outcome).cloned() {
             Some(Ok(part)) => part,
             Some(Err(error)) if self.stands().await? => return Err(error.into()),
-            _ => {
-                self.all.changed = true;
-                return Ok(None);
-            }
+            _ => return Ok(None),
         };
-        let stripes = decode_node(&part).map_err(|detail| ObjectError::BadManifest {
-            bucket: self.name.0.to_owned(),
-            key: self.name.1.to_owned(),
-            detail,
-        })?;
+        let stripes = decode_node(&part).map_err(|detail| self.bad(detail))?;
         Ok(Some(stripes))
     }
 
@@ -193,12 +204,8 @@ pub(crate) async fn audit(
     mends: bool,
 ) -> Result<Option<(ObjectMeta, Audited)>, ClientError> {
     let _permit = Turn::Own.reader(inner).await?;
-    let meta = match list::head(inner, name, id, Turn::Within).await {
-        Ok(meta) => meta,
-        Err(error) if matches!(error.code(), Code::NotFound | Code::NoSuchBucket) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
+    let Some(meta) = known(inner, name, id).await? else {
+        return Ok(None);
     };
     let mut auditor = Auditor {
         inner,

@@ -15,23 +15,21 @@ use std::sync::Arc;
 
 use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::checksum::{Checksum, Kind, checksum_of_parts, md5_of_parts};
-use ashlar_cluster_s3::conditional::{Current, WriteIf, etag};
+use ashlar_cluster_s3::conditional::{Current, etag};
 use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::system::{
-    APPENDS, PARTS_MAX, UploadId, UploadRecord, UploadState, VERSION, part_key,
+    APPENDS, PARTS_MAX, UploadId, UploadRecord, UploadState, part_key,
 };
-use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Body, Etag, Precondition};
 use ashlar_layout::message::ObjectMeta;
-use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Code as Store, GetOptions, ListOptions, Seal};
+use ashlar_node_client::{Code as Store, GetOptions, Seal};
 
 use crate::body::{Promise, Source};
 use crate::call::Call;
 use crate::complete::{OBJECT_MAX, completing};
 use crate::digests::Sent;
-use crate::directory::write_document;
+use crate::directory::reserved;
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
@@ -207,16 +205,21 @@ impl Gateway {
         let id = UploadId::new(context.now_ms, random()?);
         let longer = Longer::of(old)?;
         let (promise, sent) = self.appended(context, &longer)?;
-        let record = append_record(context, id);
+        let owner = context.access.account().unwrap_or_default();
+        let record = UploadRecord {
+            append: true,
+            ..UploadRecord::new(&call.bucket, &call.key, id, owner, context.now_ms)
+        };
         let begun = Begun(Some((self.clone(), record.clone(), id)));
-        let upload = self.begin_append(record, id).await?;
+        let upload = self.begin(record, id).await?;
         let mut keys = Vec::new();
         if longer.is_inline() {
             keys.push(self.copy_inline(call, id, &longer.old).await?);
         }
         let key = part_key(id, 2, random()?);
         let source = Source::Http(body);
-        self.make(target(&key), source, promise, &sent).await?;
+        self.make(Target::part(&key), source, promise, &sent)
+            .await?;
         keys.push(key);
         let parts = self.look_at(keys.clone()).await?;
         let (this, context) = (self.clone(), context.clone());
@@ -229,22 +232,8 @@ impl Gateway {
 
     /// What is promised of what is appended, and what was said of it.
     fn appended(&self, context: &Context, longer: &Longer) -> Result<(Promise, Sent), Refusal> {
-        let sent = Sent::of(&context.call)?;
         let wanted = longer.checksum.as_ref().map(|one| one.algorithm);
-        if let (Some(wanted), Some(got)) = (wanted, sent.algorithm())
-            && wanted != got
-        {
-            let message = format!(
-                "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {}",
-                wanted.as_str().to_ascii_lowercase(),
-                got.as_str().to_ascii_lowercase()
-            );
-            return Err(Refusal::new(Code::InvalidRequest, message));
-        }
-        let sent = match wanted {
-            Some(wanted) => sent.or_made(wanted),
-            None => sent,
-        };
+        let sent = Sent::of(&context.call)?.fitting(wanted)?;
         let mut promise = self.promise(context)?;
         let whole = longer.old.manifest.size.saturating_add(promise.len);
         if promise.len > PUT_MAX || whole > OBJECT_MAX {
@@ -255,19 +244,6 @@ impl Gateway {
         }
         promise.algorithms = sent.algorithms();
         Ok((promise, sent))
-    }
-
-    /// Says that parts are about to come, before there are any.
-    async fn begin_append(&self, record: UploadRecord, id: UploadId) -> Result<Upload, Refusal> {
-        let (key, bytes) = (record.stands_at(id), record.encode()?);
-        let written =
-            write_document(&self.store, &key, bytes, Etag::NONE, Precondition::Absent).await;
-        let version = written.map_err(|error| refusal(&error))?;
-        Ok(Upload {
-            id,
-            record,
-            version,
-        })
     }
 
     /// Makes a part of an object that rides in the journal; says its key.
@@ -289,7 +265,8 @@ impl Gateway {
         let (key, sent) = (part_key(id, 1, random()?), Sent::default());
         let promise = self.own_promise(old.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));
-        self.make(target(&key), source, promise, &sent).await?;
+        self.make(Target::part(&key), source, promise, &sent)
+            .await?;
         Ok(key)
     }
 
@@ -418,13 +395,7 @@ impl Gateway {
     pub(crate) async fn end_appends(&self, now_ms: u64) -> Result<u64, Refusal> {
         let (mut after, mut ended) = (String::new(), 0);
         loop {
-            let options = ListOptions {
-                prefix: APPENDS.to_owned(),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, APPENDS, after).await?;
             for entry in page.objects {
                 let rests_ms = now_ms.saturating_sub(entry.modified_ms);
                 match self.end_append(&entry.key, rests_ms).await {
@@ -439,36 +410,5 @@ impl Gateway {
                 None => return Ok(ended),
             }
         }
-    }
-}
-
-/// That parts are about to come that an object is to be made longer by.
-fn append_record(context: &Context, id: UploadId) -> UploadRecord {
-    let call = &context.call;
-    UploadRecord {
-        version: VERSION,
-        bucket: call.bucket.clone(),
-        key: call.key.clone(),
-        id: id.to_text(),
-        owner: context.access.account().unwrap_or_default().to_owned(),
-        begun_ms: context.now_ms,
-        state: UploadState::Open,
-        algorithm: None,
-        kind: None,
-        attributes: String::new(),
-        lock: Lock::NONE,
-        append: true,
-    }
-}
-
-fn target(key: &str) -> Target<'_> {
-    Target {
-        bucket: SYSTEM_BUCKET,
-        key,
-        condition: &WriteIf::Always,
-        precondition: Precondition::None,
-        attributes: Attributes::default(),
-        lock: Lock::NONE,
-        known: None,
     }
 }

@@ -17,10 +17,10 @@ use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::manifest::Precondition;
 use ashlar_layout::message::BucketMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Code as Store, ListOptions};
+use ashlar_node_client::Code as Store;
 
 use crate::access::denied;
-use crate::directory::owner_etag;
+use crate::directory::{owner_etag, reserved};
 use crate::faults::{refusal, refused};
 use crate::gateway::{Context, Gateway, to_the_end};
 use crate::inbound::Inbound;
@@ -167,13 +167,7 @@ impl Gateway {
         let mut names = std::collections::HashSet::new();
         let mut after = String::new();
         loop {
-            let options = ListOptions {
-                prefix: BUCKETS.to_owned(),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, BUCKETS, after).await?;
             let owned = page.objects.into_iter().filter(|o| o.etag == own);
             names.extend(owned.filter_map(|o| Some(o.key.strip_prefix(BUCKETS)?.to_owned())));
             match page.next {

@@ -21,7 +21,6 @@ use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::signature::SKEW_MS;
 use ashlar_cluster_s3::system::{PARTS_MAX, UploadId, UploadState, part_key};
 use ashlar_cluster_s3::xml::Xml;
-use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Etag, Precondition, VersionTag};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
@@ -446,15 +445,7 @@ impl Gateway {
             let algorithm = found.checksum().map(|checksum| checksum.algorithm);
             let sent = Sent::default().or_made(algorithm.unwrap_or(Algorithm::Crc64Nvme));
             let key = part_key(upload.id, part.number, random()?);
-            let target = Target {
-                bucket: SYSTEM_BUCKET,
-                key: &key,
-                condition: &WriteIf::Always,
-                precondition: Precondition::None,
-                attributes: Attributes::default(),
-                lock: Lock::NONE,
-                known: None,
-            };
+            let target = Target::part(&key);
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));
             self.make(target, source, promise, &sent).await?;

@@ -96,10 +96,28 @@ impl Sent {
         self.md5.is_some() || self.algorithm().is_some()
     }
 
+    /// With this checksum, if there is to be one: what was named must be the same.
+    pub(crate) fn fitting(self, wanted: Option<Algorithm>) -> Result<Sent, Refusal> {
+        let Some(wanted) = wanted else {
+            return Ok(self);
+        };
+        if let Some(got) = self.algorithm()
+            && wanted != got
+        {
+            let message = format!(
+                "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {}",
+                wanted.as_str().to_ascii_lowercase(),
+                got.as_str().to_ascii_lowercase()
+            );
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        }
+        Ok(self.or_made(wanted))
+    }
+
     /// With a checksum, whatever was said: this one, if nothing was.
     pub(crate) fn or_made(mut self, algorithm: Algorithm) -> Sent {
         if self.algorithm().is_none() {
-            self.made = Some(algorithm);
+            self.made.get_or_insert(algorithm);
         }
         self
     }

@@ -20,10 +20,10 @@ use ashlar_cluster_s3::system::{bucket_key, key_key};
 use ashlar_cluster_s3::users::{Key, RootKey, Secret, is_key_id};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
-use ashlar_layout::message::ObjectMeta;
+use ashlar_layout::message::{ListPage, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{
-    Client, ClientError, Code as Store, DeleteOptions, GetOptions, PutOptions, Seal,
+    Client, ClientError, Code as Store, DeleteOptions, GetOptions, ListOptions, PutOptions, Seal,
 };
 use bytes::{Bytes, BytesMut};
 
@@ -385,6 +385,21 @@ pub(crate) async fn found(client: &Client) -> Result<(), ClientError> {
         Err(error) if error.code() != Store::BucketExists => Err(error),
         _ => Ok(()),
     }
+}
+
+/// A page of what stands in the reserved bucket under keys that begin so, behind `after`.
+pub(crate) async fn reserved(
+    client: &Client,
+    prefix: impl Into<String>,
+    after: String,
+) -> Result<ListPage, Refusal> {
+    let options = ListOptions {
+        prefix: prefix.into(),
+        after,
+        ..ListOptions::default()
+    };
+    let page = client.list(SYSTEM_BUCKET, options).await;
+    page.map_err(|error| refusal(&error))
 }
 
 /// Whether two documents, if there are any, are about the same bucket, of the same owner.

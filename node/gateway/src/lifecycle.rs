@@ -31,7 +31,7 @@ use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Client, Code as Store, ListOptions};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::directory::{OpenBucket, read_document, write_document};
+use crate::directory::{OpenBucket, read_document, reserved, write_document};
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms, random};
 use crate::inbound::Inbound;
@@ -212,13 +212,7 @@ impl Gateway {
         let mut seen = HashMap::new();
         let mut after = String::new();
         loop {
-            let options = ListOptions {
-                prefix: BUCKETS.to_owned(),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, BUCKETS, after).await?;
             for entry in page.objects {
                 let Some(bucket) = entry.key.strip_prefix(BUCKETS) else {
                     continue;
@@ -499,13 +493,7 @@ impl Gateway {
             if self.still_asks(bucket, open).await?.is_none() {
                 return Ok(End::Lost);
             }
-            let options = ListOptions {
-                prefix: uploads_prefix(bucket, ""),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, uploads_prefix(bucket, ""), after).await?;
             for entry in page.objects {
                 lease.tally.seen += 1;
                 let ended = self
@@ -529,13 +517,7 @@ impl Gateway {
 pub async fn records(client: &Client) -> Result<Vec<(String, SweepRecord)>, Refusal> {
     let (mut records, mut after) = (Vec::new(), String::new());
     loop {
-        let options = ListOptions {
-            prefix: SWEEPS.to_owned(),
-            after,
-            ..ListOptions::default()
-        };
-        let page = client.list(SYSTEM_BUCKET, options).await;
-        let page = page.map_err(|error| refusal(&error))?;
+        let page = reserved(client, SWEEPS, after).await?;
         for entry in page.objects {
             let found = read_document(client, &entry.key).await;
             if let Some((_, bytes)) = found.map_err(|error| refusal(&error))? {

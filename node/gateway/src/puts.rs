@@ -66,6 +66,21 @@ pub(crate) struct Target<'a> {
     pub(crate) known: Option<(Kept, Instant)>,
 }
 
+impl<'a> Target<'a> {
+    /// A part, under a key that nothing else has.
+    pub(crate) fn part(key: &'a str) -> Target<'a> {
+        Target {
+            bucket: SYSTEM_BUCKET,
+            key,
+            condition: &WriteIf::Always,
+            precondition: Precondition::None,
+            attributes: Attributes::default(),
+            lock: Lock::NONE,
+            known: None,
+        }
+    }
+}
+
 /// Refuses what cannot be kept with an object here.
 pub(crate) fn check_kept(call: &Call) -> Result<(), Refusal> {
     match call.header("x-amz-acl") {

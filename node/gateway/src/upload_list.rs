@@ -7,10 +7,8 @@ use ashlar_cluster_s3::system::{
     UploadId, UploadRecord, UploadState, upload_marker, uploads_prefix,
 };
 use ashlar_cluster_s3::xml::Xml;
-use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::ListOptions;
 
-use crate::directory::read_document;
+use crate::directory::{read_document, reserved};
 use crate::faults::{internal, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::lists::write_owner;
@@ -43,13 +41,7 @@ impl Gateway {
             if most == 0 {
                 break;
             }
-            let options = ListOptions {
-                prefix: uploads_prefix(&call.bucket, prefix),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, uploads_prefix(&call.bucket, prefix), after).await?;
             for entry in page.objects {
                 let Some(upload) = self.listed(&call.bucket, &entry.key).await? else {
                     continue;
@@ -97,13 +89,7 @@ impl Gateway {
     pub(crate) async fn purge_uploads(&self, bucket: &str, before_ms: u64) -> Result<(), Refusal> {
         let mut after = String::new();
         loop {
-            let options = ListOptions {
-                prefix: uploads_prefix(bucket, ""),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, uploads_prefix(bucket, ""), after).await?;
             for entry in page.objects {
                 if let Some(upload) = self.listed(bucket, &entry.key).await?
                     && upload.record.begun_ms < before_ms

@@ -18,27 +18,25 @@ use std::sync::Arc;
 use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::checksum::{Algorithm, Checksum, Kind};
-use ashlar_cluster_s3::conditional::WriteIf;
 use ashlar_cluster_s3::range::parse_copy;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::system::{
-    PARTS_MAX, UploadId, UploadRecord, UploadState, VERSION, part_key, part_marker, part_number,
+    PARTS_MAX, UploadId, UploadRecord, UploadState, part_key, part_marker, part_number,
     parts_prefix, upload_key,
 };
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
-use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::{ListEntry, ObjectMeta};
 use ashlar_layout::names::SYSTEM_BUCKET;
-use ashlar_node_client::{Client, Code as Store, DeleteOptions, ListOptions};
+use ashlar_node_client::{Client, Code as Store, DeleteOptions};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
-use crate::directory::{read_document, write_document};
+use crate::directory::{reserved, write_document};
 use crate::faults::{busy, internal, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
@@ -168,19 +166,12 @@ impl Gateway {
         let attributes = attributes_of(call)?;
         let (algorithm, kind) = checksum_of(call)?;
         let id = UploadId::new(context.now_ms, random()?);
+        let owner = context.access.account().unwrap_or_default();
         let mut record = UploadRecord {
-            version: VERSION,
-            bucket: call.bucket.clone(),
-            key: call.key.clone(),
-            id: id.to_text(),
-            owner: context.access.account().unwrap_or_default().to_owned(),
-            begun_ms: context.now_ms,
-            state: UploadState::Open,
             algorithm: algorithm.map(|algorithm| algorithm.as_str().to_owned()),
             kind: kind.map(|kind| kind.as_str().to_owned()),
-            attributes: String::new(),
             lock: asked_lock(context, call)?,
-            append: false,
+            ..UploadRecord::new(&call.bucket, &call.key, id, owner, context.now_ms)
         };
         // What is added when the parts are put together has to fit as well.
         let whole = Attributes {
@@ -190,11 +181,8 @@ impl Gateway {
         };
         whole.encode()?;
         record.set_attributes(&attributes)?;
-        let key = record.stands_at(id);
-        let bytes = record.encode()?;
-        let written =
-            write_document(&self.store, &key, bytes, Etag::NONE, Precondition::Absent).await;
-        written.map_err(|error| refusal(&error))?;
+        let upload = self.begin(record, id).await?;
+        let record = &upload.record;
         let document = Xml::document("InitiateMultipartUploadResult", |xml| {
             xml.text("Bucket", &call.bucket);
             xml.text("Key", &call.key);
@@ -208,6 +196,23 @@ impl Gateway {
         Ok(reply)
     }
 
+    /// Writes the record of an upload down, before there are any parts.
+    pub(crate) async fn begin(
+        &self,
+        record: UploadRecord,
+        id: UploadId,
+    ) -> Result<Upload, Refusal> {
+        let (key, bytes) = (record.stands_at(id), record.encode()?);
+        let written =
+            write_document(&self.store, &key, bytes, Etag::NONE, Precondition::Absent).await;
+        let version = written.map_err(|error| refusal(&error))?;
+        Ok(Upload {
+            id,
+            record,
+            version,
+        })
+    }
+
     /// An upload, however it stands; none if there is none.
     pub(crate) async fn upload(
         &self,
@@ -215,17 +220,7 @@ impl Gateway {
         key: &str,
         id: UploadId,
     ) -> Result<Option<Upload>, Refusal> {
-        let found = read_document(&self.store, &upload_key(bucket, key, id)).await;
-        let found = found.map_err(|error| refusal(&error))?;
-        let Some((meta, bytes)) = found else {
-            return Ok(None);
-        };
-        let record = UploadRecord::decode(&bytes).map_err(internal)?;
-        Ok(Some(Upload {
-            id,
-            record,
-            version: meta.version,
-        }))
+        self.recorded(&upload_key(bucket, key, id)).await
     }
 
     /// The upload that a request names.
@@ -269,17 +264,7 @@ impl Gateway {
     fn part_sent(&self, call: &Call, upload: &Upload) -> Result<Sent, Refusal> {
         let sent = Sent::of(call)?;
         let wanted = upload.record.checksum().map(|(algorithm, _)| algorithm);
-        if let (Some(wanted), Some(got)) = (wanted, sent.algorithm())
-            && wanted != got
-        {
-            let message = format!(
-                "Checksum Type mismatch occurred, expected checksum Type: {}, actual checksum Type: {}",
-                wanted.as_str().to_ascii_lowercase(),
-                got.as_str().to_ascii_lowercase()
-            );
-            return Err(Refusal::new(Code::InvalidRequest, message));
-        }
-        Ok(sent.or_made(wanted.unwrap_or(Algorithm::Crc64Nvme)))
+        Ok(sent.fitting(wanted)?.or_made(Algorithm::Crc64Nvme))
     }
 
     /// Makes a part of a body.
@@ -292,15 +277,7 @@ impl Gateway {
         sent: &Sent,
     ) -> Result<Made, Refusal> {
         let key = part_key(upload.id, number, random()?);
-        let target = Target {
-            bucket: SYSTEM_BUCKET,
-            key: &key,
-            condition: &WriteIf::Always,
-            precondition: Precondition::None,
-            attributes: Attributes::default(),
-            lock: Lock::NONE,
-            known: None,
-        };
+        let target = Target::part(&key);
         let made = self.make(target, source, promise, sent).await?;
         let record = &upload.record;
         let now = self.upload(&record.bucket, &record.key, upload.id).await?;
@@ -404,13 +381,7 @@ impl Gateway {
             after => part_marker(id, after),
         };
         loop {
-            let options = ListOptions {
-                prefix: parts_prefix(id),
-                after: mark,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, parts_prefix(id), mark).await?;
             for entry in page.objects {
                 let Some(number) = part_number(&entry.key) else {
                     continue;
@@ -565,13 +536,7 @@ impl Gateway {
     ) -> Result<(), Refusal> {
         let mut after = String::new();
         loop {
-            let options = ListOptions {
-                prefix: parts_prefix(id),
-                after,
-                ..ListOptions::default()
-            };
-            let page = self.store.list(SYSTEM_BUCKET, options).await;
-            let page = page.map_err(|error| refusal(&error))?;
+            let page = reserved(&self.store, parts_prefix(id), after).await?;
             for entry in page
                 .objects
                 .iter()
