@@ -20,7 +20,9 @@ use crate::limits::{FRAME_CONTROL_MAX, INLINE_MAX, JOURNAL_BATCH_MAX};
 use crate::manifest::Op;
 use crate::manifest_v1::OpV1;
 use crate::manifest_v4::OpV4;
-use crate::version::{ENTRY_VERSION, ENTRY_VERSION_BOUNDS, ENTRY_VERSION_PLAIN};
+use crate::version::{
+    ENTRY_VERSION, ENTRY_VERSION_BOUNDS, ENTRY_VERSION_LOCKS, ENTRY_VERSION_PLAIN,
+};
 
 /// Bytes of an entry's header.
 pub const ENTRY_HEADER_LEN: usize = 64;
@@ -175,7 +177,10 @@ pub fn encode_entry(
 ) -> Result<(), EntryError> {
     let at = out.len();
     let version = match op {
-        Op::PutVersion { .. } | Op::DropVersion { .. } | Op::LockVersion { .. } => ENTRY_VERSION,
+        Op::Rename { .. } => ENTRY_VERSION,
+        Op::PutVersion { .. } | Op::DropVersion { .. } | Op::LockVersion { .. } => {
+            ENTRY_VERSION_LOCKS
+        }
         Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION_BOUNDS,
         _ => ENTRY_VERSION_PLAIN,
     };

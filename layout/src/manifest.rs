@@ -486,6 +486,22 @@ pub enum Op {
         /// Whether a retention in governance mode may be made less by it: whoever asks may do that.
         bypass: bool,
     },
+    /// Gives an object another key of its bucket and partition, in the place of what is there: it is put under the
+    /// one and removed under the other. With [`Body::Inline`] the entry's payload is the object.
+    Rename {
+        /// The bucket's name.
+        bucket: String,
+        /// The key that it gets.
+        key: String,
+        /// The key that it had.
+        source: String,
+        /// The entry that wrote it there, as the proposer found it: it must be that still.
+        seen: Seq,
+        /// When it was made, in milliseconds since 1970.
+        modified_ms: u64,
+        /// What it is made of: the same bytes, in the same place, unless they are inline.
+        manifest: Manifest,
+    },
 }
 
 /// What must hold for a change to be made.

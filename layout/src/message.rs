@@ -381,6 +381,8 @@ pub enum ErrorCode {
     NotKept,
     /// A lock keeps the version, or may not be made less.
     Locked,
+    /// The two keys that a change is about are in different partitions; nothing was done.
+    Apart,
 }
 
 /// A fault that was found on a device.

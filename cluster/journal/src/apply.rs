@@ -140,6 +140,17 @@ impl Replica {
                 key,
                 object: self.object(seq, time_ms, manifest, inline),
             },
+            Op::Rename {
+                bucket,
+                key,
+                source,
+                modified_ms,
+                manifest,
+                ..
+            } => {
+                let object = self.object(seq, modified_ms, manifest, inline);
+                versions::rename_change(bucket, (source, key), object)
+            }
             Op::PutVersion {
                 bucket,
                 key,

@@ -6,6 +6,7 @@
 //!
 //! Invariants:
 //! - nothing is ordered, and nothing is read at the head, of a place that the log, committed or not, gives away;
+//! - what is about two keys is ordered only where both are;
 //! - at the entry of a split each replica makes the child of its own index as it is there, and writes its own index
 //!   out no further before the child is durable on its device: a crash until then leaves the parent whole, and
 //!   its log with the entry in it, and the child is made anew;
@@ -29,7 +30,7 @@ use crate::api::{Action, Ask, Wanted};
 use crate::dedup::Dedup;
 use crate::entry::{self, Mark};
 use crate::indexing::Why;
-use crate::pending::{Refusal, target};
+use crate::pending::{Refusal, source, target};
 use crate::replica::Replica;
 
 /// A place in the order of (bucket, key).
@@ -466,7 +467,21 @@ impl Replica {
     /// Whether a change may be ordered here.
     pub(crate) fn check_change(&mut self, op: &Op) -> Result<(), Refusal> {
         let (bucket, key) = target(op);
-        self.check_place(bucket, key)
+        self.check_place(bucket, key)?;
+        match source(op) {
+            None => Ok(()),
+            Some(source) if self.holds(bucket, source) => self.check_place(bucket, source),
+            Some(source) => Err(self.apart(bucket, key, source)),
+        }
+    }
+
+    fn apart(&self, bucket: &str, key: &str, source: &str) -> Refusal {
+        let detail = format!(
+            "{bucket:?}/{key:?} is in partition {}, and {source:?} is in another one: an object gets another key \
+             only where both are in one partition",
+            self.config.partition
+        );
+        Refusal::new(ErrorCode::Apart, detail)
     }
 
     /// Whether a bucket may come or go: not as long as another partition has a part of its keys.

@@ -72,6 +72,21 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
             }
             return body(manifest, inline);
         }
+        Op::Rename {
+            bucket,
+            key,
+            source,
+            manifest,
+            ..
+        } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+            named(check_key(source))?;
+            if key == source {
+                return bad("an object that is to get the key that it has".to_owned());
+            }
+            return body(manifest, inline);
+        }
         Op::DropVersion {
             bucket,
             key,

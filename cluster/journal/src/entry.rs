@@ -14,6 +14,8 @@ pub(crate) enum Mark {
     Nothing,
     /// A key or a bucket, of this witness slot.
     Slot(u32),
+    /// Two keys, of these.
+    Slots([u32; 2]),
     /// The chain's composition.
     Chain(Chain),
     /// It cannot be told.
@@ -38,6 +40,12 @@ impl Mark {
             | Op::PutVersion { bucket, key, .. }
             | Op::DropVersion { bucket, key, .. }
             | Op::LockVersion { bucket, key, .. } => Mark::Slot(slot_of(bucket, key)),
+            Op::Rename {
+                bucket,
+                key,
+                source,
+                ..
+            } => Mark::Slots([slot_of(bucket, key), slot_of(bucket, source)]),
         }
     }
 }

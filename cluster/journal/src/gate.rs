@@ -7,6 +7,8 @@
 //!   behind that change. So what the index says of a bucket or an object, asked when nothing is pending
 //!   for it, is still so when it has been said;
 //! - what depends on versions of an object waits until no change of that is pending;
+//! - what is about two keys waits behind what waits for either of them. Where it depends on what the index has to say,
+//!   it waits as a change of its bucket does: so neither of them is changed meanwhile;
 //! - everything that waits here is counted, and bounded with what is pending.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,7 +18,7 @@ use ashlar_layout::manifest::Op;
 
 use crate::entry::Decoded;
 use crate::head::Asked;
-use crate::pending::{Facts, target};
+use crate::pending::{Facts, source, target};
 
 /// A proposal that has no place in the log yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +74,8 @@ impl Gates {
         if key.is_empty() || gates.contains_key("") {
             return Some("");
         }
-        gates.contains_key(key).then_some(key)
+        let mut keys = [key].into_iter().chain(source(op));
+        keys.find(|key| gates.contains_key(*key))
     }
 
     /// Lets a proposal wait at the gate of this key of its bucket: behind all others, or, if it is what a

@@ -163,7 +163,10 @@ impl Replica {
         self.check_change(op)?;
         self.check_reachable()?;
         let adds = match op {
-            Op::Put { .. } | Op::CreateBucket { .. } | Op::LockVersion { .. } => true,
+            Op::Put { .. }
+            | Op::CreateBucket { .. }
+            | Op::LockVersion { .. }
+            | Op::Rename { .. } => true,
             Op::PutVersion { tag, .. } => !tag.marker,
             _ => false,
         };

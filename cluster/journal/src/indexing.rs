@@ -24,7 +24,7 @@ use crate::api::Action;
 use crate::apply;
 use crate::gate::Proposed;
 use crate::head::{Head, Owed};
-use crate::pending::{Facts, Held, Refusal, target};
+use crate::pending::{Facts, Held, Refusal, source, target};
 use crate::reads::Reader;
 use crate::replica::{Replica, Role};
 use crate::versions;
@@ -175,14 +175,21 @@ impl Replica {
         }
         let known = self.head.pending.knows_object(bucket, key);
         let depends = versions::depends_on(op);
-        if known && depends.is_some() {
+        let other = source(op);
+        if known && (depends.is_some() || other.is_some()) {
             return later(key, None);
+        }
+        if let Some(other) = other.filter(|other| self.head.pending.knows_object(bucket, other)) {
+            return later(other, None);
         }
         let object = !key.is_empty() && !known;
         if object && facts.object.is_none() {
             // Of a version it must be known what is current before it comes.
             let blind = matches!(op, Op::Put { .. } | Op::Delete { .. });
-            let question = versions::question(bucket, key, &depends.unwrap_or_default());
+            let question = match other {
+                Some(other) => versions::question_of_two(bucket, [key, other]),
+                None => versions::question(bucket, key, &depends.unwrap_or_default()),
+            };
             match self.tell(question, out)? {
                 Told::Now(output) => take(facts, output),
                 Told::Later(question) if precondition == Precondition::None && blind => {
@@ -190,6 +197,8 @@ impl Replica {
                     facts.asked = Some(question);
                 }
                 Told::Later(question) => {
+                    // Of two keys neither may be changed meanwhile.
+                    let key = if other.is_some() { "" } else { key };
                     self.questions.insert(question, gate(key));
                     return later(key, Some(question));
                 }

@@ -43,6 +43,8 @@ mod promise;
 mod reads;
 mod rebase;
 mod recall;
+#[cfg(test)]
+mod rename_tests;
 mod repair;
 mod replay;
 mod replica;

@@ -6,6 +6,7 @@
 //!   the index says of a key that nothing is pending for is among the [`Facts`] that come along;
 //! - what an entry displaces is settled when it gets its place in the log, or else asked of the index as
 //!   it was then, with no entry of that key pending;
+//! - an entry that changes two keys is pending for both of them;
 //! - a refusal that rests on a pending entry is itself held back until that entry is committed:
 //!   otherwise it would tell of a change that a crash may still undo;
 //! - a request that is pending is not proposed twice: its retries wait for the same entry;
@@ -88,7 +89,8 @@ pub(crate) struct Facts {
     pub(crate) empty: Option<bool>,
     /// The object.
     pub(crate) object: Option<Option<Held>>,
-    /// The versions that the change depends on, in the order of [`versions::depends_on`].
+    /// The versions that the change depends on, in the order of [`versions::depends_on`]; of one that is about two
+    /// keys, the object of the other one.
     pub(crate) versions: Vec<Option<Held>>,
     /// The question whose answer will be the object: nothing depends on it but what is displaced.
     pub(crate) asked: Option<u64>,
@@ -284,7 +286,8 @@ impl Pending {
             | Op::Delete { .. }
             | Op::PutVersion { .. }
             | Op::DropVersion { .. }
-            | Op::LockVersion { .. } => {
+            | Op::LockVersion { .. }
+            | Op::Rename { .. } => {
                 let current = match overlay.and_then(|overlay| overlay.keys.get(key)) {
                     Some(pending) => pending.object.as_ref(),
                     None => facts.object.iter().flatten().next(),
@@ -340,7 +343,8 @@ impl Pending {
             | Op::Delete { .. }
             | Op::PutVersion { .. }
             | Op::DropVersion { .. }
-            | Op::LockVersion { .. } => {
+            | Op::LockVersion { .. }
+            | Op::Rename { .. } => {
                 let old = match overlay.keys.get(key) {
                     Some(pending) => Some(pending.object.clone()),
                     None => facts.object,
@@ -358,9 +362,13 @@ impl Pending {
                     (None, Some(question)) => Displaced::Asked(question),
                     (None, None) => Displaced::Known(None),
                 };
-                let held = overlay.keys.entry(key.into()).or_default();
-                held.entries += 1;
-                held.object = object;
+                let changed = [(key, object)].into_iter();
+                // Of two keys one has nothing any more.
+                for (key, object) in changed.chain(source(&decoded.op).map(|key| (key, None))) {
+                    let held = overlay.keys.entry(key.into()).or_default();
+                    held.entries += 1;
+                    held.object = object;
+                }
             }
             Op::TermStart | Op::Chain { .. } | Op::Split { .. } | Op::Close { .. } => {}
         }
@@ -414,10 +422,12 @@ impl Pending {
             match proposal.decoded.op {
                 Op::CreateBucket { .. } | Op::DeleteBucket { .. } => overlay.bucket_entries -= 1,
                 _ => {
-                    if let Some(held) = overlay.keys.get_mut(key) {
-                        held.entries -= 1;
-                        if held.entries == 0 {
-                            overlay.keys.remove(key);
+                    for key in [key].into_iter().chain(source(&proposal.decoded.op)) {
+                        if let Some(held) = overlay.keys.get_mut(key) {
+                            held.entries -= 1;
+                            if held.entries == 0 {
+                                overlay.keys.remove(key);
+                            }
                         }
                     }
                 }
@@ -460,6 +470,15 @@ pub(crate) fn target(op: &Op) -> (&str, &str) {
         | Op::Delete { bucket, key }
         | Op::PutVersion { bucket, key, .. }
         | Op::DropVersion { bucket, key, .. }
-        | Op::LockVersion { bucket, key, .. } => (bucket, key),
+        | Op::LockVersion { bucket, key, .. }
+        | Op::Rename { bucket, key, .. } => (bucket, key),
+    }
+}
+
+/// The other key that a change is about, if it is about two: the one that goes away.
+pub(crate) fn source(op: &Op) -> Option<&str> {
+    match op {
+        Op::Rename { source, .. } => Some(source),
+        _ => None,
     }
 }

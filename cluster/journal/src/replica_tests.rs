@@ -149,7 +149,13 @@ impl Script {
         self.answer(self.asked)
     }
 
-    fn ask_as(&mut self, request: u64, op: Op, precondition: Precondition, inline: &[u8]) -> u64 {
+    pub(crate) fn ask_as(
+        &mut self,
+        request: u64,
+        op: Op,
+        precondition: Precondition,
+        inline: &[u8],
+    ) -> u64 {
         self.asked += 1;
         let event = Event::Propose {
             reply_to: self.asked,

@@ -23,6 +23,7 @@ use ashlar_layout::message::{ErrorCode, Reply, WireError};
 use bytes::Bytes;
 
 use crate::api::Event;
+use crate::pending::{source, target};
 use crate::sim::{MICRO, MILLI, World, node_of};
 use crate::sim_device::Rng;
 use crate::sim_model::{Brief, Contents, Model, Version};
@@ -175,9 +176,14 @@ fn random_op(
         3 => Precondition::Version(Seq(newest.saturating_sub(rng.below(4)))),
         _ => Precondition::None,
     };
+    let known = seen.map_or(&[][..], |seen| &seen.versions);
+    if rng.one_in(8)
+        && let Some((op, inline)) = rename_op(rng, known)
+    {
+        return (op, precondition, inline);
+    }
     if rng.one_in(2) {
-        let seen = seen.map_or(&[][..], |seen| &seen.versions);
-        return version_op(rng, precondition, now_ms, seen);
+        return version_op(rng, precondition, now_ms, known);
     }
     let none = (Precondition::None, Bytes::new());
     match rng.below(20) {
@@ -213,6 +219,26 @@ fn random_op(
             (op, precondition, inline)
         }
     }
+}
+
+/// An object that somebody saw gets another key, or is to get one; as a rule one that is no version.
+fn rename_op(rng: &mut Rng, seen: &[Version]) -> Option<(Op, Bytes)> {
+    let plain = |it: &&Version| it.null && it.id == it.entry && !it.marker;
+    let whole = |it: &&Version| it.payload.len() as u64 == it.manifest.size;
+    let any = rng.one_in(8);
+    let inline = |it: &&Version| it.manifest.body == Body::Inline;
+    let fit = seen.iter().filter(|it| any || plain(it));
+    let fit: Vec<&Version> = fit.filter(|it| !inline(it) || whole(it)).collect();
+    let it = fit.get(rng.below(fit.len().max(1) as u64) as usize)?;
+    let op = Op::Rename {
+        bucket: it.place.0.clone(),
+        key: key(rng),
+        source: it.place.1.clone(),
+        seen: Seq(it.entry),
+        modified_ms: 7,
+        manifest: it.manifest.clone(),
+    };
+    Some((op, it.payload.clone()))
 }
 
 /// Something that an object may be made of, and its bytes, if they are few.
@@ -487,8 +513,10 @@ impl World {
         };
         match reply {
             Reply::Committed { .. } => {
-                if matches!(current.op, Op::LockVersion { .. }) {
-                    self.count("relocked");
+                match current.op {
+                    Op::LockVersion { .. } => self.count("relocked"),
+                    Op::Rename { .. } => self.count("renamed"),
+                    _ => {}
                 }
                 self.count("committed");
             }
@@ -571,15 +599,9 @@ impl World {
             let entry = Entry::decode(self.bytes_of(seq)).unwrap();
             assert_eq!(entry.header.seq.0, seq);
             let op = entry.op().unwrap();
-            let slot = match &op {
-                Op::Put { bucket, key, .. }
-                | Op::Delete { bucket, key }
-                | Op::PutVersion { bucket, key, .. }
-                | Op::DropVersion { bucket, key, .. }
-                | Op::LockVersion { bucket, key, .. } => Some((bucket.clone(), key.clone())),
-                _ => None,
-            };
-            if let Some(name) = slot {
+            let (bucket, key) = target(&op);
+            for key in [key].into_iter().chain(source(&op)) {
+                let name = (bucket.to_owned(), key.to_owned());
                 changes.entry(name).or_insert_with(Vec::new).push(seq);
             }
             let own = matches!(

@@ -19,7 +19,8 @@ use crate::api::{Answer, Ask, Event, ListParams};
 use crate::sim::{MICRO, MILLI, node_of};
 use crate::sim_device::Rng;
 use crate::sim_family::{Happening, World};
-use crate::sim_family_map::{BUCKETS, Place};
+use crate::sim_family_judge::renames;
+use crate::sim_family_map::{BUCKETS, Place, place};
 
 const CLIENTS: u64 = 4;
 pub(crate) const OPS: usize = 40;
@@ -155,12 +156,6 @@ impl Clients {
     }
 }
 
-fn place(rng: &mut Rng) -> Place {
-    let bucket = BUCKETS[rng.below(3) as usize];
-    let key = ["k1", "k3", "k5", "k7"][rng.below(4) as usize];
-    (bucket.to_owned(), key.to_owned())
-}
-
 impl World {
     fn random(&mut self, client: usize) -> (Place, What) {
         let rng = &mut self.rng;
@@ -196,7 +191,19 @@ impl World {
             }
             _ => Precondition::None,
         };
-        let what = match rng.below(40) {
+        let about = rng.below(44);
+        if about >= 40 {
+            let (bucket, to) = (bucket.clone(), key.clone());
+            let fit = |it: &&Kept| it.place.0 == bucket && it.place.1 != to;
+            let kept = held.kept.iter().rev().find(fit);
+            let found = kept.map(|it| (it.place.1.clone(), it.version));
+            if let Some((op, inline)) = found.and_then(|it| self.rename(bucket, to, it)) {
+                return (at, write(precondition, op, inline));
+            }
+        }
+        let rng = &mut self.rng;
+        let held = &self.clients.clients[client];
+        let what = match about {
             0 => {
                 let op = Op::DeleteBucket {
                     bucket: bucket.clone(),
@@ -509,7 +516,8 @@ impl World {
         };
         let told = match reply {
             Reply::Committed { seq, .. } => {
-                self.count("committed");
+                let renamed = renames(&current.what);
+                self.count(if renamed { "renamed" } else { "committed" });
                 Told::Done(seq)
             }
             Reply::Error(WireError { code, .. }) => match code {
@@ -524,7 +532,8 @@ impl World {
                 | ErrorCode::Moved
                 | ErrorCode::Busy => return self.put_off(client, current, code),
                 _ => {
-                    self.count("refused");
+                    let apart = code == ErrorCode::Apart;
+                    self.count(if apart { "apart" } else { "refused" });
                     Told::Refused(code)
                 }
             },

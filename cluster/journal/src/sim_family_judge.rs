@@ -15,6 +15,7 @@ use ashlar_layout::ids::{ClientId, PartitionId, RequestNo, Seq};
 use ashlar_layout::journal::Entry;
 use ashlar_layout::manifest::{Op, Precondition, Then};
 use ashlar_layout::message::ErrorCode;
+use bytes::Bytes;
 
 use crate::api::Event;
 use crate::bounds::Splitting;
@@ -70,7 +71,8 @@ fn place_of(op: &Op) -> Option<Place> {
         | Op::Delete { bucket, key }
         | Op::PutVersion { bucket, key, .. }
         | Op::DropVersion { bucket, key, .. }
-        | Op::LockVersion { bucket, key, .. } => (bucket.clone(), key.clone()),
+        | Op::LockVersion { bucket, key, .. }
+        | Op::Rename { bucket, key, .. } => (bucket.clone(), key.clone()),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
             (bucket.clone(), String::new())
         }
@@ -85,6 +87,32 @@ fn null_of(place: &Place) -> Place {
 
 const NULL: char = '\0';
 
+/// Where an object stood that an entry gives another key, and which entry had written it.
+fn source_of(op: &Op) -> Option<(Place, u64)> {
+    match op {
+        Op::Rename {
+            bucket,
+            source,
+            seen,
+            ..
+        } => Some(((bucket.clone(), source.clone()), seen.0)),
+        _ => None,
+    }
+}
+
+/// Whether somebody wants to give an object another key.
+pub(crate) fn renames(what: &What) -> bool {
+    matches!(what, What::Write { op, .. } if source_of(op).is_some())
+}
+
+/// Why an object is refused another key, by what stands under the one that it has, and under the other one.
+fn refused_key(source: &State, seen: u64, current: &State) -> Option<ErrorCode> {
+    match (source.there || source.marker) && source.seq == seen {
+        false => Some(ErrorCode::PreconditionFailed),
+        true => (source.kept || current.kept).then_some(ErrorCode::BadRequest),
+    }
+}
+
 /// What an entry makes of its place, and of that of the null version, if it touches them.
 fn made_by(op: &Op) -> (Option<State>, Option<State>) {
     let state = |there, marker, kept| {
@@ -97,7 +125,9 @@ fn made_by(op: &Op) -> (Option<State>, Option<State>) {
     };
     let gone = || state(false, false, false);
     match op {
-        Op::Put { .. } | Op::CreateBucket { .. } => (state(true, false, false), None),
+        Op::Put { .. } | Op::CreateBucket { .. } | Op::Rename { .. } => {
+            (state(true, false, false), None)
+        }
         Op::PutVersion { tag, .. } => {
             let version = state(true, tag.marker, true);
             (state(!tag.marker, tag.marker, true), version)
@@ -177,6 +207,38 @@ impl World {
         }
     }
 
+    /// What gives an object another key that was found under this one, if it is no version; and its payload.
+    pub(crate) fn rename(
+        &self,
+        bucket: String,
+        key: String,
+        (source, version): (String, u64),
+    ) -> Option<(Op, Bytes)> {
+        let at = (bucket.clone(), source.clone());
+        let written = self.written.iter();
+        let mut written = written.filter(|((.., seq), _)| seq.0 == version);
+        let (manifest, inline) = written.find_map(|(_, bytes)| {
+            let entry = Entry::decode(bytes).ok()?;
+            let op = entry.op().ok()?;
+            let place = place_of(&op);
+            match op {
+                Op::Put { manifest, .. } | Op::Rename { manifest, .. } => (place.as_ref()
+                    == Some(&at))
+                .then(|| (manifest, Bytes::copy_from_slice(entry.inline))),
+                _ => None,
+            }
+        })?;
+        let op = Op::Rename {
+            bucket,
+            key,
+            source,
+            seen: Seq(version),
+            modified_ms: 7,
+            manifest,
+        };
+        Some((op, inline))
+    }
+
     fn histories(
         &self,
         asked: &BTreeMap<(ClientId, RequestNo), Precondition>,
@@ -226,6 +288,14 @@ impl World {
                     None,
                     "{partition} {seq}: {op:?} at {last:?}, {kept:?}"
                 );
+                let mut left = None;
+                if let Some((source, seen)) = source_of(&op) {
+                    let states = histories.get(&source).and_then(|it| it.last());
+                    let before = states.cloned().unwrap_or_else(nothing);
+                    let refused = refused_key(&before, seen, last);
+                    assert_eq!(refused, None, "{partition} {seq}: {op:?} at {before:?}");
+                    left = Some((source, nothing()));
+                }
                 if let Some(precondition) = asked.get(&name) {
                     assert!(
                         holds(*precondition, last),
@@ -236,7 +306,8 @@ impl World {
                     assert_ne!(there, last.there, "{partition} {seq}: {op:?}");
                 }
                 let null = null.map(|null| (null_of(&place), null));
-                for (place, state) in state.map(|state| (place, state)).into_iter().chain(null) {
+                let made = state.map(|state| (place, state)).into_iter();
+                for (place, state) in made.chain(null).chain(left) {
                     let states = histories
                         .entry(place.clone())
                         .or_insert_with(|| vec![nothing()]);
@@ -279,6 +350,11 @@ impl World {
                 assert_eq!(at, seq, "another entry: {seen:?}");
                 tell(histories, place, seq.0, *to);
                 tell(histories, &null_of(place), seq.0, *to);
+                if let What::Write { op, .. } = what
+                    && let Some((source, _)) = source_of(op)
+                {
+                    tell(histories, &source, seq.0, *to);
+                }
             }
             (_, Told::Refused(ErrorCode::OutcomeUnknown)) => {}
             (
@@ -302,11 +378,24 @@ impl World {
                         null.any(|null| refused(op, own, null) == Some(code))
                     })
                 };
+                let of_keys = |code: ErrorCode| {
+                    source_of(op).is_some_and(|(source, seen)| {
+                        let source = states(&source);
+                        tellable(&source, *from, *to).any(|source| {
+                            let mut own = tellable(&own, *from, *to);
+                            own.any(|own| refused_key(source, seen, own) == Some(code))
+                        })
+                    })
+                };
                 let right = match code {
                     ErrorCode::PreconditionFailed => {
                         tellable(&own, *from, *to).any(|it| !holds(*precondition, it))
                             || of_versions(*code)
+                            || of_keys(*code)
                     }
+                    ErrorCode::BadRequest => of_keys(*code),
+                    // Where its keys are is the map's concern, which is not told.
+                    ErrorCode::Apart => source_of(op).is_some(),
                     ErrorCode::NotKept | ErrorCode::NotFound => of_versions(*code),
                     ErrorCode::NoSuchBucket => tellable(&of, *from, *to).any(|it| !it.there),
                     ErrorCode::BucketExists => tellable(&of, *from, *to).any(|it| it.there),

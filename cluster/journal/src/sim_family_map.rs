@@ -7,6 +7,7 @@ use ashlar_cluster_index::IndexError;
 use crate::api::{Border, Event, Wanted};
 use crate::bounds::Newborn;
 use crate::sim::{MILLI, device, limits, pair};
+use crate::sim_device::Rng;
 use crate::sim_family::{Happening, Known, World};
 use crate::sim_faults::draw_cuts;
 
@@ -106,6 +107,13 @@ impl Map {
 }
 
 pub(crate) const BUCKETS: [&str; 3] = ["aaa", "bbb", "ccc"];
+
+/// Any key of any bucket.
+pub(crate) fn place(rng: &mut Rng) -> Place {
+    let bucket = BUCKETS[rng.below(3) as usize];
+    let key = ["k1", "k3", "k5", "k7"][rng.below(4) as usize];
+    (bucket.to_owned(), key.to_owned())
+}
 
 impl World {
     /// The map changes, or does not.

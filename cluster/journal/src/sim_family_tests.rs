@@ -191,4 +191,10 @@ fn families() {
     }
     println!("families: {} seeds: {total:?}", seeds.len());
     assert!(failed.is_empty(), "failed: {failed:?}");
+    if seeds.len() > 100 {
+        for what in ["committed", "renamed", "apart", "lists"] {
+            let count = total.get(what).copied().unwrap_or(0);
+            assert!(count > 10, "hardly any {what}: {total:?}");
+        }
+    }
 }

@@ -135,6 +135,7 @@ impl Model {
                 ..
             } if tag.slot() == *id => return Some(ErrorCode::BadRequest),
             Op::LockVersion { tag, .. } if tag.marker => return Some(ErrorCode::BadRequest),
+            Op::Rename { key, source, .. } if key == source => return Some(ErrorCode::BadRequest),
             Op::CreateBucket { bucket } => {
                 return exists(bucket).then_some(ErrorCode::BucketExists);
             }
@@ -154,7 +155,8 @@ impl Model {
             | Op::Delete { bucket, key }
             | Op::PutVersion { bucket, key, .. }
             | Op::DropVersion { bucket, key, .. }
-            | Op::LockVersion { bucket, key, .. } => (bucket, key),
+            | Op::LockVersion { bucket, key, .. }
+            | Op::Rename { bucket, key, .. } => (bucket, key),
         };
         if !exists(bucket) {
             return Some(ErrorCode::NoSuchBucket);
@@ -170,6 +172,23 @@ impl Model {
         };
         if !holds {
             return Some(ErrorCode::PreconditionFailed);
+        }
+        if let Op::Rename {
+            source,
+            seen,
+            manifest,
+            ..
+        } = op
+        {
+            let is_version = |held: &Held| held.tag.is_some();
+            return match self.current.get(&(bucket.clone(), source.clone())) {
+                Some(held) if held.entry == seen.0 => {
+                    assert_eq!(held.manifest, *manifest, "an entry of two things");
+                    let versions = is_version(held) || current.is_some_and(is_version);
+                    versions.then_some(ErrorCode::BadRequest)
+                }
+                _ => Some(ErrorCode::PreconditionFailed),
+            };
         }
         let refused = self.refuses_version(op, &place, current);
         refused.or_else(|| self.refuses_lock(op, &place, current, now_ms))
@@ -321,6 +340,21 @@ impl Model {
             }
             Op::Delete { bucket, key } => {
                 self.current.remove(&(bucket, key));
+            }
+            Op::Rename {
+                bucket,
+                key,
+                source,
+                manifest,
+                ..
+            } => {
+                self.current.remove(&(bucket.clone(), source));
+                let held = Held {
+                    entry: seq,
+                    tag: None,
+                    manifest,
+                };
+                self.current.insert((bucket, key), held);
             }
             Op::PutVersion {
                 bucket,

@@ -184,6 +184,7 @@ fn run_all(name: &str, regressions: &[u64], plan: impl Fn(u64) -> (u8, Plan)) {
             "committed",
             "refused",
             "relocked",
+            "renamed",
             "locked",
             "crashes",
             "all crashed",

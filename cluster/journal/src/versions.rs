@@ -10,6 +10,8 @@
 //!   cannot have come, for they would be current;
 //! - who changes a version's lock names the entry that wrote it last, and what it is made of: nobody else changed it
 //!   meanwhile;
+//! - an object gets another key only if the entry that was looked at still is what is current under the one that it
+//!   has, and its bytes are where they were; versions, and what is put over versions, have no other keys;
 //! - what a change displaces is named by nothing else: a version's shards are freed when its own entry goes, and not
 //!   before.
 
@@ -57,6 +59,16 @@ pub(crate) fn question(bucket: &str, key: &str, versions: &[Seq]) -> Question {
     };
     let versions = versions.iter().copied().map(Some);
     Question::Named([None].into_iter().chain(versions).map(name).collect())
+}
+
+/// What it is asked of what is current under two keys.
+pub(crate) fn question_of_two(bucket: &str, keys: [&str; 2]) -> Question {
+    let name = |key: &str| Name {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        id: None,
+    };
+    Question::Named(keys.map(name).into())
 }
 
 /// Whether the current object is the version of this place.
@@ -158,6 +170,21 @@ fn judge_version(
             Some(held) if held.tag.is_some() && is_same(held, *seen, *tag, manifest) => Ok(()),
             _ => lost("the version before it is gone, or was changed"),
         },
+        Op::Rename { seen, manifest, .. } => match first {
+            None => lost("there is no object under its key any more"),
+            Some(held) if held.version != *seen => lost("it is another object by now"),
+            Some(held) if held.tag.is_some() || current.is_some_and(|it| it.tag.is_some()) => {
+                Err((
+                    ErrorCode::BadRequest,
+                    "versions have no other keys, and nothing else gets the key of one",
+                ))
+            }
+            Some(held) if !has_bytes_of(manifest, &held.manifest) => Err((
+                ErrorCode::BadRequest,
+                "its bytes are others, or elsewhere, than was said",
+            )),
+            Some(_) => Ok(()),
+        },
         _ => Ok(()),
     }
 }
@@ -165,6 +192,11 @@ fn judge_version(
 /// Whether a version that is kept is the one that is named, and nothing else is said of it than is so.
 fn is_same(held: &Held, seen: Seq, tag: VersionTag, manifest: &Manifest) -> bool {
     held.version == seen && held.named() == tag && held.manifest == *manifest
+}
+
+/// Whether an object is made of what another one is: what else is remembered of it may differ.
+fn has_bytes_of(new: &Manifest, old: &Manifest) -> bool {
+    (new.size, new.crc) == (old.size, old.crc) && new.body == old.body
 }
 
 /// What an object is called that was put when no versions were kept, if it is not to be the `null` version.
@@ -199,7 +231,7 @@ pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<&Held>) -> Option<
         })
     };
     match op {
-        Op::Put { manifest, .. } => held(manifest, None),
+        Op::Put { manifest, .. } | Op::Rename { manifest, .. } => held(manifest, None),
         Op::PutVersion {
             tag,
             current: true,
@@ -237,7 +269,9 @@ pub(crate) fn displaced(
     let plain = current.filter(|held| held.tag.is_none());
     match op {
         // A version's entry keeps what it names.
-        Op::Put { manifest, .. } => without(plain?.manifest, manifest),
+        Op::Put { manifest, .. } | Op::Rename { manifest, .. } => {
+            without(plain?.manifest, manifest)
+        }
         Op::Delete { .. } => Some(plain?.manifest),
         Op::PutVersion { tag, manifest, .. } => {
             // One that is written anew names the same.
@@ -321,4 +355,23 @@ pub(crate) fn drop_change(
         None => Change::Delete { bucket, key },
     };
     Change::All(vec![gone, then])
+}
+
+/// What it does to the map that an object gets another key.
+pub(crate) fn rename_change(
+    bucket: String,
+    (source, key): (String, String),
+    object: Object,
+) -> Change {
+    Change::All(vec![
+        Change::Delete {
+            bucket: bucket.clone(),
+            key: source,
+        },
+        Change::Put {
+            bucket,
+            key,
+            object,
+        },
+    ])
 }

@@ -4,6 +4,7 @@
 //! - a slot is raised before the entry is acknowledged, indeed before it is given to the device, and
 //!   by replay too; it is never lowered. So for every entry that this replica ever acknowledged, or
 //!   that its device gave back, the slot of its key is at least there;
+//! - an entry that changes two keys raises the slots of both;
 //! - it may be higher than that: entries that were removed from the log since, other keys, or, after a
 //!   restart, the last entry that the index covers: for what is in there, nothing else is known.
 //!
@@ -43,13 +44,20 @@ impl Witness {
 
     pub(crate) fn raise(&mut self, piece: &Piece) {
         match piece.mark {
-            Mark::Slot(slot) => {
-                let held = self.highest.entry(slot).or_default();
-                *held = piece.seq.max(*held);
+            Mark::Slot(slot) => self.raise_slot(slot, piece.seq),
+            Mark::Slots(slots) => {
+                for slot in slots {
+                    self.raise_slot(slot, piece.seq);
+                }
             }
             Mark::Any => self.any = self.any.max(piece.seq),
             Mark::Nothing | Mark::Chain(_) => {}
         }
+    }
+
+    fn raise_slot(&mut self, slot: u32, seq: Seq) {
+        let held = self.highest.entry(slot).or_default();
+        *held = seq.max(*held);
     }
 
     /// The highest entry received for any key of the slot.

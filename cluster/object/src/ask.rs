@@ -181,14 +181,15 @@ impl Ask {
         self.is_change() && (self.doubt.is_some() || self.current.is_some())
     }
 
-    /// What the object is to be made of, if it is to be made.
+    /// What the object is to be made of, if it is to be made, or to get another key.
     pub(crate) fn body(&self) -> Option<&Body> {
         match &self.request {
             Request::Propose {
                 op:
                     Op::Put { manifest, .. }
                     | Op::PutVersion { manifest, .. }
-                    | Op::LockVersion { manifest, .. },
+                    | Op::LockVersion { manifest, .. }
+                    | Op::Rename { manifest, .. },
                 ..
             } => Some(&manifest.body),
             _ => None,

@@ -27,6 +27,8 @@ pub enum Code {
     NotKept,
     /// A lock keeps the version, or may not be made less.
     Locked,
+    /// The two keys are in different partitions.
+    Apart,
     /// The range is outside of the object.
     RangeNotSatisfiable,
     /// A name, length or option that is not allowed.
@@ -412,6 +414,7 @@ impl ObjectError {
                 ErrorCode::WrongCluster => Code::WrongCluster,
                 ErrorCode::NotKept => Code::NotKept,
                 ErrorCode::Locked => Code::Locked,
+                ErrorCode::Apart => Code::Apart,
                 ErrorCode::DeviceFull => Code::DeviceFull,
                 ErrorCode::Corrupt => Code::Corrupt,
                 ErrorCode::BadRequest => Code::BadRequest,

@@ -41,6 +41,7 @@ pub mod mend;
 pub mod pool;
 pub mod put;
 pub mod range;
+pub mod rename;
 pub mod stripe_read;
 pub mod stripe_write;
 pub mod tree;
@@ -60,6 +61,8 @@ mod late_tests;
 mod mend_tests;
 #[cfg(test)]
 mod object_tests;
+#[cfg(test)]
+mod rename_tests;
 #[cfg(test)]
 mod stripe_tests;
 #[cfg(test)]
@@ -82,5 +85,6 @@ pub use mend::{Mend, Mended};
 pub use pool::{BufferPool, PoolBuf};
 pub use put::{Put, PutDone};
 pub use range::ByteRange;
+pub use rename::Rename;
 pub use stripe_read::StripeRead;
 pub use stripe_write::StripeWrite;

@@ -476,12 +476,28 @@ impl World {
             }));
         }
         let name = match &op {
-            Op::Put { bucket, key, .. } | Op::Delete { bucket, key } => {
-                (bucket.clone(), key.clone())
-            }
+            Op::Put { bucket, key, .. }
+            | Op::Delete { bucket, key }
+            | Op::Rename { bucket, key, .. } => (bucket.clone(), key.clone()),
             _ => panic!("nobody proposes {op:?} here"),
         };
-        let known = self.objects.get(&name).map(|(meta, _)| meta.version);
+        let version_at = |name| self.objects.get(name).map(|(meta, _)| meta.version);
+        let known = version_at(&name);
+        let mut moved = None;
+        if let Op::Rename {
+            bucket,
+            source,
+            seen,
+            ..
+        } = &op
+        {
+            let from = (bucket.clone(), source.clone());
+            if version_at(&from) != Some(*seen) {
+                let detail = "it is another object".to_owned();
+                return Some(error(ErrorCode::PreconditionFailed, detail));
+            }
+            moved = Some(from);
+        }
         let holds = match precondition {
             Precondition::None => true,
             Precondition::Absent => known.is_none(),
@@ -498,8 +514,12 @@ impl World {
         let version = Seq(self.seq);
         self.slots.insert(slot_of(&name.0, &name.1), version);
         self.committed.insert(id, version);
+        if let Some(from) = moved {
+            self.slots.insert(slot_of(&from.0, &from.1), version);
+            self.objects.remove(&from);
+        }
         let displaced: Option<Manifest> = match op {
-            Op::Put { manifest, .. } => {
+            Op::Put { manifest, .. } | Op::Rename { manifest, .. } => {
                 self.check_durable(&manifest);
                 let meta = ObjectMeta {
                     version,

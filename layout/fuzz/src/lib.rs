@@ -27,7 +27,7 @@ use ashlar_layout::record::{RecordHeader, cover, header_len, piece_count};
 use ashlar_layout::root::{ObjectValue, Root, decode_pins, encode_pins};
 use ashlar_layout::stamp::{HEAD_LEN, Place};
 use ashlar_layout::superblock::{CheckpointRef, Superblock};
-use ashlar_layout::version::ENTRY_VERSION;
+use ashlar_layout::version::ENTRY_VERSION_LOCKS;
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
@@ -228,7 +228,7 @@ pub fn entry(data: &[u8]) {
                 &op,
                 entry.inline,
             );
-            let old = entry.version < ENTRY_VERSION;
+            let old = entry.version < ENTRY_VERSION_LOCKS;
             if old && matches!(encoded, Err(journal::EntryError::TooLong { .. })) {
                 // Manifests and names of versions have grown since: nothing writes such an entry again.
                 continue;

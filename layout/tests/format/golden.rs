@@ -188,6 +188,15 @@ fn journal_entries_v5() {
 }
 
 #[test]
+fn journal_entries_v6() {
+    let image = golden("journal-entries.v6.bin", &rename_entries());
+    let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
+    let all: Vec<_> = got.iter().map(|it| (it.op().unwrap(), it.inline)).collect();
+    assert_eq!(all, renames());
+    assert!(got.iter().all(|entry| entry.version == 6));
+}
+
+#[test]
 fn frame_v5() {
     let image = golden("frame.v5.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));
@@ -272,6 +281,7 @@ fn fuzz_seeds() {
     seed("entry", 0, &entries());
     seed("entry", 1, ENTRIES_V4);
     seed("entry", 2, &locked_entries());
+    seed("entry", 3, &rename_entries());
     seed("frame", 0, &frame().encode());
     for (n, request) in requests().iter().enumerate() {
         seed("request", n, &encode_control(request));

@@ -66,6 +66,7 @@ fn chain_messages_are_as_bincode_has_them() {
 #[test]
 fn ops_are_as_bincode_has_them() {
     let all = ops().into_iter().chain(parting_ops()).chain(locked_ops());
+    let all = all.chain(renames().map(|(op, _)| op));
     tags(all.map(|op| agree!(&op, Op)).collect());
 }
 
@@ -79,6 +80,7 @@ fn numbers_of_codes_stand() {
     assert_eq!(tag(agree!(&ErrorCode::OutcomeUnknown, ErrorCode)), 19);
     assert_eq!(tag(agree!(&ErrorCode::NotHead, ErrorCode)), 20);
     assert_eq!(tag(agree!(&ErrorCode::BucketSpans, ErrorCode)), 22);
+    assert_eq!(tag(agree!(&ErrorCode::Apart, ErrorCode)), 25);
     assert_eq!(tag(agree!(&FindingKind::Rot, FindingKind)), 0);
     assert_eq!(tag(agree!(&FindingKind::Skipped, FindingKind)), 4);
 }

@@ -119,6 +119,16 @@ pub fn op() -> impl Strategy<Value = Op> {
                 bypass,
             }
         ),
+        (manifest.clone(), any::<(u64, u64)>(), ".{0,20}", ".{0,100}").prop_map(
+            |(manifest, (seen, modified_ms), key, source)| Op::Rename {
+                bucket: "bucket".to_owned(),
+                key,
+                source,
+                seen: Seq(seen),
+                modified_ms,
+                manifest,
+            }
+        ),
         (version, any::<bool>()).prop_map(|((tag, modified_ms, manifest), current)| {
             Op::PutVersion {
                 bucket: "bucket".to_owned(),

@@ -1,4 +1,4 @@
-//! Samples of changes of versions, with locks and without.
+//! Samples of changes of versions, with locks and without; and of what gives an object another key.
 
 use ashlar_layout::ids::{ClientId, RequestNo, Seq, Term};
 use ashlar_layout::journal::encode_entry;
@@ -125,6 +125,37 @@ pub fn locked_entries() -> Vec<u8> {
     for (op, seq) in locked_ops().iter().zip(45..) {
         let (client, request) = (ClientId(0xc11e), RequestNo(78));
         encode_entry(&mut out, Seq(seq), Term(7), client, request, 9, op, b"").unwrap();
+    }
+    out
+}
+
+/// An object that gets another key: one of stripes, and one that rides along.
+pub fn renames() -> [(Op, &'static [u8]); 2] {
+    let rename = |manifest| Op::Rename {
+        bucket: "photos".to_owned(),
+        key: "2025/å.jpg".to_owned(),
+        source: "2024/å.jpg".to_owned(),
+        seen: Seq(41),
+        modified_ms: 1_700_000_000_004,
+        manifest,
+    };
+    let inline = b"hello world";
+    let manifest_of = |inline: &[u8]| {
+        let crc = ashlar_layout::crc::crc32(inline);
+        Manifest::plain(inline.len() as u64, crc, Body::Inline)
+    };
+    [
+        (rename(manifest()), b""),
+        (rename(manifest_of(inline)), inline),
+    ]
+}
+
+/// The entries of those.
+pub fn rename_entries() -> Vec<u8> {
+    let mut out = Vec::new();
+    for ((op, inline), seq) in renames().iter().zip(49..) {
+        let (client, request) = (ClientId(0xc11e), RequestNo(79));
+        encode_entry(&mut out, Seq(seq), Term(8), client, request, 10, op, inline).unwrap();
     }
     out
 }

@@ -27,9 +27,9 @@ use crate::inner::Inner;
 use crate::link::LinkSetup;
 use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
-    PutOutcome, Seal, Sealed, VersionDropped, VersionsOptions,
+    PutOutcome, RenameOptions, Seal, Sealed, VersionDropped, VersionsOptions,
 };
-use crate::{list, put, versions};
+use crate::{list, put, rename, versions};
 
 /// A client of one cluster. Cheap to clone; clones share connections.
 ///
@@ -229,6 +229,23 @@ impl Client {
             return Err(ObjectError::BadRequest { detail }.into());
         }
         put::append(&self.inner, (bucket, key), meta, parts, seal).await
+    }
+
+    /// Gives an object another key of its bucket, in the place of what is there: at any time it is seen under one of
+    /// the two. `meta` is what was found of it: if another one stands there by now, or if the condition does not hold
+    /// of what it would replace, this is refused as a precondition that does not hold. Where the two keys are in
+    /// different partitions nothing is done ([`ashlar_cluster_object::Code::Apart`]). Gives its new version. Only for
+    /// objects of buckets that never kept versions.
+    pub async fn rename(
+        &self,
+        bucket: &str,
+        (source, key): (&str, &str),
+        meta: ObjectMeta,
+        options: RenameOptions,
+    ) -> Result<Seq, ClientError> {
+        check(bucket, Some(source))?;
+        check(bucket, Some(key))?;
+        rename::rename(&self.inner, bucket, (source, key), meta, options).await
     }
 
     /// Keeps something else with an object, whose bytes stay where they are. `meta` is what was found of

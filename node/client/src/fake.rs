@@ -643,7 +643,8 @@ impl Store {
             | Op::Split { .. }
             | Op::Close { .. }
             | Op::DropVersion { .. }
-            | Op::LockVersion { .. } => {
+            | Op::LockVersion { .. }
+            | Op::Rename { .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
             Op::CreateBucket { bucket } => {

@@ -20,6 +20,7 @@ mod mailbox;
 pub mod options;
 mod put;
 mod reader;
+mod rename;
 mod versions;
 
 #[cfg(test)]
@@ -44,5 +45,5 @@ pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, OPERATIONS_MAX,
-    PutOptions, PutOutcome, Seal, Sealed, VersionDropped, VersionsOptions,
+    PutOptions, PutOutcome, RenameOptions, Seal, Sealed, VersionDropped, VersionsOptions,
 };

@@ -112,6 +112,15 @@ pub struct PutOutcome {
     pub reduced_stripes: u64,
 }
 
+/// How to give an object another key.
+#[derive(Clone, Debug, Default)]
+pub struct RenameOptions {
+    /// What must hold of the object in whose place it comes.
+    pub precondition: Precondition,
+    /// What is to be remembered of it from now on.
+    pub seal: Seal,
+}
+
 /// How to get.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GetOptions {

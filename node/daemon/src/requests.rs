@@ -624,7 +624,8 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         | Op::Delete { bucket, key }
         | Op::PutVersion { bucket, key, .. }
         | Op::DropVersion { bucket, key, .. }
-        | Op::LockVersion { bucket, key, .. } => (bucket, Some(key)),
+        | Op::LockVersion { bucket, key, .. }
+        | Op::Rename { bucket, key, .. } => (bucket, Some(key)),
     };
     if let Err(e) = ashlar_layout::names::check_bucket(bucket) {
         return bad(e.to_string());
@@ -637,7 +638,8 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
     let manifest = match op {
         Op::Put { manifest, .. }
         | Op::PutVersion { manifest, .. }
-        | Op::LockVersion { manifest, .. } => Some(manifest),
+        | Op::LockVersion { manifest, .. }
+        | Op::Rename { manifest, .. } => Some(manifest),
         Op::DropVersion {
             then: Then::Version { manifest, .. },
             ..

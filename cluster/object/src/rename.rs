@@ -1,0 +1,177 @@
+//! Gives an object another key of its bucket, without moving a byte.
+//!
+//! Invariants:
+//! - what was found under the key that it has is proposed under the one that it is to get, by one change, which
+//!   the journal takes only if it still is what stands there: at any time it is seen under one of the two, and not
+//!   under both;
+//! - its stripes are freed by nothing here, whatever comes of it: they are the object's, under one key or the other;
+//! - what stood under the key that it gets is freed after the commit, never before, and no stripe of its own with it.
+
+use std::sync::Arc;
+
+use ashlar_layout::crc::crc32;
+use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition};
+use ashlar_layout::message::{ObjectMeta, Reply, Request};
+use ashlar_layout::time::Instant;
+use bytes::Bytes;
+
+use crate::ask::Ask;
+use crate::call::{Action, Event, Leftover, Machine, sooner};
+use crate::common::{Common, unexpected};
+use crate::error::ObjectError;
+use crate::free::Free;
+
+const ASK_LANE: u32 = 0;
+const FREE_LANE: u32 = 1;
+
+/// The state machine that gives an object another key.
+#[derive(Debug)]
+pub struct Rename {
+    common: Arc<Common>,
+    bucket: String,
+    source: String,
+    key: String,
+    ask: Ask,
+    free: Option<Free>,
+    outcome: Option<Result<Seq, ObjectError>>,
+}
+
+impl Rename {
+    /// Gives what was `found` under `source` the name `key`, in the place of what is there, if `precondition` holds for
+    /// that. `payload` is all of it, if it rides in the journal. What else is to be remembered of it may be something
+    /// else than before.
+    pub fn new(
+        common: Arc<Common>,
+        bucket: &str,
+        (source, key): (&str, &str),
+        precondition: Precondition,
+        (found, payload): (ObjectMeta, Bytes),
+        (etag, attributes): (Etag, Vec<u8>),
+    ) -> Result<Rename, ObjectError> {
+        let refused = |detail: &str| {
+            let detail = detail.to_owned();
+            Err(ObjectError::BadRequest { detail })
+        };
+        if source == key {
+            return refused("an object that is to get the key that it has");
+        }
+        if found.tag.is_some() {
+            return refused("a version of an object gets no other key");
+        }
+        let old = found.manifest;
+        let expected = match old.body {
+            Body::Inline => (old.size, old.crc),
+            _ => (0, 0),
+        };
+        if (payload.len() as u64, crc32(&payload)) != expected {
+            return refused("the payload is not that of the object");
+        }
+        let manifest = Manifest {
+            etag,
+            attributes,
+            ..old
+        };
+        // Where the other key is, the head of that one's partition says: whatever map this is, it knows.
+        let partition = common.partition_of(bucket, key)?;
+        let request = Request::Propose {
+            partition,
+            term: Term(0),
+            client: common.client(),
+            request: common.next_request(),
+            retry: None,
+            precondition,
+            op: Op::Rename {
+                bucket: bucket.to_owned(),
+                key: key.to_owned(),
+                source: source.to_owned(),
+                seen: found.version,
+                modified_ms: found.modified_ms,
+                manifest,
+            },
+        };
+        let names = (bucket, key);
+        let ask = Ask::new(common.clone(), ASK_LANE, names, partition, request, payload);
+        Ok(Rename {
+            common,
+            bucket: bucket.to_owned(),
+            source: source.to_owned(),
+            key: key.to_owned(),
+            ask: ask.with_crc(expected.1),
+            free: None,
+            outcome: None,
+        })
+    }
+
+    /// How it ended, once it has: the entry that recorded it, which is the object's version then.
+    pub fn outcome(&self) -> Option<&Result<Seq, ObjectError>> {
+        self.outcome.as_ref()
+    }
+
+    fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.outcome.is_some() {
+            return;
+        }
+        let Some(told) = self.ask.outcome().cloned() else {
+            return;
+        };
+        for key in [&self.source, &self.key] {
+            self.common.forget(&self.bucket, key);
+        }
+        self.outcome = Some(match told {
+            Ok(told) => match told.reply {
+                Reply::Committed { seq, displaced } => {
+                    let (common, kept) = (self.common.clone(), self.ask.body());
+                    self.free = Free::displaced(common, FREE_LANE, displaced, kept);
+                    if let Some(free) = &mut self.free {
+                        free.on_event(now, Event::Start, out);
+                    }
+                    Ok(seq)
+                }
+                other => Err(unexpected("Committed", &other)),
+            },
+            Err(untold) => Err(untold.error),
+        });
+    }
+}
+
+impl Machine for Rename {
+    fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        let of_ask = match &event {
+            Event::Answer { call, .. } => call.lane == ASK_LANE,
+            // The head was asked: there is no way back, and what it displaced is to be freed.
+            Event::Abort => return,
+            _ => true,
+        };
+        if of_ask {
+            self.ask.on_event(now, event.clone(), out);
+        }
+        if let Some(free) = &mut self.free
+            && (!of_ask || matches!(event, Event::Deadline))
+        {
+            free.on_event(now, event, out);
+        }
+        self.advance(now, out);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        sooner(
+            self.ask.next_deadline(),
+            self.free.as_ref().and_then(Free::next_deadline),
+        )
+    }
+
+    fn is_answered(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    fn leftover(&self) -> Leftover {
+        self.free
+            .as_ref()
+            .map_or(Leftover::default(), Machine::leftover)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.outcome.is_some() && self.free.as_ref().is_none_or(Free::is_settled)
+    }
+}
