@@ -334,7 +334,8 @@ def test_signatures():
 def test_unknown():
     """Whatever is not understood is refused, and nothing is touched."""
     with Scene() as b:
-        for query in ("annotation=", "renameObject=", "append=", "select=&select-type=2", "versionId=x", "uploadId=x", "partNumber=1",
+        refused(ask(put(b, "k", query="renameObject=", more=length(3)).head, b"abc"), (400, "InvalidRequest"))
+        for query in ("annotation=", "append=", "select=&select-type=2", "versionId=x", "uploadId=x", "partNumber=1",
                       "x-amz-nonsense=1", "tagging=&acl=", "torrent="):
             reply = ask(put(b, "k", query=query, more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))

@@ -5,15 +5,16 @@
     storm.py ENDPOINT verify LOG    everything acknowledged is there, and whatever is there is whole
 
 Eight clients put objects of all sizes, some of them in parts, each under keys of its own, and overwrite them. Three
-write a log each, line by line, at its end: every line that was acknowledged is in it once, in its order.
+write a log each, line by line, at its end: every line that was acknowledged is in it once, in its order. Three give an
+object one key after the other, and ask again until they are told that it has it: it is there once, and whole.
 """
-import hashlib, json, random, sys, threading, time
+import hashlib, itertools, json, random, sys, threading, time, uuid
 
 from check import MIB, S3, SEED, client
 from botocore.exceptions import BotoCoreError, ClientError
 
 BUCKET = "storm"
-CLIENTS, KEYS, LOGS = 8, 12, 3
+CLIENTS, KEYS, LOGS, RINGS, PLACES = 8, 12, 3, 3, 5
 
 
 def content(seed, size):
@@ -77,6 +78,37 @@ def write_log(me, stop, say):
                 stop.wait(0.1)
 
 
+def go_round(me, stop, say):
+    s3, dice = client(connect_timeout=2, read_timeout=20), random.Random(SEED + 100 + me)
+    size = (100, 100_000, 6 * MIB)[me % 3]
+    for n in itertools.count():
+        # One that may yet be put once more is none that is there once.
+        ring = dict(ring="ring/%d-%d" % (me, n), seed="%d-%d" % (SEED, me), size=size)
+        try:
+            s3.put_object(Bucket=BUCKET, Key=ring["ring"] + "/0", Body=content(ring["seed"], size))
+            break
+        except (ClientError, BotoCoreError):
+            if stop.wait(0.1):
+                return
+    at, moves = 0, 0
+    while not stop.is_set():
+        to, token = (at + 1 + dice.randrange(PLACES - 1)) % PLACES, str(uuid.uuid4())
+        while not stop.is_set():
+            try:
+                s3.rename_object(Bucket=BUCKET, Key="%s/%d" % (ring["ring"], to), RenameSource="%s/%d" % (ring["ring"], at),
+                                 ClientToken=token)
+                at, moves = to, moves + 1
+                break
+            except (ClientError, BotoCoreError) as error:
+                code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+                if code in ("NoSuchKey", "IdempotencyParameterMismatch", "PreconditionFailed"):
+                    # Nobody else moves it: it is gone, or what was done is forgotten.
+                    say("lost", dict(ring, why=code))
+                    return
+                stop.wait(0.1)
+    say("moved", dict(ring, moves=moves))
+
+
 def put(log):
     S3.create_bucket(Bucket=BUCKET)
     lock, stop = threading.Lock(), threading.Event()
@@ -87,6 +119,7 @@ def put(log):
                 out.flush()
         threads = [threading.Thread(target=work, args=(i, stop, say)) for i in range(CLIENTS)]
         threads += [threading.Thread(target=write_log, args=(i, stop, say)) for i in range(LOGS)]
+        threads += [threading.Thread(target=go_round, args=(i, stop, say)) for i in range(RINGS)]
         for t in threads:
             t.start()
         sys.stdin.read()
@@ -112,14 +145,27 @@ def verify_logs(events):
     return lines
 
 
+def verify_rings(events):
+    """How often objects were moved: each of them is there, under one of its keys."""
+    assert len(events) == RINGS and all(e["what"] == "moved" for e in events), events
+    for e in events:
+        listed = [o["Key"] for o in S3.list_objects_v2(Bucket=BUCKET, Prefix=e["ring"] + "/").get("Contents", [])]
+        assert len(listed) == 1, (e, listed)
+        there = S3.get_object(Bucket=BUCKET, Key=listed[0])["Body"].read()
+        assert there == content(e["seed"], e["size"]), "%s: %d bytes" % (listed[0], len(there))
+    assert all(e["moves"] > 3 for e in events), events
+    return sum(e["moves"] for e in events)
+
+
 def verify(log):
     # What each key may hold: what was acknowledged last, or whatever was begun and not acknowledged since, or before
     # that, but still on its way then.
     may, done, failed = {}, 0, {}
     events = [json.loads(line) for line in open(log)]
     lines = verify_logs([e for e in events if "log" in e])
+    moves = verify_rings([e for e in events if "ring" in e])
     for e in events:
-        if "log" in e:
+        if "log" in e or "ring" in e:
             continue
         if e["what"] == "begun":
             may.setdefault(e["key"], [None]).append(e)
@@ -146,8 +192,9 @@ def verify(log):
             wrong.append(key)
     listed = {o["Key"] for page in S3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET) for o in page.get("Contents", [])}
     may.update({"log/%d" % n: [] for n in range(LOGS)})
+    listed = {key for key in listed if not key.startswith("ring/")}
     assert listed <= set(may), listed - set(may)
-    print("%d puts acknowledged, failed: %s, %d keys, %d lines of logs" % (done, failed, len(may), lines))
+    print("%d puts acknowledged, failed: %s, %d keys, %d lines of logs, %d renames" % (done, failed, len(may), lines, moves))
     assert not wrong, "neither what was acknowledged nor what was begun since: %s" % wrong
 
 

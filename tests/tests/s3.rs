@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ashlar_tests::binary;
 use ashlar_tests::history::{Operation, Outcome};
 use ashlar_tests::linear;
 use ashlar_tests::rig::{Options, Rig, pause};
@@ -38,6 +39,8 @@ fn ask_through_two(name: &str) {
     let mut script = s3::script(&rig, &python, name);
     script
         .env("ENDPOINT2", &second.endpoint)
+        .env("ASHLAR", binary::ashlar())
+        .env("ASHLAR_CLUSTER", rig.dir())
         .env("ALT_KEY", text("access_key_id"))
         .env("ALT_SECRET", text("secret_access_key"));
     s3::run(script);
@@ -75,6 +78,11 @@ fn the_clients_that_people_use_can_do_what_they_do_on_amazons() {
 #[test]
 fn objects_grow_at_their_end() {
     ask_through_two("append.py");
+}
+
+#[test]
+fn objects_get_other_keys() {
+    ask_through_two("rename.py");
 }
 
 #[test]

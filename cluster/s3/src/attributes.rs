@@ -36,6 +36,7 @@ const PART_RUNS: u8 = 19;
 const PART_DIGESTS: u8 = 20;
 const UPLOAD: u8 = 21;
 const MODIFIED: u8 = 22;
+const RENAMED: u8 = 23;
 
 /// The attributes of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct Attributes {
     pub upload: Option<[u8; 16]>,
     /// When it was made, if its manifest was written anew since: milliseconds since 1970.
     pub modified_ms: Option<u64>,
+    /// The token of the request that gave it its key, if one did that and had a token: see [`crate::rename::Token`].
+    pub renamed: Option<[u8; 32]>,
 }
 
 /// The parts that an object was uploaded in.
@@ -244,6 +247,9 @@ impl Attributes {
         if let Some(modified_ms) = self.modified_ms {
             field(&mut out, MODIFIED, &[&modified_ms.to_le_bytes()])?;
         }
+        if let Some(renamed) = &self.renamed {
+            field(&mut out, RENAMED, &[renamed])?;
+        }
         Ok(out)
     }
 
@@ -335,6 +341,10 @@ impl Attributes {
                 Ok(ms) => self.modified_ms = Some(u64::from_le_bytes(ms)),
                 Err(_) => return bad("a time of another length"),
             },
+            RENAMED => match value.try_into() {
+                Ok(renamed) => self.renamed = Some(renamed),
+                Err(_) => return bad("a token of another length"),
+            },
             other => return bad(format!("a field of the unknown kind {other}")),
         }
         Ok(())
@@ -376,6 +386,7 @@ mod tests {
             parts: Parts::new([5, 5, 7], vec![vec![1; 4], vec![2; 4], vec![3; 4]]),
             upload: Some([9; 16]),
             modified_ms: Some(1_700_000_000_123),
+            renamed: Some([7; 32]),
         }
     }
 
@@ -425,6 +436,7 @@ mod tests {
             checksums: vec![Checksum::full(Algorithm::Crc32c, vec![1, 2, 3, 4])],
             parts: Parts::new([5, 5], vec![]),
             modified_ms: Some(258),
+            renamed: Some([7; 32]),
             ..Attributes::default()
         };
         let expected = [
@@ -435,6 +447,8 @@ mod tests {
             &[18, 8, 0, 2, 0, 0, 0, 1, 2, 3, 4],
             &[19, 10, 0, 2, 0, 5, 0, 0, 0, 0, 0, 0, 0],
             &[22, 8, 0, 2, 1, 0, 0, 0, 0, 0, 0],
+            &[23, 32, 0],
+            &[7; 32],
         ]
         .concat();
         assert_eq!(attributes.encode().unwrap(), expected);

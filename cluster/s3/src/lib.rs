@@ -35,10 +35,13 @@ pub mod lifecycle_versions;
 pub mod listing;
 pub mod object_lock;
 pub mod operation;
+#[cfg(test)]
+mod operation_tests;
 pub mod pattern;
 pub mod policy;
 pub mod range;
 pub mod refusal;
+pub mod rename;
 pub mod signature;
 #[cfg(test)]
 mod signature_tests;

@@ -58,6 +58,8 @@ codes! {
     IllegalVersioningConfigurationException 400,
     /// A region that is not ours.
     IllegalLocationConstraintException 400,
+    /// What a token was used for already, and this is something else.
+    IdempotencyParameterMismatch 400,
     /// The body ended early.
     IncompleteBody 400,
     /// No room. S3 has no such error: it never ends.

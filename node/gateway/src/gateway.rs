@@ -262,6 +262,7 @@ impl Gateway {
             O::DeleteBucket => self.delete_bucket(context).await,
             O::PutObject => self.put_object(context, body).await,
             O::CopyObject => self.copy_object(context).await,
+            O::RenameObject => self.rename_object(context).await,
             O::DeleteObject => self.delete_object(context).await,
             O::DeleteObjects => self.delete_objects(context, body).await,
             O::PostObject => self.post_object(context, body).await,

@@ -33,6 +33,7 @@ pub mod options;
 mod pieces;
 mod post;
 mod puts;
+mod rename;
 pub mod reply;
 pub mod server;
 mod tagging;

@@ -389,6 +389,7 @@ impl Gateway {
             found.tags
         };
         (attributes.parts, attributes.upload) = (None, None);
+        attributes.renamed = None;
         (attributes.modified_ms, attributes.checksums) = (None, Vec::new());
         let kept = found.checksums.first().map(|checksum| checksum.algorithm);
         let algorithm = algorithm.or(kept).unwrap_or(Algorithm::Crc64Nvme);

@@ -25,7 +25,7 @@ const TRIES: usize = 8;
 
 /// The ETag that an object keeps although its version changes: if its writer made none, the one that it
 /// has had so far.
-fn kept_etag(meta: &ObjectMeta) -> Etag {
+pub(crate) fn kept_etag(meta: &ObjectMeta) -> Etag {
     let manifest = &meta.manifest;
     if !manifest.etag.is_none() {
         return manifest.etag;
