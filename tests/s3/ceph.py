@@ -13,6 +13,8 @@ import argparse, json, os, re, subprocess, sys, tempfile, xml.etree.ElementTree 
 HERE = os.path.dirname(os.path.abspath(__file__))
 EXPECTED = os.path.join(HERE, "ceph.txt")
 FILES = ("test_s3.py", "test_headers.py")
+# Goes first: it wants a user who has no buckets, and others leave some that the suite does not know of.
+FIRST = "test_list_buckets_paginated"
 USERS = ("s3 main", "s3 alt", "s3 tenant", "iam", "iam root", "iam alt root")
 NEEDS = ("PyYAML", "boto3==1.44.8", "munch", "isodate", "requests", "pytz", "httplib2", "lxml", "pytest")
 
@@ -59,7 +61,7 @@ def configure(args, path):
              "[fixtures]", "bucket prefix = s3t-{random}-", "iam name prefix = s3-tests-", "iam path prefix = /s3-tests/"]
     for n, section in enumerate(USERS):
         user = ask(args, "user", "add", "ceph-%d-%d" % (os.getpid(), n))
-        lines += ["[%s]" % section, "display_name = " + user["account"], "user_id = " + user["account"],
+        lines += ["[%s]" % section, "display_name = " + user["account"], "user_id = " + user["canonical_id"],
                   "email = x%d@example.com" % n, "api_name = us-east-1", "tenant = t",
                   "access_key = " + user["access_key_id"], "secret_key = " + user["secret_access_key"]]
     with open(path, "w") as out:
@@ -74,16 +76,21 @@ def python_of(args, folder):
     return folder + "/venv/bin/python"
 
 
+def pytest_collection_modifyitems(items):
+    """This file is a plugin of pytest's too."""
+    items.sort(key=lambda item: item.name != FIRST)
+
+
 def run(args, folder):
     """What became of each test: None if it passed, else what it says."""
     configure(args, folder + "/s3.conf")
     marks = " and ".join("not " + mark for mark in OUT)
-    command = [python_of(args, folder), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks,
+    command = [python_of(args, folder), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ceph", "-m", marks,
                "--junitxml", folder + "/junit.xml"]
     command += ["-k", args.only] if args.only else []
     command += ["s3tests/functional/" + name for name in FILES]
     environment = dict(os.environ, S3TEST_CONF=folder + "/s3.conf", AWS_CONFIG_FILE="/dev/null",
-                       AWS_EC2_METADATA_DISABLED="true")
+                       AWS_EC2_METADATA_DISABLED="true", PYTHONPATH=HERE, PYTHONDONTWRITEBYTECODE="1")
     subprocess.run(command, cwd=args.checkout, env=environment)
     became = {}
     for case in tree.parse(folder + "/junit.xml").iter("testcase"):
@@ -119,7 +126,6 @@ def failing_on_amazon(checkout):
 
 
 ACLS = "ACLs: a bucket's owner owns what is in it (BucketOwnerEnforced), as on Amazon's since 2023 by default"
-OWNER = "the id of an owner is a canonical one, as Amazon's, and not the account's name"
 MENDED = "botocore mends what the test breaks, and the request that is sent is right"
 TENANTS = "tenants are Ceph's"
 # Why a test fails, by its name and what it says.
@@ -127,8 +133,7 @@ REASONS = [
     ("AccessControlListNotSupported|InvalidBucketAcl|object ownership|x-amz-grant|canned_acl|recreate_new_acl", ACLS),
     ("public_put_bucket_acls|public_object_canned", ACLS),
     ("acl_grant_(nonexist|email)", ACLS),
-    ("acl_default|versioned_object_acl|bucket_owner_enforced", OWNER),
-    ("bad_authorization|bad_date_none|bad_contentlength_none", MENDED),
+    ("bad_authorization|bad_date_none|bad_contentlength_none|test_object_read_unreadable", MENDED),
     ("policy_different_tenant|policy_tenanted_bucket|arn:aws:s3::1", TENANTS),
     ("nonpublicpolicy_principal|public_policy_with_principal", TENANTS),
     ("policy_status", "without a policy there is no status of one (NoSuchBucketPolicy), and no ACL makes one"),
@@ -138,11 +143,19 @@ REASONS = [
     ("if_match|if_none_match", "a write takes If-Match with an ETag and If-None-Match: *, as on Amazon's"),
     ("get_part", "a part that an object does not have is InvalidPartNumber (416), as on Amazon's"),
     ("copy_invalid_range", "a range that the source does not have is an InvalidArgument, as on Amazon's"),
-    ("put_obj_copy_source|request_obj_tag", "what others may put is the bucket owner's, and not theirs to read"),
+    ("put_obj_copy_source", "what others may put is the bucket owner's, and not theirs to read"),
+    ("request_obj_tag", "the test gives its header to one client, and asks another"),
     ("torrent", "no torrents"),
     ("transition", "one storage class"),
     ("chunked_transfer_encoding", "a body without a length is MissingContentLength, as on Amazon's"),
     ("resend_first_finishes_last", "a part that is named twice is InvalidPartOrder, as on Amazon's"),
+    ("bucket_get_location", "the location of what is in us-east-1 is told as none, as on Amazon's"),
+    ("list_prefix_unreadable", "the prefix of the first way to list is encoded, as on Amazon's: botocore leaves it so"),
+    ("end_with_IfExists", "an owner may do what no policy denies, as on Amazon's"),
+    ("delete_marker_nonversioned", "x-amz-delete-marker comes only if it is true, as on Amazon's"),
+    ("404_with_policy_prefix", "who may not read objects is told of none whether it is there, as on Amazon's"),
+    ("put_authenticated_expired", "an X-Amz-Expires below 0 is AuthorizationQueryParametersError, as on Amazon's"),
+    ("set_get_unicode_metadata", "metadata comes back in UTF-8, on Amazon's as RFC 2047 says: the test reads Latin-1"),
 ]
 
 

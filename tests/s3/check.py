@@ -734,6 +734,11 @@ def test_presigned():
             time.sleep(2.1)
             status, _, text = http("GET", url)
             assert status == 403 and b"expired" in text, text
+        # A time that is none is told from one that is over.
+        s3, params = client(signature_version="s3v4"), {"Bucket": b, "Key": "k"}
+        url = s3.generate_presigned_url("put_object", Params=params, ExpiresIn=-1)
+        status, _, text = http("PUT", url, data=b"x")
+        assert status == 400 and b"AuthorizationQueryParametersError" in text and b"non-negative" in text, text
 
 
 def form(fields, file, name="f.txt", boundary="a-boundary"):
@@ -897,6 +902,18 @@ def test_configurations():
         fails("NoSuchCORSConfiguration", 404, S3.get_bucket_cors, Bucket=b)
         S3.put_bucket_ownership_controls(Bucket=b, OwnershipControls={"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]})
         assert S3.get_bucket_ownership_controls(Bucket=b)["OwnershipControls"]["Rules"][0]["ObjectOwnership"] == "BucketOwnerEnforced"
+        # Who has said that there are no ACLs is sent none, but what says so.
+        k = {"Bucket": b, "Key": "k"}
+        S3.put_object(ACL="bucket-owner-full-control", **k)
+        copy = lambda **a: S3.copy_object(CopySource=b + "/k", MetadataDirective="REPLACE", **a)
+        for call in (S3.put_object, S3.create_multipart_upload, S3.put_object_acl, copy):
+            fails("AccessControlListNotSupported", 400, call, ACL="private", **k)
+        fails("AccessControlListNotSupported", 400, S3.put_bucket_acl, Bucket=b, ACL="private")
+        given = S3.generate_presigned_post(b, "k", Fields={"acl": "private"}, Conditions=[{"acl": "private"}])
+        status, _, text = http("POST", given["url"], *form(given["fields"], b"x"))
+        assert status == 400 and b"AccessControlListNotSupported" in text, (status, text)
+        S3.delete_bucket_ownership_controls(Bucket=b)
+        S3.put_object(ACL="private", **k)
 
 
 def test_lifecycle():

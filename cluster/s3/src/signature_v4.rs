@@ -225,8 +225,11 @@ pub(crate) fn presigned(
             "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"",
         );
     };
-    let Ok(expires) = expires.parse::<u64>() else {
+    let Ok(expires) = expires.parse::<i64>() else {
         return query_error("X-Amz-Expires should be a number");
+    };
+    let Ok(expires) = u64::try_from(expires) else {
+        return query_error("X-Amz-Expires must be non-negative");
     };
     if expires > EXPIRES_MAX {
         return query_error(

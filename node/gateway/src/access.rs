@@ -253,6 +253,20 @@ impl Access {
         }
     }
 
+    /// Refuses an ACL where the bucket's owner has said that there are none: even the one that says what is so
+    /// anyway. Where nobody has said so it is taken, for clients send it without being asked.
+    pub(crate) fn check_acl(&self, call: &Call) -> Result<(), Refusal> {
+        let acl = call.header("x-amz-acl").unwrap_or_default();
+        let enforced = |open: &Arc<OpenBucket>| open.config.ownership.is_some();
+        match self.bucket.as_ref().is_some_and(enforced) {
+            true if !matches!(acl, "" | "bucket-owner-full-control") => refused(
+                Code::AccessControlListNotSupported,
+                "The bucket does not allow ACLs",
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// What is said of an object that is not there: to who may not list the bucket, not even that. Who may
     /// list what begins with its key may know.
     pub(crate) fn absent(&self, bucket: &str, key: &str) -> Refusal {

@@ -208,7 +208,7 @@ impl Gateway {
             self.check_there(context).await?;
             return denied();
         }
-        Ok(())
+        access.check_acl(call)
     }
 
     /// Refuses what is about a bucket that is not there.

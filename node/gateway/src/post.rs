@@ -73,6 +73,7 @@ impl Gateway {
         if !attributes.tags.is_empty() {
             access.check("s3:PutObjectTagging", &call.arn())?;
         }
+        access.check_acl(call)?;
         let digests = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let promise = Promise {
             // More than came with all of the form it cannot be.

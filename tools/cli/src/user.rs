@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ashlar_node_gateway::admin::{Admin, AdminError};
+use ashlar_node_gateway::{Secret, User};
 use clap::{Args, Subcommand};
 
 use crate::fail::Fail;
@@ -95,11 +96,11 @@ pub fn run(args: UserArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fai
                         return Err(failed(&name)(error));
                     }
                 }
-                tell_key(&user.name, &user.account, &key.id, secret.reveal(), json)
+                tell_key(&user, &key.id, &secret, json)
             }
             UserCommand::AddKey { name } => {
                 let (key, secret) = admin.add_key(&name).await.map_err(failed(&name))?;
-                tell_key(&name, &key.user.account, &key.id, secret.reveal(), json)
+                tell_key(&key.user, &key.id, &secret, json)
             }
             UserCommand::RemoveKey { name, id } => {
                 admin.remove_key(&name, &id).await.map_err(failed(&name))?;
@@ -126,8 +127,8 @@ pub fn run(args: UserArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fai
                         .iter()
                         .map(|user| {
                             serde_json::json!({
-                                "name": user.name, "account": user.account, "admin": user.admin,
-                                "keys": user.keys, "policy": user.policy,
+                                "name": user.name, "account": user.account, "canonical_id": user.canonical(),
+                                "admin": user.admin, "keys": user.keys, "policy": user.policy,
                             })
                         })
                         .collect();
@@ -159,14 +160,17 @@ fn tell(done: &str, what: &str, json: bool) -> Result<(), Fail> {
     output::line(&format!("{done} {what}"))
 }
 
-fn tell_key(name: &str, account: &str, id: &str, secret: &str, json: bool) -> Result<(), Fail> {
+fn tell_key(user: &User, id: &str, secret: &Secret, json: bool) -> Result<(), Fail> {
+    let (canonical, secret) = (user.canonical(), secret.reveal());
     if json {
         return output::json(&serde_json::json!({
-            "name": name, "account": account, "access_key_id": id, "secret_access_key": secret,
+            "name": user.name, "account": user.account, "canonical_id": canonical,
+            "access_key_id": id, "secret_access_key": secret,
         }));
     }
-    output::line(&format!("user               {name}"))?;
-    output::line(&format!("account            {account}"))?;
+    output::line(&format!("user               {}", user.name))?;
+    output::line(&format!("account            {}", user.account))?;
+    output::line(&format!("canonical id       {canonical}"))?;
     output::line(&format!("access key id      {id}"))?;
     output::line(&format!("secret access key  {secret}"))
 }
