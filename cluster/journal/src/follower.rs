@@ -74,11 +74,7 @@ impl Replica {
             return;
         };
         if !self.follower.sealed {
-            // Unless the promise is on its way to the device, it has to be asked for (again).
-            if self.promise.durable >= self.term {
-                self.refuse(now, self.term.head(), out);
-            }
-            return;
+            return self.ask_for_seal(now, out);
         }
         self.head_heard(now);
         self.follower.stamp = self.follower.stamp.max(stamp);
@@ -95,6 +91,15 @@ impl Replica {
         let told = from == self.term.head() && self.log.term(self.committed) == Some(self.term);
         if told && committed == self.committed && self.log.durable() >= committed {
             self.log.tail_is_whole();
+        }
+    }
+
+    /// The head takes for granted what this replica did before it was begun anew, on a link that stayed up: unless the
+    /// promise is on its way to the device, it has to be asked for again. A learner may be sent nothing but its
+    /// lesson, so that has to bring it about as well.
+    pub(crate) fn ask_for_seal(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.promise.durable >= self.term {
+            self.refuse(now, self.term.head(), out);
         }
     }
 

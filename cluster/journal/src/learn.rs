@@ -133,8 +133,11 @@ impl Replica {
         else {
             return;
         };
-        if !self.follower.sealed || from != self.term.head() {
+        if from != self.term.head() {
             return;
+        }
+        if !self.follower.sealed {
+            return self.ask_for_seal(now, out);
         }
         self.head_heard(now);
         self.follower.stamp = self.follower.stamp.max(stamp);

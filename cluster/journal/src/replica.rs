@@ -441,8 +441,8 @@ impl Replica {
             return;
         }
         if term > self.term {
-            // Its head is told that it has to be promised first.
-            if matches!(body, ChainBody::Append { .. }) {
+            // Its head is told that it has to be promised first: a learner may be sent nothing but its lesson.
+            if matches!(body, ChainBody::Append { .. } | ChainBody::Lesson { .. }) {
                 self.refuse(now, term.head(), out);
             }
             return;

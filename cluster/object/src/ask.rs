@@ -112,6 +112,9 @@ pub struct Ask {
     /// The last entry of the partition that this client knew of when it first asked for the change.
     told: Option<Seq>,
     polls: Vec<(CallId, DeviceNo)>,
+    /// Devices that members named as heads or members: the map may know of a change before the chain has made it, and
+    /// this client's map may be older than the chain.
+    named: Vec<DeviceNo>,
     /// What the members said last, other than that they serve.
     heard: Vec<(DeviceNo, String)>,
     /// Members that say that this client is of another cluster.
@@ -150,6 +153,7 @@ impl Ask {
             doubt: None,
             told: None,
             polls: Vec::new(),
+            named: Vec::new(),
             heard: Vec::new(),
             strangers: 0,
             wait_until: Instant(0),
@@ -290,7 +294,7 @@ impl Ask {
         self.wake_at = Some(now + GLANCE);
         let partition = map.partitions.iter().find(|p| p.id == self.partition);
         let named = partition.map(|p| p.chain.devices.iter().chain(&p.founders));
-        for device in named.into_iter().flatten() {
+        for device in named.into_iter().flatten().chain(&self.named) {
             if !members.contains(device) {
                 members.push(*device);
             }
@@ -428,6 +432,13 @@ impl Ask {
                 ..
             } => {
                 self.common.heads().heard(now, self.partition, from, &view);
+                let head = (view.term.0 > 0).then(|| view.term.head());
+                for device in head.iter().chain(&view.members) {
+                    if !self.named.contains(device) {
+                        self.named.truncate(KEPT - 1);
+                        self.named.insert(0, *device);
+                    }
+                }
                 match (view.serving, view.term.0) {
                     (true, _) => "it serves".to_owned(),
                     (_, 0) => "it knows of no head".to_owned(),

@@ -92,10 +92,16 @@ impl<M: Machine + Send + 'static> Drive<M> {
             }
         };
         match arrived {
-            Some(Arrived { call, from, answer }) => {
-                if let Some(map) = stale(&answer)
-                    && !self.inner.common.learn_json(map)
-                {
+            Some(Arrived {
+                call,
+                from,
+                epoch,
+                answer,
+            }) => {
+                let came = stale(&answer).map(|map| self.inner.common.learn_json(map));
+                // A question that any map will do for is answered without a word about it: without this, whoever
+                // has an old map might go on asking devices that have nothing to do with the partition any more.
+                if came == Some(false) || epoch > self.inner.common.map().epoch {
                     self.inner.refresh_map(from);
                 }
                 self.event(Event::Answer { call, answer });

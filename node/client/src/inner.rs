@@ -166,6 +166,7 @@ impl Inner {
                     mailbox.put(Arrived {
                         call,
                         from,
+                        epoch: Epoch(0),
                         answer: Answer::NotSent { detail },
                     });
                 }

@@ -63,9 +63,20 @@ pub(crate) struct Outgoing {
 /// Who gets the answer; nobody, if it is `None`.
 pub(crate) type ReplyTo = Option<(Arc<Mailbox>, CallId, DeviceNo)>;
 
+/// Answers for a node that does not.
 fn answer(reply_to: ReplyTo, answer: Answer) {
+    answer_by(Epoch(0), reply_to, answer);
+}
+
+/// Answers as a node does that works with this map.
+fn answer_by(epoch: Epoch, reply_to: ReplyTo, answer: Answer) {
     if let Some((mailbox, call, from)) = reply_to {
-        mailbox.put(Arrived { call, from, answer });
+        mailbox.put(Arrived {
+            call,
+            from,
+            epoch,
+            answer,
+        });
     }
 }
 
@@ -440,7 +451,12 @@ impl Link {
         let mut heard = false;
         loop {
             let next = reader.next().map_err(|error| error.to_string())?;
-            let Some(Incoming { request, reply }) = next else {
+            let Some(Incoming {
+                request,
+                epoch,
+                reply,
+            }) = next
+            else {
                 if !heard {
                     // A part of a large frame is a sign of life as well.
                     self.state().heard = Instant::now();
@@ -467,7 +483,7 @@ impl Link {
                     detail: error.to_string(),
                 },
             };
-            answer(reply_to, came);
+            answer_by(epoch, reply_to, came);
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use ashlar_cluster_object::{Answer, CallId};
-use ashlar_layout::ids::DeviceNo;
+use ashlar_layout::ids::{DeviceNo, Epoch};
 use tokio::sync::Notify;
 
 /// An answer, with what it answers, and whose it is.
@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 pub(crate) struct Arrived {
     pub(crate) call: CallId,
     pub(crate) from: DeviceNo,
+    /// The map that the node works with; 0 if it is not the node that answers.
+    pub(crate) epoch: Epoch,
     pub(crate) answer: Answer,
 }
 

@@ -12,6 +12,7 @@ use std::io;
 use ashlar_cluster_object::{BufferPool, PoolBuf};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameError, FrameHeader, Opcode, decode_control};
+use ashlar_layout::ids::Epoch;
 use ashlar_layout::message::Reply;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -23,6 +24,8 @@ const ROOM: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub(crate) request: u64,
+    /// The map that the node works with.
+    pub(crate) epoch: Epoch,
     /// The reply, its payload and that one's CRC-32; or why it is unusable.
     pub(crate) reply: Result<(Reply, Bytes, u32), FrameError>,
 }
@@ -179,5 +182,9 @@ fn whole(header: &FrameHeader, reply: Result<Reply, FrameError>, payload: Bytes)
             })
         }
     });
-    Incoming { request, reply }
+    Incoming {
+        request,
+        epoch: header.epoch,
+        reply,
+    }
 }

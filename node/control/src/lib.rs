@@ -47,7 +47,7 @@ pub use client::{ClientError, ControlClient, Heard};
 pub use error::ControlError;
 pub use member::Timing;
 pub use partitions::{PartitionLimits, PartitionLoad, may_merge, move_step};
-pub use policy::{ChainReport, Patience, Verdict};
+pub use policy::{ChainReport, Patience, Verdict, Watchman};
 pub use server::{ControlConfig, ControlServer, StartError};
 pub use state::{Refusal, State};
 pub use thread::ControlThread;

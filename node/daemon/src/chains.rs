@@ -18,11 +18,12 @@ use ashlar_cluster_map::{ClusterMap, Partition};
 use ashlar_layout::ids::DeviceNo;
 use ashlar_layout::time::Instant;
 use ashlar_node_control::{ChainReport, PartitionLoad};
-use ashlar_node_reactor::Io;
+use ashlar_node_reactor::Driver;
 
 use crate::core::{Core, Todo};
 use crate::peers::Peer;
 use crate::replicas::ReplicaSlot;
+use crate::words::say;
 
 /// How often the control plane is told of a partition's load.
 const WEIGH_EVERY: Duration = Duration::from_secs(1);
@@ -67,10 +68,10 @@ impl ReplicaSlot {
 
 impl Core {
     /// Takes a newer map, if there is one.
-    pub(crate) fn tend_map(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn tend_map(&mut self, now: Instant, io: &mut impl Driver) {
         if self.shared.epoch.load(Ordering::Acquire) > self.maps.map.epoch.0 {
             self.maps = self.shared.newest();
-            eprintln!("cluster map of epoch {}", self.maps.map.epoch);
+            say!("cluster map of epoch {}", self.maps.map.epoch);
             self.follow_map();
             self.forget_over(now, io);
             for device in 0..self.devices.len() {
@@ -207,9 +208,7 @@ impl Core {
         let node = map.device(device)?.node;
         let text = map.address(device)?;
         let Some(address) = resolve(text) else {
-            eprintln!(
-                "device {device} of node {node}: '{text}' is not an address: it takes host:port"
-            );
+            say!("device {device} of node {node}: '{text}' is not an address: it takes host:port");
             return None;
         };
         let same = |peer: &Peer| peer.node == node && peer.address == address;

@@ -16,14 +16,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
+use ashlar_cluster_map::Device;
 use ashlar_layout::ids::{NodeId, PartitionId, Seq};
 use ashlar_layout::message::{ChainMessage, ErrorCode, ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Memory};
 use ashlar_node_engine::error::EngineError;
-use ashlar_node_reactor::{Buf, ConnId, Event, Handler, Io, Pool};
+use ashlar_node_reactor::{Buf, ConnId, Driver, Event, Handler, Pool};
 use bytes::Bytes;
 
+use crate::config::Config;
 use crate::devices::DeviceSlot;
 use crate::drain::Drain;
 use crate::incoming::{Incoming, Progress};
@@ -226,8 +228,32 @@ pub struct Core {
 }
 
 impl Core {
+    /// The core of this number as configuration and map have it, its devices not open yet. [`Core::start`] is to
+    /// be called once before the first event.
+    pub fn of(
+        config: &Config,
+        shared: Arc<Shared>,
+        core: usize,
+        maps: Arc<Maps>,
+        pulse: Arc<Pulse>,
+        pool: Pool,
+        now: Instant,
+    ) -> Core {
+        let ours = |d: &&Device| d.node == config.node && d.core as usize == core;
+        let ours: Vec<&Device> = maps.map.devices.iter().filter(ours).collect();
+        let cache = config.index_cache / ours.len().max(1);
+        let devices: Vec<DeviceSlot> = ours
+            .into_iter()
+            .filter_map(|d| {
+                let config = config.devices.iter().find(|c| c.no == d.no)?;
+                Some(DeviceSlot::new(d, config, &maps.map, cache))
+            })
+            .collect();
+        Core::new(shared, core as u32, maps, pulse, pool, devices, now)
+    }
+
     /// A core with these devices, none of them open yet.
-    pub(crate) fn new(
+    fn new(
         shared: Arc<Shared>,
         core: u32,
         maps: Arc<Maps>,
@@ -263,7 +289,7 @@ impl Core {
     }
 
     /// Opens the devices and calls the peers: to be done once, before the loop.
-    pub(crate) fn start(&mut self, now: Instant, io: &mut Io) {
+    pub fn start(&mut self, now: Instant, io: &mut impl Driver) {
         self.follow_map();
         for device in 0..self.devices.len() {
             self.open_device(device, now, io);
@@ -273,7 +299,7 @@ impl Core {
     }
 
     /// Works off what has been brought about.
-    pub(crate) fn work(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn work(&mut self, now: Instant, io: &mut impl Driver) {
         while let Some(todo) = self.todo.pop_front() {
             match todo {
                 Todo::Engine { device, event } => self.engine_event(device, event, now, io),
@@ -319,7 +345,7 @@ impl Core {
         op: u64,
         result: Result<api::Output<Buf>, EngineError>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         match self.ops.remove(op) {
             None => {}
@@ -392,7 +418,7 @@ impl Core {
     /// Answers a request, once.
     pub(crate) fn answer(
         &mut self,
-        io: &mut Io,
+        io: &mut impl Driver,
         conn: ConnId,
         request: u64,
         reply: &Reply,
@@ -407,7 +433,7 @@ impl Core {
         self.ease(conn, io);
     }
 
-    fn received(&mut self, conn: ConnId, mut data: &[u8], now: Instant, io: &mut Io) {
+    fn received(&mut self, conn: ConnId, mut data: &[u8], now: Instant, io: &mut impl Driver) {
         while !data.is_empty() {
             let Some(state) = self.conns.get_mut(&conn) else {
                 return;
@@ -427,14 +453,20 @@ impl Core {
     }
 
     /// Says what is wrong with what came, and ends the connection.
-    pub(crate) fn bad_frame(&mut self, conn: ConnId, what: &str, now: Instant, io: &mut Io) {
+    pub(crate) fn bad_frame(
+        &mut self,
+        conn: ConnId,
+        what: &str,
+        now: Instant,
+        io: &mut impl Driver,
+    ) {
         let reply = outgoing::error(ErrorCode::BadFrame, what);
         outgoing::reply(io, conn, self.maps.map.epoch, 0, &reply, Payload::None);
         io.close(conn);
         self.forget_conn(conn, now);
     }
 
-    fn progress(&mut self, conn: ConnId, progress: Progress, now: Instant, io: &mut Io) {
+    fn progress(&mut self, conn: ConnId, progress: Progress, now: Instant, io: &mut impl Driver) {
         match progress {
             Progress::More => {}
             Progress::Head(header, control) => self.head(conn, header, &control, now, io),
@@ -465,7 +497,10 @@ impl Core {
     }
 
     /// How it went, after the loop.
-    pub(crate) fn outcome(&self) -> Result<(), DaemonError> {
+    ///
+    /// # Errors
+    /// If a device was in such a state that the node had better not go on.
+    pub fn outcome(&self) -> Result<(), DaemonError> {
         match self.fatal().and_then(|d| Some((d, d.fatal.clone()?))) {
             None => Ok(()),
             Some((device, message)) => Err(DaemonError::Device {
@@ -502,8 +537,8 @@ impl Core {
     }
 }
 
-impl Handler for Core {
-    fn on_event(&mut self, now: Instant, event: Event<'_>, io: &mut Io) {
+impl<D: Driver> Handler<D> for Core {
+    fn on_event(&mut self, now: Instant, event: Event<'_>, io: &mut D) {
         match event {
             Event::Accepted { conn, .. } if self.drain == Drain::Replies => io.abort(conn),
             Event::Accepted { conn, .. } => {
@@ -526,7 +561,7 @@ impl Handler for Core {
         self.work(now, io);
     }
 
-    fn on_batch(&mut self, now: Instant, io: &mut Io) {
+    fn on_batch(&mut self, now: Instant, io: &mut D) {
         if self.shared.stopping.load(Ordering::Relaxed) && !self.finished {
             self.drain(now, io);
         }

@@ -17,12 +17,13 @@ use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Action, IoFailure};
 use ashlar_node_engine::error::{self, EngineError, OpenError};
 use ashlar_node_engine::opening::{OpenParams, Opened};
-use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Io, OpenOptions};
+use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Driver, OpenOptions};
 
 use crate::config::{CacheMode, DeviceConfig};
 use crate::core::{Core, Engine, Opening, Pending, PoolMemory, Todo};
 use crate::outgoing;
 use crate::replay::Replay;
+use crate::words::say;
 
 /// Wait before a device that failed is opened again, at first and at most.
 const REOPEN_MIN: Duration = Duration::from_millis(200);
@@ -238,7 +239,7 @@ impl DeviceSlot {
     }
 
     /// The engine's last operation has ended: for good, or to be opened again at once.
-    pub(crate) fn shut_down(&mut self, for_good: bool, now: Instant, io: &mut Io) {
+    pub(crate) fn shut_down(&mut self, for_good: bool, now: Instant, io: &mut impl Driver) {
         self.pages.clear();
         self.phase = if for_good {
             Phase::Down
@@ -257,7 +258,13 @@ impl DeviceSlot {
 
     /// It cannot be opened now. Another process that holds it may be about to let go: then it is soon
     /// tried again, without a word more than the first.
-    fn not_opened(&mut self, e: &reactor::OpenError, alone: bool, now: Instant, io: &mut Io) {
+    fn not_opened(
+        &mut self,
+        e: &reactor::OpenError,
+        alone: bool,
+        now: Instant,
+        io: &mut impl Driver,
+    ) {
         let busy = matches!(e, reactor::OpenError::Busy { .. });
         if !busy {
             self.busy_since = None;
@@ -270,7 +277,7 @@ impl DeviceSlot {
             return self.close(e.to_string(), true, now, io);
         }
         if new {
-            eprintln!(
+            say!(
                 "device {} at {}: {e}: waiting",
                 self.no,
                 self.path.display()
@@ -284,7 +291,13 @@ impl DeviceSlot {
 
     /// Closes it. A `hopeless` reason ends the node if the device has never served: whoever
     /// started it had better know.
-    pub(crate) fn close(&mut self, why: String, hopeless: bool, now: Instant, io: &mut Io) {
+    pub(crate) fn close(
+        &mut self,
+        why: String,
+        hopeless: bool,
+        now: Instant,
+        io: &mut impl Driver,
+    ) {
         if let Some(dev) = self.dev.take() {
             io.close_device(dev);
         }
@@ -292,7 +305,7 @@ impl DeviceSlot {
         self.pages.clear();
         self.reopen = false;
         self.reopen_with_room = false;
-        eprintln!("device {} at {}: {why}", self.no, self.path.display());
+        say!("device {} at {}: {why}", self.no, self.path.display());
         if hopeless && !self.served {
             self.fatal = Some(why.clone());
         }
@@ -306,7 +319,7 @@ impl DeviceSlot {
 
 impl Core {
     /// Opens a device and begins its recovery.
-    pub(crate) fn open_device(&mut self, device: usize, now: Instant, io: &mut Io) {
+    pub(crate) fn open_device(&mut self, device: usize, now: Instant, io: &mut impl Driver) {
         let alone = self.devices.len() == 1;
         let slot = &mut self.devices[device];
         let cache = match slot.cache {
@@ -346,7 +359,7 @@ impl Core {
     }
 
     /// Opens devices again whose time has come, and those whose log must be read again.
-    pub(crate) fn tend_devices(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn tend_devices(&mut self, now: Instant, io: &mut impl Driver) {
         if self.draining() {
             return;
         }
@@ -378,7 +391,7 @@ impl Core {
         device: usize,
         event: api::Event<Buf>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let mut actions = Vec::new();
         match &mut self.devices[device].phase {
@@ -406,7 +419,7 @@ impl Core {
     }
 
     /// Lets engines send out as one batch what one round of the loop brought; whether there was anything.
-    pub(crate) fn kick_engines(&mut self, now: Instant, io: &mut Io) -> bool {
+    pub(crate) fn kick_engines(&mut self, now: Instant, io: &mut impl Driver) -> bool {
         let mut any = false;
         for device in 0..self.devices.len() {
             let mut actions = Vec::new();
@@ -423,14 +436,20 @@ impl Core {
         any
     }
 
-    fn carry_out(&mut self, device: usize, actions: Vec<Action<Buf>>, now: Instant, io: &mut Io) {
+    fn carry_out(
+        &mut self,
+        device: usize,
+        actions: Vec<Action<Buf>>,
+        now: Instant,
+        io: &mut impl Driver,
+    ) {
         let generation = self.devices[device].generation;
         for action in actions {
             let slot = &mut self.devices[device];
             match action {
                 Action::Done { op, result } => self.todo.push_back(Todo::Done { op, result }),
                 Action::Finding(finding) => {
-                    eprintln!("finding: device {}: {finding}", slot.no);
+                    say!("finding: device {}: {finding}", slot.no);
                     slot.found(kind(finding.kind));
                 }
                 Action::Fenced { error } => self.fence(device, error.to_string(), now, io),
@@ -471,7 +490,7 @@ impl Core {
         result: Result<usize, DeviceIoError>,
         buf: Option<Buf>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let Some((device, generation, number)) = self.ios.remove(token) else {
             return;
@@ -480,7 +499,7 @@ impl Core {
             return;
         }
         let result = result.map(|_| ()).map_err(|e| {
-            eprintln!("device {}: {e}", self.devices[device].no);
+            say!("device {}: {e}", self.devices[device].no);
             IoFailure { errno: errno(&e) }
         });
         let event = api::Event::IoDone {
@@ -505,7 +524,7 @@ impl Core {
         device: usize,
         ended: Option<Result<Opened<PoolMemory>, OpenError>>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let alone = self.devices.len() == 1;
         match ended {
@@ -519,7 +538,7 @@ impl Core {
     }
 
     /// A device can be used no more as it is: it is closed, and opened again later.
-    fn fence(&mut self, device: usize, why: String, now: Instant, io: &mut Io) {
+    fn fence(&mut self, device: usize, why: String, now: Instant, io: &mut impl Driver) {
         for replica in 0..self.replicas.len() {
             if self.replicas[replica].device == device {
                 self.stop_replica(replica, io);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ashlar_cluster_journal as journal;
 use ashlar_layout::time::Instant;
-use ashlar_node_reactor::Io;
+use ashlar_node_reactor::Driver;
 
 use crate::core::{Core, Todo};
 use crate::devices::DeviceSlot;
@@ -36,7 +36,7 @@ pub(crate) enum Drain {
 
 impl Core {
     /// Ends in order: what was accepted is answered, and the answers go out, before the loop ends.
-    pub(crate) fn drain(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn drain(&mut self, now: Instant, io: &mut impl Driver) {
         if self.draining_until.is_none() {
             self.draining_until = Some(now + DRAIN_MAX);
             self.drain = Drain::Heads(now + LEAVE_MAX);

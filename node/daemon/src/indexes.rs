@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use crate::core::{Core, Pending, Todo, is_busy};
 use crate::loads::kind;
+use crate::words::say;
 
 /// The longest time without a turn for an index that wants one, however busy its core is.
 const TURN_MAX: Duration = Duration::from_millis(1);
@@ -70,7 +71,7 @@ impl Core {
             }
             A::Damaged(error) => {
                 let device = &mut self.devices[self.replicas[replica].device];
-                eprintln!("finding: device {}: {error}", device.no);
+                say!("finding: device {}: {error}", device.no);
                 return device.found(kind(&error));
             }
             // The replica's own.
@@ -80,7 +81,7 @@ impl Core {
         if lane > slot.lane {
             slot.lane = lane;
             let (partition, me) = (slot.partition, slot.me);
-            eprintln!("partition {partition}: the replica on device {me} learns a snapshot");
+            say!("partition {partition}: the replica on device {me} learns a snapshot");
         }
         let life = slot.life;
         self.index_op(replica, life, lane, op);
@@ -195,7 +196,7 @@ impl Core {
             }
         };
         if let Some(why) = ended {
-            eprintln!("partition {partition}: index on its device: {why}");
+            say!("partition {partition}: index on its device: {why}");
             let failed = matches!(
                 event,
                 index::Event::Written {

@@ -12,6 +12,7 @@
 //! | `indexes` | what the replicas' indexes want done, and when |
 //! | `requests`, `lookups` | what clients ask |
 //! | `incoming`, `outgoing` | frames |
+//! | `words` | what cores have to say |
 //!
 //! **Architecture invariant:** nothing is decided here that a test without I/O could not reach: what
 //! is durable is the engine's to say, what is committed the replica's.
@@ -35,6 +36,10 @@ mod requests;
 pub mod run;
 mod shared;
 mod slab;
+mod words;
 
 pub use config::{CacheMode, Config, ConfigError, DeviceConfig};
+pub use core::Core;
 pub use run::{DaemonError, run};
+pub use shared::{Maps, Pulse, Shared};
+pub use words::listen;

@@ -22,12 +22,13 @@ use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_engine::opening::{DamagedRoot, IndexRoot, Opened};
-use ashlar_node_reactor::{Buf, Io};
+use ashlar_node_reactor::{Buf, Driver};
 use bytes::Bytes;
 
 use crate::core::{Core, LoadRead, Pending, PoolMemory, Todo};
 use crate::devices::Phase;
 use crate::replicas::ReplicaSlot;
+use crate::words::say;
 
 /// A replica whose index is being opened.
 pub(crate) struct Load {
@@ -102,7 +103,7 @@ impl Core {
                 if maps.map.is_over(partition) {
                     continue;
                 }
-                eprintln!(
+                say!(
                     "device {no}: there is a journal or an index of partition {partition} on it, which is not \
                      in the cluster map: nothing of any journal or index is freed on this device"
                 );
@@ -152,7 +153,7 @@ impl Core {
     }
 
     /// Begins to open the indexes of a device. (It goes on in [`Core::loaded`].)
-    pub(crate) fn begin_loads(&mut self, device: usize, now: Instant, io: &mut Io) {
+    pub(crate) fn begin_loads(&mut self, device: usize, now: Instant, io: &mut impl Driver) {
         let generation = self.devices[device].generation();
         let mut reads = Vec::new();
         let Phase::Replaying(replay) = &mut self.devices[device].phase else {
@@ -185,7 +186,7 @@ impl Core {
     }
 
     /// Reads something for an index that is being opened.
-    pub(crate) fn read_for_load(&mut self, read: LoadRead, now: Instant, io: &mut Io) {
+    pub(crate) fn read_for_load(&mut self, read: LoadRead, now: Instant, io: &mut impl Driver) {
         let slot = &self.devices[read.device];
         if slot.generation() != read.generation || !matches!(slot.phase, Phase::Replaying(_)) {
             return;
@@ -202,7 +203,7 @@ impl Core {
         read: LoadRead,
         result: Result<api::Output<Buf>, EngineError>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let device = read.device;
         if self.devices[device].generation() != read.generation {
@@ -254,7 +255,7 @@ impl Core {
         }
         let no = self.devices[device].no;
         for finding in findings {
-            eprintln!("finding: device {no}: {finding}");
+            say!("finding: device {no}: {finding}");
             self.devices[device].found(kind(&finding));
         }
         let reads: Vec<LoadRead> = wants
@@ -279,9 +280,10 @@ impl Core {
 impl Load {
     /// Gives the index up.
     fn blank(&mut self, slot: &mut ReplicaSlot, why: &str) {
-        eprintln!(
+        say!(
             "partition {}: the index on device {} cannot be used: {why}; it is learned anew from another replica",
-            slot.partition, slot.me
+            slot.partition,
+            slot.me
         );
         let index = Index::new(self.config.index.clone());
         let replica = Replica::blank(self.config.clone(), index);

@@ -17,7 +17,7 @@ use ashlar_layout::message::{ErrorCode, FindingKind, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
-use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
+use ashlar_node_reactor::{Buf, Chunk, ConnId, Driver};
 use bytes::Bytes;
 
 use crate::core::{Core, Found, InlineRead, Pending, Todo};
@@ -141,7 +141,7 @@ impl Core {
         replica: usize,
         now: Instant,
         may_wait: bool,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let slot = &self.replicas[replica];
         let held = slot.replica.as_ref();
@@ -158,7 +158,7 @@ impl Core {
     }
 
     /// Asks the replica.
-    pub(crate) fn ask(&mut self, replica: usize, reading: Reading, io: &mut Io) {
+    pub(crate) fn ask(&mut self, replica: usize, reading: Reading, io: &mut impl Driver) {
         let slot = &mut self.replicas[replica];
         if slot.replica.is_none() {
             let error = Reply::Error(slot.unavailable());
@@ -188,7 +188,7 @@ impl Core {
         replica: usize,
         reply_to: u64,
         result: Result<Answer, WireError>,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let Some(mut reading) = self.replicas[replica].readers.remove(reply_to) else {
             return;
@@ -242,7 +242,7 @@ impl Core {
         reading: Reading,
         found: Found,
         payload: Bytes,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let mut out = Payload::None;
         if reading.wants_payload() && !payload.is_empty() {
@@ -261,7 +261,7 @@ impl Core {
     }
 
     /// A page was found. Long keys make it too large for a frame: then it is a shorter page.
-    fn listed(&mut self, replica: usize, mut reading: Reading, reply: Reply, io: &mut Io) {
+    fn listed(&mut self, replica: usize, mut reading: Reading, reply: Reply, io: &mut impl Driver) {
         if reading.epoch < self.maps.map.epoch {
             // The partition may have got other bounds while the page was made.
             let detail = format!(
@@ -293,7 +293,7 @@ impl Core {
         &mut self,
         read: Box<InlineRead>,
         result: Result<api::Output<Buf>, EngineError>,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let InlineRead {
             reading,
@@ -333,7 +333,13 @@ impl Core {
     }
 
     /// An inline object's payload is not to be had here: it is restored, unless that was tried often enough.
-    fn inline_lost(&mut self, replica: usize, mut reading: Reading, version: Seq, io: &mut Io) {
+    fn inline_lost(
+        &mut self,
+        replica: usize,
+        mut reading: Reading,
+        version: Seq,
+        io: &mut impl Driver,
+    ) {
         reading.tries += 1;
         if reading.tries > INLINE_TRIES {
             let name = reading.name();

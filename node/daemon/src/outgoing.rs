@@ -4,8 +4,10 @@ use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, encode_control};
 use ashlar_layout::ids::Epoch;
 use ashlar_layout::message::{ChainMessage, ErrorCode, Reply, Request, WireError};
-use ashlar_node_reactor::{Chunk, ConnId, Io};
+use ashlar_node_reactor::{Chunk, ConnId, Driver};
 use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::words::say;
 
 /// The bytes behind a frame's control part.
 pub enum Payload {
@@ -26,7 +28,7 @@ pub enum Payload {
 
 /// Sends a reply to request `request`.
 pub fn reply(
-    io: &mut Io,
+    io: &mut impl Driver,
     conn: ConnId,
     epoch: Epoch,
     request: u64,
@@ -45,7 +47,7 @@ pub fn reply(
 }
 
 /// Sends a request; nothing but `Hello` is asked by a node today.
-pub fn request(io: &mut Io, conn: ConnId, epoch: Epoch, number: u64, request: &Request) {
+pub fn request(io: &mut impl Driver, conn: ConnId, epoch: Epoch, number: u64, request: &Request) {
     frame(
         io,
         conn,
@@ -58,7 +60,13 @@ pub fn request(io: &mut Io, conn: ConnId, epoch: Epoch, number: u64, request: &R
 }
 
 /// Sends a chain message, with entries as its payload.
-pub fn chain(io: &mut Io, conn: ConnId, epoch: Epoch, message: &ChainMessage, entries: Bytes) {
+pub fn chain(
+    io: &mut impl Driver,
+    conn: ConnId,
+    epoch: Epoch,
+    message: &ChainMessage,
+    entries: Bytes,
+) {
     let payload = if entries.is_empty() {
         Payload::None
     } else {
@@ -84,7 +92,7 @@ pub fn error(code: ErrorCode, detail: impl Into<String>) -> Reply {
 }
 
 fn frame(
-    io: &mut Io,
+    io: &mut impl Driver,
     conn: ConnId,
     opcode: Opcode,
     epoch: Epoch,
@@ -109,7 +117,7 @@ fn frame(
         Ok(header) => header,
         Err(e) => {
             // Nothing that we send is near these bounds; the connection says so if one ever is.
-            eprintln!("a frame could not be sent: {e}");
+            say!("a frame could not be sent: {e}");
             io.abort(conn);
             return;
         }

@@ -14,11 +14,12 @@ use ashlar_cluster_journal::{self as journal, Newborn, Replica};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
-use ashlar_node_reactor::Io;
+use ashlar_node_reactor::Driver;
 
 use crate::core::{Core, Todo};
 use crate::devices::Phase;
 use crate::replicas::ReplicaSlot;
+use crate::words::say;
 
 /// When two closed neighbours are put together again that could not be: their runs are merged meanwhile.
 const UNITE_AGAIN: Duration = Duration::from_millis(100);
@@ -82,7 +83,7 @@ impl Core {
         match Replica::new(config, index, &[]) {
             Ok(made) => self.start_replica(replica, made),
             Err(e) => {
-                eprintln!("partition {partition}: {e}");
+                say!("partition {partition}: {e}");
                 self.devices[device].replica_added();
             }
         }
@@ -117,7 +118,7 @@ impl Core {
         let Some(newborn) = state.and_then(|state| state.bear(config)) else {
             return self.devices[device].reopen_wanted(false);
         };
-        eprintln!(
+        say!(
             "partition {}: on device {me} it is split, and partition {child} is made",
             self.replicas[parent].partition
         );
@@ -183,11 +184,11 @@ impl Core {
                 match Newborn::of_two(heir.id, config, left, right, border) {
                     Some(Ok(newborn)) => {
                         let (id, me) = (heir.id, slot.me);
-                        eprintln!("partition {id}: on device {me} it is made of two");
+                        say!("partition {id}: on device {me} it is made of two");
                         self.deliver(replica, newborn);
                     }
                     Some(Err(e)) => {
-                        eprintln!("partition {}: it cannot be made yet: {e}", heir.id);
+                        say!("partition {}: it cannot be made yet: {e}", heir.id);
                         for parent in &heir.parents {
                             let slot = self.slot_of(*parent, device);
                             let slot = slot.and_then(|slot| self.replicas.get_mut(slot));
@@ -204,7 +205,7 @@ impl Core {
     }
 
     /// What a replica was born with is durable: whoever it was made of goes on.
-    pub(crate) fn is_born(&mut self, replica: usize, now: Instant, io: &mut Io) {
+    pub(crate) fn is_born(&mut self, replica: usize, now: Instant, io: &mut impl Driver) {
         let (device, child) = (
             self.replicas[replica].device,
             self.replicas[replica].partition,
@@ -219,7 +220,7 @@ impl Core {
     }
 
     /// Gives up what is left of partitions that are over.
-    pub(crate) fn forget_over(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn forget_over(&mut self, now: Instant, io: &mut impl Driver) {
         let maps = self.maps.clone();
         for replica in 0..self.replicas.len() {
             let slot = &self.replicas[replica];
@@ -232,7 +233,7 @@ impl Core {
             if slot.over || bears || !maps.map.is_over(partition) {
                 continue;
             }
-            eprintln!("partition {partition}: it is over on device {}", slot.me);
+            say!("partition {partition}: it is over on device {}", slot.me);
             self.stop_replica(replica, io);
             self.replicas[replica].over = true;
             let chains = self.shared.chains.lock();
@@ -247,7 +248,7 @@ impl Core {
     }
 
     /// What is on a device of partitions that are over, and have no replica here, is not needed.
-    pub(crate) fn forget_strangers(&mut self, device: usize, now: Instant, io: &mut Io) {
+    pub(crate) fn forget_strangers(&mut self, device: usize, now: Instant, io: &mut impl Driver) {
         if !self.devices[device].is_serving() {
             return;
         }

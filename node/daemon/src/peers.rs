@@ -12,12 +12,13 @@ use ashlar_cluster_journal as journal;
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::message::{ChainMessage, Reply, Request};
 use ashlar_layout::time::Instant;
-use ashlar_node_reactor::{ConnId, Io};
+use ashlar_node_reactor::{ConnId, Driver};
 use bytes::Bytes;
 
 use crate::core::{Conn, Core, Todo};
 use crate::outgoing;
 use crate::replicas::ReplicaSlot;
+use crate::words::say;
 
 /// First and longest wait before a lost peer is called again.
 const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -83,7 +84,7 @@ impl Peer {
 
 impl Core {
     /// Calls peers whose time has come, and gives up on calls that take too long.
-    pub(crate) fn tend_peers(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn tend_peers(&mut self, now: Instant, io: &mut impl Driver) {
         if self.draining() {
             return;
         }
@@ -110,7 +111,7 @@ impl Core {
     }
 
     /// A call to a peer was answered: say who we are.
-    pub(crate) fn peer_connected(&mut self, conn: ConnId, now: Instant, io: &mut Io) {
+    pub(crate) fn peer_connected(&mut self, conn: ConnId, now: Instant, io: &mut impl Driver) {
         if let Some(index) = self.conns.get(&conn).and_then(|c| c.peer_out)
             && let State::Calling { until, .. } = &mut self.peers[index].state
         {
@@ -126,7 +127,13 @@ impl Core {
     }
 
     /// A reply came on a connection of ours; it can only be the one to our hello.
-    pub(crate) fn peer_reply(&mut self, conn: ConnId, reply: &Reply, now: Instant, io: &mut Io) {
+    pub(crate) fn peer_reply(
+        &mut self,
+        conn: ConnId,
+        reply: &Reply,
+        now: Instant,
+        io: &mut impl Driver,
+    ) {
         let Some(index) = self.conns.get(&conn).and_then(|c| c.peer_out) else {
             return;
         };
@@ -139,9 +146,10 @@ impl Core {
             }
             other => {
                 let peer = &self.peers[index];
-                eprintln!(
+                say!(
                     "node {} at {} is not the peer we look for: {other:?}",
-                    peer.node, peer.address
+                    peer.node,
+                    peer.address
                 );
                 io.abort(conn);
                 self.conns.remove(&conn);
@@ -184,7 +192,7 @@ impl Core {
         message: &ChainMessage,
         entries: Bytes,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let Some(peer) = self.replicas[replica].peer_of(to) else {
             return;
@@ -193,7 +201,7 @@ impl Core {
             return;
         };
         if io.queued(conn) > QUEUE_MAX {
-            eprintln!(
+            say!(
                 "node {} does not read what we send: its connection is given up",
                 self.peers[peer].node
             );

@@ -16,12 +16,13 @@ use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_engine::opening::{DamagedJournal, JournalRecord, Opened, RecoveryReport};
-use ashlar_node_reactor::{Buf, Io};
+use ashlar_node_reactor::{Buf, Driver};
 use bytes::Bytes;
 
 use crate::core::{Core, Engine, Pending, PoolMemory};
 use crate::devices::Phase;
 use crate::loads::Load;
+use crate::words::say;
 
 /// Records read ahead while a log is replayed.
 const AHEAD: usize = 8;
@@ -66,10 +67,10 @@ impl Core {
         device: usize,
         mut opened: Opened<PoolMemory>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let slot = &self.devices[device];
-        eprintln!(
+        say!(
             "device {} at {}: {}",
             slot.no,
             slot.path().display(),
@@ -96,7 +97,7 @@ impl Core {
     }
 
     /// Goes on to the log, if all indexes are open.
-    pub(crate) fn loads_ended(&mut self, device: usize, now: Instant, io: &mut Io) {
+    pub(crate) fn loads_ended(&mut self, device: usize, now: Instant, io: &mut impl Driver) {
         let Phase::Replaying(replay) = &mut self.devices[device].phase else {
             return;
         };
@@ -131,7 +132,7 @@ impl Core {
             of.any(|(_, replica)| !replica.is_past(last, sequence))
         });
         let (read, no) = (replay.steps.len(), self.devices[device].no);
-        eprintln!(
+        say!(
             "device {no}: {read} of {all} records and places of its journal are behind its indexes"
         );
         for (partition, ats) in kept {
@@ -142,7 +143,7 @@ impl Core {
     }
 
     /// Replays what is due, reads what comes next, and ends the replay when there is nothing more.
-    fn go_on(&mut self, device: usize, now: Instant, io: &mut Io) {
+    fn go_on(&mut self, device: usize, now: Instant, io: &mut impl Driver) {
         let Phase::Replaying(replay) = &mut self.devices[device].phase else {
             return;
         };
@@ -183,7 +184,7 @@ impl Core {
         }
     }
 
-    fn end_replay(&mut self, device: usize, now: Instant, io: &mut Io) {
+    fn end_replay(&mut self, device: usize, now: Instant, io: &mut impl Driver) {
         let phase = std::mem::replace(&mut self.devices[device].phase, Phase::Down);
         let Phase::Replaying(replay) = phase else {
             return;
@@ -203,7 +204,13 @@ impl Core {
     }
 
     /// Reads one journal record for replay, if the step is one.
-    pub(crate) fn read_record(&mut self, device: usize, record: usize, now: Instant, io: &mut Io) {
+    pub(crate) fn read_record(
+        &mut self,
+        device: usize,
+        record: usize,
+        now: Instant,
+        io: &mut impl Driver,
+    ) {
         let Phase::Replaying(replay) = &self.devices[device].phase else {
             return;
         };
@@ -220,7 +227,7 @@ impl Core {
         record: usize,
         result: Result<api::Output<Buf>, EngineError>,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let Phase::Replaying(replay) = &mut self.devices[device].phase else {
             return;

@@ -18,13 +18,14 @@ use ashlar_layout::message::{ErrorCode, ReplicaStatus, Reply, WireError};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api;
 use ashlar_node_engine::error::EngineError;
-use ashlar_node_reactor::{Buf, ConnId, Io};
+use ashlar_node_reactor::{Buf, ConnId, Driver};
 
 use crate::core::{Core, Pending, Todo};
 use crate::lookups::Reading;
 use crate::outgoing::{self, Payload};
 use crate::shared::Tuning;
 use crate::slab::Slab;
+use crate::words::say;
 
 /// Inline reads that may wait for a lost entry.
 const LOST_MAX: usize = 1024;
@@ -249,7 +250,7 @@ impl ReplicaSlot {
 
 impl Core {
     /// Tells replicas that their time has come.
-    pub(crate) fn tend_replicas(&mut self, now: Instant, io: &mut Io) {
+    pub(crate) fn tend_replicas(&mut self, now: Instant, io: &mut impl Driver) {
         for replica in 0..self.replicas.len() {
             self.tend_waiting(replica, now, io);
             self.report_chain(replica, now);
@@ -324,7 +325,7 @@ impl Core {
     }
 
     /// Goes on with the reads that waited, if they can be answered now, one way or the other.
-    fn tend_waiting(&mut self, replica: usize, now: Instant, io: &mut Io) {
+    fn tend_waiting(&mut self, replica: usize, now: Instant, io: &mut impl Driver) {
         let slot = &mut self.replicas[replica];
         let overdue = slot.waiting.front().is_some_and(|(until, _)| *until <= now);
         let decided = slot
@@ -344,7 +345,7 @@ impl Core {
     }
 
     /// A device is gone: so is its replica, until it is open again.
-    pub(crate) fn stop_replica(&mut self, replica: usize, io: &mut Io) {
+    pub(crate) fn stop_replica(&mut self, replica: usize, io: &mut impl Driver) {
         let slot = &mut self.replicas[replica];
         if slot.replica.take().is_none() {
             return;
@@ -383,7 +384,7 @@ impl Core {
         replica: usize,
         event: journal::Event,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let slot = &mut self.replicas[replica];
         let Some(state) = slot.replica.as_mut() else {
@@ -479,9 +480,10 @@ impl Core {
                 journal::Action::Born => self.is_born(replica, now, io),
                 journal::Action::Retired => {
                     let slot = &self.replicas[replica];
-                    eprintln!(
+                    say!(
                         "partition {}: device {} is not in its chain any more",
-                        slot.partition, slot.me
+                        slot.partition,
+                        slot.me
                     );
                 }
             }
@@ -519,7 +521,7 @@ impl Core {
             Ok(_) => journal::Event::PersistFailed { token, full: false },
             Err(e) => {
                 let full = matches!(e, EngineError::DeviceFull { .. });
-                eprintln!(
+                say!(
                     "partition {}: append: {e}",
                     self.replicas[replica].partition
                 );
@@ -538,7 +540,13 @@ impl Core {
     }
 
     /// An inline object's payload cannot be read here: the replica is asked to restore it.
-    pub(crate) fn restore(&mut self, replica: usize, read: Reading, version: Seq, io: &mut Io) {
+    pub(crate) fn restore(
+        &mut self,
+        replica: usize,
+        read: Reading,
+        version: Seq,
+        io: &mut impl Driver,
+    ) {
         let slot = &mut self.replicas[replica];
         if slot.replica.is_none() {
             let error = Reply::Error(slot.unavailable());
@@ -567,7 +575,7 @@ impl Core {
         replica: usize,
         name: (Name, Seq),
         result: Result<(), WireError>,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let reads = self.replicas[replica].lost.remove(&name);
         for reading in reads.unwrap_or_default() {

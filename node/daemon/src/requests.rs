@@ -12,13 +12,14 @@ use ashlar_layout::record::header_len;
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Memory};
 use ashlar_node_engine::error::EngineError;
-use ashlar_node_reactor::{Buf, Chunk, ConnId, Io};
+use ashlar_node_reactor::{Buf, Chunk, ConnId, Driver};
 use bytes::Bytes;
 
 use crate::core::{Conn, Core, Message, Pending, Todo, replica_of};
 use crate::incoming::Sink;
 use crate::lookups::Reading;
 use crate::outgoing::{self, Payload};
+use crate::words::say;
 
 /// Bytes that may wait to be sent on a connection before it is read no further.
 const SEND_QUEUE_MAX: usize = 16 * 1024 * 1024;
@@ -35,7 +36,7 @@ impl Core {
         header: FrameHeader,
         control: &[u8],
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let message = match header.opcode {
             Opcode::Request => decode_control::<Request>(control).map(Message::Request),
@@ -60,9 +61,10 @@ impl Core {
         if let Ok(Message::Chain(chain)) = &message
             && !self.is_node(conn)
         {
-            eprintln!(
+            say!(
                 "a chain message for partition {} at epoch {} was refused: its sender is no node of ours",
-                chain.partition, header.epoch
+                chain.partition,
+                header.epoch
             );
             io.abort(conn);
             return self.forget_conn(conn, now);
@@ -100,7 +102,13 @@ impl Core {
         }
     }
 
-    fn refuse(&mut self, conn: ConnId, header: &FrameHeader, error: WireError, io: &mut Io) {
+    fn refuse(
+        &mut self,
+        conn: ConnId,
+        header: &FrameHeader,
+        error: WireError,
+        io: &mut impl Driver,
+    ) {
         if header.opcode == Opcode::Request {
             // Whoever works with an older map gets ours with the refusal.
             let older = error.code == ErrorCode::StaleEpoch && header.epoch < self.maps.map.epoch;
@@ -272,7 +280,7 @@ impl Core {
         header: &FrameHeader,
         message: Message,
         buf: Buf,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let Message::Request(Request::ShardWrite { device, shard }) = message else {
             return;
@@ -306,7 +314,7 @@ impl Core {
         message: Message,
         payload: Bytes,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         match message {
             Message::Request(request) => self.request(conn, header, request, payload, now, io),
@@ -322,7 +330,7 @@ impl Core {
         request: Request,
         payload: Bytes,
         now: Instant,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         let number = header.request;
         let outcome = match request {
@@ -391,7 +399,7 @@ impl Core {
                             precondition,
                             op,
                             inline: payload,
-                            wall_ms: crate::run::wall_ms(),
+                            wall_ms: io.wall_ms(),
                         };
                         self.todo.push_back(Todo::Replica { replica, event });
                         None
@@ -444,7 +452,7 @@ impl Core {
         conn: ConnId,
         cluster: ashlar_layout::ids::ClusterId,
         caller: (NodeId, u32),
-        io: &mut Io,
+        io: &mut impl Driver,
     ) -> Result<Reply, WireError> {
         let (node, _) = caller;
         let map = &self.maps.map;
@@ -521,7 +529,8 @@ impl Core {
         })
     }
 
-    fn status(&self, now: Instant) -> NodeStatus {
+    /// How the node is doing, as far as this core knows.
+    pub fn status(&self, now: Instant) -> NodeStatus {
         NodeStatus {
             node: self.shared.node,
             epoch: self.maps.map.epoch,
@@ -543,7 +552,7 @@ impl Core {
         fault: FindingKind,
     ) -> Result<Reply, WireError> {
         let slot = self.serving_device(device)?;
-        eprintln!("finding: device {device}: shard {shard}: {fault:?}, reported by a reader");
+        say!("finding: device {device}: shard {shard}: {fault:?}, reported by a reader");
         self.devices[slot].found(fault);
         Ok(Reply::Done)
     }
@@ -554,7 +563,7 @@ impl Core {
         conn: ConnId,
         request: u64,
         result: Result<api::Output<Buf>, EngineError>,
-        io: &mut Io,
+        io: &mut impl Driver,
     ) {
         match result {
             Ok(api::Output::Shard {
@@ -593,7 +602,7 @@ impl Core {
     }
 
     /// Reads a connection again that had too much under way, once it has less.
-    pub(crate) fn ease(&mut self, conn: ConnId, io: &mut Io) {
+    pub(crate) fn ease(&mut self, conn: ConnId, io: &mut impl Driver) {
         let Some(state) = self.conns.get_mut(&conn) else {
             return;
         };

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use ashlar_cluster_map::{ClusterMap, Device};
+use ashlar_cluster_map::ClusterMap;
 use ashlar_node_reactor::{Errno, Options, Reactor, ReactorError, Waker};
 use bytes::Bytes;
 
 use crate::config::Config;
 use crate::control::Control;
 use crate::core::Core;
-use crate::devices::DeviceSlot;
 use crate::shared::{Maps, Pulse, Shared};
 
 /// How often readiness and life are looked at when systemd sets no watchdog.
@@ -301,25 +300,7 @@ fn run_core(
     let io = reactor.io();
     let now = io.now();
 
-    let ours = |d: &&Device| d.node == config.node && d.core as usize == core;
-    let ours: Vec<&Device> = maps.map.devices.iter().filter(ours).collect();
-    let cache = config.index_cache / ours.len().max(1);
-    let devices: Vec<DeviceSlot> = ours
-        .into_iter()
-        .filter_map(|d| {
-            let config = config.devices.iter().find(|c| c.no == d.no)?;
-            Some(DeviceSlot::new(d, config, &maps.map, cache))
-        })
-        .collect();
-    let mut handler = Core::new(
-        shared.clone(),
-        core as u32,
-        maps,
-        pulse,
-        io.pool(),
-        devices,
-        now,
-    );
+    let mut handler = Core::of(config, shared.clone(), core, maps, pulse, io.pool(), now);
     handler.start(now, io);
     reactor.run(&mut handler)?;
     handler.outcome()
@@ -341,15 +322,4 @@ fn reactor(options: &Options, shared: &Shared) -> Result<Reactor, DaemonError> {
             made => return Ok(made?),
         }
     }
-}
-
-/// Milliseconds since 1970: what objects are stamped with.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a driver: this is where the clock is read"
-)]
-pub(crate) fn wall_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
 }

@@ -1,4 +1,4 @@
-//! The one clock of the process.
+//! The clocks of the process.
 
 use std::sync::OnceLock;
 
@@ -14,4 +14,15 @@ pub fn monotonic() -> Instant {
     let start = START.get_or_init(std::time::Instant::now);
     // 2^64 nanoseconds are 584 years.
     Instant(start.elapsed().as_nanos() as u64)
+}
+
+/// Milliseconds since 1970: what objects are stamped with.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "as above: a driver reads the clock, and hands it on"
+)]
+pub fn wall_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }

@@ -26,6 +26,30 @@ pub struct Dev {
     pub(crate) generation: u32,
 }
 
+impl ConnId {
+    /// A name that a driver gives: it never gives a name twice.
+    pub fn new(slot: u32, generation: u32) -> ConnId {
+        ConnId { slot, generation }
+    }
+
+    /// The place in its driver's table.
+    pub fn slot(self) -> u32 {
+        self.slot
+    }
+}
+
+impl Dev {
+    /// A name that a driver gives: it never gives a name twice.
+    pub fn new(slot: u32, generation: u32) -> Dev {
+        Dev { slot, generation }
+    }
+
+    /// The place in its driver's table.
+    pub fn slot(self) -> u32 {
+        self.slot
+    }
+}
+
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "conn {}.{}", self.slot, self.generation)
@@ -96,13 +120,14 @@ pub enum Event<'a> {
     Woken,
 }
 
-/// The logic that a reactor drives.
-pub trait Handler {
+/// The logic that a reactor drives; or another driver, if it asks for nothing that is not in
+/// [`crate::Driver`].
+pub trait Handler<D = Io> {
     /// Takes one event. `now` is the same for all events of a batch.
-    fn on_event(&mut self, now: Instant, event: Event<'_>, io: &mut Io);
+    fn on_event(&mut self, now: Instant, event: Event<'_>, io: &mut D);
 
     /// Called once after each batch of events, before what they queued goes to the kernel.
-    fn on_batch(&mut self, now: Instant, io: &mut Io) {
+    fn on_batch(&mut self, now: Instant, io: &mut D) {
         let _ = (now, io);
     }
 

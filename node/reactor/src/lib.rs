@@ -20,6 +20,7 @@ mod clock;
 mod conn;
 mod device;
 mod disk;
+mod driver;
 mod error;
 mod event;
 mod io;
@@ -34,8 +35,9 @@ mod sockets;
 mod spin;
 mod waker;
 
-pub use clock::monotonic;
+pub use clock::{monotonic, wall_ms};
 pub use device::{CacheMode, DeviceInfo, DeviceKind, OpenOptions, inspect_device};
+pub use driver::Driver;
 pub use error::{
     ConnectError, DeviceIoError, DeviceOperation, OpenError, ProbeError, ReactorError,
 };

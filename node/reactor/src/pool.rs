@@ -91,7 +91,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(bytes: usize) -> Result<Pool, Errno> {
+    /// A pool of so many bytes, rounded up to whole pages, that is registered with no ring.
+    ///
+    /// # Errors
+    /// `ENOMEM` if there is no such memory.
+    pub fn new(bytes: usize) -> Result<Pool, Errno> {
         let len = bytes
             .checked_next_multiple_of(BUF_ALIGN)
             .ok_or(Errno::NOMEM)?;

@@ -108,6 +108,13 @@ impl Disk {
         }
     }
 
+    /// Where some page is that was ever written.
+    #[allow(dead_code, reason = "the simulator of whole clusters asks")]
+    pub fn some_page(&self, rng: &mut Rng) -> Option<u64> {
+        let nth = rng.below(self.pages.len() as u64) as usize;
+        self.pages.keys().nth(nth).map(|page| page * PAGE)
+    }
+
     /// Puts bytes there, without the device noticing.
     pub fn poke(&mut self, offset: u64, mut data: &[u8]) {
         let mut at = offset;

@@ -1,0 +1,29 @@
+//! Whole clusters in one thread: the shipped nodes (reactor's handler, engine, journal, index), the shipped operations
+//! of clients and the shipped decisions of the control plane, on disks, a network and clocks that are simulated. One
+//! seed gives one run, always the same one.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`plan`] | what a seed stands for |
+//! | [`world`] | the agenda, and who hears of what |
+//! | [`port`], [`node`] | a node's core, in place of the reactor; its process, its disks |
+//! | [`disk`] | a disk that loses power, lies and rots: the one of the engine's tests |
+//! | [`net`] | connections, cuts, delays |
+//! | [`client`], [`work`] | operations, and what they are asked to do |
+//! | [`control`] | the control plane's decisions |
+//! | [`faults`] | what goes wrong |
+//! | [`judge`] | what has to hold at the end |
+
+pub mod client;
+pub mod control;
+#[allow(missing_docs, reason = "the engine's tests own it")]
+#[path = "../../../node/engine/tests/engine/disk.rs"]
+pub mod disk;
+pub mod faults;
+pub mod judge;
+pub mod net;
+pub mod node;
+pub mod plan;
+pub mod port;
+pub mod work;
+pub mod world;

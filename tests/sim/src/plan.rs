@@ -1,0 +1,95 @@
+//! What a seed stands for: how large the cluster is, how tight its limits are, what may go wrong.
+
+use crate::disk::Rng;
+use crate::net::Pace;
+
+/// One run, but for its chances.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed that it was made of.
+    pub seed: u64,
+    /// Nodes, each in a zone of its own.
+    pub nodes: usize,
+    /// The class of objects.
+    pub class: &'static str,
+    /// Bytes of a device,
+    pub device: u64,
+    /// of its extents,
+    pub extent: u64,
+    /// and of its blocks.
+    pub block: u32,
+    /// Bytes of data of a stripe.
+    pub stripe: u32,
+    /// Bytes of an index's cache,
+    pub index_cache: usize,
+    /// of its table,
+    pub table_bytes: usize,
+    /// and of journal that is kept for who was away.
+    pub keep_bytes: u64,
+    /// Clients, each with one operation under way.
+    pub clients: usize,
+    /// Keys.
+    pub keys: u32,
+    /// The largest object that rides in the journal, in bytes,
+    pub inline: u32,
+    /// and the largest there is.
+    pub largest: u32,
+    /// Simulated nanoseconds with faults.
+    pub length: u64,
+    /// Nanoseconds between two faults, about.
+    pub fault_every: u64,
+    /// Nanoseconds between two operations of a client, about.
+    pub think: u64,
+    /// How fast the network is.
+    pub pace: Pace,
+    /// Partitions with more objects are split.
+    pub split_objects: u64,
+    /// The devices are so small that they fill up: then nothing need go on, and what is answered has to be right.
+    pub crowded: bool,
+    /// Any device may be damaged, and not only one: answers may fail then, and may not be wrong.
+    pub beyond: bool,
+    /// The disks call durable what is not: what a checker has to notice.
+    pub lying: bool,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(seed: u64) -> Plan {
+        let mut rng = Rng(seed ^ 0x5eed_0f_a11);
+        let pick = |rng: &mut Rng, of: &[u64]| of[rng.below(of.len() as u64) as usize];
+        let (nodes, class) = match rng.below(4) {
+            0 => (4, "1+2"),
+            1 => (5, "2+2"),
+            2 => (6, "4+2"),
+            _ => (6, "2+2"),
+        };
+        Plan {
+            seed,
+            nodes,
+            class,
+            device: if seed % 7 == 3 { 64 << 20 } else { 256 << 20 },
+            extent: 1 << 20,
+            block: if rng.chance(30) { 512 } else { 4096 },
+            stripe: pick(&mut rng, &[4096, 8192, 16384]) as u32,
+            index_cache: pick(&mut rng, &[64 << 10, 1 << 20]) as usize,
+            table_bytes: pick(&mut rng, &[4 << 10, 16 << 10, 1 << 20]) as usize,
+            keep_bytes: pick(&mut rng, &[16 << 10, 256 << 10, 4 << 20]),
+            clients: 2 + rng.below(4) as usize,
+            keys: 2 + rng.below(7) as u32,
+            inline: pick(&mut rng, &[64, 600, 4096]) as u32,
+            largest: pick(&mut rng, &[4096, 20_000, 100_000]) as u32,
+            length: 1_000_000_000 * pick(&mut rng, &[15, 30, 60]),
+            fault_every: 1_000_000 * pick(&mut rng, &[400, 1500, 5000]),
+            think: 1_000_000 * pick(&mut rng, &[20, 80, 400]),
+            pace: Pace {
+                least: 20_000,
+                spread: pick(&mut rng, &[60_000, 400_000, 5_000_000]),
+                split: pick(&mut rng, &[0, 2, 20]),
+            },
+            split_objects: pick(&mut rng, &[2, 1000]),
+            crowded: seed % 7 == 3,
+            beyond: seed % 5 == 4,
+            lying: false,
+        }
+    }
+}
