@@ -270,6 +270,10 @@ fn partitions_are_split_merged_and_moved_while_they_serve_and_nodes_die() {
     let fresh = runtime.block_on(async { rig.client(ClientOptions::default()) });
     history.merge(runtime.block_on(storm.look(&fresh)));
     let mut wrong = linear::check_all(&history);
+    println!(
+        "doubt: {} operations checked of real processes",
+        history.operations.len()
+    );
     wrong.extend(linear::listings(&history));
     eprintln!(
         "{done} changes of the map, {most} partitions at most, {killed} deaths; {writes} writes answered, {unknown} \

@@ -259,6 +259,10 @@ fn what_two_gateways_say_is_linearizable_while_nodes_and_gateways_die() {
     );
     eprintln!("{told}");
     let mut wrong = linear::check_keys(&history);
+    println!(
+        "doubt: {} operations checked of real processes",
+        history.operations.len()
+    );
     wrong.extend(linear::listings(&history));
     linear::assert_right(&wrong, &told);
     let done =

@@ -154,7 +154,7 @@ impl DeviceSlot {
     /// Extents that are free; 0 while it does not serve.
     pub(crate) fn extents_free(&self) -> u32 {
         match &self.phase {
-            Phase::Serving(engine) => engine.stats().extents_free,
+            Phase::Serving(engine) => engine.room().free,
             _ => 0,
         }
     }
@@ -186,8 +186,8 @@ impl DeviceSlot {
         let Phase::Serving(engine) = &self.phase else {
             return false;
         };
-        let stats = engine.stats();
-        stats.extents_free <= stats.extents_reserved_from_journal
+        let room = engine.room();
+        room.free <= room.reserved_from_journal
     }
 
     pub(crate) fn found(&mut self, kind: FindingKind) {
@@ -626,8 +626,8 @@ pub(crate) fn refusal(e: &EngineError) -> Reply {
 
 /// Whether a device takes no more shards.
 fn is_full(engine: &Engine) -> bool {
-    let stats = engine.stats();
-    stats.extents_free <= stats.extents_reserved
+    let room = engine.room();
+    room.free <= room.reserved
 }
 
 /// Whether a device does not belong here, so that trying again would not help.

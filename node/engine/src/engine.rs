@@ -134,6 +134,17 @@ pub(crate) struct Writing {
     pub deletes: Vec<u64>,
 }
 
+/// The extents that are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// How many.
+    pub free: u32,
+    /// So many of them are not for shards,
+    pub reserved: u32,
+    /// and so many not for the journal.
+    pub reserved_from_journal: u32,
+}
+
 /// Numbers that are reserved in the superblock before they are used.
 pub(crate) struct Numbers {
     pub incarnation: u64,
@@ -293,6 +304,16 @@ impl<M: Memory> Engine<M> {
             batches: self.batches,
             writes: self.writes,
             flushes: self.flushes,
+        }
+    }
+
+    /// Extents that are free, and how many of them are kept from shards and from the journal: [`Engine::stats`] says so
+    /// as well, and costs a walk over the index's segments, which is too much for what is asked in every round.
+    pub fn room(&self) -> Room {
+        Room {
+            free: self.extents.free_count(),
+            reserved: self.extents.reserve(),
+            reserved_from_journal: self.extents.journal_reserve(),
         }
     }
 

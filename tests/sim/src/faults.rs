@@ -7,11 +7,15 @@
 //! - whatever was done is undone by [`World::heal`]: after that everything has to work.
 
 use ashlar_layout::ids::NodeId;
+use ashlar_layout::limits::{SUPERBLOCK_STRIDE_MIN, SUPERBLOCK_ZONE};
 
 use crate::disk::Rng;
 use crate::net::Host;
 use crate::work::{BUCKET, key_name};
-use crate::world::{Due, World};
+use crate::world::World;
+
+/// Copies of the superblock that stay whole.
+const COPIES: u64 = 3;
 
 /// What goes wrong.
 pub struct Faults {
@@ -51,7 +55,11 @@ impl World {
         let node = self.faults.rng.below(nodes) as usize;
         let other = self.faults.rng.below(nodes) as usize;
         let ms = |rng: &mut Rng, below: u64| (1 + rng.below(below)) * 1_000_000;
-        match self.faults.rng.below(20) {
+        let kind = self.faults.rng.below(20);
+        if self.plan.faults & 1 << kind == 0 {
+            return;
+        }
+        match kind {
             0..=2 => {
                 let power = self.faults.rng.chance(50);
                 let how = if power {
@@ -64,7 +72,7 @@ impl World {
                     .mark(if power { "power cut" } else { "process killed" });
                 self.end_node(node, power);
                 let back = now + ms(&mut self.faults.rng, 4000);
-                self.at(back, Due::Start(node));
+                self.start_later(node, back);
             }
             3 => {
                 let power = self.faults.rng.chance(70);
@@ -73,7 +81,7 @@ impl World {
                 for node in 0..self.nodes.len() {
                     self.end_node(node, power);
                     let back = now + ms(&mut self.faults.rng, 3000);
-                    self.at(back, Due::Start(node));
+                    self.start_later(node, back);
                 }
             }
             4 | 5 => {
@@ -117,7 +125,7 @@ impl World {
                 self.say("all cuts are mended");
                 self.mend_cuts();
             }
-            12 if self.faults.rng.chance(40) => {
+            12 if !self.plan.tidy && self.faults.rng.chance(40) => {
                 let client = self.faults.rng.below(self.clients.len() as u64) as usize;
                 self.say(&format!("client {client} dies"));
                 self.end_client(client);
@@ -162,6 +170,7 @@ impl World {
                     self.story.mark("partition split, merged or moved");
                 }
             }
+            _ if self.plan.tidy => {}
             _ => self.damage(),
         }
     }
@@ -188,8 +197,10 @@ impl World {
         };
         let drive = &mut self.nodes[victim].drives[0];
         let rng = &mut self.faults.rng;
-        // The first blocks are the superblock's: a copy of it may rot, and two may not.
-        let zone = 1 << 20;
+        // Of the superblock's copies one may rot, and two may not: a device without them is not damaged, it is gone.
+        let counts = |at: &u64| {
+            *at >= COPIES * SUPERBLOCK_STRIDE_MIN || at % SUPERBLOCK_STRIDE_MIN >= SUPERBLOCK_ZONE
+        };
         // Writes that are lost without a word cannot be told from writes that never were, if they are lost everywhere.
         let kinds = if self.plan.beyond { 5 } else { 6 };
         let what = match rng.below(kinds) {
@@ -204,7 +215,7 @@ impl World {
             }
             2 => {
                 for _ in 0..4 {
-                    if let Some(at) = drive.disk.some_page(rng).filter(|at| *at >= zone) {
+                    if let Some(at) = drive.disk.some_page(rng).filter(counts) {
                         drive.disk.bad.insert(at / 512);
                     }
                 }
@@ -216,7 +227,7 @@ impl World {
             }
             _ => {
                 for _ in 0..4 {
-                    if let Some(at) = drive.disk.some_page(rng).filter(|at| *at >= zone) {
+                    if let Some(at) = drive.disk.some_page(rng).filter(counts) {
                         let mut byte = [0];
                         let at = at + rng.below(4096);
                         drive.disk.peek(at, &mut byte);

@@ -1,14 +1,16 @@
-//! What has to hold at the end of a run.
+//! What has to hold at the end of a run, and the shortest way to a run in which it does not.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ashlar_tests::history::{History, Key, Operation};
+use ashlar_tests::history::{History, Key};
 use ashlar_tests::linear;
 
 use crate::plan::Plan;
 use crate::world::World;
 
 /// What came of a run.
+#[derive(Default)]
 pub struct Report {
     /// Its seed.
     pub seed: u64,
@@ -24,25 +26,31 @@ pub struct Report {
     pub marks: BTreeMap<&'static str, u64>,
     /// A hash of the run: the same seed gives the same one.
     pub hash: u64,
-    /// What was said, newest last.
+    /// What was said, newest last; of a failing run also what clients were told of the keys concerned.
     pub lines: Vec<String>,
 }
 
 /// Runs a seed, and judges it.
 pub fn run(seed: u64) -> Report {
-    run_plan(Plan::new(seed), false, None)
+    run_plan(&Plan::new(seed), false, None)
 }
 
-/// Runs a plan, and judges it. `aloud`: everything is said as it happens, also what the replicas of a partition say to
-/// one another.
-pub fn run_plan(plan: Plan, aloud: bool, overheard: Option<u32>) -> Report {
-    let seed = plan.seed;
-    let mut world = World::new(plan);
+/// Runs a plan, and judges it; a panic is judged as well. `aloud`: everything is said as it happens, also what the
+/// replicas of a partition say to one another.
+pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
+    let mut world = World::new(plan.clone());
     world.lines.borrow_mut().aloud = aloud;
     world.overheard = overheard;
-    world.say(&format!("{:?}", world.plan));
-    world.run();
+    world.say(&format!("{plan:?}"));
+    let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err();
     let mut wrong = world.story.wrong.clone();
+    if let Some(panic) = panicked {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|it| (*it).to_owned()));
+        let said = said.unwrap_or_default();
+        world.say(&format!("panic: {said}"));
+        wrong.push(format!("at {} ms: a panic: {said}", world.now / 1_000_000));
+    }
     if wrong.is_empty() {
         let history = History {
             operations: world.story.operations.clone(),
@@ -50,15 +58,16 @@ pub fn run_plan(plan: Plan, aloud: bool, overheard: Option<u32>) -> Report {
         };
         wrong.extend(linear::check_all(&history));
     }
-    let mut all = world.story.operations.clone();
-    all.sort_by_key(|it| (it.key, it.invoke));
     let mut lines: Vec<String> = world.lines.borrow().kept.iter().cloned().collect();
     if !wrong.is_empty() {
-        lines.extend(all.iter().filter(|it| names(&wrong, it.key)).map(told));
+        let mut told = world.story.operations.clone();
+        told.sort_by_key(|it| (it.key, it.invoke));
+        told.retain(|it| names(&wrong, it.key));
+        lines.extend(told.iter().map(|it| format!("key {}: {it:?}", it.key)));
     }
     let hash = world.lines.borrow().hash ^ world.events;
     Report {
-        seed,
+        seed: plan.seed,
         wrong,
         time: world.now,
         events: world.events,
@@ -74,6 +83,20 @@ fn names(wrong: &[String], key: Key) -> bool {
     wrong.iter().any(|it| it.contains(&name))
 }
 
-fn told(operation: &Operation) -> String {
-    format!("{operation:?}")
+/// Makes a failing plan smaller for as long as it fails, in at most so many runs.
+pub fn shrink(plan: &Plan, mut runs: u32) -> Plan {
+    let mut smallest = plan.clone();
+    'again: loop {
+        for smaller in smallest.smaller() {
+            if runs == 0 {
+                return smallest;
+            }
+            runs -= 1;
+            if !run_plan(&smaller, false, None).wrong.is_empty() {
+                smallest = smaller;
+                continue 'again;
+            }
+        }
+        return smallest;
+    }
 }

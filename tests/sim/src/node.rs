@@ -74,6 +74,8 @@ pub struct Node {
     pub news: VecDeque<News>,
     /// When the core goes round next.
     pub batch_at: Option<u64>,
+    /// When its process is started again.
+    pub start_at: Option<u64>,
     /// Stopped until then.
     pub stopped_until: u64,
     /// When it was started, by the world's clock,
@@ -166,6 +168,7 @@ impl Node {
             life: 0,
             news: VecDeque::new(),
             batch_at: None,
+            start_at: None,
             stopped_until: 0,
             started: 0,
             rate: 990_000 + rng.below(20_001),

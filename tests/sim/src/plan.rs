@@ -44,6 +44,11 @@ pub struct Plan {
     pub pace: Pace,
     /// Partitions with more objects are split.
     pub split_objects: u64,
+    /// Which kinds of faults come: one bit for each number that [`crate::faults`] throws.
+    pub faults: u32,
+    /// No device is damaged and no client dies: at the end there are just the shards that objects name, unless
+    /// somebody was told that he does not know.
+    pub tidy: bool,
     /// The devices are so small that they fill up: then nothing need go on, and what is answered has to be right.
     pub crowded: bool,
     /// Any device may be damaged, and not only one: answers may fail then, and may not be wrong.
@@ -87,9 +92,71 @@ impl Plan {
                 split: pick(&mut rng, &[0, 2, 20]),
             },
             split_objects: pick(&mut rng, &[2, 1000]),
+            faults: u32::MAX,
+            tidy: seed % 3 == 0,
             crowded: seed % 7 == 3,
             beyond: seed % 5 == 4,
             lying: false,
         }
+    }
+}
+
+impl Plan {
+    /// Smaller plans, each in one way.
+    pub fn smaller(&self) -> Vec<Plan> {
+        let mut plans = Vec::new();
+        let mut with = |change: &dyn Fn(&mut Plan)| {
+            let mut plan = self.clone();
+            change(&mut plan);
+            plans.push(plan);
+        };
+        if self.length > 1_000_000_000 {
+            with(&|plan| plan.length /= 2);
+            with(&|plan| plan.length -= plan.length / 4);
+        }
+        if self.clients > 1 {
+            with(&|plan| plan.clients -= 1);
+        }
+        if self.keys > 1 {
+            with(&|plan| plan.keys -= 1);
+        }
+        for kind in 0..20 {
+            if self.faults & 1 << kind != 0 {
+                with(&|plan| plan.faults &= !(1 << kind));
+            }
+        }
+        with(&|plan| plan.think *= 2);
+        plans
+    }
+
+    /// Sets one of the numbers that [`Plan::smaller`] changes.
+    ///
+    /// # Errors
+    /// If there is no such number, or it is none.
+    pub fn set(&mut self, setting: &str) -> Result<(), String> {
+        let (name, value) = setting.split_once('=').ok_or("it takes NAME=NUMBER")?;
+        let value: u64 = value.parse().map_err(|e| format!("'{value}': {e}"))?;
+        match name {
+            "length" => self.length = value,
+            "clients" => self.clients = value.clamp(1, 64) as usize,
+            "keys" => self.keys = value.clamp(1, 1000) as u32,
+            "think" => self.think = value.max(1),
+            "faults" => self.faults = value as u32,
+            _ => {
+                return Err(format!(
+                    "'{name}' is none of length, clients, keys, think, faults"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What [`Plan::set`] takes to come from the plan of the seed to this one.
+    pub fn settings(&self) -> String {
+        let (length, clients, keys) = (self.length, self.clients, self.keys);
+        let (think, faults) = (self.think, self.faults);
+        format!(
+            "--set length={length} --set clients={clients} --set keys={keys} --set think={think} --set faults={faults}"
+        )
     }
 }

@@ -1258,7 +1258,11 @@ impl Work {
             } else if self.task == Task::Last {
                 // Again, when its devices are back.
                 story.mark("audit waits for a device");
-                return self.rest(now, client, plan);
+                self.rest(now, client, plan);
+                self.doing = Doing::Rest {
+                    until: now + 200_000_000,
+                };
+                return;
             }
         }
         if !lists {

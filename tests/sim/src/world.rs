@@ -420,11 +420,17 @@ impl World {
                 }
             }
             Due::Start(node) => {
-                if self.nodes[node].core.is_none() {
+                if self.nodes[node].start_at == Some(now) && self.nodes[node].core.is_none() {
                     self.start_node(node);
                 }
             }
         }
+    }
+
+    /// Has a node's process started then: the last word counts.
+    pub fn start_later(&mut self, node: usize, at: u64) {
+        self.nodes[node].start_at = Some(at);
+        self.at(at, Due::Start(node));
     }
 
     /// Starts a node's process.
@@ -505,7 +511,7 @@ impl World {
             self.story.mark("node ended by itself");
             self.end_node(node, false);
             let again = self.now + 1_000_000_000;
-            return self.at(again, Due::Start(node));
+            return self.start_later(node, again);
         }
         if !self.nodes[node].news.is_empty() {
             self.nodes[node].batch_at = Some(now + 1000);

@@ -3,9 +3,13 @@
 //! - `tidy` checks what the compiler and clippy cannot see; it also runs as a test of this crate.
 //! - `fuzz` builds every fuzz target and runs each for some seconds.
 //! - `model` goes through the models of the chained journal.
+//! - `sim` simulates whole clusters.
+//! - `doubt` runs everything that tries to break what is promised, and says what was tried.
 
+mod doubt;
 mod fuzz;
 mod model;
+mod sim;
 mod tidy;
 mod tree;
 
@@ -47,6 +51,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Simulate whole clusters, from fresh seeds.
+    ///
+    /// `cargo xtask sim --minutes 10`; `cargo xtask sim -- --seed N --trace` shows one run, and `-- --help` lists the
+    /// options.
+    Sim {
+        /// For how long.
+        #[arg(long)]
+        minutes: Option<u64>,
+        /// Options of the simulator's program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Run everything that tries to break what is promised, at the size of CI, and say what was tried.
+    Doubt {
+        /// Seconds for fresh seeds of whole clusters.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
 }
 
 /// The root of the workspace: the folder above `tools/`.
@@ -64,6 +86,10 @@ fn main() -> ExitCode {
             target,
             list,
         } => fuzz::run(&root(), seconds, &target, list).map_err(|e| e.to_string()),
+        Command::Sim { minutes, options } => {
+            sim::run(&root(), minutes, &options).map_err(|e| e.to_string())
+        }
+        Command::Doubt { seconds } => doubt::run(&root(), seconds).map_err(|e| e.to_string()),
         Command::Model { options } => model::run(&root(), &options).map_err(|e| e.to_string()),
     };
     match result {

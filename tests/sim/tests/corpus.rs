@@ -1,0 +1,125 @@
+//! Seeds that are always run, those that once failed among them; and runs that must fail.
+//!
+//! `cargo xtask sim` runs fresh ones. A seed that fails there is kept in [`ONCE_FAILED`] when what it found is mended,
+//! as long as the run that it stands for goes the same way: a comment says what it was.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ashlar_tests_sim::judge;
+use ashlar_tests_sim::plan::Plan;
+
+/// Seeds that once failed.
+const ONCE_FAILED: &[u64] = &[
+    // A learner whose device was opened again behind a link that stayed up was sent its lesson for ever.
+    120, // A client with an old map did not find a head that had joined the chain since.
+    130,
+];
+
+/// What has to come up in the corpus: a fault that is never thrown shows nothing.
+const MARKS: &[&str] = &[
+    "all nodes at once",
+    "bits rot",
+    "clock jumps",
+    "client cut off",
+    "client died",
+    "condition not met",
+    "cut",
+    "cut one way",
+    "device gone, or back",
+    "disk stuck",
+    "list across partitions",
+    "map changed",
+    "network slow",
+    "node cut off",
+    "node ended by itself",
+    "object audited",
+    "outcome unknown",
+    "partition split, merged or moved",
+    "power cut",
+    "process killed",
+    "process stopped",
+    "put in a smaller class",
+    "put in stripes",
+    "put inline",
+    "put together of parts",
+    "put with a shard less",
+    "read as witnesses allow",
+    "read that there is nothing",
+    "sectors cannot be read",
+    "shard mended",
+    "shards rebuilt while reading",
+    "stock taken, to the shard",
+    "stock taken, untidy",
+    "writes are lost",
+    "writes fail",
+];
+
+/// Runs plans, as many at a time as there are processors; what came up, and what is wrong.
+fn run_all(plans: Vec<Plan>) -> (BTreeMap<&'static str, u64>, Vec<String>) {
+    let (next, sum) = (
+        AtomicUsize::new(0),
+        Mutex::new((BTreeMap::new(), Vec::new())),
+    );
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let report = judge::run_plan(plan, false, None);
+                    let mut sum = sum.lock().unwrap();
+                    for (mark, count) in report.marks {
+                        *sum.0.entry(mark).or_default() += count;
+                    }
+                    let seed = plan.seed;
+                    let told = |wrong: &String| {
+                        format!("seed {seed}: {wrong}\n(cargo xtask sim -- --seed {seed} --trace)")
+                    };
+                    sum.1.extend(report.wrong.iter().map(told));
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+#[test]
+fn the_corpus_holds_and_everything_comes_up_in_it() {
+    let seeds = (1..30).chain(ONCE_FAILED.iter().copied());
+    let plans: Vec<Plan> = seeds.map(Plan::new).collect();
+    println!("doubt: {} simulated clusters", plans.len());
+    let (marks, wrong) = run_all(plans);
+    for (mark, count) in &marks {
+        println!("{count:>9} {mark}");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let seen: BTreeSet<&str> = marks.keys().copied().collect();
+    let missing: Vec<_> = MARKS.iter().filter(|mark| !seen.contains(*mark)).collect();
+    assert!(missing.is_empty(), "never came up: {missing:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_run_twice() {
+    for seed in [3, 8] {
+        let (one, other) = (judge::run(seed), judge::run(seed));
+        assert_eq!(one.hash, other.hash, "seed {seed}");
+        assert_eq!(one.marks, other.marks, "seed {seed}");
+    }
+}
+
+/// A canary: disks that call durable what is not, as if the store left its flushes out. What was acknowledged is lost
+/// when the power goes, and that has to be noticed.
+#[test]
+fn disks_that_lie_are_noticed() {
+    let lying = |seed| {
+        let mut plan = Plan::new(seed);
+        (plan.lying, plan.beyond, plan.crowded) = (true, false, false);
+        plan
+    };
+    // Each alone: one that is noticed is enough.
+    let noticed =
+        (1..40).find(|seed| !judge::run_plan(&lying(*seed), false, None).wrong.is_empty());
+    assert!(noticed.is_some(), "nobody noticed that disks lie");
+}
