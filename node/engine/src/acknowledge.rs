@@ -15,6 +15,7 @@ use crate::api::{Action, IoFailure, Memory, Output};
 use crate::append::{Appended, Batch, Item, Seal, What};
 use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
+use crate::mutants::mutant;
 
 impl<M: Memory> Engine<M> {
     pub(crate) fn write_done(
@@ -34,10 +35,10 @@ impl<M: Memory> Engine<M> {
             return self.fence("write", offset, failure, out);
         }
         batch.writes_left -= 1;
-        if batch.writes_left > 0 {
+        if batch.writes_left > 0 && !mutant!(AcknowledgeEarly) {
             return;
         }
-        if batch.flush {
+        if batch.flush && !mutant!(SkipFlush) {
             let io = self.io(Purpose::Flush { stream, batch: id });
             self.flushes += 1;
             out.push(Action::Flush { io });

@@ -35,6 +35,7 @@ use crate::api::{Action, Memory};
 use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::index::{Candidate, UNIT};
+use crate::mutants::mutant;
 pub(crate) use crate::queue::{Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, What};
 
 /// Gathered batches that are under way at most: of the journal, and of data.
@@ -396,7 +397,7 @@ impl<M: Memory> Engine<M> {
             done = to;
             if let (Some(buf), Some(offset)) = (staging, offset) {
                 let io = self.io(Purpose::Write { stream, batch: id });
-                let durable = !batch.flush && !plain;
+                let durable = !batch.flush && !plain && !mutant!(WriteNotDurable);
                 out.push(Action::Write {
                     io,
                     offset,

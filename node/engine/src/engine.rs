@@ -27,6 +27,7 @@ use crate::error::{EngineError, Finding, FindingKind};
 use crate::extents::ExtentTable;
 use crate::holdings::Holdings;
 use crate::index::Index;
+use crate::mutants::mutant;
 use crate::read::Read;
 use crate::superblocks::Superblocks;
 
@@ -543,6 +544,9 @@ impl<M: Memory> Engine<M> {
         let numbers = &mut self.numbers;
         if numbers.incarnation >= numbers.incarnation_ceiling {
             return None;
+        }
+        if mutant!(ReuseIncarnation) {
+            return Some(Incarnation(numbers.incarnation));
         }
         numbers.incarnation += 1;
         Some(Incarnation(numbers.incarnation - 1))

@@ -27,6 +27,7 @@ use ashlar_layout::extent::ExtentKind;
 use ashlar_layout::ids::{ExtentNo, Incarnation};
 
 use crate::append::TOMBSTONE_RESERVE;
+use crate::mutants::mutant;
 
 /// What is being done with an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,7 +250,7 @@ impl ExtentTable {
         let dead = extent.state == State::Sealed
             && extent.kind == Some(ExtentKind::Data)
             && extent.live == 0
-            && extent.pins == 0
+            && (extent.pins == 0 || mutant!(FreeTombstones))
             && !extent.held;
         if dead {
             self.release(no);

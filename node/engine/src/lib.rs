@@ -31,6 +31,7 @@ mod graves;
 mod handover;
 mod holdings;
 pub mod index;
+pub mod mutants;
 mod opened;
 pub mod opening;
 mod queue;

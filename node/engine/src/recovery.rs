@@ -32,6 +32,7 @@ use crate::extents::{ExtentTable, State};
 use crate::graves::{Graves, gaps};
 use crate::holdings::Holdings;
 use crate::index::{Candidate, Index, UNIT};
+use crate::mutants::mutant;
 use crate::opening::{DamagedJournal, JournalRecord, RecoveryReport};
 use crate::rewrite::{Doubt, Piece};
 use crate::roots::Roots;
@@ -601,7 +602,9 @@ impl Work {
             match entry.subject {
                 Subject::Tombstone(_) => {}
                 Subject::Shard(shard) => {
-                    if let Some(by) = self.graves.claim(&shard, entry.sequence) {
+                    if let Some(by) = self.graves.claim(&shard, entry.sequence)
+                        && !mutant!(Resurrect)
+                    {
                         self.extents.pin(no, by);
                         report.shards_dead += 1;
                         continue;

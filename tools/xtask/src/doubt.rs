@@ -55,6 +55,7 @@ pub fn run(root: &Path, seconds: u64) -> Result<(), DoubtError> {
             arguments: seeds.split_whitespace().map(str::to_owned).collect(),
         },
         part("the models and their mutants", "xtask model"),
+        part("engines that do one thing wrong", "xtask mutants"),
         part("the fuzz targets", "xtask fuzz --seconds 4"),
         part("the command", "build --quiet --release --bin ashlar"),
         part(

@@ -3,12 +3,14 @@
 //! - `tidy` checks what the compiler and clippy cannot see; it also runs as a test of this crate.
 //! - `fuzz` builds every fuzz target and runs each for some seconds.
 //! - `model` goes through the models of the chained journal.
+//! - `mutants` lets engines do one thing wrong, and tells which tests notice.
 //! - `sim` simulates whole clusters.
 //! - `doubt` runs everything that tries to break what is promised, and says what was tried.
 
 mod doubt;
 mod fuzz;
 mod model;
+mod mutants;
 mod sim;
 mod tidy;
 mod tree;
@@ -63,6 +65,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Let engines do one thing wrong each, and tell which layer of the tests notices.
+    Mutants {
+        /// Only those whose name contains this.
+        #[arg(default_value = "")]
+        only: String,
+    },
     /// Run everything that tries to break what is promised, at the size of CI, and say what was tried.
     Doubt {
         /// Seconds for fresh seeds of whole clusters.
@@ -89,6 +97,7 @@ fn main() -> ExitCode {
         Command::Sim { minutes, options } => {
             sim::run(&root(), minutes, &options).map_err(|e| e.to_string())
         }
+        Command::Mutants { only } => mutants::run(&root(), &only).map_err(|e| e.to_string()),
         Command::Doubt { seconds } => doubt::run(&root(), seconds).map_err(|e| e.to_string()),
         Command::Model { options } => model::run(&root(), &options).map_err(|e| e.to_string()),
     };

@@ -1,0 +1,72 @@
+//! Engines that do one thing wrong: some layer of the tests must notice each of them. `cargo xtask mutants` tells which.
+//!
+//! Each changes one line of behaviour, and exists only with the feature `mutants`: the variable `ASHLAR_MUTANT` names
+//! the one that runs.
+
+/// What an engine does wrong.
+#[cfg(feature = "mutants")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A batch of several writes is acknowledged without the flush behind it.
+    SkipFlush,
+    /// A batch is acknowledged when the first of its writes is done.
+    AcknowledgeEarly,
+    /// A write that is to be durable is handed out as one that need not be.
+    WriteNotDurable,
+    /// Recovery takes a record for whole whose payload does not match its checksum.
+    TrustLength,
+    /// A read gives out pieces without comparing their checksums.
+    DropReadCheck,
+    /// An extent that is opened again has the life number of the one before.
+    ReuseIncarnation,
+    /// An extent is free when its own records are dead, although its tombstones still keep others so.
+    FreeTombstones,
+    /// Recovery does not mind tombstones.
+    Resurrect,
+}
+
+#[cfg(feature = "mutants")]
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 8] = [
+        Mutant::SkipFlush,
+        Mutant::AcknowledgeEarly,
+        Mutant::WriteNotDurable,
+        Mutant::TrustLength,
+        Mutant::DropReadCheck,
+        Mutant::ReuseIncarnation,
+        Mutant::FreeTombstones,
+        Mutant::Resurrect,
+    ];
+
+    /// The one that runs in this process.
+    pub fn current() -> Option<Mutant> {
+        static CURRENT: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let name = std::env::var("ASHLAR_MUTANT").ok()?;
+            let all = Mutant::ALL.into_iter();
+            let known = all.clone().find(|it| format!("{it:?}") == name);
+            assert!(
+                known.is_some(),
+                "ASHLAR_MUTANT is '{name}'; it takes one of {:?}",
+                Mutant::ALL
+            );
+            known
+        })
+    }
+}
+
+/// Whether the engine is this mutant: never, without the feature.
+macro_rules! mutant {
+    ($name:ident) => {{
+        #[cfg(feature = "mutants")]
+        {
+            $crate::mutants::Mutant::current() == Some($crate::mutants::Mutant::$name)
+        }
+        #[cfg(not(feature = "mutants"))]
+        {
+            false
+        }
+    }};
+}
+pub(crate) use mutant;

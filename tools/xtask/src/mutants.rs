@@ -1,0 +1,149 @@
+//! Engines that do one thing wrong, and which layer of the tests notices each.
+//!
+//! They are built with the feature `mutants`, which nothing that ships is. (The journal's mutants are
+//! `cargo xtask model`'s.)
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum MutantsError {
+    /// A program did not start.
+    #[error("cannot run {0}: {1}")]
+    Start(String, io::Error),
+    /// The tests did not build.
+    #[error("the tests of {0} do not build with the feature mutants")]
+    Build(&'static str),
+    /// A layer fails without any mutant.
+    #[error("{0}: it fails though nothing is wrong, so what it notices shows nothing")]
+    Healthy(&'static str),
+    /// Nobody noticed some.
+    #[error("nobody noticed {0}")]
+    Survived(String),
+}
+
+/// A layer of tests.
+struct Layer {
+    name: &'static str,
+    package: &'static str,
+    test: &'static str,
+    /// Tests that are left out: those that expect a fault themselves.
+    skip: &'static [&'static str],
+}
+
+const LAYERS: [Layer; 2] = [
+    Layer {
+        name: "the engine over a simulated disk",
+        package: "ashlar-node-engine",
+        test: "engine",
+        skip: &["canary"],
+    },
+    Layer {
+        name: "whole clusters",
+        package: "ashlar-tests-sim",
+        test: "corpus",
+        skip: &["noticed", "twice"],
+    },
+];
+
+/// As `ashlar_node_engine::mutants` has them.
+const MUTANTS: [&str; 8] = [
+    "SkipFlush",
+    "AcknowledgeEarly",
+    "WriteNotDurable",
+    "TrustLength",
+    "DropReadCheck",
+    "ReuseIncarnation",
+    "FreeTombstones",
+    "Resurrect",
+];
+
+/// Runs all of them, or those whose name contains `only`, and prints the table.
+pub fn run(root: &Path, only: &str) -> Result<(), MutantsError> {
+    let mut programs = Vec::new();
+    for layer in &LAYERS {
+        let program = build(root, layer)?;
+        if !passes(root, layer, &program, None)? {
+            return Err(MutantsError::Healthy(layer.name));
+        }
+        programs.push((layer, program));
+    }
+    println!(
+        "| mutant | {} |",
+        LAYERS.map(|layer| layer.name).join(" | ")
+    );
+    println!("|---|---|---|");
+    let mut survived = Vec::new();
+    let chosen: Vec<&str> = MUTANTS.into_iter().filter(|it| it.contains(only)).collect();
+    for mutant in &chosen {
+        let mut noticed = Vec::new();
+        for (layer, program) in &programs {
+            noticed.push(!passes(root, layer, program, Some(mutant))?);
+        }
+        let words = noticed.iter().map(|it| if *it { "noticed" } else { "" });
+        println!("| `{mutant}` | {} |", words.collect::<Vec<_>>().join(" | "));
+        if !noticed.contains(&true) {
+            survived.push(*mutant);
+        }
+    }
+    println!(
+        "doubt: {} mutants of the engine killed",
+        chosen.len() - survived.len()
+    );
+    if survived.is_empty() {
+        Ok(())
+    } else {
+        Err(MutantsError::Survived(survived.join(", ")))
+    }
+}
+
+/// Builds a layer's tests; where the program is.
+fn build(root: &Path, layer: &Layer) -> Result<PathBuf, MutantsError> {
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(root)
+        .args([
+            "test",
+            "--no-run",
+            "--profile",
+            "model",
+            "--message-format",
+            "json",
+        ])
+        .args(["--package", layer.package, "--features", "mutants"])
+        .args(["--test", layer.test])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| MutantsError::Start("cargo test".to_owned(), e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let programs = text.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("\"executable\":\"")?;
+        let (path, _) = rest.split_once('"')?;
+        Some(PathBuf::from(path))
+    });
+    let program = programs.last().filter(|_| output.status.success());
+    program.ok_or(MutantsError::Build(layer.package))
+}
+
+fn passes(
+    root: &Path,
+    layer: &Layer,
+    program: &Path,
+    mutant: Option<&str>,
+) -> Result<bool, MutantsError> {
+    let mut command = Command::new(program);
+    for skipped in layer.skip {
+        command.args(["--skip", skipped]);
+    }
+    if let Some(mutant) = mutant {
+        command.env("ASHLAR_MUTANT", mutant);
+    }
+    let status = command
+        .current_dir(root)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let status = status.map_err(|e| MutantsError::Start(program.display().to_string(), e))?;
+    Ok(status.success())
+}
