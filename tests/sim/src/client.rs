@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::{
-    Action, Answer, CallId, Common, Compose, Delete, Event, Get, Look, Machine, Mend, Probed, Put,
-    StripeRead, ask::Ask,
+    Action, Answer, CallId, Common, Compose, Delete, Event, Get, Leftover, Look, Machine, Mend,
+    Probed, Put, StripeRead, ask::Ask,
 };
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control, encode_control};
@@ -88,9 +88,8 @@ impl Running {
         each!(self, machine => machine.is_settled())
     }
 
-    fn leftover(&self) -> u64 {
-        let left = each!(self, machine => machine.leftover());
-        left.late_lost + left.unfreed + left.unread_nodes
+    fn leftover(&self) -> Leftover {
+        each!(self, machine => machine.leftover())
     }
 }
 
@@ -140,8 +139,10 @@ pub struct Client {
     pub wanted: Option<u64>,
     /// What it wants of the network.
     pub wants: Vec<Want>,
-    /// Shards that settled operations say they have left behind.
-    pub left: u64,
+    /// Shards that settled operations say they could not free,
+    pub unfreed: u64,
+    /// and lists of stripes that they could not read to do so.
+    pub unread: u64,
     links: BTreeMap<SocketAddr, Link>,
     /// Questions behind the operations: until when, of which device, and whether they are probes.
     questions: BTreeMap<u64, (u64, DeviceNo, bool)>,
@@ -158,7 +159,8 @@ impl Client {
             running: BTreeMap::new(),
             wanted: None,
             wants: Vec::new(),
-            left: 0,
+            unfreed: 0,
+            unread: 0,
             links: BTreeMap::new(),
             questions: BTreeMap::new(),
             asking_map: false,
@@ -509,11 +511,14 @@ impl Client {
     /// Lets go of what has nothing left to do.
     pub fn sweep(&mut self) {
         let wanted = self.wanted;
-        let left = &mut self.left;
+        let (unfreed, unread) = (&mut self.unfreed, &mut self.unread);
         self.running.retain(|op, running| {
             let keeps = Some(*op) == wanted || !running.is_settled();
             if !keeps {
-                *left += running.leftover();
+                // What came too late is missing, and made again by who audits; what is not freed stays.
+                let left = running.leftover();
+                *unfreed += left.unfreed;
+                *unread += left.unread_nodes;
             }
             keeps
         });

@@ -141,6 +141,8 @@ struct Parts {
     names: Vec<String>,
     bodies: Vec<Bytes>,
     manifests: Vec<Manifest>,
+    /// Their stripes are the object's.
+    taken: bool,
     step: PartStep,
 }
 
@@ -402,6 +404,7 @@ impl Work {
                     names,
                     bodies,
                     manifests: Vec::new(),
+                    taken: false,
                     step: PartStep::Put(0),
                 };
                 self.part(now, client, parts);
@@ -486,7 +489,11 @@ impl Work {
             }
             PartStep::Drop(part) => {
                 let delete = Delete::new(common, BUCKET, &parts.names[part], Precondition::None);
-                let delete = delete.map(Delete::of_taken).map(Running::Delete);
+                let delete = match parts.taken {
+                    true => delete.map(Delete::of_taken),
+                    false => delete,
+                };
+                let delete = delete.map(Running::Delete);
                 self.start(now, client, delete, Doing::Parts(parts));
             }
         }
@@ -532,10 +539,11 @@ impl Work {
                 self.note(story, &said);
                 let (key, kind) = (parts.key, Kind::Put(parts.value));
                 self.record(now, story, key, kind, parts.condition, said, version);
-                if said != Outcome::Done {
-                    // The parts stay: whether their stripes are the object's is not known, or nobody wants them.
+                if said == Outcome::Unknown {
+                    // The parts stay: their stripes may be the object's.
                     return self.parts_end(now, client, plan, story);
                 }
+                parts.taken = said == Outcome::Done;
                 PartStep::Drop(0)
             }
             (PartStep::Drop(part), Some(Running::Delete(delete))) => {

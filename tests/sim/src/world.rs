@@ -307,24 +307,25 @@ impl World {
         let statuses = self.nodes.iter().filter_map(Node::status);
         let devices = statuses.flat_map(|status| status.devices);
         let held: u64 = devices.map(|device| device.shards).sum();
-        let left = self.clients.iter().any(|client| client.left > 0);
-        let untidy = self.story.untidy || left || self.faults.has_victim();
+        let unfreed: u64 = self.clients.iter().map(|client| client.unfreed).sum();
+        let unread = self.clients.iter().any(|client| client.unread > 0);
+        let untidy = self.story.untidy || unread || self.faults.has_victim();
         let now = self.now;
         if held < named && !self.story.beyond {
             self.story.wrong(
                 now,
                 format!("{named} shards are named, and there are {held}"),
             );
-        } else if held > named && !untidy {
-            self.story.wrong(
-                now,
-                format!("{named} shards are named, and there are {held}: a leak"),
+        } else if held > named + unfreed && !untidy {
+            let what = format!(
+                "{named} shards are named, {unfreed} were not freed, and there are {held}: a leak"
             );
+            self.story.wrong(now, what);
         }
         self.story.mark(if untidy {
             "stock taken, untidy"
         } else {
-            "stock taken, to the shard"
+            "stock taken"
         });
     }
 

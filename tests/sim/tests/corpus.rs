@@ -51,7 +51,7 @@ const MARKS: &[&str] = &[
     "sectors cannot be read",
     "shard mended",
     "shards rebuilt while reading",
-    "stock taken, to the shard",
+    "stock taken",
     "stock taken, untidy",
     "writes are lost",
     "writes fail",
