@@ -1,0 +1,632 @@
+//! The auditor and repairer of one partition.
+//!
+//! It goes through the partition's objects in their order, a pass at a time, looks at every shard of each, and mends
+//! what is bad. One thing is under way at a time; what it is, the driver was told by the last action.
+//!
+//! Invariants:
+//! - what was found is in the record, durably, before anything is mended: a crash between the two makes nobody count it
+//!   again, or not at all;
+//! - the record's place moves with what was counted up to there, in one write, and only behind objects that were looked
+//!   at whole, or noted as what they were instead;
+//! - whoever begins to go on from a place says so first, and records the more often the more often that has happened:
+//!   so a region that crashes its reader is come through a step at a time, and what crashes it each time is passed
+//!   over;
+//! - nothing is counted of a record that somebody else has written since it was read: then it is read again.
+
+mod repair;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
+use ashlar_layout::time::Instant;
+
+use crate::queue::{self, AWAY_MAX, Finding};
+use crate::record::{Closed, DAY_MS, Ended, Item, Loss, Pass, Place, Record};
+use crate::tally::{Kind, Tally};
+
+/// Stripes and objects after which is recorded, unless this place was begun from before.
+const STRIDE: u64 = 256;
+/// After so many beginnings that did not come far, each stripe is recorded.
+const BROKEN_MAX: u32 = 8;
+/// So often a place is begun from; then what comes next is passed over.
+const STARTS_MAX: u32 = 8;
+/// So often an object is looked at that cannot be.
+const TRIES: u32 = 3;
+/// The first pause after something could not be done,
+const PAUSE: Duration = Duration::from_secs(1);
+/// and the longest.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How it is to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the beginning of one pass to that of the next.
+    pub pass: Duration,
+    /// How long is waited for devices that are away, if there is margin.
+    pub wait: Duration,
+    /// How long at the most what was counted is not recorded.
+    pub record: Duration,
+}
+
+/// What time it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// As timers have it,
+    pub at: Instant,
+    /// and in milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// A stripe that was looked at, or mended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// Which,
+    pub stripe: StripeId,
+    /// and the how many-th of its object.
+    pub nth: u64,
+    /// Bytes of each shard.
+    pub shard_len: u64,
+    /// Shards that were whole,
+    pub whole: u32,
+    /// of those that it takes.
+    pub needed: u32,
+    /// Shards that were not, on devices that answered.
+    pub bad: Vec<(u16, Kind, DeviceNo)>,
+    /// Shards of devices that did not.
+    pub away: Vec<(u16, DeviceNo)>,
+    /// Bad ones that were made again and read back.
+    pub mended: Vec<u16>,
+    /// Why others were not.
+    pub why: String,
+}
+
+impl Looked {
+    /// How many more shards it can lose now.
+    pub fn margin(&self) -> i32 {
+        let mended = i64::try_from(self.mended.len()).unwrap_or(i64::MAX);
+        let whole = i64::from(self.whole).saturating_add(mended);
+        i32::try_from(whole - i64::from(self.needed)).unwrap_or(i32::MAX)
+    }
+
+    /// Whether its bytes are gone: not even what is away could help.
+    pub fn is_lost(&self) -> bool {
+        (self.whole as usize) + self.away.len() < self.needed as usize
+    }
+
+    fn shards(&self) -> u64 {
+        u64::from(self.whole) + (self.bad.len() + self.away.len()) as u64
+    }
+}
+
+/// What happens to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is to begin.
+    Start,
+    /// The record as it stands, if there is one.
+    Loaded(Option<Box<Record>>),
+    /// Objects behind the place that was asked for, in order, and behind which place there are more.
+    Listed(Vec<Item>, Option<Place>),
+    /// A stripe of the object was looked at.
+    Stripe(Looked),
+    /// There are no more of them. Whether it rides in the journal.
+    Over(bool),
+    /// The object was replaced or removed.
+    Changed,
+    /// A stripe of the queue was looked at or mended; none: its object does not have it any more.
+    Mended(Option<Looked>),
+    /// What was to be recorded is durable.
+    Recorded,
+    /// Somebody else has written the record.
+    Outdated,
+    /// The document of a day that is over is there.
+    DayKept,
+    /// What was asked for could not be done.
+    Failed(String),
+    /// Which devices serve now, and which do not.
+    World(BTreeSet<DeviceNo>, BTreeSet<DeviceNo>),
+    /// The deadline has come.
+    Deadline,
+}
+
+/// What the driver is to do. Each is answered by an event, and meanwhile there is no other, but for [`Event::World`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read the record.
+    Load,
+    /// List objects behind a place; none: from the partition's beginning on.
+    List(Option<Place>),
+    /// Look at the first stripe of an object behind so many.
+    Look(Item, u64),
+    /// Look at its next stripe.
+    Next,
+    /// Look at a stripe of the queue, and mend it if it is said so.
+    Mend(Box<Finding>, bool),
+    /// Make the documents of losses, where they are not there, and then write the record.
+    Record(Box<Record>, Vec<Loss>),
+    /// Make the document of a day.
+    KeepDay(Closed),
+}
+
+/// What is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Nothing,
+    Loading,
+    Listing,
+    Looking,
+    Mending(StripeId),
+    Recording,
+    KeepingDay,
+}
+
+/// An object that is being looked at.
+#[derive(Clone, Debug)]
+struct Open {
+    item: Item,
+    /// Stripes that were looked at.
+    done: u64,
+    /// All of it is looked at in one go, and could be read.
+    whole: bool,
+    tries: u32,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Audit {
+    partition: PartitionId,
+    node: NodeId,
+    limits: Limits,
+    doing: Doing,
+    record: Record,
+    page: VecDeque<Item>,
+    more: Option<Option<Place>>,
+    open: Option<Open>,
+    losses: Vec<Loss>,
+    /// Something is to be recorded;
+    dirty: bool,
+    /// it is so before anything else is done.
+    must: bool,
+    units: u64,
+    recorded: Instant,
+    /// Stripes and objects that were looked at since it was loaded.
+    far: u64,
+    loaded: bool,
+    /// Some of what is in the queue is not recorded yet.
+    fresh: bool,
+    /// What is due is mended before anything else is looked at.
+    draining: bool,
+    away: BTreeSet<DeviceNo>,
+    early: bool,
+    pause: Duration,
+    until: Option<Instant>,
+}
+
+impl Audit {
+    /// Of a partition, by a node.
+    pub fn new(partition: PartitionId, node: NodeId, limits: Limits) -> Audit {
+        Audit {
+            partition,
+            node,
+            limits,
+            doing: Doing::Nothing,
+            record: Record::default(),
+            page: VecDeque::new(),
+            more: None,
+            open: None,
+            losses: Vec::new(),
+            dirty: false,
+            must: false,
+            units: 0,
+            recorded: Instant(0),
+            far: 0,
+            loaded: false,
+            fresh: false,
+            draining: false,
+            away: BTreeSet::new(),
+            early: false,
+            pause: PAUSE,
+            until: None,
+        }
+    }
+
+    /// What it would record now.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// When it wants to be told that it is so late; none while something is under way.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.until.filter(|_| self.doing == Doing::Nothing)
+    }
+
+    /// Something happens.
+    pub fn on_event(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        match (self.doing, event) {
+            (_, Event::World(serving, away)) => self.world(now, &serving, away),
+            (Doing::Nothing, Event::Start) => self.load(out),
+            (Doing::Nothing, Event::Deadline) => {
+                if self.until.is_some_and(|until| until <= now.at) {
+                    self.until = None;
+                }
+            }
+            (Doing::Loading, Event::Loaded(record)) => self.loaded(now, record),
+            (Doing::Listing, Event::Listed(items, more)) => self.listed(items, more),
+            (Doing::Looking, Event::Stripe(looked)) => self.stripe(now, &looked),
+            (Doing::Looking, Event::Over(inline)) => self.over(inline),
+            (Doing::Looking, Event::Changed) => {
+                self.record.today.tally.changed += 1;
+                self.behind_open();
+            }
+            (Doing::Mending(stripe), Event::Mended(looked)) => self.mended(now, stripe, looked),
+            (Doing::Recording, Event::Recorded) => {
+                self.doing = Doing::Nothing;
+                (self.dirty, self.must, self.fresh, self.units) = (false, false, false, 0);
+                (self.recorded, self.pause) = (now.at, PAUSE);
+                self.losses.clear();
+            }
+            (_, Event::Outdated) => {
+                let fresh = Audit::new(self.partition, self.node, self.limits);
+                let away = std::mem::take(&mut self.away);
+                *self = Audit { away, ..fresh };
+                self.doing = Doing::Loading;
+                self.failed(now, "");
+            }
+            (Doing::KeepingDay, Event::DayKept) => {
+                self.doing = Doing::Nothing;
+                self.record.closed = None;
+                self.dirty = true;
+            }
+            (Doing::Nothing, Event::Failed(_)) => return,
+            (_, Event::Failed(why)) => return self.failed_then(now, &why, out),
+            // Nothing that was asked for.
+            _ => return,
+        }
+        if !matches!(self.doing, Doing::Nothing) {
+            return;
+        }
+        self.go_on(now, out);
+    }
+
+    fn failed_then(&mut self, now: Now, why: &str, out: &mut Vec<Action>) {
+        self.failed(now, why);
+        self.go_on(now, out);
+    }
+
+    /// What was under way could not be done.
+    fn failed(&mut self, now: Now, why: &str) {
+        match self.doing {
+            Doing::Mending(stripe) => {
+                if let Some(finding) = self.find(stripe) {
+                    finding.later(now.wall_ms, why);
+                    self.dirty = true;
+                }
+                self.doing = Doing::Nothing;
+                return;
+            }
+            Doing::Looking => {
+                let tries = self.open.as_mut().map_or(TRIES, |open| {
+                    open.tries += 1;
+                    open.tries
+                });
+                if tries >= TRIES {
+                    self.unread(why);
+                    self.doing = Doing::Nothing;
+                    return;
+                }
+            }
+            // Its document stays to be made.
+            Doing::KeepingDay => self.dirty = true,
+            _ => {}
+        }
+        self.doing = Doing::Nothing;
+        self.until = Some(now.at + self.pause);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    fn load(&mut self, out: &mut Vec<Action>) {
+        self.doing = Doing::Loading;
+        out.push(Action::Load);
+    }
+
+    fn loaded(&mut self, now: Now, record: Option<Box<Record>>) {
+        self.doing = Doing::Nothing;
+        self.recorded = now.at;
+        self.pause = PAUSE;
+        self.record = record.map_or_else(Record::default, |record| *record);
+        self.record.partition = self.partition;
+        if self.record.today.tally == Tally::default() {
+            self.record.today.day = now.wall_ms / DAY_MS;
+        }
+        if let Some(pass) = &mut self.record.pass {
+            pass.starts = pass.starts.saturating_add(1);
+            pass.broken = (pass.broken + 1).min(BROKEN_MAX);
+            (self.dirty, self.must) = (true, true);
+        }
+        let ended = self.record.ended.as_ref().map(|ended| &ended.pass.away);
+        // Of what the queue has not all, the devices have to be gone through when they are back.
+        if let Some(away) = ended.filter(|away| away.values().sum::<u64>() > AWAY_MAX as u64) {
+            self.away.extend(away.keys());
+        }
+        self.loaded = true;
+        self.more = Some(
+            self.record
+                .pass
+                .as_ref()
+                .and_then(|pass| pass.after.clone()),
+        );
+    }
+
+    fn world(&mut self, now: Now, serving: &BTreeSet<DeviceNo>, away: BTreeSet<DeviceNo>) {
+        let back: Vec<DeviceNo> = self.away.intersection(serving).copied().collect();
+        self.away.extend(away);
+        if back.is_empty() {
+            return;
+        }
+        for device in &back {
+            self.away.remove(device);
+            for finding in &mut self.record.open {
+                if finding.away.contains(device) {
+                    finding.due_ms = finding.due_ms.min(now.wall_ms);
+                }
+            }
+        }
+        match &mut self.record.pass {
+            Some(pass) => (pass.again, self.dirty) = (true, true),
+            None => self.early = true,
+        }
+        // It may be waiting for just this.
+        if self.doing == Doing::Nothing && self.loaded {
+            self.until = None;
+        }
+    }
+
+    fn listed(&mut self, items: Vec<Item>, more: Option<Place>) {
+        self.doing = Doing::Nothing;
+        self.pause = PAUSE;
+        self.page = items.into();
+        self.more = more.map(Some);
+        let starts = self.record.pass.as_ref().map_or(0, |pass| pass.starts);
+        if starts > STARTS_MAX
+            && let Some(item) = self.page.pop_front()
+        {
+            let why = format!("{starts} times somebody began to look at it and did not come back");
+            self.open = Some(Open {
+                item,
+                done: 0,
+                whole: false,
+                tries: 0,
+            });
+            self.unread(&why);
+        }
+    }
+
+    /// For how many seconds an object had been there when this pass was begun, since the one before.
+    fn exposure_s(&self, item: &Item) -> u64 {
+        let begun = self.record.pass.as_ref().map_or(0, |pass| pass.begun_ms);
+        begun.saturating_sub(self.seen_ms(item)) / 1000
+    }
+
+    /// When an object was looked at before, or made.
+    fn seen_ms(&self, item: &Item) -> u64 {
+        let before = self.record.ended.as_ref();
+        let before = before.map_or(0, |ended| ended.pass.begun_ms);
+        item.modified_ms.max(before)
+    }
+
+    fn stripe(&mut self, now: Now, looked: &Looked) {
+        self.doing = Doing::Nothing;
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
+        let exposure = self.exposure_s(&open.item);
+        open.done = looked.nth + 1;
+        open.tries = 0;
+        let readable = looked.whole >= looked.needed;
+        open.whole &= readable;
+        let read = (u64::from(looked.whole) + looked.bad.len() as u64) * looked.shard_len;
+        let tally = &mut self.record.today.tally;
+        tally.stripes += 1;
+        tally.shards += looked.shards();
+        tally.shard_bytes += read;
+        tally.away += looked.away.len() as u64;
+        if readable {
+            tally.shard_s += exposure.saturating_mul(looked.shards());
+        }
+        if let Some(pass) = &mut self.record.pass {
+            pass.shard_bytes += read;
+            *pass.margins.entry(looked.margin()).or_default() += 1;
+            for (_, device) in &looked.away {
+                *pass.away.entry(*device).or_default() += 1;
+            }
+            pass.within = Some((open.item.version, open.done));
+            pass.starts = 0;
+        }
+        self.came_on();
+        self.found(now, &open.item, looked);
+        self.open = Some(open);
+    }
+
+    fn over(&mut self, inline: bool) {
+        self.doing = Doing::Nothing;
+        let Some(open) = &self.open else {
+            return;
+        };
+        let exposure = self.exposure_s(&open.item);
+        let tally = &mut self.record.today.tally;
+        tally.objects += 1;
+        tally.bytes += open.item.size;
+        tally.inline += u64::from(inline);
+        // Nobody has looked at what rides in the journal.
+        if open.whole && !inline {
+            tally.object_s += exposure;
+        }
+        if let Some(pass) = &mut self.record.pass {
+            pass.objects += 1;
+        }
+        self.behind_open();
+    }
+
+    fn unread(&mut self, why: &str) {
+        self.record.today.tally.unread += 1;
+        if let (Some(open), Some(pass)) = (&self.open, &mut self.record.pass) {
+            let item = &open.item;
+            pass.note_unread(&format!("ashlar://{}/{}: {why}", item.bucket, item.key));
+        }
+        self.behind_open();
+    }
+
+    /// Goes on behind the object.
+    fn behind_open(&mut self) {
+        self.doing = Doing::Nothing;
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if let Some(pass) = &mut self.record.pass {
+            pass.after = Some(open.item.behind());
+            (pass.within, pass.starts) = (None, 0);
+        }
+        self.came_on();
+    }
+
+    /// Something more was looked at.
+    fn came_on(&mut self) {
+        (self.dirty, self.units, self.far) = (true, self.units + 1, self.far + 1);
+        if self.far >= STRIDE
+            && let Some(pass) = &mut self.record.pass
+        {
+            pass.broken = 0;
+        }
+    }
+
+    fn must_record(&self, now: Now) -> bool {
+        let broken = self.record.pass.as_ref().map_or(0, |pass| pass.broken);
+        let stride = (STRIDE >> broken.min(BROKEN_MAX)).max(1);
+        let late = now.at >= self.recorded + self.limits.record;
+        self.dirty && (self.must || late || self.units >= stride)
+    }
+
+    fn write(&mut self, now: Now, out: &mut Vec<Action>) {
+        let day = now.wall_ms / DAY_MS;
+        let record = &mut self.record;
+        if day > record.today.day && record.closed.is_none() {
+            let today = Closed {
+                day,
+                ..Closed::default()
+            };
+            let before = std::mem::replace(&mut record.today, today);
+            record.closed = Some(before).filter(|it| it.tally != Tally::default());
+        }
+        (record.by, record.at_ms) = (self.node, now.wall_ms);
+        self.doing = Doing::Recording;
+        out.push(Action::Record(
+            Box::new(record.clone()),
+            self.losses.clone(),
+        ));
+    }
+
+    /// Nothing is under way: what is next?
+    fn go_on(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.until.is_some() {
+            return;
+        }
+        if !self.loaded {
+            return self.load(out);
+        }
+        if self.must_record(now) {
+            return self.write(now, out);
+        }
+        if !self.dirty
+            && let Some(closed) = &self.record.closed
+        {
+            self.doing = Doing::KeepingDay;
+            return out.push(Action::KeepDay(closed.clone()));
+        }
+        if self.mend_next(now, out) {
+            return;
+        }
+        if self.record.pass.is_none() && !self.begin(now) {
+            return self.rest(now, out);
+        }
+        if let Some(open) = &self.open {
+            self.doing = Doing::Looking;
+            // After a failure it is opened anew.
+            return out.push(match open.tries {
+                0 => Action::Next,
+                _ => Action::Look(open.item.clone(), open.done),
+            });
+        }
+        if let Some(item) = self.page.pop_front() {
+            let within = self.record.pass.as_ref().and_then(|pass| pass.within);
+            let done = within.filter(|(version, _)| *version == item.version);
+            let done = done.map_or(0, |(_, done)| done);
+            self.open = Some(Open {
+                item: item.clone(),
+                done,
+                whole: done == 0,
+                tries: 0,
+            });
+            self.doing = Doing::Looking;
+            return out.push(Action::Look(item, done));
+        }
+        match self.more.take() {
+            Some(after) => {
+                self.more = Some(after.clone());
+                self.doing = Doing::Listing;
+                out.push(Action::List(after));
+            }
+            None => {
+                self.end(now);
+                self.write(now, out);
+            }
+        }
+    }
+
+    /// Begins a pass, if it is time to.
+    fn begin(&mut self, now: Now) -> bool {
+        if now.wall_ms < self.next_pass_ms() {
+            return false;
+        }
+        self.early = false;
+        self.record.pass = Some(Pass {
+            begun_ms: now.wall_ms,
+            ..Pass::default()
+        });
+        self.more = Some(None);
+        // Whoever comes after a crash is to know that it was begun.
+        (self.dirty, self.must) = (true, true);
+        true
+    }
+
+    fn end(&mut self, now: Now) {
+        if let Some(pass) = self.record.pass.take() {
+            let ended_ms = now.wall_ms;
+            self.record.ended = Some(Ended { ended_ms, pass });
+            self.record.today.tally.passes += 1;
+            self.dirty = true;
+        }
+    }
+
+    /// When the next pass begins, as far as is known now.
+    fn next_pass_ms(&self) -> u64 {
+        let pass = u64::try_from(self.limits.pass.as_millis()).unwrap_or(u64::MAX);
+        match &self.record.ended {
+            None => 0,
+            Some(ended) if self.early || ended.pass.again => ended.ended_ms,
+            Some(ended) => ended.pass.begun_ms.saturating_add(pass).max(ended.ended_ms),
+        }
+    }
+
+    /// Nothing is to be done until a pass or a finding is due.
+    fn rest(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.dirty {
+            return self.write(now, out);
+        }
+        let due = queue::due(&self.record.open).unwrap_or(u64::MAX);
+        let wait = self.next_pass_ms().min(due).saturating_sub(now.wall_ms);
+        // Clocks may be set: it looks again before long.
+        let wait = Duration::from_millis(wait).clamp(Duration::from_millis(10), PAUSE_MAX);
+        self.until = Some(now.at + wait);
+    }
+}

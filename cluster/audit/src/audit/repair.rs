@@ -1,0 +1,191 @@
+//! What was found, and what is done about it: into the queue, out of it, and to the losses.
+
+use std::collections::BTreeMap;
+
+use ashlar_layout::ids::StripeId;
+
+use super::{Action, Audit, Doing, Looked, Now};
+use crate::queue::{self, Finding, OPEN_MAX};
+use crate::record::{Item, Loss};
+
+/// Findings that are mended together, if none of them is urgent.
+const BATCH: usize = 32;
+
+fn is_due(finding: &Finding, now: Now) -> bool {
+    finding.due_ms <= now.wall_ms
+}
+
+impl Audit {
+    pub(super) fn find(&mut self, stripe: StripeId) -> Option<&mut Finding> {
+        self.record.open.iter_mut().find(|it| it.stripe == stripe)
+    }
+
+    /// Takes what was found of a stripe.
+    pub(super) fn found(&mut self, now: Now, item: &Item, looked: &Looked) {
+        if looked.bad.is_empty() && looked.away.is_empty() {
+            return;
+        }
+        if looked.is_lost() {
+            return self.lost(now, item, looked);
+        }
+        let is_bad = !looked.bad.is_empty();
+        if self.find(looked.stripe).is_none() {
+            if !queue::has_room(&self.record.open, is_bad) {
+                self.record.today.tally.unqueued += looked.bad.len() as u64;
+                return;
+            }
+            self.record.open.push(Finding {
+                item: item.clone(),
+                stripe: looked.stripe,
+                nth: looked.nth,
+                bad: BTreeMap::new(),
+                away: Vec::new(),
+                margin: looked.margin(),
+                found_ms: now.wall_ms,
+                since_ms: now.wall_ms,
+                due_ms: now.wall_ms,
+                tries: 0,
+                why: String::new(),
+            });
+        }
+        self.add(now, looked);
+        let wait = match looked.margin() {
+            ..=1 => 0,
+            _ => u64::try_from(self.limits.wait.as_millis()).unwrap_or(u64::MAX),
+        };
+        if let Some(finding) = self.find(looked.stripe)
+            && finding.bad.is_empty()
+        {
+            finding.due_ms = finding.found_ms.saturating_add(wait);
+        }
+    }
+
+    /// Counts what is bad of a stripe of the queue and was not known.
+    fn add(&mut self, now: Now, looked: &Looked) {
+        let before = self.record.ended.as_ref();
+        let before = before.map_or(0, |ended| ended.pass.begun_ms);
+        let tally = &mut self.record.today.tally;
+        let open = self.record.open.iter_mut();
+        let Some(finding) = open.into_iter().find(|it| it.stripe == looked.stripe) else {
+            return;
+        };
+        finding.away = looked.away.iter().map(|(_, device)| *device).collect();
+        finding.margin = looked.margin();
+        let lag = now
+            .wall_ms
+            .saturating_sub(finding.item.modified_ms.max(before));
+        for (index, kind, device) in &looked.bad {
+            if finding.bad.insert(*index, (*kind, *device)).is_none() {
+                *tally.found.entry(*kind).or_default() += 1;
+                tally.lag_ms = tally.lag_ms.saturating_add(lag);
+                tally.lag_longest_ms = tally.lag_longest_ms.max(lag);
+                finding.due_ms = now.wall_ms;
+                (self.dirty, self.fresh) = (true, true);
+            }
+        }
+    }
+
+    pub(super) fn lost(&mut self, now: Now, item: &Item, looked: &Looked) {
+        let counted = self.find(looked.stripe).map(|it| it.bad.clone());
+        let counted = counted.unwrap_or_default();
+        let bad = looked.bad.iter().filter(|(i, ..)| !counted.contains_key(i));
+        self.losses.push(Loss {
+            item: item.clone(),
+            stripe: looked.stripe,
+            nth: looked.nth,
+            found_ms: now.wall_ms,
+            whole: looked.whole,
+            needed: looked.needed,
+            bad: bad
+                .map(|(i, kind, device)| (*i, (*kind, *device)))
+                .collect(),
+        });
+        self.record.open.retain(|it| it.stripe != looked.stripe);
+        (self.dirty, self.must) = (true, true);
+    }
+
+    pub(super) fn mended(&mut self, now: Now, stripe: StripeId, looked: Option<Looked>) {
+        self.doing = Doing::Nothing;
+        self.dirty = true;
+        let open = &mut self.record.open;
+        let Some(at) = open.iter().position(|it| it.stripe == stripe) else {
+            return;
+        };
+        let finding = &mut open[at];
+        let tally = &mut self.record.today.tally;
+        let stood = now.wall_ms.saturating_sub(finding.since_ms);
+        *tally.margin_ms.entry(finding.margin).or_default() += stood;
+        finding.since_ms = now.wall_ms;
+        let Some(looked) = looked else {
+            tally.moot += finding.bad.len() as u64;
+            open.swap_remove(at);
+            return;
+        };
+        if looked.is_lost() {
+            let item = finding.item.clone();
+            return self.lost(now, &item, &looked);
+        }
+        let (before, knew) = (finding.margin, finding.bad.len());
+        self.add(now, &looked);
+        let Some(finding) = self.record.open.get_mut(at) else {
+            return;
+        };
+        let only_looked = knew == 0;
+        let still = |index: &u16| {
+            let bad = looked.bad.iter().any(|(i, ..)| i == index);
+            let away = looked.away.iter().any(|(i, _)| i == index);
+            away || bad && !looked.mended.contains(index)
+        };
+        let all = finding.bad.len();
+        finding.bad.retain(|index, _| still(index));
+        let repaired = (all - finding.bad.len()) as u64;
+        let took = now.wall_ms.saturating_sub(finding.found_ms);
+        let tally = &mut self.record.today.tally;
+        tally.repaired += repaired;
+        tally.repair_ms = tally
+            .repair_ms
+            .saturating_add(took.saturating_mul(repaired));
+        if repaired > 0 {
+            tally.repair_longest_ms = tally.repair_longest_ms.max(took);
+        }
+        if let Some(margins) = self.record.pass.as_mut().map(|pass| &mut pass.margins)
+            && let Some(count) = margins.get_mut(&before).filter(|count| **count > 0)
+        {
+            *count -= 1;
+            *margins.entry(looked.margin()).or_default() += 1;
+            margins.retain(|_, count| *count > 0);
+        }
+        if finding.bad.is_empty() && finding.away.is_empty() {
+            self.record.open.swap_remove(at);
+        } else if !only_looked || finding.bad.is_empty() {
+            let why = match looked.why.is_empty() {
+                true => "a device does not answer",
+                false => &looked.why,
+            };
+            finding.later(now.wall_ms, why);
+        }
+    }
+
+    /// Mends what is due, if it is time for that.
+    pub(super) fn mend_next(&mut self, now: Now, out: &mut Vec<Action>) -> bool {
+        let open = &self.record.open;
+        let due = open.iter().filter(|it| is_due(it, now));
+        let urgent = due.clone().any(|it| it.margin <= 1);
+        let many = due.count() >= BATCH || open.len() >= OPEN_MAX;
+        let rests = self.open.is_none() && self.page.is_empty();
+        self.draining |= urgent || many || rests;
+        let Some(next) = queue::next(open, now.wall_ms).filter(|_| self.draining) else {
+            self.draining = false;
+            return false;
+        };
+        let finding = &open[next];
+        if self.fresh && !finding.bad.is_empty() {
+            self.write(now, out);
+            return true;
+        }
+        self.doing = Doing::Mending(finding.stripe);
+        let mends = !finding.bad.is_empty();
+        out.push(Action::Mend(Box::new(finding.clone()), mends));
+        true
+    }
+}

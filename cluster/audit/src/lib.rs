@@ -1,0 +1,31 @@
+//! Audit and repair as decisions, the ledger of both, and what follows from it.
+//!
+//! - [`Audit`] decides for one partition which object is looked at next, which finding is mended next, and when that is
+//!   recorded; [`Pace`] says how fast a device is read for it;
+//! - [`Record`] is what is kept of a partition: where the pass is, what waits to be mended, what was counted. It is one
+//!   document, so that none of the three is ever ahead of the others;
+//! - [`Tally`] is what was counted, by days; [`Loss`] what is gone;
+//! - [`poisson`] and [`markov`] make of that how durable the store was, and how durable a model says that it is.
+//!
+//! **Architecture invariant:** no I/O here, no clock, no randomness: time is an argument.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod audit;
+pub mod durability;
+pub mod markov;
+pub mod pace;
+pub mod poisson;
+pub mod queue;
+pub mod record;
+pub mod tally;
+
+#[cfg(test)]
+mod audit_tests;
+
+pub use audit::{Action, Audit, Event, Limits, Looked};
+pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
+pub use pace::{Charge, Pace, Pacing};
+pub use queue::Finding;
+pub use record::{BadRecord, Closed, Item, Loss, Place, Record};
+pub use tally::{Kind, Tally};

@@ -1,0 +1,178 @@
+//! What is counted of audits: sums that can be added to each other, and nothing else.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What was wrong with a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A shard that should be there and is not.
+    Missing,
+    /// Bytes that do not match their checksum.
+    Rot,
+    /// A whole record, but not the one that is meant: a lost or misdirected write.
+    WrongRecord,
+    /// A block that the device would not read.
+    Unreadable,
+}
+
+impl Kind {
+    /// As it is told.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Missing => "missing",
+            Kind::Rot => "rot",
+            Kind::WrongRecord => "wrong-record",
+            Kind::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// What was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tally {
+    /// Objects that were looked at whole, versions among them,
+    pub objects: u64,
+    /// and their bytes.
+    pub bytes: u64,
+    /// Those of them that ride in the journal, whose replicas nobody has looked at.
+    pub inline: u64,
+    /// Stripes that were looked at, lists of stripes among them,
+    pub stripes: u64,
+    /// their shards,
+    pub shards: u64,
+    /// and the bytes of those that answered.
+    pub shard_bytes: u64,
+    /// Seconds that objects had been there for, since they were looked at before or made: what losses are compared to.
+    pub object_s: u64,
+    /// The same of shards.
+    pub shard_s: u64,
+    /// Bad shards, each counted once until it is mended, by what was wrong.
+    pub found: BTreeMap<Kind, u64>,
+    /// Milliseconds that the bad ones can have been bad for at the most when they were found.
+    pub lag_ms: u64,
+    /// The longest of those.
+    pub lag_longest_ms: u64,
+    /// Bad shards that were made again and read back.
+    pub repaired: u64,
+    /// Bad shards that nothing has to name any more: their object was removed or replaced before they were mended.
+    pub moot: u64,
+    /// Milliseconds from finding to having mended them, summed,
+    pub repair_ms: u64,
+    /// and the longest.
+    pub repair_longest_ms: u64,
+    /// Milliseconds that stripes are known to have stood at a margin that is less than they had when they were made:
+    /// by how many more shards they could lose, from finding on.
+    pub margin_ms: BTreeMap<i32, u64>,
+    /// Shards of devices that did not answer, however often they were asked for.
+    pub away: u64,
+    /// Objects that changed while they were looked at.
+    pub changed: u64,
+    /// Objects that could not be looked at.
+    pub unread: u64,
+    /// Bad shards that were not counted because the queue was full: a later pass finds them again, and counts them.
+    pub unqueued: u64,
+    /// Passes that came to their end.
+    pub passes: u64,
+}
+
+impl Tally {
+    /// Adds another one.
+    pub fn add(&mut self, other: &Tally) {
+        let Tally {
+            objects,
+            bytes,
+            inline,
+            stripes,
+            shards,
+            shard_bytes,
+            object_s,
+            shard_s,
+            found,
+            lag_ms,
+            lag_longest_ms,
+            repaired,
+            moot,
+            repair_ms,
+            repair_longest_ms,
+            margin_ms,
+            away,
+            changed,
+            unread,
+            unqueued,
+            passes,
+        } = other;
+        for (mine, more) in [
+            (&mut self.objects, objects),
+            (&mut self.bytes, bytes),
+            (&mut self.inline, inline),
+            (&mut self.stripes, stripes),
+            (&mut self.shards, shards),
+            (&mut self.shard_bytes, shard_bytes),
+            (&mut self.object_s, object_s),
+            (&mut self.shard_s, shard_s),
+            (&mut self.lag_ms, lag_ms),
+            (&mut self.repaired, repaired),
+            (&mut self.moot, moot),
+            (&mut self.repair_ms, repair_ms),
+            (&mut self.away, away),
+            (&mut self.changed, changed),
+            (&mut self.unread, unread),
+            (&mut self.unqueued, unqueued),
+            (&mut self.passes, passes),
+        ] {
+            *mine = mine.saturating_add(*more);
+        }
+        self.lag_longest_ms = self.lag_longest_ms.max(*lag_longest_ms);
+        self.repair_longest_ms = self.repair_longest_ms.max(*repair_longest_ms);
+        for (kind, count) in found {
+            *self.found.entry(*kind).or_default() += count;
+        }
+        for (margin, ms) in margin_ms {
+            *self.margin_ms.entry(*margin).or_default() += ms;
+        }
+    }
+
+    /// Bad shards of all kinds.
+    pub fn bad(&self) -> u64 {
+        self.found.values().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums() {
+        let one = Tally {
+            objects: 1,
+            lag_longest_ms: 5,
+            repair_longest_ms: 2,
+            found: BTreeMap::from([(Kind::Rot, 2)]),
+            margin_ms: BTreeMap::from([(-1, 7), (1, 1)]),
+            passes: 1,
+            ..Tally::default()
+        };
+        let other = Tally {
+            lag_longest_ms: 3,
+            repair_longest_ms: 9,
+            found: BTreeMap::from([(Kind::Rot, 1), (Kind::Missing, 4)]),
+            margin_ms: BTreeMap::from([(1, 2)]),
+            ..one.clone()
+        };
+        let (mut sum, mut turned) = (one.clone(), other.clone());
+        sum.add(&other);
+        turned.add(&one);
+        assert_eq!(sum, turned);
+        assert_eq!((sum.objects, sum.passes, sum.bad()), (2, 2, 7));
+        assert_eq!((sum.lag_longest_ms, sum.repair_longest_ms), (5, 9));
+        assert_eq!(sum.margin_ms, BTreeMap::from([(-1, 7), (1, 3)]));
+        let json = serde_json::to_string(&sum).unwrap();
+        assert!(json.contains("\"missing\":4"), "{json}");
+        assert_eq!(serde_json::from_str::<Tally>(&json).unwrap(), sum);
+    }
+}
