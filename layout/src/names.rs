@@ -79,7 +79,8 @@ const PREFIXES: [&str; 3] = ["xn--", "sthree-", "amzn-s3-demo-"];
 /// Endings of bucket names that S3 reserves.
 const SUFFIXES: [&str; 5] = ["-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3"];
 
-/// The bucket that the S3 gateway keeps its own objects in: no client of it can name this one.
+/// The bucket that the S3 gateway keeps its own objects in, and auditors what they record: no client of S3 can name
+/// this one.
 pub const SYSTEM_BUCKET: &str = "ashlar-system";
 
 /// Checks an object's key: any UTF-8 of 1 to [`KEY_MAX`] bytes.

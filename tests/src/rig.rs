@@ -40,6 +40,9 @@ pub struct Options {
     pub journal_keep: Option<&'static str>,
     /// Two neighbours with fewer objects together are merged, if not with as few as usual.
     pub merge_objects: Option<&'static str>,
+    /// In how many seconds the nodes look at all that is stored, if they do so by themselves: then what is made to rot
+    /// is found by whoever comes first.
+    pub audit: Option<&'static str>,
     /// An S3 gateway.
     pub gateway: bool,
 }
@@ -54,6 +57,7 @@ impl Default for Options {
             index_table: None,
             journal_keep: None,
             merge_objects: None,
+            audit: None,
             gateway: false,
         }
     }
@@ -85,6 +89,13 @@ impl Rig {
         }
     }
 
+    /// Ends all nodes in order, and starts them again, which look at what is stored by themselves or do not.
+    pub fn again_with_audit(&mut self, audit: Option<&'static str>) {
+        self.rig(&["down"]);
+        self.options.audit = audit;
+        self.up_again();
+    }
+
     /// `rig up` once more: resumes what is there.
     pub fn up_again(&self) {
         let Options {
@@ -95,6 +106,7 @@ impl Rig {
             index_table,
             journal_keep,
             merge_objects,
+            audit,
             gateway,
         } = self.options;
         let nodes = nodes.to_string();
@@ -108,8 +120,12 @@ impl Rig {
             ("--index-table", index_table),
             ("--journal-keep", journal_keep),
             ("--merge-objects", merge_objects),
+            ("--audit-pass", audit),
         ] {
             args.extend(value.into_iter().flat_map(|value| [flag, value]));
+        }
+        if audit.is_none() {
+            args.push("--no-audit");
         }
         if !gateway {
             args.push("--no-gateway");

@@ -6,7 +6,7 @@
 //!   is needed is ever taken away, since a stripe may be another object's by then;
 //! - a list of stripes is mended before it is read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ashlar_cluster_object::stripe_read::StripeRead;
@@ -15,6 +15,7 @@ use ashlar_cluster_object::{Code, Fault, Mend, Mended, ObjectError};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_layout::message::ObjectMeta;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::client::Turn;
 use crate::drive::Drive;
@@ -42,8 +43,25 @@ pub struct Audited {
     pub margin: Option<i64>,
     /// Stripes whose bytes are gone, whatever comes back.
     pub lost: Vec<String>,
+    /// The same with what was found of each.
+    pub gone: Vec<Gone>,
+    /// What was wrong with each bad shard of the others.
+    pub faults: Vec<Fault>,
+    /// Bytes of the shards that were read.
+    pub shard_bytes: u64,
     /// It was replaced or removed meanwhile: what it is now is not looked at.
     pub changed: bool,
+}
+
+/// A stripe whose bytes are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Which,
+    pub stripe: Stripe,
+    /// the how many-th of those that were looked at,
+    pub nth: u64,
+    /// and what was found of it.
+    pub found: Mended,
 }
 
 fn kind(fault: &Fault) -> &'static str {
@@ -57,7 +75,10 @@ fn kind(fault: &Fault) -> &'static str {
 
 impl Audited {
     fn add(&mut self, stripe: &Stripe, found: &Mended) {
+        let nth = self.stripes;
         self.stripes += 1;
+        let read = u64::from(found.whole) + found.bad.len() as u64;
+        self.shard_bytes += read * u64::from(stripe.shard_len());
         self.shards += stripe.shard_crcs.len() as u64;
         for fault in &found.bad {
             *self.bad.entry(kind(&fault.fault)).or_default() += 1;
@@ -73,6 +94,14 @@ impl Audited {
             let (whole, needed) = (found.whole, found.needed);
             self.lost
                 .push(format!("stripe {}: {whole} shards of {needed}", stripe.id));
+            self.gone.push(Gone {
+                stripe: stripe.clone(),
+                nth,
+                found: found.clone(),
+            });
+        } else {
+            let faults = found.bad.iter().map(|fault| fault.fault.clone());
+            self.faults.extend(faults);
         }
     }
 }
@@ -100,53 +129,127 @@ async fn known(
     }
 }
 
-/// An object that is being looked at.
-struct Auditor<'a> {
-    inner: &'a Arc<Inner>,
-    name: (&'a str, &'a str),
-    id: Option<Seq>,
-    version: Seq,
-    mends: bool,
-    all: Audited,
+/// What comes next of an object that is looked at stripe by stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// This stripe: of the object's bytes, or a list of stripes.
+    Stripe(Stripe),
+    /// There are no more.
+    Over,
+    /// The object was replaced or removed meanwhile.
+    Changed,
 }
 
-impl Auditor<'_> {
-    /// Whether the object is what it was: if not, that is noted.
-    async fn stands(&mut self) -> Result<bool, ClientError> {
-        let meta = known(self.inner, self.name, self.id).await?;
-        let stands = meta.is_some_and(|meta| meta.version == self.version);
-        self.all.changed |= !stands;
-        Ok(stands)
+/// An object whose stripes are looked at one after another, in their order, lists of stripes before what they list.
+pub struct ObjectAudit {
+    inner: Arc<Inner>,
+    bucket: String,
+    key: String,
+    id: Option<Seq>,
+    meta: ObjectMeta,
+    todo: VecDeque<Stripe>,
+    /// What is still to be looked at are lists of stripes.
+    lists: VecDeque<Stripe>,
+    /// The list that was looked at last, and is to be read.
+    list: Option<Stripe>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl ObjectAudit {
+    /// Begins to look at an object, or a version of it. None if there is no such object.
+    pub(crate) async fn open(
+        inner: &Arc<Inner>,
+        (bucket, key): (&str, &str),
+        id: Option<Seq>,
+    ) -> Result<Option<ObjectAudit>, ClientError> {
+        let permit = Turn::Own.reader(inner).await?;
+        let Some(meta) = known(inner, (bucket, key), id).await? else {
+            return Ok(None);
+        };
+        let (todo, lists) = match &meta.manifest.body {
+            Body::Inline => (VecDeque::new(), VecDeque::new()),
+            Body::Stripes(stripes) => (stripes.clone().into(), VecDeque::new()),
+            Body::Tree(nodes) | Body::Parts { nodes, .. } => {
+                (VecDeque::new(), nodes.clone().into())
+            }
+        };
+        Ok(Some(ObjectAudit {
+            inner: inner.clone(),
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            id,
+            meta,
+            todo,
+            lists,
+            list: None,
+            _permit: permit,
+        }))
+    }
+
+    /// What is known of the object.
+    pub fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    /// Whether the object is what it was.
+    async fn stands(&self) -> Result<bool, ClientError> {
+        let meta = known(&self.inner, (&self.bucket, &self.key), self.id).await?;
+        Ok(meta.is_some_and(|meta| meta.version == self.meta.version))
     }
 
     fn bad(&self, detail: String) -> ObjectError {
         ObjectError::BadManifest {
-            bucket: self.name.0.to_owned(),
-            key: self.name.1.to_owned(),
+            bucket: self.bucket.clone(),
+            key: self.key.clone(),
             detail,
         }
     }
 
-    /// Looks at a stripe, and mends it; false if the object does not stand any more.
-    async fn stripe(&mut self, stripe: &Stripe) -> Result<bool, ClientError> {
-        let mut found = look(self.inner, stripe, false).await?;
-        if !found.bad.is_empty() && !self.stands().await? {
-            return Ok(false);
+    /// The next stripe that is to be looked at.
+    pub async fn next(&mut self) -> Result<Step, ClientError> {
+        if let Some(list) = self.list.take() {
+            match self.listed(&list).await? {
+                Some(stripes) => self.todo = stripes.into(),
+                None => return Ok(Step::Changed),
+            }
         }
-        if !found.bad.is_empty() && self.mends {
-            found = look(self.inner, stripe, true).await?;
+        if let Some(stripe) = self.todo.pop_front() {
+            return Ok(Step::Stripe(stripe));
+        }
+        let Some(list) = self.lists.pop_front() else {
+            return Ok(Step::Over);
+        };
+        self.list = Some(list.clone());
+        Ok(Step::Stripe(list))
+    }
+
+    /// Looks at a stripe, and mends it if `mends`; none if the object does not stand any more.
+    pub async fn look(
+        &mut self,
+        stripe: &Stripe,
+        mends: bool,
+    ) -> Result<Option<Mended>, ClientError> {
+        let mut found = look(&self.inner, stripe, false).await?;
+        if !found.bad.is_empty() && !self.stands().await? {
+            return Ok(None);
+        }
+        if !found.bad.is_empty() && mends {
+            found = look(&self.inner, stripe, true).await?;
             // It may have been removed since: then what is missing is so rightly.
             let all = found.mended as usize == found.bad.len();
             if !all && !self.stands().await? {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        self.all.add(stripe, &found);
-        Ok(true)
+        if found.is_lost() && self.list.as_ref() == Some(stripe) {
+            // What it listed is lost with it.
+            self.list = None;
+        }
+        Ok(Some(found))
     }
 
     /// The stripes that a list of them names; none if the object does not stand any more.
-    async fn listed(&mut self, node: &Stripe) -> Result<Option<Vec<Stripe>>, ClientError> {
+    async fn listed(&self, node: &Stripe) -> Result<Option<Vec<Stripe>>, ClientError> {
         let want = 0..node.data_len;
         let read = StripeRead::new(self.inner.common.clone(), 0, node.clone(), want);
         let read = read.map_err(|detail| self.bad(detail))?;
@@ -160,40 +263,6 @@ impl Auditor<'_> {
         let stripes = decode_node(&part).map_err(|detail| self.bad(detail))?;
         Ok(Some(stripes))
     }
-
-    async fn body(&mut self, body: &Body) -> Result<(), ClientError> {
-        let nodes = match body {
-            Body::Inline => return Ok(()),
-            Body::Stripes(stripes) => {
-                for stripe in stripes {
-                    if !self.stripe(stripe).await? {
-                        return Ok(());
-                    }
-                }
-                return Ok(());
-            }
-            Body::Tree(nodes) | Body::Parts { nodes, .. } => nodes,
-        };
-        for node in nodes {
-            let lost = self.all.lost.len();
-            if !self.stripe(node).await? {
-                return Ok(());
-            }
-            if self.all.lost.len() > lost {
-                // What it listed is lost with it.
-                continue;
-            }
-            let Some(stripes) = self.listed(node).await? else {
-                return Ok(());
-            };
-            for stripe in &stripes {
-                if !self.stripe(stripe).await? {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Looks at all shards of an object, or of a version of it, and mends them if `mends`. None if there is no such object.
@@ -203,19 +272,19 @@ pub(crate) async fn audit(
     id: Option<Seq>,
     mends: bool,
 ) -> Result<Option<(ObjectMeta, Audited)>, ClientError> {
-    let _permit = Turn::Own.reader(inner).await?;
-    let Some(meta) = known(inner, name, id).await? else {
+    let Some(mut object) = ObjectAudit::open(inner, name, id).await? else {
         return Ok(None);
     };
-    let mut auditor = Auditor {
-        inner,
-        name,
-        id,
-        version: meta.version,
-        mends,
-        all: Audited::default(),
-    };
-    auditor.body(&meta.manifest.body).await?;
-    let all = auditor.all;
-    Ok(Some((meta, all)))
+    let mut all = Audited::default();
+    loop {
+        match object.next().await? {
+            Step::Stripe(stripe) => match object.look(&stripe, mends).await? {
+                Some(found) => all.add(&stripe, &found),
+                None => break all.changed = true,
+            },
+            Step::Over => break,
+            Step::Changed => break all.changed = true,
+        }
+    }
+    Ok(Some((object.meta, all)))
 }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::audit::{self, Audited};
+use crate::audit::{self, Audited, ObjectAudit};
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::get::GetStream;
@@ -380,6 +380,18 @@ impl Client {
     ) -> Result<Option<(ObjectMeta, Audited)>, ClientError> {
         check(bucket, Some(key))?;
         audit::audit(&self.inner, (bucket, key), version, mends).await
+    }
+
+    /// Begins to look at the shards of an object, or of this version of it, stripe by stripe. None if there is no such
+    /// object.
+    pub async fn audit_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<Seq>,
+    ) -> Result<Option<ObjectAudit>, ClientError> {
+        check(bucket, Some(key))?;
+        ObjectAudit::open(&self.inner, (bucket, key), version).await
     }
 
     /// Reads an object or a part of it. Returns when the first bytes are there.

@@ -38,8 +38,10 @@ mod reader_tests;
 #[cfg(test)]
 mod versions_tests;
 
-pub use ashlar_cluster_object::{Away, ByteRange, Code, Fault, Making, ObjectError, ShardFault};
-pub use audit::Audited;
+pub use ashlar_cluster_object::{
+    Away, ByteRange, Code, Fault, Making, Mended, ObjectError, ShardFault,
+};
+pub use audit::{Audited, Gone, ObjectAudit, Step};
 pub use client::Client;
 pub use error::ClientError;
 pub use get::GetStream;

@@ -7,6 +7,8 @@ use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_node_control::PartitionLimits;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditConfig;
+
 /// What `ashlar node run --config FILE` reads. Relative paths are relative to the file's folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +47,9 @@ pub struct Config {
     /// while: one that was away for longer learns the whole index.
     #[serde(default = "default_journal_keep_bytes")]
     pub journal_keep_bytes: u64,
+    /// How objects are looked at that nobody asks for.
+    #[serde(default)]
+    pub audit: AuditConfig,
 }
 
 fn default_pool_bytes() -> usize {

@@ -13,10 +13,12 @@
 //! | `requests`, `lookups` | what clients ask |
 //! | `incoming`, `outgoing` | frames |
 //! | `words` | what cores have to say |
+//! | `control`, `audit` | beside the cores: following the map, looking at what is stored |
 //!
 //! **Architecture invariant:** nothing is decided here that a test without I/O could not reach: what
 //! is durable is the engine's to say, what is committed the replica's.
 
+mod audit;
 mod chains;
 pub mod config;
 mod control;
@@ -38,6 +40,7 @@ mod shared;
 mod slab;
 mod words;
 
+pub use audit::AuditConfig;
 pub use config::{CacheMode, Config, ConfigError, DeviceConfig};
 pub use core::Core;
 pub use run::{DaemonError, run};

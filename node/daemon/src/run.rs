@@ -9,6 +9,7 @@ use ashlar_cluster_map::ClusterMap;
 use ashlar_node_reactor::{Errno, Options, Reactor, ReactorError, Waker};
 use bytes::Bytes;
 
+use crate::audit::Auditor;
 use crate::config::Config;
 use crate::control::Control;
 use crate::core::Core;
@@ -99,6 +100,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     let (words, heard) = sync_channel(WORDS_MAX);
     signals(&words)?;
     let control = Control::start(config, &shared)?;
+    let auditor = Auditor::start(config, &shared)?;
     let mut pulses = Vec::new();
     let mut threads = Vec::new();
     for core in 0..cores {
@@ -123,6 +125,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     }
     drop(words);
     let result = watch(cores, &shared, &pulses, &heard);
+    drop(auditor);
     drop(control);
     for thread in threads {
         // A panic was told by `Ended` already.

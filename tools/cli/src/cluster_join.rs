@@ -13,6 +13,7 @@ use std::str::FromStr;
 use ashlar_cluster_map::{ClusterMap, Core, Device, Domains, Node};
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_node_control::Token;
+use ashlar_node_daemon::AuditConfig;
 use ashlar_node_daemon::config::{self, CacheMode, Config, DeviceConfig};
 use clap::Args;
 
@@ -287,6 +288,7 @@ fn config(args: &JoinArgs) -> Result<String, Fail> {
         index_cache: config::INDEX_CACHE,
         index_table_bytes: config::INDEX_TABLE_BYTES,
         journal_keep_bytes: config::JOURNAL_KEEP_BYTES,
+        audit: AuditConfig::default(),
     };
     toml::to_string(&config)
         .map_err(|e| Fail::Refused(format!("{CONFIG_FILE} cannot be written: {e}")))

@@ -124,6 +124,15 @@ pub struct UpArgs {
     /// Make a rig without an S3 gateway.
     #[arg(long)]
     pub no_gateway: bool,
+    /// Start nodes that do not look at what is stored by themselves, until this is said otherwise.
+    #[arg(long)]
+    pub no_audit: bool,
+    /// Seconds in which they look at all of it. [default: 604800, a week]
+    #[arg(long, conflicts_with = "no_audit", value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_pass: Option<u64>,
+    /// Seconds for which they wait for devices that are away. [default: 900]
+    #[arg(long, conflicts_with = "no_audit")]
+    pub audit_wait: Option<u64>,
     /// Return when the store serves, and leave the nodes running.
     #[arg(long)]
     pub detach: bool,
@@ -201,9 +210,22 @@ pub struct RigFile {
     /// and of two that are merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge_objects: Option<u64>,
+    /// Whether its nodes look at what is stored by themselves,
+    #[serde(default = "yes")]
+    pub audit: bool,
+    /// in how many seconds, if it was said,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_pass: Option<u64>,
+    /// and for how many they wait for devices that are away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_wait: Option<u64>,
     /// Where its S3 gateway listens, if it has one.
     #[serde(default)]
     pub gateway: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A rig that is there.

@@ -9,6 +9,7 @@ use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
 use ashlar_node_client::{Client, ClientOptions};
 use ashlar_node_control::PartitionLimits;
+use ashlar_node_daemon::AuditConfig;
 use ashlar_node_daemon::config::{self, CacheMode, Config, ControlConfig, DeviceConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,8 +44,9 @@ pub fn up(dir: &Path, args: &UpArgs, json: bool) -> Result<(), Fail> {
         }
     })?;
     let rig = match Rig::find(dir)? {
-        Some(rig) => {
+        Some(mut rig) => {
             same(&rig, args)?;
+            change(&mut rig, args)?;
             rig
         }
         None => create(dir, args).inspect_err(|_| unmake(dir))?,
@@ -105,6 +107,20 @@ pub fn start(rig: &Rig, nodes: &[u32], limit: Duration, json: bool) -> Result<()
     }
     for node in idle {
         output::line(&format!("node {node} serves"))?;
+    }
+    Ok(())
+}
+
+/// Changes what may be another each time that nodes are started.
+fn change(rig: &mut Rig, args: &UpArgs) -> Result<(), Fail> {
+    let mut file = rig.file.clone();
+    file.audit &= !args.no_audit;
+    file.audit |= args.audit_pass.is_some() || args.audit_wait.is_some();
+    file.audit_pass = args.audit_pass.or(file.audit_pass);
+    file.audit_wait = args.audit_wait.or(file.audit_wait);
+    if file != rig.file {
+        rig.file = file;
+        rig.save()?;
     }
     Ok(())
 }
@@ -186,6 +202,9 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         merge_objects: args
             .merge_objects
             .or(args.split_objects.map(|split| split / 8)),
+        audit: !args.no_audit,
+        audit_pass: args.audit_pass,
+        audit_wait: args.audit_wait,
         gateway: None,
     };
     if file.control.is_multiple_of(2) || file.control > file.nodes {
@@ -358,6 +377,7 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         .index_table
         .map(|table| usize::try_from(table).unwrap_or(usize::MAX));
     let limits = PartitionLimits::DEFAULT;
+    let audit = AuditConfig::default();
     let config = Config {
         node: NodeId(node),
         map: crate::locate::MAP_FILE.into(),
@@ -381,6 +401,12 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         index_cache: INDEX_CACHE_BYTES,
         index_table_bytes: table.unwrap_or(config::INDEX_TABLE_BYTES),
         journal_keep_bytes: rig.file.journal_keep.unwrap_or(config::JOURNAL_KEEP_BYTES),
+        audit: AuditConfig {
+            on: rig.file.audit,
+            pass_secs: rig.file.audit_pass.unwrap_or(audit.pass_secs),
+            wait_secs: rig.file.audit_wait.unwrap_or(audit.wait_secs),
+            ..audit
+        },
     };
     let text = toml::to_string(&config)
         .map_err(|e| Fail::Refused(format!("node.toml cannot be written: {e}")))?;

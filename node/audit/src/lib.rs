@@ -1,0 +1,18 @@
+//! Audits and repairs, carried out over the native client.
+//!
+//! - [`run`] is a node's auditor: it goes through the partitions that the node leads, for as long as it does;
+//! - [`ledger`] reads and writes what is recorded, in the reserved bucket;
+//! - [`Asked`] records a pass that somebody asked for.
+//!
+//! What is looked at next, mended and counted is decided in `ashlar-cluster-audit`.
+
+pub mod asked;
+pub mod ledger;
+pub mod look;
+pub mod node;
+mod partition;
+mod walk;
+
+pub use asked::Asked;
+pub use ledger::{LedgerError, Read};
+pub use node::{Leads, Options, run};

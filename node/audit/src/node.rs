@@ -1,0 +1,301 @@
+//! A node's auditor: one for each partition that the node leads, for as long as it does, at a pace that they share.
+//!
+//! Invariants:
+//! - each partition has one auditor on a node; of two on two nodes, one finds that the other has written, and reads
+//!   again where it is: that costs reads, and nothing is counted twice;
+//! - it may be dropped at any time: what was not recorded is looked at again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ashlar_cluster_audit::{Charge, Event, Limits, Pace, Pacing};
+use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_layout::message::NodeStatus;
+use ashlar_layout::time::Instant;
+use ashlar_node_client::Client;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use crate::partition::{self, Led};
+use crate::walk::Range;
+
+/// How often is looked which partitions the node leads, and how busy it is.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often the nodes are asked how their devices are: so many looks.
+const ASK_EVERY: u32 = 15;
+
+/// How a node's auditor is to work.
+#[derive(Clone)]
+pub struct Options {
+    /// Which node.
+    pub node: NodeId,
+    /// From the beginning of one pass to that of the next.
+    pub pass: Duration,
+    /// How long is waited for devices that are away, if there is margin.
+    pub wait: Duration,
+    /// Bytes a second that a device is read with at the least,
+    pub floor: u64,
+    /// and at the most.
+    pub most: u64,
+    /// With so many requests a second of others it goes no faster than at the least.
+    pub busy: u64,
+    /// Tells the log.
+    pub tell: fn(&str),
+}
+
+impl Options {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            pass: self.pass,
+            wait: self.wait,
+            // Not so seldom that a short pass is recorded at its end only.
+            record: (self.pass / 100).clamp(Duration::from_secs(1), Duration::from_secs(30)),
+        }
+    }
+}
+
+/// What a node leads at this moment, as far as it knows.
+#[derive(Clone, Debug, Default)]
+pub struct Leads {
+    /// The partitions.
+    pub partitions: Vec<PartitionId>,
+    /// Requests that come to them in a second.
+    pub requests: u64,
+}
+
+/// How devices are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct World {
+    serving: BTreeSet<DeviceNo>,
+    away: BTreeSet<DeviceNo>,
+}
+
+impl World {
+    pub(crate) fn event(&self) -> Event {
+        Event::World(self.serving.clone(), self.away.clone())
+    }
+}
+
+/// What the auditors of a node share.
+pub(crate) struct Node {
+    pub(crate) client: Client,
+    pub(crate) options: Options,
+    pace: Mutex<Pace>,
+    began: tokio::time::Instant,
+    /// Objects that were asked for since it was last looked.
+    pub(crate) asked: AtomicU64,
+}
+
+impl Node {
+    /// The time, as state machines count it: never 0.
+    pub(crate) fn now(&self) -> Instant {
+        let nanos = self.began.elapsed().as_nanos();
+        Instant(u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(1))
+    }
+
+    /// The same instant, as tokio counts it.
+    pub(crate) fn at(&self, instant: Instant) -> tokio::time::Instant {
+        // Far away is far enough: a year.
+        let nanos = instant.0.saturating_sub(1).min(31_536_000_000_000_000);
+        self.began + Duration::from_nanos(nanos)
+    }
+
+    fn paced<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
+        with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until so much may be read; what is urgent does not wait, but others do for it.
+    pub(crate) async fn pay(&self, charges: &[Charge], urgent: bool) {
+        if urgent {
+            return self.paced(|pace| pace.owe(self.now(), charges));
+        }
+        while let Err(at) = self.paced(|pace| pace.take(self.now(), charges)) {
+            sleep_until(self.at(at)).await;
+        }
+    }
+
+    /// Asks all nodes how they are.
+    async fn ask(&self) -> Vec<NodeStatus> {
+        let map = self.client.map();
+        let mut asked = JoinSet::new();
+        for node in &map.nodes {
+            let (client, id) = (self.client.clone(), node.id);
+            asked.spawn(async move { client.node_status(id).await });
+        }
+        let mut said = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            // Who does not answer is away.
+            if let Ok(Ok(cores)) = answer {
+                said.extend(cores);
+            }
+        }
+        said
+    }
+
+    /// Takes what nodes said: how fast devices are to be read, and which of them serve.
+    fn learn(&self, said: &[NodeStatus], leads: &[PartitionId]) -> World {
+        let (share, now) = (share(said, leads), self.now());
+        let mut world = World::default();
+        for device in said.iter().flat_map(|node| &node.devices) {
+            let is_there = matches!(device.state.as_str(), "serving" | "full");
+            if is_there {
+                world.serving.insert(device.device);
+            }
+            let bytes = (device.bytes_used as f64 * share) as u64;
+            self.paced(|pace| pace.holds(now, device.device, bytes));
+        }
+        let all = self.client.map();
+        let all = all.devices.iter().map(|device| device.no);
+        world.away = all.filter(|no| !world.serving.contains(no)).collect();
+        world
+    }
+}
+
+/// Which share of all objects is in these partitions: so much of each device their auditors read.
+fn share(said: &[NodeStatus], leads: &[PartitionId]) -> f64 {
+    let mut objects: BTreeMap<PartitionId, u64> = BTreeMap::new();
+    let replicas = said.iter().flat_map(|node| &node.replicas);
+    for replica in replicas.filter(|replica| replica.role == "head") {
+        let known = objects.entry(replica.partition).or_default();
+        *known = replica.objects.max(*known);
+    }
+    let all: u64 = objects.values().sum();
+    let ours = leads.iter().filter_map(|partition| objects.get(partition));
+    let ours: u64 = ours.sum();
+    match all {
+        0 => 1.0,
+        all => ours as f64 / all as f64,
+    }
+}
+
+fn led(map: &ClusterMap, partition: PartitionId) -> Option<Led> {
+    let known = map.partition_by_id(partition)?;
+    Some(Led {
+        partition,
+        range: Range {
+            start: known.start.clone(),
+            end: map.end_of(&known.start).cloned(),
+        },
+        parents: known
+            .parents
+            .iter()
+            .map(|parent| (*parent, map.partition_by_id(*parent).is_none()))
+            .collect(),
+        chain: known.chain.devices.clone(),
+    })
+}
+
+/// Audits and repairs what a node leads. It does not end by itself, and may be dropped at any time. `leads` says what
+/// the node leads, `map` which map it works with.
+pub async fn run(
+    client: Client,
+    options: Options,
+    leads: impl Fn() -> Leads + Send,
+    map: impl Fn() -> Arc<ClusterMap> + Send,
+) {
+    let pacing = Pacing {
+        pass: options.pass,
+        floor: options.floor,
+        most: options.most,
+    };
+    let node = Arc::new(Node {
+        client,
+        pace: Mutex::new(Pace::new(pacing)),
+        options,
+        began: tokio::time::Instant::now(),
+        asked: AtomicU64::new(0),
+    });
+    let (tell, heard) = watch::channel(World::default());
+    // Aborted when this is dropped.
+    let mut tasks = JoinSet::new();
+    let mut running: BTreeMap<PartitionId, (Led, AbortHandle)> = BTreeMap::new();
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = 0u32;
+    loop {
+        look.tick().await;
+        let Leads {
+            partitions,
+            requests,
+        } = leads();
+        let own = node.asked.swap(0, Ordering::Relaxed);
+        let busy = requests.saturating_sub(own) >= node.options.busy;
+        node.paced(|pace| pace.yields(node.now(), busy));
+        if looks.is_multiple_of(ASK_EVERY) && !partitions.is_empty() {
+            let said = node.ask().await;
+            tell.send_replace(node.learn(&said, &partitions));
+        }
+        // Asked for the first time as soon as it leads something.
+        looks = if partitions.is_empty() {
+            0
+        } else {
+            looks.wrapping_add(1)
+        };
+        let map = map();
+        let wanted: Vec<Led> = partitions.iter().filter_map(|it| led(&map, *it)).collect();
+        running.retain(|_, (led, task)| {
+            let stays = wanted.contains(led) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for led in wanted {
+            running.entry(led.partition).or_insert_with(|| {
+                let run = partition::run(node.clone(), led.clone(), heard.clone());
+                (led, tasks.spawn(run))
+            });
+        }
+        // What has ended is not kept.
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_layout::ids::{Epoch, Seq, Term};
+    use ashlar_layout::message::ReplicaStatus;
+
+    use super::*;
+
+    fn head(partition: u32, role: &str, objects: u64) -> NodeStatus {
+        let replica = ReplicaStatus {
+            partition: PartitionId(partition),
+            role: role.to_owned(),
+            state: "serving".to_owned(),
+            term: Term(1),
+            last: Seq(1),
+            committed: Seq(1),
+            objects,
+        };
+        NodeStatus {
+            node: NodeId(1),
+            epoch: Epoch(1),
+            uptime_ms: 1,
+            devices: Vec::new(),
+            replicas: vec![replica],
+        }
+    }
+
+    #[test]
+    fn who_leads_half_reads_half() {
+        let said = [
+            head(1, "head", 500),
+            head(1, "follower", 9999),
+            head(2, "head", 300),
+            head(3, "head", 200),
+        ];
+        let of = |partitions: &[u32]| {
+            let leads: Vec<PartitionId> = partitions.iter().map(|no| PartitionId(*no)).collect();
+            share(&said, &leads)
+        };
+        assert_eq!(of(&[1]), 0.5);
+        assert_eq!(of(&[2, 3]), 0.5);
+        assert_eq!(of(&[]), 0.0);
+        assert_eq!(share(&[], &[PartitionId(1)]), 1.0);
+    }
+}

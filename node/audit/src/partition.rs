@@ -1,0 +1,286 @@
+//! One partition's auditor, carried out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ashlar_cluster_audit::audit::Now;
+use ashlar_cluster_audit::record::now_key;
+use ashlar_cluster_audit::{Action, Audit, Charge, Event, Finding, Item, Looked, Loss, Record};
+use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_node_client::{Client, ClientError, ObjectAudit, Step};
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+use crate::ledger::{self, LedgerError};
+use crate::look::{charges, looked};
+use crate::node::{Node, World};
+use crate::walk::{self, Range};
+
+/// Bytes that asking for an object counts as.
+const ASKING: u64 = 4096;
+/// With no more margin than this, a repair does not wait for its turn.
+const URGENT: i32 = 1;
+
+/// A partition that a node leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Led {
+    pub(crate) partition: PartitionId,
+    pub(crate) range: Range,
+    /// The partitions that it was made of, and whether there are none of them any more.
+    pub(crate) parents: Vec<(PartitionId, bool)>,
+    /// The devices of its chain.
+    pub(crate) chain: Vec<ashlar_layout::ids::DeviceNo>,
+}
+
+struct Driver {
+    node: Arc<Node>,
+    led: Led,
+    version: Option<Seq>,
+    object: Option<(ObjectAudit, u64)>,
+}
+
+/// Audits a partition, for ever. It may be dropped at any time.
+pub(crate) async fn run(node: Arc<Node>, led: Led, mut world: watch::Receiver<World>) {
+    let mut audit = Audit::new(led.partition, node.options.node, node.options.limits());
+    let mut driver = Driver {
+        node,
+        led,
+        version: None,
+        object: None,
+    };
+    let mut actions = Vec::new();
+    let mut event = Event::Start;
+    loop {
+        if world.has_changed().unwrap_or(false) {
+            let seen = world.borrow_and_update().event();
+            audit.on_event(driver.now(), seen, &mut actions);
+        }
+        audit.on_event(driver.now(), event, &mut actions);
+        event = match actions.pop() {
+            Some(action) => driver.carry_out(action).await,
+            None => {
+                let deadline = audit.next_deadline().map(|at| driver.node.at(at));
+                let due = async {
+                    match deadline {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = world.changed() => match changed {
+                        Ok(()) => world.borrow_and_update().event(),
+                        // The node ends.
+                        Err(_) => return,
+                    },
+                    () = due => Event::Deadline,
+                }
+            }
+        };
+    }
+}
+
+impl Driver {
+    fn now(&self) -> Now {
+        Now {
+            at: self.node.now(),
+            wall_ms: ledger::wall_ms(),
+        }
+    }
+
+    fn client(&self) -> &Client {
+        &self.node.client
+    }
+
+    fn tell(&self, what: &str) {
+        (self.node.options.tell)(&format!(
+            "audit of partition {}: {what}",
+            self.led.partition
+        ));
+    }
+
+    fn failed(&self, doing: &str, error: &dyn std::fmt::Display) -> Event {
+        let why = format!("{doing}: {error}");
+        self.tell(&why);
+        Event::Failed(why)
+    }
+
+    async fn carry_out(&mut self, action: Action) -> Event {
+        match action {
+            Action::Load => match self.load().await {
+                Ok(record) => Event::Loaded(record.map(Box::new)),
+                Err(error) => self.failed("the ledger cannot be read", &error),
+            },
+            Action::List(after) => match walk::page(self.client(), &self.led.range, after).await {
+                Ok((items, next)) => Event::Listed(items, next),
+                Err(error) => self.failed("its objects cannot be listed", &error),
+            },
+            Action::Look(item, done) => {
+                self.object = None;
+                self.look(&item, done).await
+            }
+            Action::Next => self.next().await,
+            Action::Mend(finding, mends) => match self.mend(&finding, mends).await {
+                Ok(looked) => Event::Mended(looked),
+                Err(error) => {
+                    let item = &finding.item;
+                    let what = format!("ashlar://{}/{} cannot be mended", item.bucket, item.key);
+                    self.failed(&what, &error)
+                }
+            },
+            Action::Record(record, losses) => match self.record(&record, &losses).await {
+                Ok(true) => Event::Recorded,
+                Ok(false) => {
+                    self.tell("somebody else has written its record: it is read again");
+                    Event::Outdated
+                }
+                Err(error) => self.failed("the ledger cannot be written", &error),
+            },
+            Action::KeepDay(closed) => {
+                match ledger::keep_day(self.client(), self.led.partition, &closed).await {
+                    Ok(()) => Event::DayKept,
+                    Err(error) => self.failed("a day of the ledger cannot be kept", &error),
+                }
+            }
+        }
+    }
+
+    async fn load(&mut self) -> Result<Option<Record>, LedgerError> {
+        self.object = None;
+        ledger::found(self.client()).await?;
+        let found = ledger::read(self.client(), &now_key(self.led.partition)).await?;
+        self.version = found.as_ref().map(|(version, _)| *version);
+        if let Some((_, record)) = found {
+            return Ok(Some(record));
+        }
+        let mut parents = Vec::new();
+        for (parent, gone) in &self.led.parents {
+            let found = ledger::read::<Record>(self.client(), &now_key(*parent)).await?;
+            parents.extend(found.map(|(_, record)| (record, *gone)));
+        }
+        Ok(Record::of_parents(
+            parents.iter().map(|(record, gone)| (record, *gone)),
+        ))
+    }
+
+    async fn record(&mut self, record: &Record, losses: &[Loss]) -> Result<bool, LedgerError> {
+        for loss in losses {
+            if ledger::keep_loss(self.client(), loss).await? {
+                self.tell(&format!(
+                    "LOST: ashlar://{}/{} version {}: of stripe {} {} shards are left, and it takes {}",
+                    loss.item.bucket,
+                    loss.item.key,
+                    loss.item.version,
+                    loss.stripe,
+                    loss.whole,
+                    loss.needed
+                ));
+            }
+        }
+        let key = now_key(self.led.partition);
+        match ledger::write(self.client(), &key, record, self.version).await? {
+            Some(version) => {
+                self.version = Some(version);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn look(&mut self, item: &Item, done: u64) -> Event {
+        let chain = self.led.chain.iter();
+        let asking = chain.map(|device| Charge {
+            device: *device,
+            bytes: ASKING,
+        });
+        self.node.pay(&asking.collect::<Vec<_>>(), false).await;
+        self.node.asked.fetch_add(1, Ordering::Relaxed);
+        let slot = item.slot.map(Seq);
+        let opened = self.client().audit_object(&item.bucket, &item.key, slot);
+        let mut object = match opened.await {
+            Ok(Some(object)) => object,
+            Ok(None) => return Event::Changed,
+            Err(error) => return self.unread(item, &error),
+        };
+        if object.meta().version.0 != item.version {
+            return Event::Changed;
+        }
+        for _ in 0..done {
+            match object.next().await {
+                Ok(Step::Stripe(_)) => {}
+                Ok(Step::Over) => return Event::Over(false),
+                Ok(Step::Changed) => return Event::Changed,
+                Err(error) => return self.unread(item, &error),
+            }
+        }
+        self.object = Some((object, done));
+        self.next().await
+    }
+
+    fn unread(&self, item: &Item, error: &ClientError) -> Event {
+        let what = format!("ashlar://{}/{} cannot be looked at", item.bucket, item.key);
+        self.failed(&what, error)
+    }
+
+    async fn next(&mut self) -> Event {
+        let Some((object, nth)) = &mut self.object else {
+            return Event::Failed("no object is being looked at".to_owned());
+        };
+        let found = match object.next().await {
+            Ok(Step::Over) => return Event::Over(*nth == 0),
+            Ok(Step::Changed) => return Event::Changed,
+            Ok(Step::Stripe(stripe)) => {
+                let charges = charges(&self.node.client.map(), &stripe, 1);
+                self.node.pay(&charges, false).await;
+                let found = object.look(&stripe, false).await;
+                found.map(|found| found.map(|found| looked(&stripe, *nth, &found)))
+            }
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Some(looked)) => {
+                *nth += 1;
+                Event::Stripe(looked)
+            }
+            Ok(None) => Event::Changed,
+            Err(error) => {
+                self.object = None;
+                self.failed("an object cannot be looked at", &error)
+            }
+        }
+    }
+
+    /// Looks at a stripe of an object, and mends it; none if the object does not have it any more.
+    async fn mend(&self, finding: &Finding, mends: bool) -> Result<Option<Looked>, ClientError> {
+        let item = &finding.item;
+        let slot = item.slot.map(Seq);
+        let opened = self.client().audit_object(&item.bucket, &item.key, slot);
+        let Some(mut object) = opened.await? else {
+            return Ok(None);
+        };
+        // Another version may have the stripe too: an object that was made longer, or whose tags were changed.
+        let stripe = loop {
+            match object.next().await? {
+                Step::Stripe(stripe) if stripe.id == finding.stripe => break stripe,
+                Step::Stripe(_) => {}
+                Step::Over | Step::Changed => return Ok(None),
+            }
+        };
+        let times = if mends { 3 } else { 1 };
+        let charges = charges(&self.client().map(), &stripe, times);
+        self.node.pay(&charges, finding.margin <= URGENT).await;
+        let found = object.look(&stripe, mends).await?;
+        let Some(found) = found.map(|found| looked(&stripe, finding.nth, &found)) else {
+            return Ok(None);
+        };
+        if !found.mended.is_empty() {
+            self.tell(&format!(
+                "ashlar://{}/{}: {} shards of stripe {} were made again and read back",
+                item.bucket,
+                item.key,
+                found.mended.len(),
+                finding.stripe
+            ));
+        }
+        Ok(Some(found))
+    }
+}
