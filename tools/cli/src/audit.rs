@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::VersionTag;
+use ashlar_layout::message::ObjectMeta;
 use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_audit::{Asked, LedgerError};
 use ashlar_node_client::{Audited, Client, Code, ListOptions, VersionsOptions};
 use clap::Args;
 use serde::Serialize;
@@ -13,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::fail::Fail;
 use crate::output::{self, Progress, human};
+use crate::process;
 use crate::store;
 
 /// Objects that are looked at at the same time.
@@ -21,13 +25,13 @@ const AT_ONCE: usize = 8;
 /// What to look at.
 #[derive(Args)]
 pub struct AuditArgs {
-    /// Make the pass now. There is no other yet: nothing looks at objects by itself.
+    /// Make the pass now. The nodes make passes by themselves as well, at their own pace.
     #[arg(long, required = true)]
     now: bool,
     /// Return when the pass has ended and what it found is mended, as it does in any case.
     #[arg(long)]
     wait: bool,
-    /// Only look: mend nothing.
+    /// Only look: mend nothing, and record nothing.
     #[arg(long)]
     look: bool,
     /// Only at this bucket.
@@ -146,81 +150,134 @@ fn name_of(bucket: &str, key: &str, tag: Option<VersionTag>) -> String {
     }
 }
 
-type Looked = (String, Result<Option<(u64, Audited)>, String>);
+/// What was found of an object, and how long that took.
+struct Seen {
+    bucket: String,
+    key: String,
+    name: String,
+    found: Result<Option<(ObjectMeta, Audited)>, String>,
+    took: Duration,
+}
 
 /// Looks at one object.
-async fn look(client: Client, at: (String, String, Option<VersionTag>), mends: bool) -> Looked {
+async fn look(client: Client, at: (String, String, Option<VersionTag>), mends: bool) -> Seen {
     let (bucket, key, tag) = at;
     let version: Option<Seq> = tag.map(VersionTag::slot);
     let name = name_of(&bucket, &key, tag);
+    let began = Instant::now();
     let found = client.audit(&bucket, &key, version, mends).await;
-    let found = found.map(|found| found.map(|(meta, all)| (meta.manifest.size, all)));
-    (name, found.map_err(|error| error.to_string()))
+    Seen {
+        bucket,
+        key,
+        name,
+        found: found.map_err(|error| error.to_string()),
+        took: began.elapsed(),
+    }
 }
 
-/// Takes what was found of one object.
-fn note(tally: &mut Tally, progress: &Progress, looked: Looked) {
-    let (name, found) = looked;
-    match found {
-        Ok(Some((bytes, found))) => tally.take(&name, bytes, found),
-        // It was removed since it was listed.
-        Ok(None) => tally.changed += 1,
-        Err(why) => {
-            progress.note(&format!("{name}: {why}"));
-            tally.unread.push(format!("{name}: {why}"));
-        }
-    }
-    progress.inc(1);
+/// A pass.
+struct Pass {
+    client: Client,
+    mends: bool,
+    tally: Tally,
+    /// Where it is recorded, if it mends.
+    asked: Option<Asked>,
 }
 
-/// Looks at all objects of a bucket; says whether there is one.
-async fn walk(client: &Client, bucket: &str, mends: bool, tally: &mut Tally) -> Result<bool, Fail> {
-    let progress = Progress::things(bucket, None);
-    let mut tasks: JoinSet<Looked> = JoinSet::new();
-    let mut next = (String::new(), None);
-    loop {
-        let list = ListOptions {
-            after: next.0,
-            ..ListOptions::default()
-        };
-        let after_id = next.1;
-        let options = VersionsOptions { list, after_id };
-        let page = match client.list_versions(bucket, options).await {
-            Ok(page) => page,
-            Err(error) if error.code() == Code::NoSuchBucket => return Ok(false),
-            Err(error) => return Err(Fail::store(format!("bucket {bucket}"))(error)),
-        };
-        for entry in page.versions {
-            if entry.tag.is_some_and(|tag| tag.marker) {
-                continue;
+fn unrecorded(error: LedgerError) -> Fail {
+    Fail::Refused(format!("the pass cannot be recorded: {error}"))
+}
+
+impl Pass {
+    /// Takes what was found of one object.
+    async fn note(&mut self, progress: &Progress, seen: Seen) -> Result<(), Fail> {
+        let name = seen.name;
+        match seen.found {
+            Ok(Some((meta, found))) => {
+                if let Some(asked) = &mut self.asked {
+                    let names = (seen.bucket.as_str(), seen.key.as_str());
+                    asked.take(names, &meta, &found, seen.took);
+                }
+                self.tally.take(&name, meta.manifest.size, found);
             }
-            if tasks.len() >= AT_ONCE
-                && let Some(Ok(done)) = tasks.join_next().await
-            {
-                note(tally, &progress, done);
+            // It was removed since it was listed.
+            Ok(None) => self.tally.changed += 1,
+            Err(why) => {
+                progress.note(&format!("{name}: {why}"));
+                self.tally.unread.push(format!("{name}: {why}"));
+                if let Some(asked) = &mut self.asked {
+                    asked.unread();
+                }
             }
-            let at = (bucket.to_owned(), entry.key, entry.tag);
-            tasks.spawn(look(client.clone(), at, mends));
         }
-        match page.next {
-            Some(behind) => next = behind,
-            None => break,
+        progress.inc(1);
+        match &mut self.asked {
+            Some(asked) => asked.record().await.map_err(unrecorded),
+            None => Ok(()),
         }
     }
-    while let Some(done) = tasks.join_next().await {
-        if let Ok(done) = done {
-            note(tally, &progress, done);
+
+    /// Looks at all objects of a bucket; says whether there is one.
+    async fn walk(&mut self, bucket: &str) -> Result<bool, Fail> {
+        let progress = Progress::things(bucket, None);
+        let mut tasks: JoinSet<Seen> = JoinSet::new();
+        let mut next = (String::new(), None);
+        loop {
+            let list = ListOptions {
+                after: next.0,
+                ..ListOptions::default()
+            };
+            let after_id = next.1;
+            let options = VersionsOptions { list, after_id };
+            let page = match self.client.list_versions(bucket, options).await {
+                Ok(page) => page,
+                Err(error) if error.code() == Code::NoSuchBucket => return Ok(false),
+                Err(error) => return Err(Fail::store(format!("bucket {bucket}"))(error)),
+            };
+            for entry in page.versions {
+                if entry.tag.is_some_and(|tag| tag.marker) {
+                    continue;
+                }
+                if tasks.len() >= AT_ONCE
+                    && let Some(Ok(done)) = tasks.join_next().await
+                {
+                    self.note(&progress, done).await?;
+                }
+                let at = (bucket.to_owned(), entry.key, entry.tag);
+                tasks.spawn(look(self.client.clone(), at, self.mends));
+            }
+            match page.next {
+                Some(behind) => next = behind,
+                None => break,
+            }
         }
+        while let Some(done) = tasks.join_next().await {
+            if let Ok(done) = done {
+                self.note(&progress, done).await?;
+            }
+        }
+        progress.finish();
+        Ok(true)
     }
-    progress.finish();
-    Ok(true)
 }
 
 /// Makes a pass.
 pub fn audit(args: &AuditArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
     let (only, mends) = (args.bucket.clone(), !args.look);
+    let mut run = [0u8; 8];
+    process::random(&mut run)?;
+    let run = u64::from_le_bytes(run);
     let tally = store::with_client(cluster, |client| async move {
-        let mut tally = Tally::default();
+        let asked = match mends {
+            true => Some(Asked::begin(&client, run).await.map_err(unrecorded)?),
+            false => None,
+        };
+        let mut pass = Pass {
+            client: client.clone(),
+            mends,
+            tally: Tally::default(),
+            asked,
+        };
         let one = only.is_some();
         let buckets = match only {
             Some(bucket) => vec![bucket],
@@ -234,13 +291,16 @@ pub fn audit(args: &AuditArgs, cluster: Option<&Path>, json: bool) -> Result<(),
             }
         };
         for bucket in buckets {
-            let is_there = walk(&client, &bucket, mends, &mut tally).await?;
+            let is_there = pass.walk(&bucket).await?;
             // Of all there are some may be removed meanwhile; and where S3 was never spoken, its bucket is not there.
             if one && !is_there {
                 return Err(Fail::Refused(format!("there is no bucket {bucket}")));
             }
         }
-        Ok(tally)
+        if let Some(asked) = pass.asked {
+            asked.end().await.map_err(unrecorded)?;
+        }
+        Ok(pass.tally)
     })?;
     match json {
         true => output::json(&tally)?,

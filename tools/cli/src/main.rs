@@ -19,6 +19,7 @@ mod device_index;
 mod device_inspect;
 mod device_read;
 mod device_verify;
+mod durability;
 mod fail;
 mod gateway;
 mod get;
@@ -33,6 +34,7 @@ mod output;
 mod process;
 mod put;
 mod remove;
+mod repair;
 mod rig;
 mod rig_corrupt;
 mod rig_files;
@@ -97,6 +99,10 @@ enum Command {
     Buckets,
     /// Look at every shard of every object, and make those again that are missing or rotten.
     Audit(audit::AuditArgs),
+    /// Say how durable the store was, as far as that was measured, and how durable a model says that it is.
+    Durability(durability::DurabilityArgs),
+    /// Say what waits to be mended, and what for.
+    Repair(repair::RepairArgs),
     /// Look at and change a running cluster: its control plane, its map, who is in it.
     Cluster(cluster::ClusterArgs),
     /// Make and show cluster maps.
@@ -144,6 +150,8 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Rb { address } => list::remove_bucket(address, cluster, json),
         Command::Buckets => list::buckets(cluster, json),
         Command::Audit(args) => audit::audit(&args, cluster, json),
+        Command::Durability(args) => durability::durability(&args, cluster, json),
+        Command::Repair(args) => repair::repair(&args, cluster, json),
         Command::Cluster(args) => cluster::run(args, cluster, json),
         Command::Map(args) => map::run(&args, cluster, json),
         Command::Device(args) => device::run(args, cluster, json),

@@ -1,0 +1,339 @@
+//! `ashlar repair status`: what waits to be mended, how fast it is come on, and what is waited for.
+//!
+//! Invariant: what does not answer is said, and keeps nothing else from being told.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ashlar_cluster_audit::Record;
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_node_audit::ledger;
+use ashlar_node_client::Client;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::fail::Fail;
+use crate::output::{self, human};
+use crate::store;
+
+/// Say what waits to be mended, and what for.
+#[derive(Args)]
+pub struct RepairArgs {
+    #[command(subcommand)]
+    command: RepairCommand,
+}
+
+#[derive(Subcommand)]
+enum RepairCommand {
+    /// Say how repairs are, and how far the nodes' passes have come.
+    Status,
+}
+
+/// How much may be lost now.
+#[derive(Debug, Default, Serialize)]
+pub struct Margins {
+    /// Stripes by how many more shards they could lose, as the last passes saw them.
+    pub stripes: BTreeMap<i32, u64>,
+    /// Placement groups by how many more of their devices could be away, as the nodes say now.
+    pub groups: BTreeMap<i64, u64>,
+    /// Devices that do not serve now, and their nodes.
+    pub away: BTreeMap<DeviceNo, NodeId>,
+    /// Nodes that do not answer, and why.
+    pub silent: BTreeMap<NodeId, String>,
+}
+
+/// Asks the nodes how their devices are; of stripes it takes what records say.
+pub async fn margins(client: &Client, records: impl Iterator<Item = &Record>) -> Margins {
+    let mut margins = Margins::default();
+    for record in records {
+        let ended = record.ended.as_ref().map(|ended| &ended.pass);
+        let pass = ended.or(record.pass.as_ref());
+        for (margin, count) in pass.into_iter().flat_map(|pass| &pass.margins) {
+            *margins.stripes.entry(*margin).or_default() += count;
+        }
+    }
+    let map = client.map();
+    let mut asked = JoinSet::new();
+    for node in &map.nodes {
+        let (client, id) = (client.clone(), node.id);
+        asked.spawn(async move { (id, client.node_status(id).await) });
+    }
+    let mut serving = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        match answer {
+            Ok((_, Ok(cores))) => {
+                let devices = cores.into_iter().flat_map(|core| core.devices);
+                let good = devices.filter(|it| matches!(it.state.as_str(), "serving" | "full"));
+                serving.extend(good.map(|it| it.device));
+            }
+            Ok((id, Err(error))) => drop(margins.silent.insert(id, error.to_string())),
+            Err(error) => output::note(&format!("a question to a node panicked: {error}")),
+        }
+    }
+    let away = map.devices.iter().filter(|it| !serving.contains(&it.no));
+    margins.away = away.map(|it| (it.no, it.node)).collect();
+    for group in &map.groups {
+        let away = group
+            .devices
+            .iter()
+            .filter(|no| margins.away.contains_key(no));
+        let away = i64::try_from(away.count()).unwrap_or(i64::MAX);
+        let margin = i64::from(group.class.m) - away;
+        *margins.groups.entry(margin).or_default() += 1;
+    }
+    margins
+}
+
+fn can_lose(margin: i64) -> String {
+    match margin {
+        ..0 => "cannot be read now".to_owned(),
+        0 => "can lose nothing more".to_owned(),
+        margin => format!("can lose {margin} more"),
+    }
+}
+
+/// Counts by what they mean, in order: how much is missing of what cannot be read is not told.
+fn told(counts: impl Iterator<Item = (i64, u64)>) -> Vec<(String, u64)> {
+    let mut told: BTreeMap<i64, u64> = BTreeMap::new();
+    for (margin, count) in counts {
+        *told.entry(margin.max(-1)).or_default() += count;
+    }
+    let told = told.into_iter();
+    told.map(|(margin, count)| (can_lose(margin), count))
+        .collect()
+}
+
+impl Margins {
+    /// Tells it.
+    pub fn tell(&self) -> Result<(), Fail> {
+        output::line("margin now:")?;
+        let stripes = self
+            .stripes
+            .iter()
+            .map(|(margin, count)| (i64::from(*margin), *count));
+        for (what, count) in told(stripes) {
+            output::line(&format!(
+                "  {count} stripes {what}, as they were last looked at"
+            ))?;
+        }
+        let groups = self.groups.iter().map(|(margin, count)| (*margin, *count));
+        for (what, count) in told(groups) {
+            output::line(&format!(
+                "  {count} placement groups {what}, by the devices that serve now"
+            ))?;
+        }
+        for (device, node) in &self.away {
+            output::line(&format!("  device {device} of node {node} does not serve"))?;
+        }
+        for why in self.silent.values() {
+            output::line(&format!("  {why}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A partition's pass and queue.
+#[derive(Debug, Serialize)]
+struct Row {
+    partition: PartitionId,
+    node: NodeId,
+    /// When it was last recorded, in milliseconds since 1970.
+    recorded_ms: u64,
+    /// Whether a pass is under way.
+    passing: bool,
+    /// Of that one, or of the last one that has ended: objects that were looked at,
+    objects: u64,
+    /// bytes that were read,
+    bytes: u64,
+    /// in a second,
+    bytes_per_s: f64,
+    /// and seconds that it takes on, by the length of the last one.
+    eta_s: Option<f64>,
+    /// Stripes that wait to be mended, by how many more shards they could lose,
+    waiting: BTreeMap<i32, u64>,
+    /// those of them of which nothing is known but that devices are away,
+    only_away: u64,
+    /// milliseconds since 1970 when the first one is due,
+    due_ms: Option<u64>,
+    /// and what they wait for.
+    why: BTreeMap<String, u64>,
+    /// Shards of devices that did not answer in the last pass, by device.
+    away: BTreeMap<DeviceNo, u64>,
+    /// Objects that could not be looked at.
+    unread: Vec<String>,
+}
+
+fn row(record: &Record) -> Option<Row> {
+    let ended = record.ended.as_ref();
+    let (pass, until_ms) = match (&record.pass, ended) {
+        (Some(pass), _) => (pass, record.at_ms),
+        (None, Some(ended)) => (&ended.pass, ended.ended_ms),
+        (None, None) => return None,
+    };
+    let took_s = until_ms.saturating_sub(pass.begun_ms).max(1) as f64 / 1e3;
+    let bytes_per_s = pass.shard_bytes as f64 / took_s;
+    let left = ended.map(|ended| ended.pass.shard_bytes.saturating_sub(pass.shard_bytes));
+    let left = left.filter(|_| record.pass.is_some() && bytes_per_s > 0.0);
+    let mut waiting: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut why: BTreeMap<String, u64> = BTreeMap::new();
+    for finding in &record.open {
+        *waiting.entry(finding.margin).or_default() += 1;
+        let what = match (&finding.why, finding.away.is_empty()) {
+            (why, _) if !why.is_empty() => why.clone(),
+            (_, false) => {
+                let devices = finding.away.iter().map(|no| no.to_string());
+                format!(
+                    "devices that are away: {}",
+                    devices.collect::<Vec<_>>().join(", ")
+                )
+            }
+            _ => "its turn".to_owned(),
+        };
+        *why.entry(what).or_default() += 1;
+    }
+    let only_away = record.open.iter().filter(|it| it.bad.is_empty()).count();
+    Some(Row {
+        partition: record.partition,
+        node: record.by,
+        recorded_ms: record.at_ms,
+        passing: record.pass.is_some(),
+        objects: pass.objects,
+        bytes: pass.shard_bytes,
+        bytes_per_s,
+        eta_s: left.map(|left| left as f64 / bytes_per_s),
+        waiting,
+        only_away: only_away as u64,
+        due_ms: record.open.iter().map(|it| it.due_ms).min(),
+        why,
+        away: pass.away.clone(),
+        unread: pass.unread.clone(),
+    })
+}
+
+#[derive(Serialize)]
+struct Status {
+    partitions: Vec<Row>,
+    margin: Margins,
+    /// What of the ledger could not be read.
+    unread: Vec<String>,
+}
+
+/// Says how repairs are.
+pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
+    let RepairCommand::Status = args.command;
+    let status = store::with_client(cluster, |client| async move {
+        let (found, unread) = match ledger::records(&client).await {
+            Ok(read) => (read.found, read.unread),
+            // With a partition's chain away there is no ledger; how devices are can be told all the same.
+            Err(error) => (BTreeMap::new(), vec![error.to_string()]),
+        };
+        let margin = margins(&client, found.values()).await;
+        Ok(Status {
+            partitions: found.values().filter_map(row).collect(),
+            margin,
+            unread,
+        })
+    })?;
+    match json {
+        true => output::json(&status)?,
+        false => status.tell()?,
+    }
+    match status.unread.is_empty() {
+        true => Ok(()),
+        false => Err(Fail::Refused(
+            "not all of the ledger can be read: the rest is told".to_owned(),
+        )),
+    }
+}
+
+impl Status {
+    fn tell(&self) -> Result<(), Fail> {
+        for row in &self.partitions {
+            let what = match row.passing {
+                true => "a pass is under way",
+                false => "its last pass has ended",
+            };
+            let eta = row
+                .eta_s
+                .map_or(String::new(), |eta| format!(", {eta:.0} s to go"));
+            output::line(&format!(
+                "partition {}: {what}: {} objects, {} read at {}/s{eta}; recorded {} by node {}",
+                row.partition,
+                row.objects,
+                human(row.bytes),
+                human(row.bytes_per_s as u64),
+                output::time(row.recorded_ms),
+                row.node
+            ))?;
+            for (margin, count) in &row.waiting {
+                output::line(&format!(
+                    "  {count} stripes wait that {}",
+                    can_lose(i64::from(*margin))
+                ))?;
+            }
+            for (why, count) in &row.why {
+                output::line(&format!("  {count} of them for: {why}"))?;
+            }
+            for (device, shards) in &row.away {
+                output::line(&format!(
+                    "  {shards} shards of device {device} were away when they were asked for"
+                ))?;
+            }
+            for unread in &row.unread {
+                output::line(&format!("  not looked at: {unread}"))?;
+            }
+        }
+        if self.partitions.is_empty() && self.unread.is_empty() {
+            output::line("no pass was begun yet")?;
+        }
+        self.margin.tell()?;
+        for unread in &self.unread {
+            output::line(&format!("not read: {unread}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ashlar_cluster_audit::record::{Ended, Pass};
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_one_count() {
+        let told = told([(-2, 3), (-1, 4), (2, 5)].into_iter());
+        let want = [("cannot be read now", 7), ("can lose 2 more", 5)];
+        assert_eq!(told, want.map(|(what, count)| (what.to_owned(), count)));
+    }
+
+    #[test]
+    fn how_far_a_pass_is() {
+        assert!(row(&Record::default()).is_none());
+        let pass = |begun_ms, shard_bytes| Pass {
+            begun_ms,
+            shard_bytes,
+            ..Pass::default()
+        };
+        let record = Record {
+            at_ms: 30_000,
+            pass: Some(pass(20_000, 500)),
+            ended: Some(Ended {
+                ended_ms: 15_000,
+                pass: pass(0, 2000),
+            }),
+            ..Record::default()
+        };
+        let going = row(&record).unwrap();
+        assert_eq!((going.bytes_per_s, going.eta_s), (50.0, Some(30.0)));
+        let ended = row(&Record {
+            pass: None,
+            ..record
+        })
+        .unwrap();
+        assert_eq!((ended.passing, ended.eta_s), (false, None));
+        assert_eq!(ended.bytes, 2000);
+    }
+}
