@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::fmt::Arguments;
 
+type Listener = Box<dyn FnMut(Arguments<'_>)>;
+
 thread_local! {
-    static LISTENER: RefCell<Option<Box<dyn FnMut(Arguments<'_>)>>> = const { RefCell::new(None) };
+    static LISTENER: RefCell<Option<Listener>> = const { RefCell::new(None) };
 }
 
 /// From now on `listener` hears what the cores of this thread say, instead of stderr. It must not make a core say

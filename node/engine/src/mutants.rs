@@ -1,7 +1,8 @@
-//! Engines that do one thing wrong: some layer of the tests must notice each of them. `cargo xtask mutants` tells which.
+//! Engines that do one thing wrong: some layer of the tests must notice each of them. `cargo xtask mutants` tells
+//! which.
 //!
-//! Each changes one line of behaviour, and exists only with the feature `mutants`: the variable `ASHLAR_MUTANT` names
-//! the one that runs.
+//! Each changes one line of behaviour, and exists only with the feature `mutants`: whoever drives
+//! the engines chooses the one that runs; tests take it from the variable `ASHLAR_MUTANT`.
 
 /// What an engine does wrong.
 #[cfg(feature = "mutants")]
@@ -39,22 +40,32 @@ impl Mutant {
         Mutant::Resurrect,
     ];
 
-    /// The one that runs in this process.
-    pub fn current() -> Option<Mutant> {
-        static CURRENT: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
-        *CURRENT.get_or_init(|| {
-            let name = std::env::var("ASHLAR_MUTANT").ok()?;
-            let all = Mutant::ALL.into_iter();
-            let known = all.clone().find(|it| format!("{it:?}") == name);
+    /// Has the engines of this process be the mutant of this name, or none: the first word counts.
+    ///
+    /// # Panics
+    /// If there is no such mutant.
+    pub fn choose(name: Option<&str>) {
+        let known = |name: &str| {
+            let mut all = Mutant::ALL.into_iter();
+            let found = all.find(|it| format!("{it:?}") == name);
             assert!(
-                known.is_some(),
-                "ASHLAR_MUTANT is '{name}'; it takes one of {:?}",
+                found.is_some(),
+                "there is no mutant '{name}' among {:?}",
                 Mutant::ALL
             );
-            known
-        })
+            found
+        };
+        CURRENT.get_or_init(|| name.and_then(known));
+    }
+
+    /// The one that runs in this process.
+    pub(crate) fn current() -> Option<Mutant> {
+        CURRENT.get().copied().flatten()
     }
 }
+
+#[cfg(feature = "mutants")]
+static CURRENT: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
 
 /// Whether the engine is this mutant: never, without the feature.
 macro_rules! mutant {

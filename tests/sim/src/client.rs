@@ -36,6 +36,7 @@ const PAUSE: u64 = 50_000_000;
 const PROBE: u64 = 1_000_000_000;
 
 /// An operation under way.
+#[allow(clippy::large_enum_variant, reason = "a client has a handful of them")]
 pub enum Running {
     /// A put.
     Put(Put),

@@ -11,7 +11,7 @@ use ashlar_layout::limits::{SUPERBLOCK_STRIDE_MIN, SUPERBLOCK_ZONE};
 
 use crate::disk::Rng;
 use crate::net::Host;
-use crate::work::{BUCKET, key_name};
+use crate::story::{BUCKET, key_name};
 use crate::world::World;
 
 /// Copies of the superblock that stay whole.

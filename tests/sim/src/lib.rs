@@ -10,13 +10,18 @@
 //! | [`disk`] | a disk that loses power, lies and rots: the one of the engine's tests |
 //! | [`net`] | connections, cuts, delays |
 //! | [`client`], [`work`] | operations, and what they are asked to do |
+//! | [`story`] | what clients have come to know |
 //! | [`control`] | the control plane's decisions |
 //! | [`faults`] | what goes wrong |
 //! | [`judge`] | what has to hold at the end |
 
 pub mod client;
 pub mod control;
-#[allow(missing_docs, reason = "the engine's tests own it")]
+#[allow(
+    missing_docs,
+    clippy::should_implement_trait,
+    reason = "the engine's tests own it"
+)]
 #[path = "../../../node/engine/tests/engine/disk.rs"]
 pub mod disk;
 pub mod faults;
@@ -25,5 +30,9 @@ pub mod net;
 pub mod node;
 pub mod plan;
 pub mod port;
+pub mod story;
 pub mod work;
+mod work_audit;
+mod work_parts;
+mod work_reads;
 pub mod world;

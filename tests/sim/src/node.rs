@@ -14,7 +14,7 @@ use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::message::NodeStatus;
 use ashlar_layout::superblock::Labels;
-use ashlar_node_daemon::{CacheMode, Config, Core, DeviceConfig, Maps, Pulse, Shared};
+use ashlar_node_daemon::{AuditConfig, CacheMode, Config, Core, DeviceConfig, Maps, Pulse, Shared};
 use ashlar_node_engine::format::{FormatParams, format_plan};
 use ashlar_node_reactor::{Dev, DeviceIoError, Errno, Handler, Instant, Pool};
 use bytes::Bytes;
@@ -105,6 +105,8 @@ pub fn maps(map: ClusterMap) -> Arc<Maps> {
 impl Node {
     /// A node of the map on fresh devices.
     pub fn new(map: &Arc<Maps>, id: NodeId, plan: &Plan, wires: Rc<Cell<u32>>, seed: u64) -> Node {
+        #[cfg(feature = "mutants")]
+        ashlar_node_engine::mutants::Mutant::choose(std::env::var("ASHLAR_MUTANT").ok().as_deref());
         let mut rng = Rng(seed);
         let ours = map.map.devices.iter().filter(|d| d.node == id);
         let (mut infos, mut drives, mut devices) = (Vec::new(), Vec::new(), Vec::new());
@@ -149,6 +151,7 @@ impl Node {
             pool_bytes: POOL_BYTES,
             spin_us: 0,
             control: None,
+            audit: AuditConfig::default(),
             star: false,
             first_cpu: None,
             index_cache: plan.index_cache,

@@ -60,7 +60,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64) -> Plan {
-        let mut rng = Rng(seed ^ 0x5eed_0f_a11);
+        let mut rng = Rng(seed ^ 0x5eed_0fa1);
         let pick = |rng: &mut Rng, of: &[u64]| of[rng.below(of.len() as u64) as usize];
         let (nodes, class) = match rng.below(4) {
             0 => (4, "1+2"),
@@ -93,7 +93,7 @@ impl Plan {
             },
             split_objects: pick(&mut rng, &[2, 1000]),
             faults: u32::MAX,
-            tidy: seed % 3 == 0,
+            tidy: seed.is_multiple_of(3),
             crowded: seed % 7 == 3,
             beyond: seed % 5 == 4,
             lying: false,

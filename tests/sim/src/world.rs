@@ -29,7 +29,8 @@ use crate::net::{Arrival, Heard, Host, Net};
 use crate::node::{Node, maps};
 use crate::plan::Plan;
 use crate::port::{News, Wish};
-use crate::work::{Story, Task, Work};
+use crate::story::Story;
+use crate::work::{Task, Work};
 
 /// Events of one run at most: a run that comes to them is stuck.
 const EVENTS_MAX: u64 = 40_000_000;

@@ -117,12 +117,16 @@ fn build(root: &Path, layer: &Layer) -> Result<PathBuf, MutantsError> {
         .output()
         .map_err(|e| MutantsError::Start("cargo test".to_owned(), e))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let programs = text.lines().filter_map(|line| {
+    // The package's own program is built as well.
+    let tests = text
+        .lines()
+        .filter(|line| line.contains("\"kind\":[\"test\"]"));
+    let mut programs = tests.filter_map(|line| {
         let (_, rest) = line.split_once("\"executable\":\"")?;
         let (path, _) = rest.split_once('"')?;
         Some(PathBuf::from(path))
     });
-    let program = programs.last().filter(|_| output.status.success());
+    let program = programs.next().filter(|_| output.status.success());
     program.ok_or(MutantsError::Build(layer.package))
 }
 

@@ -147,6 +147,8 @@ impl Rig {
     }
 
     pub fn sized(seed: u64, block_size: u32, volatile: bool, extent: u64, device: u64) -> Rig {
+        #[cfg(feature = "mutants")]
+        ashlar_node_engine::mutants::Mutant::choose(std::env::var("ASHLAR_MUTANT").ok().as_deref());
         let mut disk = Disk::new(device, volatile);
         for (offset, bytes) in format_plan(&format_params(block_size, extent, device)).unwrap() {
             disk.write(offset, &bytes, true);

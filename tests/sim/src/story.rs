@@ -1,0 +1,94 @@
+//! What all clients have come to know of a run, and the values that they put.
+
+use std::collections::BTreeMap;
+
+use ashlar_layout::ids::StripeId;
+use ashlar_layout::manifest::Etag;
+use ashlar_tests::history::{Key, Operation, Value};
+use bytes::{Bytes, BytesMut};
+
+use crate::disk::Rng;
+
+/// The bucket of all keys.
+pub const BUCKET: &str = "sim";
+
+/// The name of a key. Some sort in one another's way.
+pub fn key_name(key: Key) -> String {
+    format!("k{}/{key}", key % 3)
+}
+
+/// The bytes of a value.
+pub fn content(value: Value, size: usize) -> Bytes {
+    let mut rng = Rng(value);
+    let mut bytes = BytesMut::with_capacity(size + 8);
+    while bytes.len() < size {
+        bytes.extend_from_slice(&rng.next().to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes.freeze()
+}
+
+/// The tag of a value, which tells it.
+pub fn etag(value: Value) -> Etag {
+    let mut md5 = [0; 16];
+    md5[..8].copy_from_slice(&value.to_le_bytes());
+    md5[8] = 1;
+    Etag { md5, parts: 0 }
+}
+
+/// The value that a tag tells.
+pub fn value_of(etag: &Etag) -> Value {
+    let mut value = [0; 8];
+    value.copy_from_slice(&etag.md5[..8]);
+    Value::from_le_bytes(value)
+}
+
+/// What all clients have come to know.
+#[derive(Default)]
+pub struct Story {
+    /// What they did, and what they were told.
+    pub operations: Vec<Operation>,
+    /// What is wrong whatever else is true.
+    pub wrong: Vec<String>,
+    /// What each value is made of: other ones, one behind the other, or itself; and how many bytes of each.
+    pub pieces: BTreeMap<Value, Vec<(Value, usize)>>,
+    /// Stripes that objects named when all were read at last, and how many shards each has.
+    pub named: BTreeMap<StripeId, usize>,
+    /// Something was left behind, and rightly so: what is on the devices is not known to the shard.
+    pub untidy: bool,
+    /// More may be damaged than the redundancy bears: then answers may fail, and must not be wrong.
+    pub beyond: bool,
+    /// How often what came up.
+    pub marks: BTreeMap<&'static str, u64>,
+}
+
+impl Story {
+    /// Something came up.
+    pub fn mark(&mut self, what: &'static str) {
+        *self.marks.entry(what).or_default() += 1;
+    }
+
+    /// The bytes of a value, if somebody put it.
+    pub fn content(&self, value: Value) -> Option<Bytes> {
+        let mut all = BytesMut::new();
+        for (piece, size) in self.pieces.get(&value)? {
+            all.extend_from_slice(&content(*piece, *size));
+        }
+        Some(all.freeze())
+    }
+
+    /// Something that is wrong unless too much is damaged.
+    pub fn lost(&mut self, now: u64, what: String) {
+        if self.beyond {
+            self.mark("lost, and said");
+        } else {
+            self.wrong(now, what);
+        }
+    }
+
+    /// Something is wrong.
+    pub fn wrong(&mut self, now: u64, what: String) {
+        self.wrong
+            .push(format!("at {} ms: {what}", now / 1_000_000));
+    }
+}
