@@ -25,6 +25,9 @@ use crate::queue::{self, AWAY_MAX, Finding};
 use crate::record::{Closed, DAY_MS, Ended, Item, Loss, Pass, Place, Record};
 use crate::tally::{Kind, Tally};
 
+/// How far the clocks of nodes may be apart without one of them being taken to be wrong, in milliseconds.
+const CLOCKS_APART_MS: u64 = 60 * 60 * 1000;
+
 /// Stripes and objects after which is recorded, unless this place was begun from before.
 const STRIDE: u64 = 256;
 /// After so many beginnings that did not come far, each stripe is recorded.
@@ -325,6 +328,33 @@ impl Audit {
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 
+    /// Times that have not come yet were written by a clock that was ahead: if they were waited for, nothing would be
+    /// audited for as long as it was, and objects would seem to have been there for longer than they were.
+    fn disbelieve(&mut self, now: Now) {
+        let latest = now.wall_ms.saturating_add(CLOCKS_APART_MS);
+        let mend = |ms: &mut u64| {
+            if *ms > latest {
+                *ms = now.wall_ms;
+            }
+        };
+        let record = &mut self.record;
+        if let Some(pass) = &mut record.pass {
+            mend(&mut pass.begun_ms);
+        }
+        if let Some(ended) = &mut record.ended {
+            mend(&mut ended.ended_ms);
+            mend(&mut ended.pass.begun_ms);
+        }
+        let wait = u64::try_from(self.limits.wait.as_millis()).unwrap_or(u64::MAX);
+        for finding in &mut record.open {
+            mend(&mut finding.found_ms);
+            mend(&mut finding.since_ms);
+            if finding.due_ms > latest.saturating_add(wait) {
+                finding.due_ms = now.wall_ms;
+            }
+        }
+    }
+
     fn load(&mut self, out: &mut Vec<Action>) {
         self.doing = Doing::Loading;
         out.push(Action::Load);
@@ -339,6 +369,7 @@ impl Audit {
         if self.record.today.tally == Tally::default() {
             self.record.today.day = now.wall_ms / DAY_MS;
         }
+        self.disbelieve(now);
         if let Some(pass) = &mut self.record.pass {
             pass.starts = pass.starts.saturating_add(1);
             pass.broken = (pass.broken + 1).min(BROKEN_MAX);

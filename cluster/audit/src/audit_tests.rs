@@ -302,6 +302,41 @@ fn a_pass_looks_at_everything_once_and_then_rests() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_is_not_believed() {
+    let mut store = Store::new(30, 3);
+    store.now.wall_ms += 30 * DAY_MS;
+    let mut driver = Driver::new(&store);
+    driver.settle(&mut store);
+    assert_eq!(store.read.len(), 90);
+    // The next head's clock is right: the next pass is not a month away, nor were objects there for a month.
+    store.now.wall_ms -= 30 * DAY_MS;
+    let mut driver = Driver::new(&store);
+    driver.settle(&mut store);
+    store.pass(Duration::from_secs(1001));
+    driver.settle(&mut store);
+    assert_eq!(store.read.len(), 180);
+    assert!(store.all().object_s <= 150 + 30 * 1002);
+}
+
+#[test]
+fn what_has_gone_elsewhere_is_looked_for_at_once() {
+    let mut store = Store::new(10, 1);
+    assert_eq!(rot(&mut store, 4, 0, 1), 1);
+    let mut driver = Driver::new(&store);
+    let key = loop {
+        if let Some(Action::Mend(finding, _)) = driver.todo.last() {
+            break finding.item.key.clone();
+        }
+        assert_eq!(driver.step(&mut store), Some(true));
+    };
+    // It gets another key, behind where the pass is.
+    let object = store.objects.remove(&key).unwrap();
+    store.objects.insert("a-key".to_owned(), object);
+    driver.settle(&mut store);
+    assert_eq!(store.objects["a-key"], [[true; SHARDS]]);
+}
+
+#[test]
 fn least_margin_is_mended_first() {
     let mut store = Store::new(20, 2);
     for (object, shards) in [(3, 1), (5, 2), (6, 1)] {

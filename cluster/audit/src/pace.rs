@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! - over any time, no more is taken from a device than its rate gives and the bucket holds, but for what may not wait;
-//!   that is owed, and waited for afterwards;
+//!   that is owed, up to what the bucket holds, and waited for afterwards;
 //! - a bucket is never smaller than the largest charge, so whoever waits gets its turn.
 
 use std::collections::BTreeMap;
@@ -144,10 +144,15 @@ impl Pace {
         Ok(())
     }
 
-    /// Takes it although it may not be there: for what may not wait.
+    /// Takes it although it may not be there: for what may not wait. What is owed is bounded: repairs after a device was
+    /// lost are found by reading on, and must not keep that back by more than they take themselves.
     pub fn owe(&mut self, now: Instant, charges: &[Charge]) {
+        let (pacing, largest) = (self.pacing, self.largest as f64);
         for charge in charges {
-            self.fill(now, charge.device).tokens -= charge.bytes as f64;
+            let bucket = self.fill(now, charge.device);
+            let rate = bucket.rate.max(pacing.floor) as f64;
+            let most = (rate * HOLDS.as_secs_f64()).max(largest);
+            bucket.tokens = (bucket.tokens - charge.bytes as f64).max(-most);
         }
     }
 }
@@ -204,11 +209,22 @@ mod tests {
     #[test]
     fn what_may_not_wait_is_owed() {
         let mut pace = pace(DAY);
-        pace.owe(at(0), &[of(A, 5000)]);
+        pace.owe(at(0), &[of(A, 1500)]);
         let when = pace.take(at(0), &[of(A, 1000)]).unwrap_err();
-        assert!(when >= at(5000), "{when:?}");
-        assert!(pace.take(at(4999), &[of(A, 1000)]).is_err());
+        assert!(when >= at(1500), "{when:?}");
+        assert!(pace.take(at(1499), &[of(A, 1000)]).is_err());
         pace.take(when, &[of(A, 1000)]).unwrap();
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded() {
+        let mut pace = pace(DAY);
+        for _ in 0..1000 {
+            pace.owe(at(0), &[of(A, 5000)]);
+        }
+        // What the bucket holds is owed, and what is taken comes on top.
+        let when = pace.take(at(0), &[of(A, 1000)]).unwrap_err();
+        assert!(at(2000) <= when && when <= at(2001), "{when:?}");
     }
 
     #[test]

@@ -99,8 +99,9 @@ impl Node {
 
     /// The same instant, as tokio counts it.
     pub(crate) fn at(&self, instant: Instant) -> tokio::time::Instant {
-        // Far away is far enough: a year.
-        let nanos = instant.0.saturating_sub(1).min(31_536_000_000_000_000);
+        // Far away is far enough: a year from now.
+        let far = self.now().0.saturating_add(31_536_000_000_000_000);
+        let nanos = instant.0.saturating_sub(1).min(far);
         self.began + Duration::from_nanos(nanos)
     }
 

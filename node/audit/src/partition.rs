@@ -226,8 +226,15 @@ impl Driver {
             return Event::Failed("no object is being looked at".to_owned());
         };
         let found = match object.next().await {
-            Ok(Step::Over) => return Event::Over(*nth == 0),
-            Ok(Step::Changed) => return Event::Changed,
+            Ok(Step::Over) => {
+                let none = *nth == 0;
+                self.object = None;
+                return Event::Over(none);
+            }
+            Ok(Step::Changed) => {
+                self.object = None;
+                return Event::Changed;
+            }
             Ok(Step::Stripe(stripe)) => {
                 let charges = charges(&self.node.client.map(), &stripe, 1);
                 self.node.pay(&charges, false).await;
@@ -258,11 +265,19 @@ impl Driver {
             return Ok(None);
         };
         // Another version may have the stripe too: an object that was made longer, or whose tags were changed.
+        let mut unread = None;
         let stripe = loop {
-            match object.next().await? {
-                Step::Stripe(stripe) if stripe.id == finding.stripe => break stripe,
-                Step::Stripe(_) => {}
-                Step::Over | Step::Changed => return Ok(None),
+            match object.next().await {
+                Ok(Step::Stripe(stripe)) if stripe.id == finding.stripe => break stripe,
+                Ok(Step::Stripe(_)) => {}
+                Ok(Step::Changed) => return Ok(None),
+                Ok(Step::Over) => match unread {
+                    Some(error) => return Err(error),
+                    None => return Ok(None),
+                },
+                // A list of stripes that is lost: what others list is found all the same.
+                Err(error) if unread.is_none() => unread = Some(error),
+                Err(error) => return Err(error),
             }
         };
         let times = if mends { 3 } else { 1 };

@@ -15,7 +15,6 @@ use ashlar_cluster_object::{Code, Fault, Mend, Mended, ObjectError};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_layout::message::ObjectMeta;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::client::Turn;
 use crate::drive::Drive;
@@ -152,17 +151,18 @@ pub struct ObjectAudit {
     lists: VecDeque<Stripe>,
     /// The list that was looked at last, and is to be read.
     list: Option<Stripe>,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl ObjectAudit {
     /// Begins to look at an object, or a version of it. None if there is no such object.
+    ///
+    /// It has no turn of its own among the client's readings: whoever audits may hold many of these for long, and do
+    /// other things meanwhile. What asks for them is bounded by itself.
     pub(crate) async fn open(
         inner: &Arc<Inner>,
         (bucket, key): (&str, &str),
         id: Option<Seq>,
     ) -> Result<Option<ObjectAudit>, ClientError> {
-        let permit = Turn::Own.reader(inner).await?;
         let Some(meta) = known(inner, (bucket, key), id).await? else {
             return Ok(None);
         };
@@ -182,7 +182,6 @@ impl ObjectAudit {
             todo,
             lists,
             list: None,
-            _permit: permit,
         }))
     }
 

@@ -117,8 +117,16 @@ impl Audit {
         *tally.margin_ms.entry(finding.margin).or_default() += stood;
         finding.since_ms = now.wall_ms;
         let Some(looked) = looked else {
+            // Its stripe may be another object's by now: of one that was given another key, or was put together of it.
+            let known = !finding.bad.is_empty();
             tally.moot += finding.bad.len() as u64;
             open.swap_remove(at);
+            match (known, &mut self.record.pass, &mut self.record.ended) {
+                (false, ..) => {}
+                (true, Some(pass), _) => pass.again = true,
+                (true, None, Some(ended)) => ended.pass.again = true,
+                (true, None, None) => {}
+            }
             return;
         };
         if looked.is_lost() {
