@@ -144,8 +144,8 @@ impl Pace {
         Ok(())
     }
 
-    /// Takes it although it may not be there: for what may not wait. What is owed is bounded: repairs after a device was
-    /// lost are found by reading on, and must not keep that back by more than they take themselves.
+    /// Takes it although it may not be there: for what may not wait. What is owed is bounded: repairs after a device
+    /// was lost are found by reading on, and must not keep that back by more than they take themselves.
     pub fn owe(&mut self, now: Instant, charges: &[Charge]) {
         let (pacing, largest) = (self.pacing, self.largest as f64);
         for charge in charges {
