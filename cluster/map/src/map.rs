@@ -285,6 +285,30 @@ pub enum MapError {
 }
 
 impl ClusterMap {
+    /// The first map of a cluster, with nothing in it yet.
+    pub fn bare(
+        cluster: ClusterId,
+        class: Class,
+        stripe_data: u32,
+        domain: DomainLevel,
+    ) -> ClusterMap {
+        ClusterMap {
+            cluster,
+            epoch: Epoch(1),
+            class,
+            stripe_data,
+            domain,
+            nodes: Vec::new(),
+            devices: Vec::new(),
+            groups: Vec::new(),
+            partitions: Vec::new(),
+            ending: Vec::new(),
+            partition_numbers: 0,
+            control: Vec::new(),
+            draining: Vec::new(),
+        }
+    }
+
     /// Reads a map and checks it.
     pub fn from_json(json: &[u8]) -> Result<ClusterMap, MapError> {
         let map: ClusterMap =

@@ -38,21 +38,12 @@ fn node(number: u32, zones: u32) -> (Node, Vec<Device>) {
 
 /// Nodes of one device each, all of one number, in zones; the chain on the first three.
 fn map(nodes: u32, zones: u32) -> ClusterMap {
-    let mut map = ClusterMap {
-        cluster: ClusterId([7; 16]),
-        epoch: Epoch(1),
-        class: "1+2".parse().unwrap(),
-        stripe_data: 1 << 20,
-        domain: DomainLevel::Zone,
-        nodes: Vec::new(),
-        devices: Vec::new(),
-        groups: Vec::new(),
-        partitions: Vec::new(),
-        control: Vec::new(),
-        draining: Vec::new(),
-        ending: Vec::new(),
-        partition_numbers: 0,
-    };
+    let mut map = ClusterMap::bare(
+        ClusterId([7; 16]),
+        "1+2".parse().unwrap(),
+        1 << 20,
+        DomainLevel::Zone,
+    );
     for number in 1..=nodes {
         let (node, devices) = node(number, zones);
         map.nodes.push(node);

@@ -7,7 +7,7 @@ use ashlar_cluster_map::{
     Class, ClusterMap, Core, Device, DomainLevel, Domains, Ending, MapError, Node, SolveError,
     solve,
 };
-use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId};
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId, PartitionId};
 use proptest::prelude::*;
 
 /// A map of nodes with so many devices each; node i stands in rack i % racks.
@@ -41,19 +41,9 @@ fn map(class: &str, level: DomainLevel, devices_per_node: &[u32], racks: usize) 
         }
     }
     ClusterMap {
-        cluster: ClusterId([7; 16]),
-        epoch: Epoch(1),
-        class: class.parse().unwrap(),
-        stripe_data: 4 << 20,
-        domain: level,
         nodes,
         devices,
-        groups: Vec::new(),
-        partitions: Vec::new(),
-        control: Vec::new(),
-        draining: Vec::new(),
-        ending: Vec::new(),
-        partition_numbers: 0,
+        ..ClusterMap::bare(ClusterId([7; 16]), class.parse().unwrap(), 4 << 20, level)
     }
 }
 

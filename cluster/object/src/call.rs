@@ -6,7 +6,7 @@
 //! - a driver hands over only what passed the checksums of its frame.
 
 use ashlar_layout::ids::{DeviceNo, PartitionId, StripeId};
-use ashlar_layout::message::{Reply, Request};
+use ashlar_layout::message::{ErrorCode, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -103,6 +103,26 @@ pub enum Answer {
         /// Why.
         detail: String,
     },
+}
+
+impl Answer {
+    /// The newer map that came with an answer to a caller whose own is old: empty if it did not come. None if it is no
+    /// such answer.
+    pub fn newer_map(&self) -> Option<&[u8]> {
+        let Answer::Reply {
+            reply: Reply::Error(WireError { code, .. }),
+            payload,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let moved = matches!(
+            code,
+            ErrorCode::StaleEpoch | ErrorCode::NotHere | ErrorCode::Moved
+        );
+        moved.then_some(payload)
+    }
 }
 
 /// What happens to an operation.

@@ -13,7 +13,8 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::ask::Ask;
-use crate::call::{Action, Event, Leftover, Machine, sooner};
+use crate::call::{Action, Event, Leftover, Machine};
+use crate::change::{ASK_LANE, Change, FREE_LANE};
 use crate::common::Common;
 use crate::error::ObjectError;
 use crate::free::Free;
@@ -35,13 +36,9 @@ pub struct Delete {
     key: String,
     /// Its stripes are another object's now.
     taken: bool,
-    ask: Ask,
-    free: Option<Free>,
+    change: Change,
     outcome: Option<Result<Deleted, ObjectError>>,
 }
-
-const ASK_LANE: u32 = 0;
-const FREE_LANE: u32 = 1;
 
 impl Delete {
     /// Removes `key` from `bucket` if `precondition` holds.
@@ -125,8 +122,7 @@ impl Delete {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             taken: false,
-            ask,
-            free: None,
+            change: Change::new(ask),
             outcome: None,
         })
     }
@@ -147,63 +143,37 @@ impl Delete {
         if self.outcome.is_some() {
             return;
         }
-        let Some(told) = self.ask.outcome() else {
+        let Some(told) = self.change.ask().outcome().cloned() else {
             return;
         };
         self.common.forget(&self.bucket, &self.key);
         self.outcome = Some(match told {
-            Ok(told) => match &told.reply {
+            Ok(told) => match told.reply {
                 Reply::Committed { seq, displaced } => {
-                    if let Some(manifest) = displaced {
-                        let (common, body) = (self.common.clone(), manifest.body.clone());
-                        let mut free = match body {
-                            Body::Inline | Body::Stripes(_) if self.taken => {
-                                Free::new(common, FREE_LANE, [], Vec::new())
-                            }
-                            Body::Tree(nodes) | Body::Parts { nodes, .. } if self.taken => {
-                                Free::new(common, FREE_LANE, nodes, Vec::new())
-                            }
-                            body => Free::body(common, FREE_LANE, body),
-                        };
-                        free.on_event(now, Event::Start, out);
-                        self.free = Some(free);
-                    }
+                    let existed = displaced.is_some();
+                    let frees = if self.taken { Free::lists } else { Free::body };
+                    let free = displaced.map(|it| frees(self.common.clone(), FREE_LANE, it.body));
+                    self.change.free(now, free, out);
                     Ok(Deleted {
-                        version: *seq,
-                        existed: displaced.is_some(),
+                        version: seq,
+                        existed,
                     })
                 }
-                other => Err(crate::common::unexpected("Committed", other)),
+                other => Err(crate::common::unexpected("Committed", &other)),
             },
-            Err(untold) => Err(untold.error.clone()),
+            Err(untold) => Err(untold.error),
         });
     }
 }
 
 impl Machine for Delete {
     fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
-        let of_ask = match &event {
-            Event::Answer { call, .. } => call.lane == ASK_LANE,
-            // The head was asked: there is no way back, and what it displaced is to be freed.
-            Event::Abort => return,
-            _ => true,
-        };
-        if of_ask {
-            self.ask.on_event(now, event.clone(), out);
-        }
-        if let Some(free) = &mut self.free
-            && (!of_ask || matches!(event, Event::Deadline))
-        {
-            free.on_event(now, event, out);
-        }
+        self.change.on_event(now, event, out);
         self.advance(now, out);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        sooner(
-            self.ask.next_deadline(),
-            self.free.as_ref().and_then(Free::next_deadline),
-        )
+        self.change.next_deadline()
     }
 
     fn is_answered(&self) -> bool {
@@ -211,12 +181,10 @@ impl Machine for Delete {
     }
 
     fn leftover(&self) -> Leftover {
-        self.free
-            .as_ref()
-            .map_or(Leftover::default(), Machine::leftover)
+        self.change.leftover()
     }
 
     fn is_settled(&self) -> bool {
-        self.outcome.is_some() && self.free.as_ref().is_none_or(Free::is_settled)
+        self.outcome.is_some() && self.change.is_freed()
     }
 }

@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::DeviceNo;
+use ashlar_layout::message::Reply;
 use ashlar_layout::time::Instant;
 
+use crate::call::Answer;
 use crate::error::{Away, Fault};
 use crate::latency::{Kind, Latencies};
 
@@ -59,6 +61,32 @@ pub enum Probed {
     Full,
     /// It does not serve.
     Away(String),
+}
+
+impl Probed {
+    /// What a node's answer to [`Request::Status`](ashlar_layout::message::Request::Status) says of one of its
+    /// devices.
+    pub fn of(device: DeviceNo, answer: Answer) -> Probed {
+        let status = match answer {
+            Answer::Reply {
+                reply: Reply::Status(status),
+                ..
+            } => status,
+            Answer::Reply {
+                reply: Reply::Error(error),
+                ..
+            } => return Probed::Away(error.detail),
+            Answer::Reply { .. } => return Probed::Away("it gives no status".to_owned()),
+            Answer::NotSent { detail } | Answer::Lost { detail } => return Probed::Away(detail),
+        };
+        let found = status.devices.iter().find(|d| d.device == device);
+        match found.map(|d| d.state.as_str()) {
+            Some("serving") => Probed::Serving,
+            Some("full") => Probed::Full,
+            Some(state) => Probed::Away(format!("it is {state}")),
+            None => Probed::Away("its node does not know it".to_owned()),
+        }
+    }
 }
 
 /// Beliefs about devices, and latencies.

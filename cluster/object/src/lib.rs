@@ -23,6 +23,7 @@
 pub mod ask;
 pub mod cache;
 pub mod call;
+mod change;
 pub mod choose;
 pub mod common;
 pub mod compose;

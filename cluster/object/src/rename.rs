@@ -17,13 +17,11 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::ask::Ask;
-use crate::call::{Action, Event, Leftover, Machine, sooner};
+use crate::call::{Action, Event, Leftover, Machine};
+use crate::change::{ASK_LANE, Change, FREE_LANE};
 use crate::common::{Common, unexpected};
 use crate::error::ObjectError;
 use crate::free::Free;
-
-const ASK_LANE: u32 = 0;
-const FREE_LANE: u32 = 1;
 
 /// The state machine that gives an object another key.
 #[derive(Debug)]
@@ -32,8 +30,7 @@ pub struct Rename {
     bucket: String,
     source: String,
     key: String,
-    ask: Ask,
-    free: Option<Free>,
+    change: Change,
     outcome: Option<Result<Seq, ObjectError>>,
 }
 
@@ -97,8 +94,7 @@ impl Rename {
             bucket: bucket.to_owned(),
             source: source.to_owned(),
             key: key.to_owned(),
-            ask: ask.with_crc(expected.1),
-            free: None,
+            change: Change::new(ask.with_crc(expected.1)),
             outcome: None,
         })
     }
@@ -112,7 +108,7 @@ impl Rename {
         if self.outcome.is_some() {
             return;
         }
-        let Some(told) = self.ask.outcome().cloned() else {
+        let Some(told) = self.change.ask().outcome().cloned() else {
             return;
         };
         for key in [&self.source, &self.key] {
@@ -121,11 +117,9 @@ impl Rename {
         self.outcome = Some(match told {
             Ok(told) => match told.reply {
                 Reply::Committed { seq, displaced } => {
-                    let (common, kept) = (self.common.clone(), self.ask.body());
-                    self.free = Free::displaced(common, FREE_LANE, displaced, kept);
-                    if let Some(free) = &mut self.free {
-                        free.on_event(now, Event::Start, out);
-                    }
+                    let (common, kept) = (self.common.clone(), self.change.ask().body());
+                    let free = Free::displaced(common, FREE_LANE, displaced, kept);
+                    self.change.free(now, free, out);
                     Ok(seq)
                 }
                 other => Err(unexpected("Committed", &other)),
@@ -137,28 +131,12 @@ impl Rename {
 
 impl Machine for Rename {
     fn on_event(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
-        let of_ask = match &event {
-            Event::Answer { call, .. } => call.lane == ASK_LANE,
-            // The head was asked: there is no way back, and what it displaced is to be freed.
-            Event::Abort => return,
-            _ => true,
-        };
-        if of_ask {
-            self.ask.on_event(now, event.clone(), out);
-        }
-        if let Some(free) = &mut self.free
-            && (!of_ask || matches!(event, Event::Deadline))
-        {
-            free.on_event(now, event, out);
-        }
+        self.change.on_event(now, event, out);
         self.advance(now, out);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        sooner(
-            self.ask.next_deadline(),
-            self.free.as_ref().and_then(Free::next_deadline),
-        )
+        self.change.next_deadline()
     }
 
     fn is_answered(&self) -> bool {
@@ -166,12 +144,10 @@ impl Machine for Rename {
     }
 
     fn leftover(&self) -> Leftover {
-        self.free
-            .as_ref()
-            .map_or(Leftover::default(), Machine::leftover)
+        self.change.leftover()
     }
 
     fn is_settled(&self) -> bool {
-        self.outcome.is_some() && self.free.as_ref().is_none_or(Free::is_settled)
+        self.outcome.is_some() && self.change.is_freed()
     }
 }

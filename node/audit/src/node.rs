@@ -14,8 +14,7 @@ use ashlar_cluster_audit::{Charge, Event, Limits, Pace, Pacing};
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
 use ashlar_layout::message::NodeStatus;
-use ashlar_layout::time::Instant;
-use ashlar_node_client::Client;
+use ashlar_node_client::{Client, Clock};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -85,26 +84,12 @@ pub(crate) struct Node {
     pub(crate) client: Client,
     pub(crate) options: Options,
     pace: Mutex<Pace>,
-    began: tokio::time::Instant,
+    pub(crate) clock: Clock,
     /// Objects that were asked for since it was last looked.
     pub(crate) asked: AtomicU64,
 }
 
 impl Node {
-    /// The time, as state machines count it: never 0.
-    pub(crate) fn now(&self) -> Instant {
-        let nanos = self.began.elapsed().as_nanos();
-        Instant(u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(1))
-    }
-
-    /// The same instant, as tokio counts it.
-    pub(crate) fn at(&self, instant: Instant) -> tokio::time::Instant {
-        // Far away is far enough: a year from now.
-        let far = self.now().0.saturating_add(31_536_000_000_000_000);
-        let nanos = instant.0.saturating_sub(1).min(far);
-        self.began + Duration::from_nanos(nanos)
-    }
-
     fn paced<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
         with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -112,10 +97,10 @@ impl Node {
     /// Waits until so much may be read; what is urgent does not wait, but others do for it.
     pub(crate) async fn pay(&self, charges: &[Charge], urgent: bool) {
         if urgent {
-            return self.paced(|pace| pace.owe(self.now(), charges));
+            return self.paced(|pace| pace.owe(self.clock.now(), charges));
         }
-        while let Err(at) = self.paced(|pace| pace.take(self.now(), charges)) {
-            sleep_until(self.at(at)).await;
+        while let Err(at) = self.paced(|pace| pace.take(self.clock.now(), charges)) {
+            sleep_until(self.clock.at(at)).await;
         }
     }
 
@@ -139,7 +124,7 @@ impl Node {
 
     /// Takes what nodes said: how fast devices are to be read, and which of them serve.
     fn learn(&self, said: &[NodeStatus], leads: &[PartitionId]) -> World {
-        let (share, now) = (share(said, leads), self.now());
+        let (share, now) = (share(said, leads), self.clock.now());
         let mut world = World::default();
         for device in said.iter().flat_map(|node| &node.devices) {
             let is_there = matches!(device.state.as_str(), "serving" | "full");
@@ -207,7 +192,7 @@ pub async fn run(
         client,
         pace: Mutex::new(Pace::new(pacing)),
         options,
-        began: tokio::time::Instant::now(),
+        clock: Clock::start(),
         asked: AtomicU64::new(0),
     });
     let (tell, heard) = watch::channel(World::default());
@@ -225,7 +210,7 @@ pub async fn run(
         } = leads();
         let own = node.asked.swap(0, Ordering::Relaxed);
         let busy = requests.saturating_sub(own) >= node.options.busy;
-        node.paced(|pace| pace.yields(node.now(), busy));
+        node.paced(|pace| pace.yields(node.clock.now(), busy));
         if looks.is_multiple_of(ASK_EVERY) && !partitions.is_empty() {
             let said = node.ask().await;
             tell.send_replace(node.learn(&said, &partitions));

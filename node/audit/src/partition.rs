@@ -59,7 +59,7 @@ pub(crate) async fn run(node: Arc<Node>, led: Led, mut world: watch::Receiver<Wo
         event = match actions.pop() {
             Some(action) => driver.carry_out(action).await,
             None => {
-                let deadline = audit.next_deadline().map(|at| driver.node.at(at));
+                let deadline = audit.next_deadline().map(|at| driver.node.clock.at(at));
                 let due = async {
                     match deadline {
                         Some(at) => sleep_until(at).await,
@@ -82,7 +82,7 @@ pub(crate) async fn run(node: Arc<Node>, led: Led, mut world: watch::Receiver<Wo
 impl Driver {
     fn now(&self) -> Now {
         Now {
-            at: self.node.now(),
+            at: self.node.clock.now(),
             wall_ms: ledger::wall_ms(),
         }
     }

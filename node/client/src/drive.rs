@@ -7,8 +7,7 @@
 
 use std::sync::Arc;
 
-use ashlar_cluster_object::{Action, Answer, Event, Machine};
-use ashlar_layout::message::{ErrorCode, Reply, WireError};
+use ashlar_cluster_object::{Action, Event, Machine};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep_until;
 
@@ -98,7 +97,9 @@ impl<M: Machine + Send + 'static> Drive<M> {
                 epoch,
                 answer,
             }) => {
-                let came = stale(&answer).map(|map| self.inner.common.learn_json(map));
+                let came = answer
+                    .newer_map()
+                    .map(|map| self.inner.common.learn_json(map));
                 // A question that any map will do for is answered without a word about it: without this, whoever
                 // has an old map might go on asking devices that have nothing to do with the partition any more.
                 if came == Some(false) || epoch > self.inner.common.map().epoch {
@@ -116,23 +117,6 @@ impl<M: Machine + Send + 'static> Drive<M> {
             self.step().await;
         }
     }
-}
-
-/// The newer map that came with an answer to a stale caller, empty if it did not come.
-fn stale(answer: &Answer) -> Option<&[u8]> {
-    let Answer::Reply {
-        reply: Reply::Error(WireError { code, .. }),
-        payload,
-        ..
-    } = answer
-    else {
-        return None;
-    };
-    let moved = matches!(
-        code,
-        ErrorCode::StaleEpoch | ErrorCode::NotHere | ErrorCode::Moved
-    );
-    moved.then_some(payload)
 }
 
 impl<M: Machine + Send + 'static> Drop for Drive<M> {

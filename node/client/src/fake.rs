@@ -119,21 +119,12 @@ impl Cluster {
         for _ in 0..6 {
             listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
         }
-        let mut map = ClusterMap {
-            cluster: ClusterId([9; 16]),
-            epoch: Epoch(1),
-            class: Class { k: 4, m: 2 },
-            stripe_data: 256 * 1024,
-            domain: DomainLevel::Host,
-            nodes: Vec::new(),
-            devices: Vec::new(),
-            groups: Vec::new(),
-            partitions: Vec::new(),
-            control: Vec::new(),
-            draining: Vec::new(),
-            ending: Vec::new(),
-            partition_numbers: 0,
-        };
+        let mut map = ClusterMap::bare(
+            ClusterId([9; 16]),
+            Class { k: 4, m: 2 },
+            256 * 1024,
+            DomainLevel::Host,
+        );
         for (i, listener) in (1u32..).zip(&listeners) {
             let address = listener.local_addr().unwrap().to_string();
             let domains = Domains::default();

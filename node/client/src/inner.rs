@@ -11,16 +11,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::health::PROBE_TIME;
 use ashlar_cluster_object::{Action, Answer, CallId, Common, Leftover, Probed};
 use ashlar_layout::ids::{DeviceNo, Epoch, PartitionId};
-use ashlar_layout::message::{NodeStatus, Reply, Request};
+use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::clock::Clock;
 use crate::link::{Link, LinkSetup, Outgoing, ReplyTo};
 use crate::mailbox::{Arrived, Mailbox};
 use crate::options::{ClientOptions, Drained, OPERATIONS_MAX};
@@ -38,7 +38,7 @@ pub(crate) struct Inner {
     pub(crate) options: ClientOptions,
     pub(crate) writers: Arc<Semaphore>,
     pub(crate) readers: Arc<Semaphore>,
-    began: tokio::time::Instant,
+    clock: Clock,
     setup: LinkSetup,
     links: Mutex<HashMap<String, Arc<Link>>>,
     routes: RwLock<Arc<Routes>>,
@@ -61,7 +61,7 @@ impl Inner {
             writers: Arc::new(Semaphore::new(permits)),
             readers: Arc::new(Semaphore::new(permits)),
             options,
-            began: tokio::time::Instant::now(),
+            clock: Clock::start(),
             setup,
             links: Mutex::default(),
             routes: RwLock::new(Arc::new(no_routes)),
@@ -73,18 +73,14 @@ impl Inner {
         }
     }
 
-    /// The time, as state machines count it: never 0.
+    /// The time, as state machines count it.
     pub(crate) fn now(&self) -> Instant {
-        let nanos = self.began.elapsed().as_nanos();
-        Instant(u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(1))
+        self.clock.now()
     }
 
     /// The same instant, as tokio counts it.
     pub(crate) fn at(&self, instant: Instant) -> tokio::time::Instant {
-        // Far away is far enough: a year from now.
-        let far = self.now().0.saturating_add(31_536_000_000_000_000);
-        let nanos = instant.0.saturating_sub(1).min(far);
-        self.began + Duration::from_nanos(nanos)
+        self.clock.at(instant)
     }
 
     pub(crate) fn link(&self, address: &str) -> Arc<Link> {
@@ -207,7 +203,7 @@ impl Inner {
         runtime.spawn(async move {
             let found = match inner.route(device) {
                 (_, Some(link)) => {
-                    found(device, inner.ask(&link, Request::Status, PROBE_TIME).await)
+                    Probed::of(device, inner.ask(&link, Request::Status, PROBE_TIME).await)
                 }
                 (..) => Probed::Away("the map does not say where it is".to_owned()),
             };
@@ -258,9 +254,8 @@ impl Inner {
                     payload,
                     ..
                 } = answer
-                    && let Ok(map) = ClusterMap::from_json(&payload)
                 {
-                    inner.common.learn(map);
+                    inner.common.learn_json(&payload);
                 }
             }
             inner.refreshing.store(false, Ordering::Release);
@@ -313,32 +308,5 @@ impl Drop for Inner {
         for link in links.values() {
             link.close();
         }
-    }
-}
-
-/// What a node's status says of one of its devices.
-fn found(device: DeviceNo, answer: Answer) -> Probed {
-    let status: NodeStatus = match answer {
-        Answer::Reply {
-            reply: Reply::Status(status),
-            ..
-        } => status,
-        Answer::Reply {
-            reply: Reply::Error(error),
-            ..
-        } => return Probed::Away(error.detail),
-        Answer::Reply { .. } => return Probed::Away("it gives no status".to_owned()),
-        Answer::NotSent { detail } | Answer::Lost { detail } => return Probed::Away(detail),
-    };
-    match status
-        .devices
-        .iter()
-        .find(|d| d.device == device)
-        .map(|d| d.state.as_str())
-    {
-        Some("serving") => Probed::Serving,
-        Some("full") => Probed::Full,
-        Some(state) => Probed::Away(format!("it is {state}")),
-        None => Probed::Away("its node does not know it".to_owned()),
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod audit;
 pub mod client;
+mod clock;
 mod drive;
 pub mod error;
 pub mod get;
@@ -43,6 +44,7 @@ pub use ashlar_cluster_object::{
 };
 pub use audit::{Audited, Gone, ObjectAudit, Step};
 pub use client::Client;
+pub use clock::Clock;
 pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{

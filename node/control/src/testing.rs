@@ -3,7 +3,7 @@
 use ashlar_cluster_map::{
     ClusterMap, ControlMember, Core, Device, DomainLevel, Domains, Node, solve,
 };
-use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId};
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, NodeId};
 
 /// The cluster of all tests.
 pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -35,21 +35,7 @@ pub(crate) fn node(number: u32, zones: u32) -> (Node, Vec<Device>) {
 
 /// So many nodes in so many zones.
 pub(crate) fn map(nodes: u32, zones: u32) -> ClusterMap {
-    let mut map = ClusterMap {
-        cluster: CLUSTER,
-        epoch: Epoch(1),
-        class: "1+2".parse().unwrap(),
-        stripe_data: 1 << 20,
-        domain: DomainLevel::Zone,
-        nodes: Vec::new(),
-        devices: Vec::new(),
-        groups: Vec::new(),
-        partitions: Vec::new(),
-        control: Vec::new(),
-        draining: Vec::new(),
-        ending: Vec::new(),
-        partition_numbers: 0,
-    };
+    let mut map = ClusterMap::bare(CLUSTER, "1+2".parse().unwrap(), 1 << 20, DomainLevel::Zone);
     for number in 1..=nodes {
         let (node, devices) = node(number, zones);
         map.nodes.push(node);

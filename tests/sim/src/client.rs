@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::{
     Action, Answer, CallId, Common, Compose, Delete, Event, Get, Leftover, Look, Machine, Mend,
     Probed, Put, StripeRead, ask::Ask,
@@ -19,7 +18,7 @@ use ashlar_cluster_object::{
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control, encode_control};
 use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
-use ashlar_layout::message::{ErrorCode, Reply, Request, WireError};
+use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use ashlar_node_reactor::ConnId;
 use bytes::{Buf, Bytes, BytesMut};
@@ -315,16 +314,9 @@ impl Client {
     }
 
     fn answer(&mut self, now: u64, who: Who, from: DeviceNo, answer: Answer) {
-        if let Answer::Reply {
-            reply: Reply::Error(WireError { code, .. }),
-            payload,
-            ..
-        } = &answer
-            && matches!(
-                code,
-                ErrorCode::StaleEpoch | ErrorCode::NotHere | ErrorCode::Moved
-            )
-            && !self.common.learn_json(payload)
+        if answer
+            .newer_map()
+            .is_some_and(|map| !self.common.learn_json(map))
         {
             self.ask_map(now, from);
         }
@@ -338,14 +330,13 @@ impl Client {
                     payload,
                     ..
                 } = answer
-                    && let Ok(map) = ClusterMap::from_json(&payload)
                 {
-                    self.common.learn(map);
+                    self.common.learn_json(&payload);
                 }
             }
             Who::Probe(question) => {
                 if self.questions.remove(&question).is_some() {
-                    let probed = found(from, answer);
+                    let probed = Probed::of(from, answer);
                     let at = Client::time(now);
                     self.common.health().probed(at, from, probed);
                 }
@@ -572,24 +563,4 @@ fn send(
     link.under_way.insert(number, (who, to));
     let frame = [&header[..], &control, &payload].concat();
     wants.push(Want::Send(conn, Bytes::from(frame)));
-}
-
-/// What a node's status says of one of its devices.
-fn found(device: DeviceNo, answer: Answer) -> Probed {
-    match answer {
-        Answer::Reply {
-            reply: Reply::Status(status),
-            ..
-        } => {
-            let found = status.devices.iter().find(|d| d.device == device);
-            match found.map(|d| d.state.as_str()) {
-                Some("serving") => Probed::Serving,
-                Some("full") => Probed::Full,
-                Some(state) => Probed::Away(format!("it is {state}")),
-                None => Probed::Away("its node does not know it".to_owned()),
-            }
-        }
-        Answer::Reply { .. } => Probed::Away("it gives no status".to_owned()),
-        Answer::NotSent { detail } | Answer::Lost { detail } => Probed::Away(detail),
-    }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_cluster_map::MapChange;
-use ashlar_layout::ids::{NodeId, PartitionId};
 use ashlar_layout::time::Instant;
 use ashlar_node_control::state::Command;
 use ashlar_node_control::{PartitionLimits, Patience, State, Watchman, move_step};
@@ -116,16 +115,5 @@ impl Control {
                 self.change(step)
             }
         }
-    }
-
-    /// Which nodes have a replica of a partition.
-    pub fn nodes_of(&self, partition: PartitionId) -> Vec<NodeId> {
-        let map = &self.map.map;
-        let of = map.known_partition(partition);
-        let devices = of.map_or(&[][..], |it| &it.chain.devices[..]);
-        devices
-            .iter()
-            .filter_map(|no| Some(map.device(*no)?.node))
-            .collect()
     }
 }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{DeviceNo, NodeId};
+use ashlar_layout::ids::NodeId;
 use ashlar_layout::message::NodeStatus;
 use ashlar_layout::superblock::Labels;
 use ashlar_node_daemon::{AuditConfig, CacheMode, Config, Core, DeviceConfig, Maps, Pulse, Shared};
@@ -38,13 +38,10 @@ pub struct Drive {
     pub fails: u64,
     /// and so many are not done though it says so.
     pub drops: u64,
-    /// How often each kind of damage came.
-    pub silent: u64,
 }
 
 /// An operation under way on a disk.
 pub struct Flying {
-    dev: Dev,
     token: u64,
     job: Job,
     /// For a flush: what the disk's clock was when it began.
@@ -136,7 +133,6 @@ impl Node {
                 stuck_until: 0,
                 fails: 0,
                 drops: 0,
-                silent: 0,
             });
             devices.push(DeviceConfig {
                 no: device.no,
@@ -178,11 +174,6 @@ impl Node {
             rng,
             next_op: 0,
         }
-    }
-
-    /// The device of a number, if it is here.
-    pub fn drive_of(&self, no: DeviceNo) -> Option<usize> {
-        self.config.devices.iter().position(|it| it.no == no)
     }
 
     /// Its own time at a moment of the world's.
@@ -308,22 +299,18 @@ impl Node {
     fn begin(
         &mut self,
         now: u64,
-        device: usize,
+        device: Option<usize>,
         dev: Dev,
         token: u64,
         job: Job,
         round: &mut Round,
     ) {
         let (operation, (offset, _)) = (job.operation(), job.place());
-        if !self
-            .drives
-            .get(device)
-            .is_some_and(|_| self.port.has_open(device, dev))
-        {
+        let Some(device) = device.filter(|it| self.port.has_open(*it, dev)) else {
             let result = Err(DeviceIoError::Closed { operation, offset });
             let buf = job.into_buf();
             return self.news.push_back(News::Device { token, result, buf });
-        }
+        };
         let drive = &mut self.drives[device];
         let base = match &job {
             Job::Write { durable: true, .. } => 150_000,
@@ -337,15 +324,7 @@ impl Node {
         let op = self.next_op;
         self.next_op += 1;
         let since = drive.disk.clock;
-        drive.flying.insert(
-            op,
-            Flying {
-                dev,
-                token,
-                job,
-                since,
-            },
-        );
+        drive.flying.insert(op, Flying { token, job, since });
         let at = (now + took).max(drive.stuck_until + self.rng.below(100_000));
         round.begun.push((device, op, at));
     }
@@ -358,7 +337,6 @@ impl Node {
             return Some(drive.stuck_until + rng.below(100_000));
         }
         let Flying {
-            dev,
             token,
             mut job,
             since,
@@ -375,10 +353,7 @@ impl Node {
                 }
                 Err(5)
             }
-            Job::Write { .. } if drive.drops > 0 && rng.below(1000) < drive.drops => {
-                drive.silent += 1;
-                Ok(len)
-            }
+            Job::Write { .. } if drive.drops > 0 && rng.below(1000) < drive.drops => Ok(len),
             Job::Write {
                 offset,
                 buf,
@@ -412,8 +387,7 @@ impl Node {
             len,
             errno: Errno::from_raw_os_error(errno),
         });
-        // One that was closed meanwhile lets go with its last completion: the core drops what it hears of it.
-        let _ = dev;
+        // Of one that was closed meanwhile, too: the core drops what it hears of it.
         let buf = job.into_buf();
         self.news.push_back(News::Device { token, result, buf });
         None

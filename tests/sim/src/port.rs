@@ -39,8 +39,8 @@ pub enum Wish {
     Abort(ConnId),
     /// Do something to a device.
     Device {
-        /// Which of the node's,
-        device: usize,
+        /// Which of the node's, if it is open,
+        device: Option<usize>,
         /// in which opening.
         dev: Dev,
         /// The core's name for it.
@@ -277,21 +277,14 @@ impl Port {
     }
 
     fn begin(&mut self, dev: Dev, token: u64, job: Job) {
-        match self.device(dev) {
-            Some(device) => self.wishes.push(Wish::Device {
-                device,
-                dev,
-                token,
-                job,
-            }),
-            // The world answers it: nothing is told from in here.
-            None => self.wishes.push(Wish::Device {
-                device: usize::MAX,
-                dev,
-                token,
-                job,
-            }),
-        }
+        // One that is not open is answered by the world as well: nothing is told from in here.
+        let device = self.device(dev);
+        self.wishes.push(Wish::Device {
+            device,
+            dev,
+            token,
+            job,
+        });
     }
 }
 

@@ -68,6 +68,11 @@ impl Story {
         *self.marks.entry(what).or_default() += 1;
     }
 
+    /// How many bytes a value has, if somebody put it.
+    pub fn size(&self, value: Value) -> Option<usize> {
+        Some(self.pieces.get(&value)?.iter().map(|(_, size)| size).sum())
+    }
+
     /// The bytes of a value, if somebody put it.
     pub fn content(&self, value: Value) -> Option<Bytes> {
         let mut all = BytesMut::new();

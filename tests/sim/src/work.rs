@@ -130,6 +130,13 @@ impl Work {
         }
     }
 
+    /// A step of the last task is done, if it is at that.
+    pub(crate) fn step_done(&mut self, step: LastStep) {
+        if self.task == Task::Last {
+            self.last.retain(|it| *it != step);
+        }
+    }
+
     /// What it is at, for a report.
     pub fn describe(&self) -> String {
         let what = match &self.doing {

@@ -31,14 +31,13 @@ pub(crate) enum AuditPhase {
 
 impl Work {
     pub(crate) fn audit(&mut self, now: u64, client: &mut Client, key: Key) {
-        let look = Look::new(client.common.clone(), BUCKET, &key_name(key), false);
         let audit = Audit {
             key,
             version: Seq(0),
             queue: Vec::new(),
             phase: AuditPhase::Look,
         };
-        self.start(now, client, look.map(Running::Look), Doing::Audit(audit));
+        self.audit_look(now, client, audit);
     }
 
     pub(crate) fn audited(
@@ -67,7 +66,7 @@ impl Work {
                     return self.audit_next(now, client, plan, story, audit);
                 }
                 Some(Err(error)) if error.code() == Code::NotFound => {
-                    self.audit_ends(key);
+                    self.step_done(LastStep::Audit(key));
                 }
                 _ => {}
             },
@@ -89,8 +88,10 @@ impl Work {
                     audit.phase = AuditPhase::Mend;
                     return self.audit_mend(now, client, plan, story, audit, true);
                 }
-                Some(Ok(_)) => self.audit_ends(key),
-                Some(Err(error)) if error.code() == Code::NotFound => self.audit_ends(key),
+                Some(Ok(_)) => self.step_done(LastStep::Audit(key)),
+                Some(Err(error)) if error.code() == Code::NotFound => {
+                    self.step_done(LastStep::Audit(key))
+                }
                 _ => {}
             },
             (AuditPhase::Mend, Some(Running::Mend(mend))) => {
@@ -114,8 +115,10 @@ impl Work {
                         );
                         return self.audit_seen(now, client, plan, story, audit, (margin, away));
                     }
-                    Some(Ok(_)) => self.audit_ends(key),
-                    Some(Err(error)) if error.code() == Code::NotFound => self.audit_ends(key),
+                    Some(Ok(_)) => self.step_done(LastStep::Audit(key)),
+                    Some(Err(error)) if error.code() == Code::NotFound => {
+                        self.step_done(LastStep::Audit(key))
+                    }
                     _ => {}
                 }
             }
@@ -138,12 +141,6 @@ impl Work {
         }
         story.mark("audit ended early");
         self.rest(now, client, plan);
-    }
-
-    pub(crate) fn audit_ends(&mut self, key: Key) {
-        if self.task == Task::Last {
-            self.last.retain(|step| *step != LastStep::Audit(key));
-        }
     }
 
     pub(crate) fn audit_look(&mut self, now: u64, client: &mut Client, audit: Audit) {
@@ -185,7 +182,7 @@ impl Work {
     ) {
         if audit.queue.is_empty() {
             story.mark("object audited");
-            self.audit_ends(audit.key);
+            self.step_done(LastStep::Audit(audit.key));
             return self.rest(now, client, plan);
         }
         audit.phase = AuditPhase::See;

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use crate::client::{Client, Running};
 use crate::plan::Plan;
 use crate::story::{BUCKET, Story, key_name, value_of};
-use crate::work::{Doing, LastStep, Task, Work};
+use crate::work::{Doing, LastStep, Work};
 
 /// A listing of the bucket, page by page.
 pub(crate) struct Listing {
@@ -107,7 +107,6 @@ impl Work {
         if get.from_cache() {
             story.mark("read as witnesses allow");
         }
-        let last = self.task == Task::Last;
         match said {
             Ok(()) => {
                 let Some(meta) = get.meta().cloned() else {
@@ -127,8 +126,7 @@ impl Work {
                     (Outcome::Found(value), meta.version.0),
                 );
                 story.mark("read");
-                self.last
-                    .retain(|step| !last || *step != LastStep::Get(key));
+                self.step_done(LastStep::Get(key));
             }
             Err(error) if error.code() == Code::NotFound => {
                 self.seen.remove(&key);
@@ -140,13 +138,11 @@ impl Work {
                     (Outcome::Absent, 0),
                 );
                 story.mark("read that there is nothing");
-                self.last
-                    .retain(|step| !last || *step != LastStep::Get(key));
+                self.step_done(LastStep::Get(key));
             }
             Err(error) if matches!(error.code(), Code::Corrupt) => {
                 story.lost(now, format!("key {key}: it cannot be read: {error}"));
-                self.last
-                    .retain(|step| !last || *step != LastStep::Get(key));
+                self.step_done(LastStep::Get(key));
             }
             Err(error) if error.code() == Code::RangeNotSatisfiable => {
                 story.mark("range not satisfiable");
@@ -202,7 +198,6 @@ impl Work {
             Some(Running::Ask(ask)) => ask.outcome().cloned(),
             _ => None,
         };
-        let last = self.task == Task::Last;
         match outcome {
             Some(Ok(told)) => {
                 let Reply::Page(page) = told.reply else {
@@ -251,10 +246,7 @@ impl Work {
                         (outcome, version),
                     );
                     if let Some(entry) = entry
-                        && story
-                            .content(value_of(&entry.etag))
-                            .map(|it| it.len() as u64)
-                            != Some(entry.size)
+                        && story.size(value_of(&entry.etag)).map(|it| it as u64) != Some(entry.size)
                     {
                         story.wrong(
                             now,
@@ -271,7 +263,7 @@ impl Work {
                     }
                     _ => {}
                 }
-                self.last.retain(|step| !last || *step != LastStep::List);
+                self.step_done(LastStep::List);
             }
             Some(Err(untold)) if listing.tries < 8 => {
                 self.why = untold.error.to_string();

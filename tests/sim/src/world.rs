@@ -16,7 +16,7 @@ use ashlar_cluster_map::{
 };
 use ashlar_cluster_object::{BufferPool, Common, Tuning};
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control};
-use ashlar_layout::ids::{ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId};
+use ashlar_layout::ids::{ClientId, ClusterId, DeviceId, DeviceNo, NodeId};
 use ashlar_layout::message::ChainMessage;
 use ashlar_node_daemon::Maps;
 use ashlar_node_reactor::{ConnId, Errno};
@@ -121,21 +121,12 @@ impl Lines {
 }
 
 fn map_of(plan: &Plan) -> ClusterMap {
-    let mut map = ClusterMap {
-        cluster: ClusterId([7; 16]),
-        epoch: Epoch(1),
-        class: plan.class.parse().expect("a plan has a class"),
-        stripe_data: plan.stripe,
-        domain: DomainLevel::Host,
-        nodes: Vec::new(),
-        devices: Vec::new(),
-        groups: Vec::new(),
-        partitions: Vec::new(),
-        control: Vec::new(),
-        draining: Vec::new(),
-        ending: Vec::new(),
-        partition_numbers: 0,
-    };
+    let mut map = ClusterMap::bare(
+        ClusterId([7; 16]),
+        plan.class.parse().expect("a plan has a class"),
+        plan.stripe,
+        DomainLevel::Host,
+    );
     for number in 1..=plan.nodes as u32 {
         map.nodes.push(MapNode {
             id: NodeId(number),

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ashlar_cluster_map::{ClusterMap, Core, Device, Node, solve};
-use ashlar_layout::ids::{ClusterId, DeviceId, Epoch};
+use ashlar_layout::ids::{ClusterId, DeviceId};
 use clap::Args;
 use serde::Serialize;
 
@@ -113,19 +113,9 @@ pub fn make(spec: &Spec, seed: u64) -> Result<ClusterMap, Fail> {
         }
     }
     let mut map = ClusterMap {
-        cluster,
-        epoch: Epoch(1),
-        class: spec.class,
-        stripe_data: spec.stripe_data,
-        domain: spec.domain,
         nodes,
         devices,
-        groups: Vec::new(),
-        partitions: Vec::new(),
-        control: Vec::new(),
-        draining: Vec::new(),
-        ending: Vec::new(),
-        partition_numbers: 0,
+        ..ClusterMap::bare(cluster, spec.class, spec.stripe_data, spec.domain)
     };
     solve(&mut map, seed)?;
     map.validate().map_err(Fail::Unsound)?;

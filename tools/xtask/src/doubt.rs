@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
+
+use crate::cargo;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -105,10 +107,8 @@ fn summary(sums: &BTreeMap<String, f64>, failed: usize) -> String {
 
 fn run_one(root: &Path, part: &Part, sums: &mut BTreeMap<String, f64>) -> Result<bool, DoubtError> {
     let start = |source| DoubtError::Start(part.arguments.join(" "), source);
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new(cargo)
+    let mut child = cargo::command(root)
         .args(&part.arguments)
-        .current_dir(root)
         .stdout(Stdio::piped())
         .spawn()
         .map_err(start)?;

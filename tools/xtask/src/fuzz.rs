@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::cargo;
 use crate::tree::{Tree, TreeError};
 
 /// Coverage for libFuzzer: edge counters, comparisons, and overflow checks as in a debug build.
@@ -124,11 +125,10 @@ fn target_dir(root: &Path) -> PathBuf {
 fn build(root: &Path, folder: &str, target_dir: &Path) -> Result<(), FuzzError> {
     let flags = FLAGS.split_whitespace().collect::<Vec<_>>().join(" ");
     // An explicit target keeps the flags away from build scripts and procedural macros.
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = cargo::command(&root.join(folder))
         .args(["build", "--release", "--bins", "--target", &host()?])
         .arg("--target-dir")
         .arg(target_dir)
-        .current_dir(root.join(folder))
         .env("RUSTFLAGS", flags)
         .status()
         .map_err(|source| FuzzError::Start {

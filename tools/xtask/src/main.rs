@@ -7,6 +7,7 @@
 //! - `sim` simulates whole clusters.
 //! - `doubt` runs everything that tries to break what is promised, and says what was tried.
 
+mod cargo;
 mod doubt;
 mod fuzz;
 mod model;

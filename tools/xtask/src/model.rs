@@ -5,7 +5,8 @@
 
 use std::io;
 use std::path::Path;
-use std::process::Command;
+
+use crate::cargo;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -18,15 +19,9 @@ pub enum ModelError {
     Failed,
 }
 
-fn cargo(root: &Path) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root);
-    cargo
-}
-
 /// Builds and runs it with these options.
 pub fn run(root: &Path, options: &[String]) -> Result<(), ModelError> {
-    let status = cargo(root)
+    let status = cargo::command(root)
         .args(["run", "--quiet", "--profile", "model"])
         .args(["--package", "ashlar-cluster-model", "--features", "mutants"])
         .args(["--example", "model", "--"])
@@ -47,7 +42,7 @@ mod tests {
     /// else may use. All of the workspace is named, so that what both builds need is built once.
     #[test]
     fn each_mutant_is_killed() {
-        let output = cargo(&crate::root())
+        let output = cargo::command(&crate::root())
             .args(["test", "--quiet", "--workspace", "--test", "mutants"])
             .args(["--features", "ashlar-cluster-model/mutants"])
             .args(["--", "--nocapture"])

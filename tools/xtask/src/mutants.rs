@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::cargo;
+
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum MutantsError {
@@ -101,8 +103,7 @@ pub fn run(root: &Path, only: &str) -> Result<(), MutantsError> {
 
 /// Builds a layer's tests; where the program is.
 fn build(root: &Path, layer: &Layer) -> Result<PathBuf, MutantsError> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(root)
+    let output = cargo::command(root)
         .args([
             "test",
             "--no-run",
@@ -150,4 +151,21 @@ fn passes(
         .status();
     let status = status.map_err(|e| MutantsError::Start(program.display().to_string(), e))?;
     Ok(status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name that the engine does not know would end its tests, and pass for noticed.
+    #[test]
+    fn all_mutants_of_the_engine_are_named() {
+        let path = crate::root().join("node/engine/src/mutants.rs");
+        let text = std::fs::read_to_string(path).expect("the engine has mutants");
+        let known = text.lines().filter_map(|line| {
+            let name = line.trim().strip_prefix("Mutant::")?;
+            name.strip_suffix(',')
+        });
+        assert_eq!(known.collect::<Vec<_>>(), MUTANTS);
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::process::Command;
+
+use crate::cargo;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -17,11 +18,12 @@ pub enum SimError {
 
 /// Builds and runs it with these options.
 pub fn run(root: &Path, minutes: Option<u64>, options: &[String]) -> Result<(), SimError> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(root)
-        .args(["run", "--quiet", "--profile", "model"])
-        .args(["--package", "ashlar-tests-sim", "--"]);
+    let mut cargo = cargo::command(root);
+    cargo.args(["run", "--quiet", "--profile", "model"]).args([
+        "--package",
+        "ashlar-tests-sim",
+        "--",
+    ]);
     if let Some(minutes) = minutes {
         cargo.args(["--seconds", &minutes.saturating_mul(60).to_string()]);
     }

@@ -1,0 +1,11 @@
+//! Cargo, as it was called itself.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Cargo in this folder.
+pub fn command(folder: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(folder);
+    cargo
+}
