@@ -143,6 +143,9 @@ pub struct Client {
     pub unfreed: u64,
     /// and lists of stripes that they could not read to do so.
     pub unread: u64,
+    /// A change was asked for again. What it displaced is told to the first attempt only, whose answer may be lost: the
+    /// stripes of that are nobody's then, and stay until somebody collects what no object names.
+    pub retried: bool,
     links: BTreeMap<SocketAddr, Link>,
     /// Questions behind the operations: until when, of which device, and whether they are probes.
     questions: BTreeMap<u64, (u64, DeviceNo, bool)>,
@@ -161,6 +164,7 @@ impl Client {
             wants: Vec::new(),
             unfreed: 0,
             unread: 0,
+            retried: false,
             links: BTreeMap::new(),
             questions: BTreeMap::new(),
             asking_map: false,
@@ -264,6 +268,7 @@ impl Client {
         crc: Option<u32>,
         who: Who,
     ) {
+        self.retried |= matches!(request, Request::Propose { retry: Some(_), .. });
         let map = self.common.map();
         let address = map.address(to).and_then(|it| it.parse().ok());
         let Some(address) = address else {

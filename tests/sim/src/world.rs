@@ -301,7 +301,8 @@ impl World {
         let held: u64 = devices.map(|device| device.shards).sum();
         let unfreed: u64 = self.clients.iter().map(|client| client.unfreed).sum();
         let unread = self.clients.iter().any(|client| client.unread > 0);
-        let untidy = self.story.untidy || unread || self.faults.has_victim();
+        let retried = self.clients.iter().any(|client| client.retried);
+        let untidy = self.story.untidy || unread || retried || self.faults.has_victim();
         let now = self.now;
         if held < named && !self.story.beyond {
             self.story.wrong(
