@@ -129,6 +129,7 @@ impl Field {
     pub fn up(size: &'static str, size_bytes: u64, seed: u64) -> Field {
         let options = Options {
             size,
+            written: true,
             ..Options::default()
         };
         let nodes = options.nodes;

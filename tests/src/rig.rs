@@ -30,6 +30,8 @@ pub struct Options {
     pub nodes: u32,
     /// Bytes of each device, as the command line takes them.
     pub size: &'static str,
+    /// Whether the devices' files are written when they are made, as they are for a store that is used in earnest.
+    pub written: bool,
     /// Durability class.
     pub class: &'static str,
     /// Loop devices instead of files.
@@ -52,6 +54,7 @@ impl Default for Options {
         Options {
             nodes: 6,
             size: "256M",
+            written: false,
             class: "4+2",
             loops: false,
             index_table: None,
@@ -101,6 +104,7 @@ impl Rig {
         let Options {
             nodes,
             size,
+            written,
             class,
             loops,
             index_table,
@@ -113,6 +117,9 @@ impl Rig {
         let mut args = vec![
             "up", "--detach", "--nodes", &nodes, "--size", size, "--class", class,
         ];
+        if !written {
+            args.push("--reserve-only");
+        }
         if loops {
             args.push("--loop");
         }

@@ -25,6 +25,7 @@ fn up(replace_after: &str) -> Rig {
         "up",
         "--detach",
         "--no-gateway",
+        "--reserve-only",
         "--size",
         "256M",
         "--replace-after",

@@ -33,7 +33,7 @@ impl Scale {
             attempts: 1,
             // The states of a model are millions: as many as are tried take a tenth of the time.
             heal_one_in: 1000,
-            walks: self.of(0, 300_000, 50_000_000),
+            walks: self.of(100_000, 300_000, 50_000_000),
             ..Plan::new(name)
         }
     }

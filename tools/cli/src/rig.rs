@@ -109,6 +109,9 @@ pub struct UpArgs {
     /// Merge two neighbours when they have fewer objects together. [default: 200000, or an eighth of --split-objects]
     #[arg(long)]
     pub merge_objects: Option<u64>,
+    /// Reserve the device files' space and do not write it: made at once, but the first write to each place is slower.
+    #[arg(long)]
+    pub reserve_only: bool,
     /// Put loop devices with direct I/O on the files, so that nodes own block devices (needs root).
     #[arg(long = "loop")]
     pub loops: bool,

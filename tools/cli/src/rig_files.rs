@@ -64,8 +64,10 @@ pub fn open_direct(path: &Path, write: bool) -> io::Result<File> {
     }
 }
 
-/// Makes `paths`, each of `size` bytes of zeros that stand on the disk.
-pub fn create(paths: &[PathBuf], size: u64) -> Result<(), Fail> {
+/// Makes `paths`, each of `size` bytes of zeros: they stand on the disk if they are `written`, else their space is only
+/// reserved (if the filesystem can do that), and the first write to each place costs the filesystem a change of its
+/// own records.
+pub fn create(paths: &[PathBuf], size: u64, written: bool) -> Result<(), Fail> {
     if let Some(folder) = paths.first().and_then(|p| p.parent()) {
         let need = size.saturating_mul(paths.len() as u64);
         let stat = statvfs(folder).map_err(|e| Fail::io("cannot look at", folder)(e.into()))?;
@@ -91,7 +93,7 @@ pub fn create(paths: &[PathBuf], size: u64) -> Result<(), Fail> {
             let Some(path) = work.lock().ok().and_then(|mut paths| paths.next()) else {
                 return Ok(());
             };
-            if let Err(e) = create_one(path, size, &progress, &failed) {
+            if let Err(e) = create_one(path, size, written, &progress, &failed) {
                 failed.store(true, Ordering::Relaxed);
                 return Err(Fail::io("cannot write", path)(e));
             }
@@ -112,7 +114,13 @@ pub fn create(paths: &[PathBuf], size: u64) -> Result<(), Fail> {
     })
 }
 
-fn create_one(path: &Path, size: u64, progress: &Progress, failed: &AtomicBool) -> io::Result<()> {
+fn create_one(
+    path: &Path,
+    size: u64,
+    written: bool,
+    progress: &Progress,
+    failed: &AtomicBool,
+) -> io::Result<()> {
     {
         let file = File::options()
             .write(true)
@@ -122,6 +130,7 @@ fn create_one(path: &Path, size: u64, progress: &Progress, failed: &AtomicBool) 
         match fallocate(&file, FallocateFlags::empty(), 0, size) {
             // Writing it all reserves the space as well.
             Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(size)?,
+            Ok(()) if !written => return file.sync_all(),
             result => result?,
         }
     }
@@ -208,23 +217,28 @@ mod tests {
 
     #[test]
     fn files_have_their_size_and_are_not_made_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let paths: Vec<PathBuf> = (0..4).map(|i| folder.path().join(i.to_string())).collect();
-        let size = (5 << 20) + 4096;
-        create(&paths, size).unwrap();
-        for path in &paths {
-            let bytes = std::fs::read(path).unwrap();
-            assert_eq!(bytes.len() as u64, size);
-            assert!(bytes.iter().all(|b| *b == 0));
+        for written in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let paths: Vec<PathBuf> = (0..4).map(|i| folder.path().join(i.to_string())).collect();
+            let size = (5 << 20) + 4096;
+            create(&paths, size, written).unwrap();
+            for path in &paths {
+                let bytes = std::fs::read(path).unwrap();
+                assert_eq!(bytes.len() as u64, size);
+                assert!(bytes.iter().all(|b| *b == 0));
+            }
+            assert!(matches!(
+                create(&paths, size, written),
+                Err(Fail::Io { .. })
+            ));
         }
-        assert!(matches!(create(&paths, size), Err(Fail::Io { .. })));
     }
 
     #[test]
     fn too_little_room_is_seen_before_anything_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("huge");
-        let error = create(std::slice::from_ref(&path), 1 << 60).unwrap_err();
+        let error = create(std::slice::from_ref(&path), 1 << 60, true).unwrap_err();
         assert!(error.to_string().contains("are free"), "{error}");
         assert!(!path.exists());
     }

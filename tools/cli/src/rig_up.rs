@@ -230,7 +230,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         std::fs::create_dir(&folder).map_err(Fail::io("cannot make", &folder))?;
         images.push(rig.image(node));
     }
-    rig_files::create(&images, rig.file.size)?;
+    rig_files::create(&images, rig.file.size, !args.reserve_only)?;
     for device in &map.devices {
         let image = rig.image(device.node.0);
         device_format::format_image(&image, &identity(&map, device))?;

@@ -56,7 +56,7 @@ pub fn run(root: &Path, seconds: u64) -> Result<(), DoubtError> {
             name: "fresh seeds of whole clusters",
             arguments: seeds.split_whitespace().map(str::to_owned).collect(),
         },
-        part("the models and their mutants", "xtask model"),
+        part("the models and their mutants", "xtask model --small"),
         part("engines that do one thing wrong", "xtask mutants"),
         part("the fuzz targets", "xtask fuzz --seconds 4"),
         part("the command", "build --quiet --release --bin ashlar"),

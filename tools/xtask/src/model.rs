@@ -33,24 +33,3 @@ pub fn run(root: &Path, options: &[String]) -> Result<(), ModelError> {
         Err(ModelError::Failed)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The test itself stands in `cluster/model/tests/mutants.rs`: it needs a build of the journal that nothing
-    /// else may use. All of the workspace is named, so that what both builds need is built once.
-    #[test]
-    fn each_mutant_is_killed() {
-        let output = cargo::command(&crate::root())
-            .args(["test", "--quiet", "--workspace", "--test", "mutants"])
-            .args(["--features", "ashlar-cluster-model/mutants"])
-            .args(["--", "--nocapture"])
-            .output()
-            .expect("cargo runs");
-        let told = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{told}\n{errors}");
-        assert!(told.contains("mutants killed 11/11"), "{told}");
-    }
-}
