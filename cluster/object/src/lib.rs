@@ -54,6 +54,8 @@ mod cached_tests;
 #[cfg(test)]
 mod chain_model;
 #[cfg(test)]
+mod cipher_tests;
+#[cfg(test)]
 mod compose_tests;
 #[cfg(test)]
 mod failover_tests;

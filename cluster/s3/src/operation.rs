@@ -335,7 +335,7 @@ operations! {
             "response-content-encoding", "response-content-language", "response-content-type",
             "response-expires", "versionId",
         ]
-        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS, CUSTOMER_KEY, &["server-side-encryption"]];
+        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS, CUSTOMER_KEY, ENCRYPTED];
     /// What is known of one.
     HeadObject "s3:GetObject" "HEAD" Object
         needs [] header None,
@@ -344,7 +344,7 @@ operations! {
             "response-content-encoding", "response-content-language", "response-content-type",
             "response-expires", "versionId",
         ]
-        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS, CUSTOMER_KEY, &["server-side-encryption"]];
+        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS, CUSTOMER_KEY, ENCRYPTED];
     /// Makes one.
     PutObject "s3:PutObject" "PUT" Object
         needs [] header None,

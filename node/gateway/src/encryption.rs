@@ -98,8 +98,8 @@ pub(crate) fn said_of(call: &Call, attributes: &Attributes) -> Vec<(&'static str
 }
 
 impl Gateway {
-    /// With what something new is to be encrypted: as the request wants it, or its bucket. The key is kept, sealed, with
-    /// the attributes.
+    /// With what something new is to be encrypted: as the request wants it, or its bucket. The key is kept, sealed,
+    /// with the attributes.
     pub(crate) fn encrypt(
         &self,
         call: &Call,
@@ -234,11 +234,14 @@ impl Gateway {
 
 /// How an object is encrypted is known when it is read: a request that says it is a mistake.
 fn check_reading(call: &Call) -> Result<(), Refusal> {
-    match call.header(WAY) {
+    match [WAY, KMS_KEY]
+        .iter()
+        .find(|name| call.header(name).is_some())
+    {
         None => Ok(()),
-        Some(_) => refused(
-            Code::InvalidArgument,
-            "x-amz-server-side-encryption header is not supported for this operation.",
-        ),
+        Some(name) => {
+            let message = format!("{name} header is not supported for this operation.");
+            Err(Refusal::new(Code::InvalidArgument, message))
+        }
     }
 }
