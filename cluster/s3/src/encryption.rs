@@ -30,7 +30,7 @@ pub const NONCE_LEN: usize = 24;
 /// Bytes of an object's key with the tag that proves it.
 const BOX_LEN: usize = KEY_LEN + 16;
 /// Bytes of a sealed key.
-const SEALED_LEN: usize = 1 + NONCE_LEN + BOX_LEN;
+pub(crate) const SEALED_LEN: usize = 1 + NONCE_LEN + BOX_LEN;
 /// The one algorithm.
 pub const AES256: &str = "AES256";
 /// The ways that take a key management service.
@@ -81,7 +81,7 @@ impl fmt::Debug for SealedKey {
 
 /// The store's key, made of the root key.
 #[derive(Clone)]
-pub struct StoreKey(PlainKey);
+pub struct StoreKey(pub(crate) PlainKey);
 
 impl fmt::Debug for StoreKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,7 +98,7 @@ impl StoreKey {
 
 /// A customer's key, as a request brings it.
 #[derive(Clone)]
-pub struct CustomerKey(PlainKey);
+pub struct CustomerKey(pub(crate) PlainKey);
 
 impl fmt::Debug for CustomerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,7 +128,7 @@ impl SealedKey {
         }
     }
 
-    fn open(&self, secret: &PlainKey) -> Option<PlainKey> {
+    pub(crate) fn open(&self, secret: &PlainKey) -> Option<PlainKey> {
         let payload = Payload {
             msg: &self.sealed,
             aad: self.kind.label(),
@@ -431,7 +431,3 @@ pub fn no_default() -> Refusal {
         "The server side encryption configuration was not found",
     )
 }
-
-#[cfg(test)]
-#[path = "encryption_tests.rs"]
-mod tests;

@@ -29,6 +29,8 @@ pub mod cors;
 mod crc_combine;
 pub mod documents;
 pub mod encryption;
+#[cfg(test)]
+mod encryption_tests;
 pub mod form;
 pub mod form_policy;
 pub mod lifecycle;

@@ -350,7 +350,8 @@ operations! {
         needs [] header None,
         queries []
         headers [
-            CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, ENCRYPTED, CUSTOMER_KEY, &["write-offset-bytes"],
+            CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"],
+            ENCRYPTED, CUSTOMER_KEY,
         ];
     /// Makes one of another.
     CopyObject "s3:PutObject" "PUT" Object
@@ -370,7 +371,8 @@ operations! {
     /// Parts of what is known of one.
     GetObjectAttributes "s3:GetObjectAttributes" "GET" Object
         needs ["attributes"] header None,
-        queries ["versionId"] headers [&["max-parts", "object-attributes", "part-number-marker"], CUSTOMER_KEY];
+        queries ["versionId"]
+        headers [&["max-parts", "object-attributes", "part-number-marker"], CUSTOMER_KEY];
     /// Its tags.
     GetObjectTagging "s3:GetObjectTagging" "GET" Object
         needs ["tagging"] header None, queries ["versionId"] headers [];
