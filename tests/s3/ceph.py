@@ -20,8 +20,6 @@ NEEDS = ("PyYAML", "boto3==1.44.8", "munch", "isodate", "requests", "pytz", "htt
 
 # What is not run at all, by the suite's own marks.
 OUT = {
-    "encryption": "no encryption settings here", "sse_s3": "no encryption settings here",
-    "bucket_encryption": "no encryption settings here",
     "lifecycle_transition": "one storage class", "cloud_transition": "one storage class",
     "cloud_restore": "one storage class", "storage_class": "one storage class",
     "lifecycle_expiration": "waits for days that a setting of Ceph's makes seconds: lifecycle.py moves the clock",
@@ -146,6 +144,8 @@ REASONS = [
     ("put_obj_copy_source", "what others may put is the bucket owner's, and not theirs to read"),
     ("request_obj_tag", "the test gives its header to one client, and asks another"),
     ("torrent", "no torrents"),
+    ("kms", "no key management service: aws:kms is NotImplemented, and touches nothing"),
+    ("sse_c_other_key|sse_c_multipart_bad_download", "who reads with another key is denied (403), as on Amazon's"),
     ("transition", "one storage class"),
     ("chunked_transfer_encoding", "a body without a length is MissingContentLength, as on Amazon's"),
     ("resend_first_finishes_last", "a part that is named twice is InvalidPartOrder, as on Amazon's"),

@@ -797,7 +797,7 @@ def test_forms():
         refused("InvalidAccessKeyId", 403, "k", b"1", s3=client("NOSUCHKEY", "x"))
         refused("SignatureDoesNotMatch", 403, "k", b"1", s3=client(boto3.Session().get_credentials().access_key, "wrong"))
         refused("BadDigest", 400, "k", b"1", more={"x-unsigned-x-amz-checksum-crc32": "AAAAAA=="})
-        refused("NotImplemented", 501, "k", b"1", more={"x-amz-server-side-encryption": "AES256"})
+        refused("NotImplemented", 501, "k", b"1", more={"x-amz-server-side-encryption": "aws:kms"})
         refused("NotImplemented", 501, "k", b"1", more={"x-amz-website-redirect-location": "/x"})
         refused("KeyTooLongError", 400, "k" * 1025, b"1")
         refused("MaxPostPreDataLengthExceededError", 400, "k", b"1", more={"x-ignore-a": "x" * (21 << 10)})
@@ -963,7 +963,7 @@ def test_what_is_not_there_is_not_done():
     """Nothing is touched by a request that is not understood."""
     with bucket() as b:
         S3.put_object(Bucket=b, Key="k", Body=b"stays")
-        fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", ServerSideEncryption="AES256")
+        fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", ServerSideEncryption="aws:kms")
         fails("NotImplemented", 501, S3.put_object, Bucket=b, Key="k", Body=b"no", WebsiteRedirectLocation="/x")
         # A bucket without locks takes none.
         fails("InvalidRequest", 400, S3.put_object, Bucket=b, Key="k", Body=b"no", ObjectLockLegalHoldStatus="ON")

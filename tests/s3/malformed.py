@@ -339,9 +339,15 @@ def test_unknown():
                       "x-amz-nonsense=1", "tagging=&acl=", "torrent="):
             reply = ask(put(b, "k", query=query, more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))
-        for header in ("x-amz-nonsense", "x-amz-server-side-encryption", "x-amz-write-offset-nonsense", "x-amz-object-lock-nonsense",
+        for header in ("x-amz-nonsense", "x-amz-server-side-encryption-context", "x-amz-write-offset-nonsense", "x-amz-object-lock-nonsense",
                        "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-read"):
             refused(ask(put(b, "k", {header: "AES256"}, more=length(3)).head, b"abc"), (501, "NotImplemented"))
+        # A key that is not whole is none.
+        customer = "x-amz-server-side-encryption-customer-"
+        for headers in ({"algorithm": "AES256"}, {"key": "x"}, {"key-md5": "x"}, {"algorithm": "AES256", "key": "x", "key-md5": "x"}):
+            headers = {customer + name: value for name, value in headers.items()}
+            refused(ask(put(b, "k", headers, more=length(3)).head, b"abc"), (400, "InvalidArgument"))
+        refused(ask(Request("PUT", "/" + b, query="encryption=", more=length(3)).head, b"abc"), (400, "MalformedXML"))
         for method in ("PATCH", "TRACE", "FOO", "CONNECT"):
             reply = ask(Request(method, "/%s/k" % b, more=length(0)).head)
             assert reply and reply[0] in (400, 405, 501), (method, reply)
@@ -349,7 +355,7 @@ def test_unknown():
         for header, value in (("mode", "COMPLIANCE"), ("mode", "x"), ("retain-until-date", "x"), ("legal-hold", "on")):
             refused(ask(put(b, "k", {"x-amz-object-lock-" + header: value}, more=length(3)).head, b"abc"), (400, "InvalidArgument"))
         refused(ask(Request("PUT", "/" + b, query="object-lock=", more=length(3)).head, b"abc"), (400, "MalformedXML"))
-        for query in ("encryption=", "replication=", "website=", "logging=",
+        for query in ("replication=", "website=", "logging=",
                       "notification=", "accelerate=", "requestPayment=", "inventory=&id=x", "analytics=&id=x", "nonsense="):
             reply = ask(Request("PUT", "/" + b, query=query.replace("&id=x", ""), more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))

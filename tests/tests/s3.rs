@@ -86,6 +86,11 @@ fn objects_get_other_keys() {
 }
 
 #[test]
+fn what_is_encrypted_is_for_who_has_the_key() {
+    ask_through_two("encryption.py");
+}
+
+#[test]
 fn what_is_locked_stays_whoever_asks() {
     ask_through_two("locks.py");
 }

@@ -44,7 +44,12 @@ impl StripeBuf {
         StripeBuf { bytes, data_len }
     }
 
-    /// Bytes of the object in it.
+    /// The bytes of the object in it.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.bytes[..self.data_len as usize]
+    }
+
+    /// How many these are.
     pub fn data_len(&self) -> u32 {
         self.data_len
     }

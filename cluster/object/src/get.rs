@@ -24,6 +24,7 @@ use bytes::Bytes;
 
 use crate::ask::Ask;
 use crate::call::{Action, Event, Machine, sooner};
+use crate::cipher::{Chunk, DataKey};
 use crate::common::Common;
 use crate::cursor::Cursor;
 use crate::error::ObjectError;
@@ -71,7 +72,8 @@ pub struct Get {
     cursor: Option<Cursor>,
     node: Option<Reading>,
     reads: VecDeque<Reading>,
-    chunks: VecDeque<Bytes>,
+    chunks: VecDeque<Chunk>,
+    cipher: Option<DataKey>,
     /// Bytes of the range whose stripes were asked for.
     asked_to: u64,
     /// Bytes of the range that are in `chunks`, or were given out.
@@ -116,6 +118,7 @@ impl Get {
             node: None,
             reads: VecDeque::new(),
             chunks: VecDeque::new(),
+            cipher: None,
             asked_to: 0,
             read_to: 0,
             given: 0,
@@ -137,6 +140,11 @@ impl Get {
     /// What is known of the object; `None` until it was looked up. Stands once a byte is there.
     pub fn meta(&self) -> Option<&ObjectMeta> {
         self.meta.as_ref().filter(|_| !self.is_guess())
+    }
+
+    /// Decrypts what is given out from now on: with this key it was encrypted ([`crate::Put::encrypted`]).
+    pub fn decipher(&mut self, key: DataKey) {
+        self.cipher = Some(key);
     }
 
     /// Whether witnesses said what the object is, and the head was not asked.
@@ -180,9 +188,9 @@ impl Get {
             return None;
         }
         if let Some(chunk) = self.chunks.pop_front() {
-            self.given += chunk.len() as u64;
+            self.given += chunk.bytes.len() as u64;
             self.advance(now, out);
-            return Some(Ok(chunk));
+            return Some(chunk.open(self.cipher.as_ref(), self.common.pool()));
         }
         let error = self.error.take()?;
         self.finished = true;
@@ -474,7 +482,7 @@ impl Get {
         // Both ends are within the payload: the range is within `size`.
         let bytes = payload.slice(self.range.start as usize..self.range.end as usize);
         if !bytes.is_empty() {
-            self.chunks.push_back(bytes);
+            self.chunks.push_back(Chunk { bytes, at: None });
         }
         self.finished = true;
     }
@@ -587,16 +595,18 @@ impl Get {
         let Some(reading) = self.reads.pop_front() else {
             return;
         };
+        let (stripe, mut at) = (reading.read.stripe(), reading.read.want().start.into());
         let Some(part) = self.ended(now, reading, out) else {
             return;
         };
-        for (chunk, crc) in part.chunks.into_iter().zip(part.crcs) {
+        for (bytes, crc) in part.chunks.into_iter().zip(part.crcs) {
             if self.is_whole() {
-                let crc = crc.unwrap_or_else(|| crc32(&chunk));
-                self.crc = crc32_combine(self.crc, crc, chunk.len() as u64);
+                let crc = crc.unwrap_or_else(|| crc32(&bytes));
+                self.crc = crc32_combine(self.crc, crc, bytes.len() as u64);
             }
-            self.read_to += chunk.len() as u64;
-            self.chunks.push_back(chunk);
+            let (len, place) = (bytes.len() as u64, Some((stripe, at)));
+            (self.read_to, at) = (self.read_to + len, at + len);
+            self.chunks.push_back(Chunk { bytes, at: place });
         }
     }
 

@@ -25,6 +25,7 @@ pub mod cache;
 pub mod call;
 mod change;
 pub mod choose;
+pub mod cipher;
 pub mod common;
 pub mod compose;
 mod cursor;
@@ -53,6 +54,8 @@ mod cached_tests;
 #[cfg(test)]
 mod chain_model;
 #[cfg(test)]
+mod cipher_tests;
+#[cfg(test)]
 mod compose_tests;
 #[cfg(test)]
 mod failover_tests;
@@ -71,6 +74,7 @@ mod testing;
 
 pub use ask::Ask;
 pub use call::{Action, Answer, CallId, Event, Leftover, Machine};
+pub use cipher::{DATA_KEY_LEN, DataKey};
 pub use common::{Common, Tuning};
 pub use compose::Compose;
 pub use delete::{Delete, Deleted};

@@ -27,6 +27,7 @@ use bytes::Bytes;
 
 use crate::ask::Ask;
 use crate::call::{Action, Event, Leftover, Machine, sooner};
+use crate::cipher::DataKey;
 use crate::common::{Common, unexpected};
 use crate::encode::StripeBuf;
 use crate::error::{Code, ObjectError};
@@ -83,6 +84,7 @@ pub struct Put {
     making: Making,
     etag: Etag,
     attributes: Vec<u8>,
+    cipher: Option<DataKey>,
     class: Class,
     stripe_data: u32,
     fanout: usize,
@@ -137,6 +139,7 @@ impl Put {
             making: Making::Object,
             etag: Etag::NONE,
             attributes: Vec::new(),
+            cipher: None,
             class: map.class,
             stripe_data: map.stripe_data.max(1),
             fanout,
@@ -184,6 +187,14 @@ impl Put {
             && !self.ended
             && unacknowledged < self.common.tuning().put_stripes
             && self.jobs.len() < self.common.tuning().put_stripes_kept
+    }
+
+    /// Encrypts its stripes with this key, if there is one, which no other object may have; but the parts of one may
+    /// share it. Such an object comes in stripes, however small it is.
+    #[must_use]
+    pub fn encrypted(mut self, cipher: Option<DataKey>) -> Self {
+        self.cipher = cipher;
+        self
     }
 
     /// Makes it in another way: as a new version it may be [`Put::not_kept`].
@@ -243,7 +254,11 @@ impl Put {
     fn start(&mut self, now: Instant, what: What, data: StripeBuf, out: &mut Vec<Action>) {
         let lane = self.next_lane;
         self.next_lane += 1;
-        let mut write = StripeWrite::new(self.common.clone(), lane, data);
+        let cipher = match &what {
+            What::Data(_) => self.cipher.clone(),
+            What::Node(..) => None,
+        };
+        let mut write = StripeWrite::new(self.common.clone(), lane, data).with_cipher(cipher);
         write.on_event(now, Event::Start, out);
         self.jobs.push(Job {
             lane,
@@ -275,6 +290,10 @@ impl Put {
     fn on_inline(&mut self, now: Instant, object: Bytes, out: &mut Vec<Action>) {
         if self.outcome.is_some() || self.ended {
             return;
+        }
+        if self.cipher.is_some() && !object.is_empty() {
+            let detail = "what is to be encrypted does not ride in the journal".to_owned();
+            return self.fail(now, ObjectError::BadRequest { detail }, out);
         }
         self.ended = true;
         self.done.size = object.len() as u64;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use ashlar_cluster_map::Class;
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::{DeviceNo, ShardId};
+use ashlar_layout::ids::{DeviceNo, ShardId, StripeId};
 use ashlar_layout::manifest::Stripe;
 use ashlar_layout::message::{FindingKind, Reply, Request};
 use ashlar_layout::time::Instant;
@@ -170,6 +170,11 @@ impl StripeRead {
     /// How it ended, for good.
     pub fn into_outcome(self) -> Option<Result<Part, ObjectError>> {
         self.outcome
+    }
+
+    /// Which stripe it reads.
+    pub(crate) fn stripe(&self) -> StripeId {
+        self.stripe.id
     }
 
     /// The bytes that it reads, within the stripe.

@@ -20,8 +20,9 @@ use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
 use crate::call::{Action, Answer, CallId, Calls, Event, Leftover, Machine, sooner};
+use crate::cipher::DataKey;
 use crate::common::{Common, forget};
-use crate::encode::{StripeBuf, encode};
+use crate::encode::{Encoded, StripeBuf, encode};
 use crate::error::{Fault, ObjectError, ShardFault};
 use crate::latency::Kind;
 
@@ -111,6 +112,8 @@ pub struct StripeWrite {
     common: Arc<Common>,
     calls: Calls,
     data: StripeBuf,
+    /// With it `data` is encrypted, by each attempt anew.
+    cipher: Option<DataKey>,
     attempt: Option<Attempt>,
     attempts: u32,
     strays: Vec<Stray>,
@@ -128,6 +131,7 @@ impl StripeWrite {
             common,
             calls: Calls::new(lane),
             data,
+            cipher: None,
             attempt: None,
             attempts: 0,
             strays: Vec::new(),
@@ -137,6 +141,13 @@ impl StripeWrite {
             last_failure: None,
             leftover: Leftover::default(),
         }
+    }
+
+    /// With this key, if there is one: what is stored is encrypted.
+    #[must_use]
+    pub(crate) fn with_cipher(mut self, cipher: Option<DataKey>) -> StripeWrite {
+        self.cipher = cipher;
+        self
     }
 
     /// How it ended, once it has.
@@ -214,19 +225,33 @@ impl StripeWrite {
         }
     }
 
+    /// The shards that are stored as the stripe of this id, which no other attempt has.
+    fn encode(&self, id: StripeId, group: &PlacementGroup) -> Result<Encoded, ObjectError> {
+        let (common, class) = (&self.common, group.class);
+        let encrypted = match &self.cipher {
+            None => None,
+            Some(key) => Some(key.encrypt(common.pool(), id, &self.data)?),
+        };
+        let data = encrypted.as_ref().unwrap_or(&self.data);
+        encode(&common.codecs, common.pool(), class, data).map_err(|error| {
+            let detail = error.to_string();
+            ObjectError::BadRequest { detail }
+        })
+    }
+
     fn send_all(&mut self, now: Instant, group: &PlacementGroup, out: &mut Vec<Action>) {
         self.attempts += 1;
         let common = self.common.clone();
-        let encoded = match encode(&common.codecs, common.pool(), group.class, &self.data) {
+        let id = common.next_stripe();
+        let encoded = match self.encode(id, group) {
             Ok(encoded) => encoded,
             Err(error) => {
-                let detail = error.to_string();
-                self.fail(now, ObjectError::BadRequest { detail }, out);
+                self.fail(now, error, out);
                 return;
             }
         };
         let stripe = Stripe {
-            id: common.next_stripe(),
+            id,
             pg: group.id,
             k: group.class.k,
             m: group.class.m,

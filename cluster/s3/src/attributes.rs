@@ -11,6 +11,7 @@
 use ashlar_layout::limits::ATTRIBUTES_MAX;
 
 use crate::checksum::{Algorithm, Checksum, Kind};
+use crate::encryption::SealedKey;
 use crate::refusal::{Refusal, refuse};
 use crate::tags::Tags;
 
@@ -37,6 +38,7 @@ const PART_DIGESTS: u8 = 20;
 const UPLOAD: u8 = 21;
 const MODIFIED: u8 = 22;
 const RENAMED: u8 = 23;
+const ENCRYPTION: u8 = 28;
 
 /// The attributes of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct Attributes {
     pub modified_ms: Option<u64>,
     /// The token of the request that gave it its key, if one did that and had a token: see [`crate::rename::Token`].
     pub renamed: Option<[u8; 32]>,
+    /// The key that its bytes are encrypted with, sealed, if they are.
+    pub encryption: Option<SealedKey>,
 }
 
 /// The parts that an object was uploaded in.
@@ -250,6 +254,9 @@ impl Attributes {
         if let Some(renamed) = &self.renamed {
             field(&mut out, RENAMED, &[renamed])?;
         }
+        if let Some(sealed) = &self.encryption {
+            field(&mut out, ENCRYPTION, &[&sealed.encode()])?;
+        }
         Ok(out)
     }
 
@@ -345,6 +352,10 @@ impl Attributes {
                 Ok(renamed) => self.renamed = Some(renamed),
                 Err(_) => return bad("a token of another length"),
             },
+            ENCRYPTION => match SealedKey::decode(value) {
+                Some(sealed) => self.encryption = Some(sealed),
+                None => return bad("a sealed key that is none"),
+            },
             other => return bad(format!("a field of the unknown kind {other}")),
         }
         Ok(())
@@ -387,6 +398,7 @@ mod tests {
             upload: Some([9; 16]),
             modified_ms: Some(1_700_000_000_123),
             renamed: Some([7; 32]),
+            encryption: SealedKey::decode(&[1; 73]),
         }
     }
 
@@ -437,6 +449,7 @@ mod tests {
             parts: Parts::new([5, 5], vec![]),
             modified_ms: Some(258),
             renamed: Some([7; 32]),
+            encryption: SealedKey::decode(&[2; 73]),
             ..Attributes::default()
         };
         let expected = [
@@ -449,6 +462,8 @@ mod tests {
             &[22, 8, 0, 2, 1, 0, 0, 0, 0, 0, 0],
             &[23, 32, 0],
             &[7; 32],
+            &[28, 73, 0],
+            &[2; 73],
         ]
         .concat();
         assert_eq!(attributes.encode().unwrap(), expected);
@@ -490,6 +505,7 @@ mod tests {
             &[1, 99, 0, 0],
             &[1, 16, 1, 0, b'a'],
             &[1, 1, 1, 0, 0xff],
+            &[1, 28, 1, 0, 1],
         ] {
             Attributes::decode(bytes).unwrap_err();
         }

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cors::CorsRule;
+use crate::encryption::BucketEncryption;
 use crate::lifecycle::LifecycleRule;
 use crate::object_lock::ObjectLock;
 use crate::refusal::{Refusal, refuse};
@@ -77,6 +78,9 @@ pub struct BucketConfig {
     /// What becomes of objects as they grow old.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lifecycle: Vec<LifecycleRule>,
+    /// How objects are encrypted of which nobody says how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<BucketEncryption>,
 }
 
 /// Who can own what is put: with ACLs off it is the bucket's owner.
@@ -140,6 +144,7 @@ impl BucketConfig {
             ownership: None,
             public_access_block: None,
             lifecycle: Vec::new(),
+            encryption: None,
         }
     }
 
@@ -159,6 +164,7 @@ mod tests {
     use ashlar_layout::lock::RetentionMode;
 
     use super::*;
+    use crate::encryption::DefaultAlgorithm;
     use crate::lifecycle::{Filter, When};
     use crate::object_lock::{DefaultRetention, Period};
     use crate::refusal::Code;
@@ -194,6 +200,9 @@ mod tests {
                 expiration: Some(When::Days(3)),
                 ..LifecycleRule::default()
             }],
+            encryption: Some(BucketEncryption {
+                algorithm: DefaultAlgorithm::Aes256,
+            }),
             ..BucketConfig::new("111111111111", 42)
         }
     }
@@ -227,6 +236,8 @@ mod tests {
             r#"{"version":2,"owner":"o","made_by":1}"#,
             r#"{"version":0,"owner":"o","made_by":1}"#,
             r#"{"version":1,"owner":"o","made_by":1,"encryption":{}}"#,
+            r#"{"version":1,"owner":"o","made_by":1,"encryption":{"algorithm":"aws:kms"}}"#,
+            r#"{"version":1,"owner":"o","made_by":1,"replication":{}}"#,
             r#"{"version":1,"owner":"o","made_by":1,"lifecycle":[{"id":"x","transition":1}]}"#,
         ] {
             BucketConfig::decode(text.as_bytes()).expect_err(text);

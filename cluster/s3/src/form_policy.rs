@@ -35,6 +35,11 @@ const HEADERS: &[&str] = &[
     "x-amz-checksum-algorithm",
     "x-amz-sdk-checksum-algorithm",
     "x-amz-security-token",
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-server-side-encryption-customer-key",
+    "x-amz-server-side-encryption-customer-key-md5",
     "x-amz-storage-class",
 ];
 
@@ -536,7 +541,7 @@ mod tests {
             Err(Code::NotImplemented)
         );
         assert_eq!(
-            asked(&[("x-amz-server-side-encryption", "AES256")]),
+            asked(&[("x-amz-server-side-encryption-context", "e30=")]),
             Err(Code::NotImplemented)
         );
         assert_eq!(

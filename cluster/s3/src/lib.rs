@@ -7,6 +7,7 @@
 //! - [`conditional`], [`range`], [`listing`]: what a request asks for;
 //! - [`checksum`], [`attributes`], [`tags`]: what is kept with an object;
 //! - [`bucket`], [`cors`], [`lifecycle`]: what is kept of a bucket;
+//! - [`encryption`]: what hides an object from who holds its devices;
 //! - [`documents`], [`xml`]: how it is written;
 //! - [`users`], [`system`]: users, and where all this stands in the store.
 //!
@@ -27,6 +28,9 @@ pub mod conditional;
 pub mod cors;
 mod crc_combine;
 pub mod documents;
+pub mod encryption;
+#[cfg(test)]
+mod encryption_tests;
 pub mod form;
 pub mod form_policy;
 pub mod lifecycle;

@@ -124,6 +124,23 @@ const LOCKED: &[&str] = &[
     "object-lock-mode",
     "object-lock-retain-until-date",
 ];
+/// How what is made is to be encrypted.
+const ENCRYPTED: &[&str] = &[
+    "server-side-encryption",
+    "server-side-encryption-aws-kms-key-id",
+];
+/// The customer's own key.
+const CUSTOMER_KEY: &[&str] = &[
+    "server-side-encryption-customer-algorithm",
+    "server-side-encryption-customer-key",
+    "server-side-encryption-customer-key-md5",
+];
+/// The same, of what is copied.
+const SOURCE_KEY: &[&str] = &[
+    "copy-source-server-side-encryption-customer-algorithm",
+    "copy-source-server-side-encryption-customer-key",
+    "copy-source-server-side-encryption-customer-key-md5",
+];
 const READ_CONDITIONS: &[&str] = &[
     "if-match",
     "if-modified-since",
@@ -267,8 +284,14 @@ operations! {
         headers [CHECKSUMS, CHUNKED, &[
             "acl", "grant-full-control", "grant-read", "grant-read-acp", "grant-write", "grant-write-acp",
         ]];
-    /// Not encrypted by itself.
+    /// How what is put is encrypted.
     GetBucketEncryption "s3:GetEncryptionConfiguration" "GET" Bucket
+        needs ["encryption"] header None, queries [] headers [];
+    /// How what is put is encrypted.
+    PutBucketEncryption "s3:PutEncryptionConfiguration" "PUT" Bucket
+        needs ["encryption"] header None, queries [] headers [CHECKSUMS, CHUNKED];
+    /// How what is put is encrypted.
+    DeleteBucketEncryption "s3:PutEncryptionConfiguration" "DELETE" Bucket
         needs ["encryption"] header None, queries [] headers [];
     /// No website.
     GetBucketWebsite "s3:GetBucketWebsite" "GET" Bucket
@@ -312,7 +335,7 @@ operations! {
             "response-content-encoding", "response-content-language", "response-content-type",
             "response-expires", "versionId",
         ]
-        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS];
+        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS, CUSTOMER_KEY, ENCRYPTED];
     /// What is known of one.
     HeadObject "s3:GetObject" "HEAD" Object
         needs [] header None,
@@ -321,18 +344,22 @@ operations! {
             "response-content-encoding", "response-content-language", "response-content-type",
             "response-expires", "versionId",
         ]
-        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS];
+        headers [OVERRIDES_CHECKSUM_MODE, READ_CONDITIONS, CUSTOMER_KEY, ENCRYPTED];
     /// Makes one.
     PutObject "s3:PutObject" "PUT" Object
         needs [] header None,
         queries []
-        headers [CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"]];
+        headers [
+            CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"],
+            ENCRYPTED, CUSTOMER_KEY,
+        ];
     /// Makes one of another.
     CopyObject "s3:PutObject" "PUT" Object
         needs [] header COPY_SOURCE,
         queries []
         headers [
             CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"],
+            ENCRYPTED, CUSTOMER_KEY, SOURCE_KEY,
         ];
     /// Gives one another key.
     RenameObject "s3:PutObject" "PUT" Object
@@ -344,7 +371,8 @@ operations! {
     /// Parts of what is known of one.
     GetObjectAttributes "s3:GetObjectAttributes" "GET" Object
         needs ["attributes"] header None,
-        queries ["versionId"] headers [&["max-parts", "object-attributes", "part-number-marker"]];
+        queries ["versionId"]
+        headers [&["max-parts", "object-attributes", "part-number-marker"], CUSTOMER_KEY];
     /// Its tags.
     GetObjectTagging "s3:GetObjectTagging" "GET" Object
         needs ["tagging"] header None, queries ["versionId"] headers [];
@@ -379,24 +407,26 @@ operations! {
         ]];
     /// Begins an upload of parts.
     CreateMultipartUpload "s3:PutObject" "POST" Object
-        needs ["uploads"] header None, queries [] headers [CHECKSUMS, KEPT, LOCKED];
+        needs ["uploads"] header None,
+        queries [] headers [CHECKSUMS, KEPT, LOCKED, ENCRYPTED, CUSTOMER_KEY];
     /// Uploads a part.
     UploadPart "s3:PutObject" "PUT" Object
-        needs ["partNumber", "uploadId"] header None, queries [] headers [CHECKSUMS, CHUNKED];
+        needs ["partNumber", "uploadId"] header None, queries [] headers [CHECKSUMS, CHUNKED, CUSTOMER_KEY];
     /// Makes a part of another object.
     UploadPartCopy "s3:PutObject" "PUT" Object
         needs ["partNumber", "uploadId"] header COPY_SOURCE,
-        queries [] headers [COPIED, &["copy-source-range"]];
+        queries [] headers [COPIED, &["copy-source-range"], CUSTOMER_KEY, SOURCE_KEY];
     /// Puts the parts together.
     CompleteMultipartUpload "s3:PutObject" "POST" Object
         needs ["uploadId"] header None,
-        queries [] headers [CHECKSUMS, WRITE_CONDITIONS, &["mp-object-size"]];
+        queries [] headers [CHECKSUMS, WRITE_CONDITIONS, CUSTOMER_KEY, &["mp-object-size"]];
     /// Gives an upload up.
     AbortMultipartUpload "s3:AbortMultipartUpload" "DELETE" Object
         needs ["uploadId"] header None, queries [] headers [];
     /// The parts so far.
     ListParts "s3:ListMultipartUploadParts" "GET" Object
-        needs ["uploadId"] header None, queries ["max-parts", "part-number-marker"] headers [];
+        needs ["uploadId"] header None,
+        queries ["max-parts", "part-number-marker"] headers [CUSTOMER_KEY];
 }
 
 /// Whether a query key, as it was sent, is one of a list.

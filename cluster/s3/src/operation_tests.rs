@@ -159,12 +159,29 @@ fn what_is_not_understood_is_not_done() {
         ("PUT", Object, &["Tagging"], &[]),
         ("POST", Object, &["uploads"], &["x-amz-write-offset-bytes"]),
         ("PUT", Object, &[], &["x-amz-rename-source"]),
-        ("PUT", Object, &[], &["x-amz-server-side-encryption"]),
         (
             "PUT",
             Object,
             &[],
-            &["x-amz-server-side-encryption-customer-key"],
+            &["x-amz-server-side-encryption-context"],
+        ),
+        (
+            "PUT",
+            Object,
+            &[],
+            &["x-amz-server-side-encryption-bucket-key-enabled"],
+        ),
+        (
+            "PUT",
+            Object,
+            &[],
+            &["x-amz-copy-source-server-side-encryption-customer-key"],
+        ),
+        (
+            "PUT",
+            Object,
+            &["partNumber", "uploadId"],
+            &["x-amz-server-side-encryption"],
         ),
         (
             "PUT",

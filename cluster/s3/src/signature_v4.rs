@@ -304,7 +304,7 @@ fn canonical_query(query: &[(String, String)], presigned: bool) -> String {
     pairs.join("&")
 }
 
-fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
+pub(crate) fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
     // A key of any length is taken.
     let Ok(mut mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(key) else {
         return [0; 32];

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bucket::{BadDocument, from_json, to_json};
 use crate::checksum::{Algorithm, digest};
+use crate::encryption::StoreKey;
 use crate::policy::Caller;
 use crate::refusal::Refusal;
 use crate::text::{from_base64, from_hex, to_base64, to_hex};
@@ -39,6 +40,7 @@ const KEY_ID_START: &str = "ASHL";
 #[derive(Clone)]
 pub struct RootKey {
     cipher: XChaCha20Poly1305,
+    store: StoreKey,
 }
 
 impl fmt::Debug for RootKey {
@@ -80,7 +82,13 @@ impl RootKey {
     pub fn new(bytes: &[u8; ROOT_KEY_LEN]) -> RootKey {
         RootKey {
             cipher: XChaCha20Poly1305::new(bytes.into()),
+            store: StoreKey::of_root(bytes),
         }
+    }
+
+    /// What the keys of objects are sealed with.
+    pub fn store_key(&self) -> &StoreKey {
+        &self.store
     }
 
     /// As a file holds it: hexadecimal, with white space around it or not.

@@ -6,7 +6,7 @@ use ashlar_layout::manifest::Body;
 
 use crate::client_tests::{DRAIN, bytes, cluster, get, options, put};
 use crate::fake::Mood;
-use crate::{ByteRange, Client, Code, GetOptions, ListOptions};
+use crate::{ByteRange, Client, Code, DATA_KEY_LEN, DataKey, GetOptions, ListOptions, PutOptions};
 
 /// Two nodes that misbehave, in every way there is: everything still comes back, and right.
 #[tokio::test]
@@ -70,6 +70,63 @@ async fn a_wholly_hostile_cluster_gives_errors_in_time() {
             began.elapsed()
         );
     }
+}
+
+/// What is encrypted comes back to who has the key, in whole, in part, and of parts, with two nodes that misbehave; no
+/// device holds any of it.
+#[tokio::test]
+async fn what_is_encrypted_is_on_no_device() {
+    let key = |byte| DataKey::new(&[byte; DATA_KEY_LEN]);
+    let (cluster, client) = cluster().await;
+    let mut all = Vec::new();
+    let mut parts = Vec::new();
+    for (i, len) in [9usize, 1_500_000, 40].into_iter().enumerate() {
+        let (name, data) = (format!("part{i}"), bytes(len, 31 + i as u64));
+        let options = PutOptions {
+            cipher: Some(key(5)),
+            ..PutOptions::default()
+        };
+        let body = data.clone();
+        // Both ways in.
+        let put = match i {
+            0 => client.put_bytes("bucket", &name, body, options).await,
+            _ => client.put("bucket", &name, &body[..], options).await,
+        };
+        assert!(put.unwrap().stripes > 0, "it rides in the journal");
+        parts.push(client.head("bucket", &name).await.unwrap().manifest);
+        all.extend_from_slice(&data);
+    }
+    client
+        .compose("bucket", "whole", parts, PutOptions::default())
+        .await
+        .unwrap();
+    client.drain(DRAIN).await;
+    for shard in cluster.store().shards.values() {
+        for run in [&all[..9], &all[9..25], &all[1_000_000..1_000_016]] {
+            assert!(!shard.windows(run.len()).any(|held| held == run));
+        }
+    }
+    for node in &cluster.others()[..2] {
+        cluster.mood(*node, Mood::Mute);
+    }
+    for (range, expected) in [
+        (None, &all[..]),
+        (Some(ByteRange::FromTo(5, 1_048_600)), &all[5..1_048_601]),
+        (Some(ByteRange::Suffix(41)), &all[all.len() - 41..]),
+    ] {
+        let options = GetOptions {
+            range,
+            version: None,
+        };
+        let mut stream = client.get("bucket", "whole", options).await.unwrap();
+        stream.decipher(key(5));
+        let mut got = Vec::new();
+        while let Some(piece) = stream.next().await {
+            got.extend_from_slice(&piece.unwrap());
+        }
+        assert!(got == expected, "{range:?}");
+    }
+    assert_ne!(get(&client, "whole", None).await.unwrap(), all);
 }
 
 #[tokio::test]

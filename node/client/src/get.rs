@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ashlar_cluster_object::{Get, ObjectError};
+use ashlar_cluster_object::{DataKey, Get, ObjectError};
 use ashlar_layout::message::ObjectMeta;
 use bytes::Bytes;
 
@@ -61,6 +61,11 @@ impl GetStream {
     /// What is known of the object.
     pub fn meta(&self) -> &ObjectMeta {
         &self.meta
+    }
+
+    /// Decrypts the pieces that come from here on: see [`crate::PutOptions::cipher`].
+    pub fn decipher(&mut self, key: DataKey) {
+        self.drive.with(|get, _, _| get.decipher(key));
     }
 
     /// The bytes that will come.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ashlar_cluster_object::{ByteRange, Making};
+use ashlar_cluster_object::{ByteRange, DataKey, Making};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition, VersionTag};
 use bytes::Bytes;
@@ -75,6 +75,9 @@ pub struct PutOptions {
     pub striped: bool,
     /// Whether it takes the place of the object before, or is a version among others.
     pub making: Making,
+    /// With this key it is encrypted, and comes in stripes. Whoever reads it has to know that and
+    /// [`crate::GetStream::decipher`] it.
+    pub cipher: Option<DataKey>,
 }
 
 /// What is to be remembered of an object beside its bytes: kept with it, and not looked at.

@@ -36,12 +36,13 @@ async fn start(
     let permit = turn.writer(inner).await?;
     let put = Put::new(inner.common.clone(), bucket, key, options.precondition)?;
     let put = put.as_version(options.making);
+    let put = put.encrypted(options.cipher.clone());
     Ok(Drive::start(inner.clone(), put, permit))
 }
 
 /// The largest object that rides in the journal.
-fn inline_max(inner: &Inner, striped: bool) -> usize {
-    if striped {
+fn inline_max(inner: &Inner, options: &PutOptions) -> usize {
+    if options.striped || options.cipher.is_some() {
         0
     } else {
         inner.common.tuning().inline_max as usize
@@ -253,8 +254,9 @@ pub(crate) async fn put_bytes(
         return Err(ClientError::SourceLength { expected, got });
     }
     let mut drive = start(inner, bucket, key, &options, turn).await?;
+    let inline_max = inline_max(inner, &options);
     describe(&mut drive, options.seal);
-    if body.len() <= inline_max(inner, options.striped) {
+    if body.len() <= inline_max {
         drive.event(Event::Inline(body));
         return finish(inner, (bucket, key), drive).await;
     }
@@ -334,7 +336,7 @@ where
         read: 0,
         exact: options.size_exact,
     };
-    let inline_max = inline_max(inner, options.striped);
+    let inline_max = inline_max(inner, &options);
     let hint = options
         .size_exact
         .or(options.size_hint)

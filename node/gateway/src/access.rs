@@ -39,6 +39,10 @@ const HEADERS: &[(&str, &str)] = &[
         "x-amz-server-side-encryption",
         "s3:x-amz-server-side-encryption",
     ),
+    (
+        "x-amz-server-side-encryption-customer-algorithm",
+        "s3:x-amz-server-side-encryption-customer-algorithm",
+    ),
     ("x-amz-storage-class", "s3:x-amz-storage-class"),
 ];
 /// Parameters of the query that policies know.

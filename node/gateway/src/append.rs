@@ -184,6 +184,7 @@ impl Gateway {
             etag: etag(&old.manifest, old.id()),
             version: old.version,
         }))?;
+        self.check_append(call, &attributes(&old)?)?;
         let given = attributes_of(call)?;
         if !given.metadata.is_empty() || !given.tags.is_empty() {
             return refused(

@@ -31,6 +31,7 @@ use ashlar_node_client::{
 use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
+use crate::encryption::{Cipher, set_encryption};
 use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, now_ms, random, to_the_end};
 use crate::inbound::Inbound;
@@ -38,7 +39,7 @@ use crate::objects::write_checksum;
 use crate::pieces::Pieces;
 use crate::puts::{Target, write_if};
 use crate::reply::Reply;
-use crate::uploads::{Upload, no_such_upload};
+use crate::uploads::{Upload, encryption_of, no_such_upload};
 use crate::versions::set_version;
 
 /// Least bytes of each part but the last.
@@ -108,6 +109,8 @@ impl Gateway {
         let Some(mut upload) = self.named_upload(call).await? else {
             return self.completed(context).await;
         };
+        let encryption = encryption_of(&upload)?;
+        let cipher = self.part_cipher(call, &encryption)?;
         match upload.record.state {
             UploadState::Open => {}
             UploadState::Aborting => return no_such_upload(),
@@ -127,7 +130,8 @@ impl Gateway {
                     return unavailable();
                 }
                 let (this, named) = (self.clone(), named.clone());
-                upload = to_the_end(async move { this.take_over(upload, &named).await }).await?;
+                upload =
+                    to_the_end(async move { this.take_over(upload, &named, cipher).await }).await?;
             }
         }
         let plan = self.plan(call, &upload, &named).await?;
@@ -282,6 +286,7 @@ impl Gateway {
                 let document = result(context, &etag, attributes.checksum(), &self.location(call));
                 self.clean(upload, keys).await?;
                 let mut reply = Reply::xml(document);
+                set_encryption(&mut reply, call, &attributes);
                 if let Some(id) = keeping.made(made.version) {
                     reply.set("x-amz-version-id", &id);
                 }
@@ -409,11 +414,16 @@ impl Gateway {
     }
 
     /// Takes an upload over from who was putting it together and is gone: it is open again then.
-    async fn take_over(&self, mut upload: Upload, named: &[NamedPart]) -> Result<Upload, Refusal> {
+    async fn take_over(
+        &self,
+        mut upload: Upload,
+        named: &[NamedPart],
+        cipher: Option<Cipher>,
+    ) -> Result<Upload, Refusal> {
         if !self.turn(&mut upload, completing()).await? {
             return unavailable();
         }
-        self.copy_parts(&mut upload, named).await?;
+        self.copy_parts(&mut upload, named, cipher).await?;
         if !self.turn(&mut upload, UploadState::Open).await? {
             return unavailable();
         }
@@ -422,7 +432,12 @@ impl Gateway {
 
     /// Uploads the parts that were named again, out of themselves. The old ones' stripes may be an object's,
     /// or may have been freed with it: then they cannot be read, and the upload is no more.
-    async fn copy_parts(&self, upload: &mut Upload, named: &[NamedPart]) -> Result<(), Refusal> {
+    async fn copy_parts(
+        &self,
+        upload: &mut Upload,
+        named: &[NamedPart],
+        cipher: Option<Cipher>,
+    ) -> Result<(), Refusal> {
         let parts = self.parts(upload.id, 0, usize::from(PARTS_MAX)).await?;
         let mut made = HashSet::new();
         for part in named {
@@ -440,12 +455,17 @@ impl Gateway {
                 .store
                 .get(SYSTEM_BUCKET, &entry.key, GetOptions::default())
                 .await;
-            let stream = stream.or(no_such_upload())?;
+            let mut stream = stream.or(no_such_upload())?;
+            if let Some(cipher) = &cipher {
+                stream.decipher(cipher.key());
+            }
             let found = attributes(stream.meta())?;
             let algorithm = found.checksum().map(|checksum| checksum.algorithm);
             let sent = Sent::default().or_made(algorithm.unwrap_or(Algorithm::Crc64Nvme));
             let key = part_key(upload.id, part.number, random()?);
-            let target = Target::part(&key);
+            let mut target = Target::part(&key);
+            target.attributes.encryption = found.encryption;
+            target.cipher = cipher.clone();
             let promise = self.own_promise(stream.meta().manifest.size, &sent);
             let source = Source::Object(Pieces::new(stream));
             self.make(target, source, promise, &sent).await?;
@@ -478,6 +498,7 @@ impl Gateway {
         let location = self.location(&context.call);
         let document = result(context, &meta.manifest.etag, found.checksum(), &location);
         let mut reply = Reply::xml(document);
+        set_encryption(&mut reply, &context.call, &found);
         set_version(&mut reply, context.keeping(), meta);
         Ok(reply)
     }

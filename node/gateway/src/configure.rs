@@ -55,6 +55,9 @@ impl Gateway {
             O::GetBucketVersioning | O::PutBucketVersioning => {
                 self.bucket_versioning(operation, context, body).await
             }
+            O::GetBucketEncryption | O::PutBucketEncryption | O::DeleteBucketEncryption => {
+                self.bucket_encryption(operation, context, body).await
+            }
             O::GetObjectLockConfiguration | O::PutObjectLockConfiguration => {
                 self.bucket_object_lock(operation, context, body).await
             }
@@ -124,10 +127,6 @@ impl Gateway {
                 });
                 Ok(Reply::xml(document))
             }
-            O::GetBucketEncryption => refused(
-                Code::ServerSideEncryptionConfigurationNotFoundError,
-                "The server side encryption configuration was not found",
-            ),
             O::GetBucketWebsite => refused(
                 Code::NoSuchWebsiteConfiguration,
                 "The specified bucket does not have a website configuration",

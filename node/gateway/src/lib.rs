@@ -22,6 +22,7 @@ mod configure;
 mod deletes;
 mod digests;
 mod directory;
+mod encryption;
 mod faults;
 pub mod gateway;
 mod inbound;
@@ -45,5 +46,6 @@ mod versions;
 
 pub use ashlar_cluster_s3::sweep::{SweepRecord, Tally};
 pub use ashlar_cluster_s3::users::{ROOT_KEY_LEN, RootKey, SealError, Secret, User};
+pub use encryption::is_encrypted;
 pub use gateway::Gateway;
 pub use options::{GatewayOptions, Limits, Log, LogEntry};

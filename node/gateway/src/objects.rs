@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
 
 use crate::call::Call;
+use crate::encryption::set_encryption;
 use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
 use crate::lifecycle::expiration_header;
@@ -258,7 +259,7 @@ impl Gateway {
         }
         for _ in 0..TRIES {
             let opened = self.open(context, &part).await?;
-            let (stream, meta, found) = match opened {
+            let (mut stream, meta, found) = match opened {
                 Opened::OutOfRange(meta) => return self.out_of_range(call, &meta),
                 Opened::Stream(opened) => *opened,
             };
@@ -268,6 +269,7 @@ impl Gateway {
                 part = self.part(context).await?;
                 continue;
             }
+            self.decrypt(call, &found, &mut stream)?;
             let (tag, modified) = (etag(&meta.manifest, meta.id()), modified_ms(&meta, &found));
             if let Err(refusal) = read_if(call).check(&tag, modified) {
                 return unmet(refusal, &meta, &found);
@@ -287,6 +289,7 @@ impl Gateway {
 
     fn out_of_range(&self, call: &Call, meta: &ObjectMeta) -> Result<Reply, Refusal> {
         let found = attributes(meta)?;
+        self.check_key(call, &found)?;
         let tag = etag(&meta.manifest, meta.id());
         if let Err(refusal) = read_if(call).check(&tag, modified_ms(meta, &found)) {
             return unmet(refusal, meta, &found);
@@ -332,6 +335,7 @@ impl Gateway {
         let call = &context.call;
         let meta = self.find(context).await?;
         let found = attributes(&meta)?;
+        self.check_key(call, &found)?;
         let (tag, modified) = (etag(&meta.manifest, meta.id()), modified_ms(&meta, &found));
         if let Err(refusal) = read_if(call).check(&tag, modified) {
             return unmet(refusal, &meta, &found);
@@ -388,6 +392,7 @@ impl Gateway {
             .min(1000);
         let meta = self.find(context).await?;
         let found = attributes(&meta)?;
+        self.check_key(call, &found)?;
         let document = Xml::document("GetObjectAttributesResponse", |xml| {
             if asked.contains(&"ETag") {
                 xml.text("ETag", &etag(&meta.manifest, meta.id()));
@@ -462,6 +467,7 @@ fn head(
         StatusCode::OK
     });
     describe(&mut reply, call, meta, found);
+    set_encryption(&mut reply, call, found);
     set_version(&mut reply, context.keeping(), meta);
     set_lock(&mut reply, context, meta);
     let subject = Subject {

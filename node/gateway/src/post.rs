@@ -23,6 +23,7 @@ use crate::access::Access;
 use crate::body::{BodyReader, FormSource, Promise, Source};
 use crate::call::Call;
 use crate::digests::Sent;
+use crate::encryption::said_of;
 use crate::faults::refused;
 use crate::gateway::{Context, DOCUMENT_WAIT, Gateway, timeout};
 use crate::inbound::Inbound;
@@ -74,6 +75,8 @@ impl Gateway {
             access.check("s3:PutObjectTagging", &call.arn())?;
         }
         access.check_acl(call)?;
+        let cipher = self.encrypt(call, access.bucket.as_deref(), &mut attributes)?;
+        let encrypted = said_of(call, &attributes);
         let digests = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let promise = Promise {
             // More than came with all of the form it cannot be.
@@ -93,10 +96,14 @@ impl Gateway {
             // What the bucket wants; a form asks for none.
             lock: Lock::NONE,
             known: None,
+            cipher,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;
         let mut reply = done(call, &fields, &made);
+        for (name, value) in encrypted {
+            reply.set(name, &value);
+        }
         if let Some(id) = &made.id {
             reply.set("x-amz-version-id", id);
         }

@@ -30,6 +30,7 @@ use crate::append::write_offset;
 use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
 use crate::digests::Sent;
+use crate::encryption::{Cipher, said_of, says_how};
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms};
 use crate::inbound::Inbound;
@@ -64,6 +65,8 @@ pub(crate) struct Target<'a> {
     pub(crate) lock: Lock,
     /// What its bucket wanted, and when.
     pub(crate) known: Option<(Kept, Instant)>,
+    /// With what it is encrypted.
+    pub(crate) cipher: Option<Cipher>,
 }
 
 impl<'a> Target<'a> {
@@ -77,6 +80,7 @@ impl<'a> Target<'a> {
             attributes: Attributes::default(),
             lock: Lock::NONE,
             known: None,
+            cipher: None,
         }
     }
 }
@@ -212,7 +216,8 @@ impl Gateway {
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         self.check_there(context).await?;
-        let attributes = attributes_of(call)?;
+        let mut attributes = attributes_of(call)?;
+        let cipher = self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
         let lock = asked_lock(context, call)?;
         let sent = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let condition = write_if(call)?;
@@ -238,6 +243,7 @@ impl Gateway {
             modified_ms: context.now_ms,
         };
         let ends = expiration_header(context.access.bucket.as_ref(), &subject);
+        let encrypted = said_of(call, &attributes);
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
@@ -246,6 +252,7 @@ impl Gateway {
             attributes,
             lock,
             known: Some((context.kept(), context.asked)),
+            cipher,
         };
         let made = self
             .make(target, Source::Http(body), promise, &sent)
@@ -253,6 +260,9 @@ impl Gateway {
         let mut reply = Reply::ok().with("etag", &format!("\"{}\"", made.etag));
         if let Some(ends) = ends {
             reply.set("x-amz-expiration", &ends);
+        }
+        for (name, value) in encrypted {
+            reply.set(name, &value);
         }
         if let Some(id) = &made.id {
             reply.set("x-amz-version-id", id);
@@ -279,6 +289,7 @@ impl Gateway {
             attributes,
             lock,
             known,
+            cipher,
         } = target;
         let (len, least) = (promise.len, promise.least);
         let _share = self.share(len).await?;
@@ -289,6 +300,7 @@ impl Gateway {
             size_exact: least.is_none().then_some(len),
             // Of what stands in the reserved bucket parts alone come this way: they are to be taken over.
             striped: bucket == SYSTEM_BUCKET,
+            cipher: cipher.as_ref().map(Cipher::key),
             ..PutOptions::default()
         };
         let mut made: Option<(String, Option<Checksum>, Keeping)> = None;
@@ -305,7 +317,10 @@ impl Gateway {
                 Ok((sealed, kept.keeping, kept.making(lock, now_ms())?))
             });
             match sealed {
-                Ok(((seal, checksum), keeping, making)) => {
+                Ok(((mut seal, checksum), keeping, making)) => {
+                    if let Some(cipher) = &cipher {
+                        seal.etag.md5 = cipher.etag(seal.etag.md5);
+                    }
                     made = Some((seal.etag.to_string(), checksum, keeping));
                     Ok(Sealed { seal, making })
                 }
@@ -369,7 +384,8 @@ impl Gateway {
             .header("x-amz-checksum-algorithm")
             .map(Algorithm::parse)
             .transpose()?;
-        if same && !replaces && !replaces_tags && algorithm.is_none() {
+        let changes = replaces || replaces_tags || algorithm.is_some() || says_how(call);
+        if same && !changes {
             return refused(
                 Code::InvalidRequest,
                 "This copy request is illegal because it is trying to copy an object to itself without \
@@ -394,6 +410,9 @@ impl Gateway {
         let kept = found.checksums.first().map(|checksum| checksum.algorithm);
         let algorithm = algorithm.or(kept).unwrap_or(Algorithm::Crc64Nvme);
         let sent = Sent::default().or_made(algorithm);
+        // However the source is encrypted: what is copied is encrypted anew.
+        let cipher = self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
+        let encrypted = said_of(call, &attributes);
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
@@ -402,6 +421,7 @@ impl Gateway {
             attributes,
             lock,
             known: None,
+            cipher,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
         let source = Source::Object(Pieces::new(stream));
@@ -414,6 +434,9 @@ impl Gateway {
         let mut reply = Reply::xml(copy_result("CopyObjectResult", &made, modified));
         if let Some(id) = &made.id {
             reply.set("x-amz-version-id", id);
+        }
+        for (name, value) in encrypted {
+            reply.set(name, &value);
         }
         set_source_version(&mut reply, &meta);
         Ok(reply)
@@ -458,7 +481,7 @@ impl Gateway {
             version: from.version,
         };
         let stream = self.store.get(names.0, names.1, options).await;
-        let stream = match stream {
+        let mut stream = match stream {
             Ok(stream) => stream,
             Err(error) if is_absent(&error) => {
                 let gone = missing(&access, names, from.version, &error);
@@ -486,6 +509,7 @@ impl Gateway {
             access.say_existing_tags(&found.tags);
             access.check(action, &source)?;
         }
+        self.decrypt_source(call, &found, &mut stream)?;
         from.conditions
             .check_copy(&etag(&meta.manifest, meta.id()), modified_ms(&meta, &found))?;
         Ok((stream, meta, found))

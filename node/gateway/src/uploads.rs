@@ -37,6 +37,7 @@ use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
 use crate::directory::{reserved, write_document};
+use crate::encryption::{Cipher, set_encryption};
 use crate::faults::{busy, internal, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
@@ -158,12 +159,23 @@ fn checksum_of(call: &Call) -> Result<(Option<Algorithm>, Option<Kind>), Refusal
     }
 }
 
+/// How an upload is encrypted, and nothing else of what is remembered of it.
+pub(crate) fn encryption_of(upload: &Upload) -> Result<Attributes, Refusal> {
+    let encryption = upload.record.attributes().map_err(internal)?.encryption;
+    Ok(Attributes {
+        encryption,
+        ..Attributes::default()
+    })
+}
+
 impl Gateway {
     /// CreateMultipartUpload.
     pub(crate) async fn create_upload(&self, context: &Context) -> Result<Reply, Refusal> {
         let call = &context.call;
         self.check_there(context).await?;
-        let attributes = attributes_of(call)?;
+        let mut attributes = attributes_of(call)?;
+        // Its key is opened again for each part.
+        self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
         let (algorithm, kind) = checksum_of(call)?;
         let id = UploadId::new(context.now_ms, random()?);
         let owner = context.access.account().unwrap_or_default();
@@ -189,6 +201,7 @@ impl Gateway {
             xml.text("UploadId", &record.id);
         });
         let mut reply = Reply::xml(document);
+        set_encryption(&mut reply, call, &attributes);
         if let Some((algorithm, kind)) = record.checksum() {
             reply.set("x-amz-checksum-algorithm", algorithm.as_str());
             reply.set("x-amz-checksum-type", kind.as_str());
@@ -270,14 +283,16 @@ impl Gateway {
     /// Makes a part of a body.
     async fn make_part(
         &self,
-        upload: &Upload,
+        (upload, cipher): (&Upload, Option<Cipher>),
         number: u16,
         source: Source,
         promise: crate::body::Promise,
         sent: &Sent,
     ) -> Result<Made, Refusal> {
         let key = part_key(upload.id, number, random()?);
-        let target = Target::part(&key);
+        let mut target = Target::part(&key);
+        target.attributes.encryption = encryption_of(upload)?.encryption;
+        target.cipher = cipher;
         let made = self.make(target, source, promise, sent).await?;
         let record = &upload.record;
         let now = self.upload(&record.bucket, &record.key, upload.id).await?;
@@ -300,6 +315,8 @@ impl Gateway {
         let call = &context.call;
         let number = part_number_of(call)?;
         let upload = self.open_upload(call).await?;
+        let encryption = encryption_of(&upload)?;
+        let cipher = self.part_cipher(call, &encryption)?;
         let sent = self.part_sent(call, &upload)?;
         let mut promise = self.promise(context)?;
         if promise.len > PUT_MAX {
@@ -310,9 +327,16 @@ impl Gateway {
         }
         promise.algorithms = sent.algorithms();
         let made = self
-            .make_part(&upload, number, Source::Http(body), promise, &sent)
+            .make_part(
+                (&upload, cipher),
+                number,
+                Source::Http(body),
+                promise,
+                &sent,
+            )
             .await?;
         let mut reply = Reply::ok().with("etag", &format!("\"{}\"", made.etag));
+        set_encryption(&mut reply, call, &encryption);
         if let Some(checksum) = &made.checksum {
             set_checksum(&mut reply, checksum);
             reply.headers.remove("x-amz-checksum-type");
@@ -330,6 +354,8 @@ impl Gateway {
             .map(parse_copy)
             .transpose()?;
         let upload = self.open_upload(call).await?;
+        let encryption = encryption_of(&upload)?;
+        let cipher = self.part_cipher(call, &encryption)?;
         let sent = self.part_sent(call, &upload)?;
         let asked = range.map(byte_range);
         let (stream, meta, _) = self.open_source(context, &from, asked).await?;
@@ -352,9 +378,10 @@ impl Gateway {
         let promise = self.own_promise(len, &sent);
         let source = Source::Object(Pieces::new(stream));
         let made = self
-            .make_part(&upload, number, source, promise, &sent)
+            .make_part((&upload, cipher), number, source, promise, &sent)
             .await?;
         let mut reply = Reply::xml(copy_result("CopyPartResult", &made, context.now_ms));
+        set_encryption(&mut reply, call, &encryption);
         set_source_version(&mut reply, &meta);
         Ok(reply)
     }

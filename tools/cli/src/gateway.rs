@@ -41,7 +41,8 @@ enum GatewayCommand {
     Run(RunArgs),
     /// Tell what came of the lifecycle rules of buckets. Gateways that run carry them out.
     Lifecycle(LifecycleArgs),
-    /// Make a root key: the file that secrets of users are sealed with. Every gateway of a cluster has it.
+    /// Make a root key: the file that secrets of users, and keys of encrypted objects, are sealed with. Every gateway
+    /// of a cluster has it. Keep a copy: without it those objects cannot be read by anybody.
     RootKey {
         /// The file to make; it must not be there.
         file: PathBuf,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ashlar_node_client::{ByteRange, Client, GetOptions, GetStream};
+use ashlar_node_gateway::is_encrypted;
 use clap::Args;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -111,10 +112,20 @@ pub fn get(args: GetArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail
 }
 
 async fn open(client: &Client, address: &Address, options: GetOptions) -> Result<GetStream, Fail> {
-    client
-        .get(&address.bucket, &address.key, options)
-        .await
-        .map_err(Fail::store(format!("get {address}")))
+    let stream = client.get(&address.bucket, &address.key, options).await;
+    let stream = stream.map_err(Fail::store(format!("get {address}")))?;
+    match is_encrypted(stream.meta()) {
+        Ok(false) => Ok(stream),
+        Ok(true) => Err(Fail::Refused(format!(
+            "get {address}: it is encrypted, and only a gateway, with its root key or the key that the object was put \
+             with, can give its bytes: get it through S3"
+        ))),
+        Err(refusal) => Err(Fail::Refused(format!(
+            "get {address}: whether it is encrypted cannot be told, perhaps because a newer gateway wrote it ({}): get \
+             it through S3, or with a newer ashlar",
+            refusal.message
+        ))),
+    }
 }
 
 fn progress(stream: &GetStream, address: &Address) -> Arc<Progress> {
