@@ -10,6 +10,7 @@
 
 use ashlar_layout::limits::ATTRIBUTES_MAX;
 
+use crate::acl::ObjectAcl;
 use crate::checksum::{Algorithm, Checksum, Kind};
 use crate::refusal::{Refusal, refuse};
 use crate::tags::Tags;
@@ -37,6 +38,7 @@ const PART_DIGESTS: u8 = 20;
 const UPLOAD: u8 = 21;
 const MODIFIED: u8 = 22;
 const RENAMED: u8 = 23;
+const ACL: u8 = 24;
 
 /// The attributes of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub struct Attributes {
     pub modified_ms: Option<u64>,
     /// The token of the request that gave it its key, if one did that and had a token: see [`crate::rename::Token`].
     pub renamed: Option<[u8; 32]>,
+    /// Whose it is, and who else may do what with it, if that is not the bucket's owner alone.
+    pub acl: Option<ObjectAcl>,
 }
 
 /// The parts that an object was uploaded in.
@@ -250,6 +254,9 @@ impl Attributes {
         if let Some(renamed) = &self.renamed {
             field(&mut out, RENAMED, &[renamed])?;
         }
+        if let Some(acl) = &self.acl {
+            field(&mut out, ACL, &[&acl.encode()?])?;
+        }
         Ok(out)
     }
 
@@ -345,6 +352,10 @@ impl Attributes {
                 Ok(renamed) => self.renamed = Some(renamed),
                 Err(_) => return bad("a token of another length"),
             },
+            ACL => match ObjectAcl::decode(value) {
+                Some(acl) => self.acl = Some(acl),
+                None => return bad("an ACL that is none"),
+            },
             other => return bad(format!("a field of the unknown kind {other}")),
         }
         Ok(())
@@ -361,6 +372,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::acl::Grant;
     use crate::checksum::digest;
     use crate::refusal::Code;
 
@@ -387,6 +399,14 @@ mod tests {
             upload: Some([9; 16]),
             modified_ms: Some(1_700_000_000_123),
             renamed: Some([7; 32]),
+            acl: Some(acl()),
+        }
+    }
+
+    fn acl() -> ObjectAcl {
+        ObjectAcl {
+            owner: Some("000000000001".into()),
+            grants: vec![Grant::all_to("000000000258")],
         }
     }
 
@@ -437,6 +457,7 @@ mod tests {
             parts: Parts::new([5, 5], vec![]),
             modified_ms: Some(258),
             renamed: Some([7; 32]),
+            acl: Some(acl()),
             ..Attributes::default()
         };
         let expected = [
@@ -449,6 +470,7 @@ mod tests {
             &[22, 8, 0, 2, 1, 0, 0, 0, 0, 0, 0],
             &[23, 32, 0],
             &[7; 32],
+            &[24, 11, 0, 1, 0, 0, 0, 0, 0x34, 2, 1, 0, 0, 0],
         ]
         .concat();
         assert_eq!(attributes.encode().unwrap(), expected);
@@ -490,6 +512,7 @@ mod tests {
             &[1, 99, 0, 0],
             &[1, 16, 1, 0, b'a'],
             &[1, 1, 1, 0, 0xff],
+            &[1, 24, 1, 0, 0],
         ] {
             Attributes::decode(bytes).unwrap_err();
         }

@@ -117,7 +117,16 @@ const CHECKSUMS: &[&str] = &[
 /// Bodies in chunks.
 const CHUNKED: &[&str] = &["decoded-content-length", "trailer"];
 /// What is kept with an object; `meta-` stands for all that begin so.
-const KEPT: &[&str] = &["acl", "meta-", "storage-class", "tagging"];
+const KEPT: &[&str] = &["meta-", "storage-class", "tagging"];
+/// Who may do what with what is made.
+const ACL: &[&str] = &[
+    "acl",
+    "grant-full-control",
+    "grant-read",
+    "grant-read-acp",
+    "grant-write",
+    "grant-write-acp",
+];
 /// What keeps a version.
 const LOCKED: &[&str] = &[
     "object-lock-legal-hold",
@@ -162,7 +171,7 @@ operations! {
     /// Makes one.
     CreateBucket "s3:CreateBucket" "PUT" Bucket
         needs [] header None,
-        queries [] headers [&["acl", "bucket-object-lock-enabled", "object-ownership"], CHECKSUMS];
+        queries [] headers [ACL, &["bucket-object-lock-enabled", "object-ownership"], CHECKSUMS];
     /// Is it there?
     HeadBucket "s3:ListBucket" "HEAD" Bucket
         needs [] header None, queries [] headers [];
@@ -257,16 +266,14 @@ operations! {
     /// Whether versions are kept.
     PutBucketVersioning "s3:PutBucketVersioning" "PUT" Bucket
         needs ["versioning"] header None, queries [] headers [CHECKSUMS, CHUNKED];
-    /// Nobody but its owner.
+    /// Who may do what with it.
     GetBucketAcl "s3:GetBucketAcl" "GET" Bucket
         needs ["acl"] header None, queries [] headers [];
-    /// Off.
+    /// Who may do what with it.
     PutBucketAcl "s3:PutBucketAcl" "PUT" Bucket
         needs ["acl"] header None,
         queries []
-        headers [CHECKSUMS, CHUNKED, &[
-            "acl", "grant-full-control", "grant-read", "grant-read-acp", "grant-write", "grant-write-acp",
-        ]];
+        headers [CHECKSUMS, CHUNKED, ACL];
     /// Not encrypted by itself.
     GetBucketEncryption "s3:GetEncryptionConfiguration" "GET" Bucket
         needs ["encryption"] header None, queries [] headers [];
@@ -326,13 +333,13 @@ operations! {
     PutObject "s3:PutObject" "PUT" Object
         needs [] header None,
         queries []
-        headers [CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"]];
+        headers [ACL, CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"]];
     /// Makes one of another.
     CopyObject "s3:PutObject" "PUT" Object
         needs [] header COPY_SOURCE,
         queries []
         headers [
-            CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"],
+            ACL, CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"],
         ];
     /// Gives one another key.
     RenameObject "s3:PutObject" "PUT" Object
@@ -367,19 +374,17 @@ operations! {
     /// Whether somebody holds it.
     PutObjectLegalHold "s3:PutObjectLegalHold" "PUT" Object
         needs ["legal-hold"] header None, queries ["versionId"] headers [CHECKSUMS, CHUNKED];
-    /// Nobody but its owner.
+    /// Who may do what with it.
     GetObjectAcl "s3:GetObjectAcl" "GET" Object
         needs ["acl"] header None, queries ["versionId"] headers [];
-    /// Off.
+    /// Who may do what with it.
     PutObjectAcl "s3:PutObjectAcl" "PUT" Object
         needs ["acl"] header None,
         queries ["versionId"]
-        headers [CHECKSUMS, CHUNKED, &[
-            "acl", "grant-full-control", "grant-read", "grant-read-acp", "grant-write", "grant-write-acp",
-        ]];
+        headers [CHECKSUMS, CHUNKED, ACL];
     /// Begins an upload of parts.
     CreateMultipartUpload "s3:PutObject" "POST" Object
-        needs ["uploads"] header None, queries [] headers [CHECKSUMS, KEPT, LOCKED];
+        needs ["uploads"] header None, queries [] headers [ACL, CHECKSUMS, KEPT, LOCKED];
     /// Uploads a part.
     UploadPart "s3:PutObject" "PUT" Object
         needs ["partNumber", "uploadId"] header None, queries [] headers [CHECKSUMS, CHUNKED];

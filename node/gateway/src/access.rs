@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use ashlar_cluster_s3::bucket::Ownership;
 use ashlar_cluster_s3::condition::{EXISTING_TAG, Keys, REQUESTED_TAG, time_keys};
-use ashlar_cluster_s3::policy::{Asked, Caller, Policy, Standing, decide};
+use ashlar_cluster_s3::policy::{Asked, Caller, Grounds, Policy, Standing, decide, grounds};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::signature::Claim;
 use ashlar_cluster_s3::tags::Tags;
 
+use crate::acl::is_open;
 use crate::call::{Call, arn};
 use crate::directory::{OpenBucket, OpenKey};
 use crate::faults::refused;
@@ -21,6 +23,9 @@ pub(crate) struct Access {
     pub(crate) caller: Caller,
     pub(crate) key: Option<Arc<OpenKey>>,
     pub(crate) bucket: Option<Arc<OpenBucket>>,
+    /// What the request is to do with an object, if whether it may is the object owner's to say: that is asked when the
+    /// object is found.
+    pub(crate) waiting: Option<&'static str>,
     /// What the request says of itself.
     keys: Keys,
 }
@@ -34,6 +39,12 @@ const HEADERS: &[(&str, &str)] = &[
     ("x-amz-acl", "s3:x-amz-acl"),
     ("x-amz-content-sha256", "s3:x-amz-content-sha256"),
     ("x-amz-copy-source", "s3:x-amz-copy-source"),
+    ("x-amz-grant-full-control", "s3:x-amz-grant-full-control"),
+    ("x-amz-grant-read", "s3:x-amz-grant-read"),
+    ("x-amz-grant-read-acp", "s3:x-amz-grant-read-acp"),
+    ("x-amz-grant-write", "s3:x-amz-grant-write"),
+    ("x-amz-grant-write-acp", "s3:x-amz-grant-write-acp"),
+    ("x-amz-object-ownership", "s3:x-amz-object-ownership"),
     ("x-amz-metadata-directive", "s3:x-amz-metadata-directive"),
     (
         "x-amz-server-side-encryption",
@@ -105,6 +116,7 @@ impl Access {
             caller,
             key,
             bucket,
+            waiting: None,
             keys,
         }
     }
@@ -166,8 +178,8 @@ impl Access {
 
     /// Whether the caller is nobody in particular, and the bucket lets in nobody like that.
     pub(crate) fn is_nobody(&self) -> bool {
-        let has_policy = |open: &Arc<OpenBucket>| open.policy.is_some();
-        self.key.is_none() && !self.bucket.as_ref().is_some_and(has_policy)
+        let lets_in = |open: &Arc<OpenBucket>| open.policy.is_some() || is_open(&open.config);
+        self.key.is_none() && !self.bucket.as_ref().is_some_and(lets_in)
     }
 
     /// The caller's account, if it has one.
@@ -195,10 +207,22 @@ impl Access {
             .map_or("", |open| open.config.owner.as_str())
     }
 
-    /// Whether the caller may do this to that.
+    /// Whether the caller may do this to that: of an object, before it is known whose that is.
     pub(crate) fn may(&self, action: &str, resource: &str) -> bool {
+        let grounds = self.grounds(action, resource, false);
+        self.by_list(grounds, action, None)
+    }
+
+    /// The same, if it is the caller's.
+    pub(crate) fn may_as_owner(&self, action: &str, resource: &str) -> bool {
+        let grounds = self.grounds(action, resource, true);
+        !matches!(grounds, Grounds::Denied | Grounds::None)
+    }
+
+    /// What policies and who has the bucket say to this.
+    pub(crate) fn grounds(&self, action: &str, resource: &str, as_owner: bool) -> Grounds {
         if self.is_ambiguous() {
-            return false;
+            return Grounds::Denied;
         }
         let asked = Asked {
             caller: &self.caller,
@@ -216,13 +240,13 @@ impl Access {
             is_owner: if to_no_bucket {
                 self.key.is_some()
             } else {
-                self.is_owner()
+                as_owner || self.is_owner()
             },
             user: self.key.as_ref().and_then(|open| open.policy.as_ref()),
             bucket: self.bucket.as_ref().and_then(|open| open.policy.as_ref()),
             restrict_public: block.is_some_and(|block| block.restrict_public_buckets),
         };
-        decide(&asked, &standing)
+        grounds(&asked, &standing)
     }
 
     /// Whether the caller may make a bucket of this name. One that there is, and what its policy says, is
@@ -257,9 +281,12 @@ impl Access {
     /// anyway. Where nobody has said so it is taken, for clients send it without being asked.
     pub(crate) fn check_acl(&self, call: &Call) -> Result<(), Refusal> {
         let acl = call.header("x-amz-acl").unwrap_or_default();
-        let enforced = |open: &Arc<OpenBucket>| open.config.ownership.is_some();
+        let named = !matches!(acl, "" | "bucket-owner-full-control");
+        let asks = named || !call.headers_from("x-amz-grant-").is_empty();
+        let enforced =
+            |open: &Arc<OpenBucket>| open.config.ownership == Some(Ownership::BucketOwnerEnforced);
         match self.bucket.as_ref().is_some_and(enforced) {
-            true if !matches!(acl, "" | "bucket-owner-full-control") => refused(
+            true if asks => refused(
                 Code::AccessControlListNotSupported,
                 "The bucket does not allow ACLs",
             ),
@@ -315,6 +342,7 @@ mod tests {
             caller: Caller::Anonymous,
             key: None,
             bucket: Some(Arc::new(open)),
+            waiting: None,
             keys: Keys::new(),
         }
     }

@@ -74,6 +74,7 @@ impl Gateway {
             access.check("s3:PutObjectTagging", &call.arn())?;
         }
         access.check_acl(call)?;
+        self.set_acl(&access, call, &mut attributes).await?;
         let digests = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let promise = Promise {
             // More than came with all of the form it cannot be.

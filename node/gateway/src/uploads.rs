@@ -33,6 +33,7 @@ use ashlar_node_client::{Client, Code as Store, DeleteOptions};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::acl::owner_of;
 use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
@@ -163,7 +164,8 @@ impl Gateway {
     pub(crate) async fn create_upload(&self, context: &Context) -> Result<Reply, Refusal> {
         let call = &context.call;
         self.check_there(context).await?;
-        let attributes = attributes_of(call)?;
+        let mut attributes = attributes_of(call)?;
+        self.set_acl(&context.access, call, &mut attributes).await?;
         let (algorithm, kind) = checksum_of(call)?;
         let id = UploadId::new(context.now_ms, random()?);
         let owner = context.access.account().unwrap_or_default();
@@ -449,14 +451,14 @@ impl Gateway {
             }
             None => Vec::new(),
         };
-        let owner = context.access.owner();
+        let owner = owner_of(&context.access, &upload.record);
         let last = parts.latest.keys().next_back().copied();
         let document = Xml::document("ListPartsResult", |xml| {
             xml.text("Bucket", &call.bucket);
             xml.text("Key", &call.key);
             xml.text("UploadId", &upload.record.id);
             write_owner(xml, "Initiator", &upload.record.owner);
-            write_owner(xml, "Owner", owner);
+            write_owner(xml, "Owner", &owner);
             xml.text("StorageClass", "STANDARD");
             xml.value("PartNumberMarker", marker);
             if let Some(last) = last {
