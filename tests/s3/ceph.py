@@ -3,7 +3,8 @@
 
     ceph.py CHECKOUT --ashlar COMMAND --rig FOLDER [--python PYTHON] [--only TEXT] [--write]
 
-CHECKOUT is a copy of https://github.com/ceph/s3-tests, RIG one that runs and has a gateway: six users are made in it.
+CHECKOUT is a copy of https://github.com/ceph/s3-tests, RIG one that runs and has a gateway: six users are made in it. It has
+to be one of `ashlar rig up --object-ownership ObjectWriter`: the suite expects ACLs of buckets that did not ask for any.
 PYTHON has what the suite's requirements.txt asks for, but gevent and tox; without one a venv is made for it. What passes
 and what fails, and why, stands in ceph.txt: --write writes it anew. A test that passed and does not any more, or that
 fails for no reason that is known, makes this fail.

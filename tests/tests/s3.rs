@@ -86,6 +86,11 @@ fn objects_get_other_keys() {
 }
 
 #[test]
+fn lists_let_in_whom_they_name() {
+    ask_through_two("acl.py");
+}
+
+#[test]
 fn what_is_locked_stays_whoever_asks() {
     ask_through_two("locks.py");
 }

@@ -17,6 +17,8 @@
 
 pub mod acl;
 pub mod acl_document;
+#[cfg(test)]
+mod acl_tests;
 pub mod attributes;
 pub mod bucket;
 pub mod calendar;

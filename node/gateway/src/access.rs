@@ -321,6 +321,8 @@ pub(crate) fn denied<T>() -> Result<T, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use ashlar_cluster_s3::acl::{Grant, Grantee, ObjectAcl, Permission};
+    use ashlar_cluster_s3::attributes::Attributes;
     use ashlar_cluster_s3::bucket::BucketConfig;
     use ashlar_cluster_s3::policy::Of;
     use ashlar_layout::ids::Seq;
@@ -387,6 +389,87 @@ mod tests {
         assert!(!access.is_nobody());
         access.bucket = None;
         assert!(access.is_nobody());
+    }
+
+    /// Somebody without a key, before a bucket in which lists mean something, and which has this one.
+    fn before_lists(effect: &str, grants: Vec<Grant>) -> Access {
+        let mut access = anyone("{}");
+        let text = format!(
+            r#"{{"Statement":[{{"Effect":"{effect}","Principal":"*","Action":"s3:GetObject","Resource":
+            "arn:aws:s3:::b/denied"}}]}}"#
+        );
+        access.bucket = Some(Arc::new(OpenBucket {
+            version: Seq(1),
+            policy: Some(Policy::parse(&text, Of::Bucket("b")).unwrap()),
+            config: BucketConfig {
+                ownership: Some(Ownership::ObjectWriter),
+                acl: Some(grants),
+                ..BucketConfig::new("111111111111", 1)
+            },
+        }));
+        access
+    }
+
+    /// Whoever forgets to ask again when the object is known lets nobody in.
+    #[test]
+    fn an_objects_list_is_asked_when_it_is_found() {
+        let open = vec![Grant::new(Grantee::AllUsers, Permission::FullControl)];
+        let access = before_lists("Deny", open.clone());
+        let (there, denied) = ("arn:aws:s3:::b/k", "arn:aws:s3:::b/denied");
+        assert!(access.may("s3:ListBucket", "arn:aws:s3:::b") && access.may("s3:PutObject", there));
+        assert!(!access.may("s3:GetObject", there));
+        assert!(access.waits_for_object("s3:GetObject", there));
+        assert!(!access.waits_for_object("s3:GetObject", denied));
+        assert!(!access.waits_for_object("s3:PutObject", there));
+        let of = |acl| Attributes {
+            acl,
+            ..Attributes::default()
+        };
+        let public = of(Some(ObjectAcl {
+            owner: Some("222222222222".to_owned()),
+            grants: open,
+        }));
+        access.check_of("s3:GetObject", there, &public).unwrap();
+        for (action, resource, found) in [
+            ("s3:GetObject", there, of(None)),
+            ("s3:GetObject", denied, public.clone()),
+            ("s3:GetObjectTagging", there, public.clone()),
+        ] {
+            access.check_of(action, resource, &found).unwrap_err();
+        }
+        // What a policy allows, it allows of what is the bucket owner's.
+        let access = before_lists("Allow", vec![]);
+        access.check_of("s3:GetObject", denied, &of(None)).unwrap();
+        let private = of(Some(ObjectAcl {
+            owner: Some("222222222222".to_owned()),
+            grants: vec![],
+        }));
+        access
+            .check_of("s3:GetObject", denied, &private)
+            .unwrap_err();
+        // And where there are no lists, none opens anything.
+        let mut access = anyone("{}");
+        access.bucket = None;
+        access.check_of("s3:GetObject", there, &public).unwrap_err();
+        assert!(!access.waits_for_object("s3:GetObject", there));
+    }
+
+    #[test]
+    fn nobody_is_let_in_by_a_list() {
+        let open = vec![Grant::new(Grantee::AllUsers, Permission::Write)];
+        let mut access = before_lists("Deny", open);
+        let config = access.bucket.as_ref().unwrap().config.clone();
+        for (ownership, lets_in) in [(config.ownership, true), (None, false)] {
+            access.bucket = Some(Arc::new(OpenBucket {
+                version: Seq(2),
+                policy: None,
+                config: BucketConfig {
+                    ownership,
+                    ..config.clone()
+                },
+            }));
+            assert_eq!(access.is_nobody(), !lets_in);
+        }
     }
 
     #[test]
