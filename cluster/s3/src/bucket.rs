@@ -69,9 +69,12 @@ pub struct BucketConfig {
     /// Who may call from other sites.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cors: Vec<CorsRule>,
-    /// Who owns what is put, if somebody has said so. Where nobody has, the bucket's owner does.
+    /// Who owns what is put, if somebody has said so,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ownership: Option<Ownership>,
+    /// and where nobody has, if that is not its owner: what the gateway had it that made the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_ownership: Option<Ownership>,
     /// What its ACL grants, if that is not all to its owner and nothing to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acl: Option<Vec<Grant>>,
@@ -174,6 +177,7 @@ impl BucketConfig {
             policy: None,
             cors: Vec::new(),
             ownership: None,
+            default_ownership: None,
             acl: None,
             public_access_block: None,
             lifecycle: Vec::new(),
@@ -182,7 +186,8 @@ impl BucketConfig {
 
     /// Whose what is put is.
     pub fn ownership(&self) -> Ownership {
-        self.ownership.unwrap_or_default()
+        let said = self.ownership.or(self.default_ownership);
+        said.unwrap_or_default()
     }
 
     /// Whether ACLs mean something, of the bucket and of what is in it.
@@ -240,6 +245,7 @@ mod tests {
                 ..CorsRule::default()
             }],
             ownership: Some(Ownership::ObjectWriter),
+            default_ownership: Some(Ownership::BucketOwnerPreferred),
             acl: Some(vec![
                 Grant::new(Grantee::AllUsers, Permission::Read),
                 Grant::all_to("222222222222"),
@@ -290,6 +296,29 @@ mod tests {
         let to_all = Grant::new(Grantee::AllUsers, Permission::ReadAcp);
         assert_eq!(config.grants(), [to_all, Grant::all_to("p")]);
         assert!(config.has_acls());
+    }
+
+    #[test]
+    fn who_owns_where_nobody_says_so() {
+        use Ownership::{BucketOwnerEnforced, BucketOwnerPreferred, ObjectWriter};
+        for (said, default, expected) in [
+            (None, None, BucketOwnerEnforced),
+            (None, Some(ObjectWriter), ObjectWriter),
+            (
+                Some(BucketOwnerEnforced),
+                Some(ObjectWriter),
+                BucketOwnerEnforced,
+            ),
+            (Some(BucketOwnerPreferred), None, BucketOwnerPreferred),
+        ] {
+            let config = BucketConfig {
+                ownership: said,
+                default_ownership: default,
+                ..BucketConfig::new("111111111111", 42)
+            };
+            assert_eq!(config.ownership(), expected);
+            assert_eq!(config.has_acls(), expected != BucketOwnerEnforced);
+        }
     }
 
     #[test]

@@ -135,14 +135,13 @@ pub(crate) fn set_ownership(
     config: &mut BucketConfig,
     ownership: Option<Ownership>,
 ) -> Result<(), Refusal> {
-    let enforces = ownership.unwrap_or_default() == Ownership::BucketOwnerEnforced;
-    if enforces && config.acl.is_some() {
+    config.ownership = ownership;
+    if !config.has_acls() && config.acl.is_some() {
         return refused(
             Code::InvalidBucketAclWithObjectOwnership,
             "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
         );
     }
-    config.ownership = ownership;
     Ok(())
 }
 
@@ -294,9 +293,7 @@ impl Gateway {
         config: &mut BucketConfig,
     ) -> Result<(), Refusal> {
         let default = self.options.ownership;
-        if config.ownership.is_none() && default != Ownership::BucketOwnerEnforced {
-            config.ownership = Some(default);
-        }
+        config.default_ownership = (default != Ownership::default()).then_some(default);
         let of = OfHeaders::of(&context.call)?;
         if !config.has_acls() {
             return match matches!(of.canned, None | Some("private")) && of.grants.is_none() {

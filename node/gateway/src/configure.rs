@@ -266,7 +266,7 @@ impl Gateway {
                 self.change(context, change).await?;
                 Ok(Reply::ok())
             }
-            // Where nobody says anything there are no ACLs.
+            // What the bucket was made with is so again.
             _ => {
                 let change = |config: &mut BucketConfig| set_ownership(config, None);
                 self.change(context, change).await?;
