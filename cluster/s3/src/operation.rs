@@ -339,7 +339,8 @@ operations! {
         needs [] header COPY_SOURCE,
         queries []
         headers [
-            ACL, CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"],
+            ACL, CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED,
+            &["metadata-directive", "tagging-directive"],
         ];
     /// Gives one another key.
     RenameObject "s3:PutObject" "PUT" Object

@@ -75,7 +75,12 @@ struct RunArgs {
     /// Who owns what others put into new buckets where nothing else is asked for: BucketOwnerEnforced (the bucket's
     /// owner, and there are no ACLs), BucketOwnerPreferred or ObjectWriter (who puts it: clients of Ceph and MinIO
     /// expect this one).
-    #[arg(long, default_value = BUCKET_OWNER_ENFORCED, value_name = "OWNERSHIP", value_parser = parse_ownership)]
+    #[arg(
+        long,
+        default_value = BUCKET_OWNER_ENFORCED,
+        value_name = "OWNERSHIP",
+        value_parser = parse_ownership
+    )]
     object_ownership: Ownership,
     /// Mebibytes that bodies on their way may take.
     #[arg(long, default_value_t = Limits::default().memory_mib, value_name = "MIB")]
