@@ -340,8 +340,11 @@ def test_unknown():
             reply = ask(put(b, "k", query=query, more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))
         for header in ("x-amz-nonsense", "x-amz-server-side-encryption", "x-amz-write-offset-nonsense", "x-amz-object-lock-nonsense",
-                       "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-read"):
+                       "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-everything"):
             refused(ask(put(b, "k", {header: "AES256"}, more=length(3)).head, b"abc"), (501, "NotImplemented"))
+        for value in ("AES256", "id", "uri=x", "=", "name=x", "id=x,", "uri="):
+            reply = ask(put(b, "k", {"x-amz-grant-read": value}, more=length(3)).head, b"abc")
+            refused(reply, (400, "InvalidArgument"), (400, "AccessControlListNotSupported"))
         for method in ("PATCH", "TRACE", "FOO", "CONNECT"):
             reply = ask(Request(method, "/%s/k" % b, more=length(0)).head)
             assert reply and reply[0] in (400, 405, 501), (method, reply)
