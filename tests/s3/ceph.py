@@ -150,7 +150,7 @@ REASONS = [
     ("delete_marker_nonversioned", "x-amz-delete-marker comes only if it is true, as on Amazon's"),
     ("put_authenticated_expired|expires_out_(max|positive)_range",
      "an X-Amz-Expires that is out of bounds is AuthorizationQueryParametersError, as on Amazon's"),
-    ("recreate_", "who makes their own bucket again is told nothing (in us-east-1), or BucketAlreadyOwnedByYou, as on Amazon's"),
+    ("recreate_", "who makes their own bucket again is told nothing (in us-east-1, as on Amazon's), or BucketAlreadyOwnedByYou"),
     ("x-amz-foo|success_redirect_action", "a header x-amz-foo, or a parameter that a list has not, is refused and not passed over"),
     ("cors_origin_response", "what is no preflight is judged by its own method, and not by Access-Control-Request-Method"),
     ("set_get_unicode_metadata", "metadata comes back in UTF-8, on Amazon's as RFC 2047 says: the test reads Latin-1"),
