@@ -340,7 +340,7 @@ def test_unknown():
             reply = ask(put(b, "k", query=query, more=length(3)).head, b"abc")
             refused(reply, (501, "NotImplemented"))
         for header in ("x-amz-nonsense", "x-amz-server-side-encryption-context", "x-amz-write-offset-nonsense", "x-amz-object-lock-nonsense",
-                       "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-read"):
+                       "x-amz-website-redirect-location", "x-amz-rename-source", "x-amz-grant-everything"):
             refused(ask(put(b, "k", {header: "AES256"}, more=length(3)).head, b"abc"), (501, "NotImplemented"))
         # A key that is not whole is none.
         customer = "x-amz-server-side-encryption-customer-"
@@ -348,6 +348,9 @@ def test_unknown():
             headers = {customer + name: value for name, value in headers.items()}
             refused(ask(put(b, "k", headers, more=length(3)).head, b"abc"), (400, "InvalidArgument"))
         refused(ask(Request("PUT", "/" + b, query="encryption=", more=length(3)).head, b"abc"), (400, "MalformedXML"))
+        for value in ("AES256", "id", "uri=x", "=", "name=x", "id=x,", "uri="):
+            reply = ask(put(b, "k", {"x-amz-grant-read": value}, more=length(3)).head, b"abc")
+            refused(reply, (400, "InvalidArgument"), (400, "AccessControlListNotSupported"))
         for method in ("PATCH", "TRACE", "FOO", "CONNECT"):
             reply = ask(Request(method, "/%s/k" % b, more=length(0)).head)
             assert reply and reply[0] in (400, 405, 501), (method, reply)

@@ -91,6 +91,11 @@ fn what_is_encrypted_is_for_who_has_the_key() {
 }
 
 #[test]
+fn lists_let_in_whom_they_name() {
+    ask_through_two("acl.py");
+}
+
+#[test]
 fn what_is_locked_stays_whoever_asks() {
     ask_through_two("locks.py");
 }

@@ -10,6 +10,7 @@
 
 use ashlar_layout::limits::ATTRIBUTES_MAX;
 
+use crate::acl::ObjectAcl;
 use crate::checksum::{Algorithm, Checksum, Kind};
 use crate::encryption::SealedKey;
 use crate::refusal::{Refusal, refuse};
@@ -39,6 +40,7 @@ const UPLOAD: u8 = 21;
 const MODIFIED: u8 = 22;
 const RENAMED: u8 = 23;
 const ENCRYPTION: u8 = 28;
+const ACL: u8 = 24;
 
 /// The attributes of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct Attributes {
     pub renamed: Option<[u8; 32]>,
     /// The key that its bytes are encrypted with, sealed, if they are.
     pub encryption: Option<SealedKey>,
+    /// Whose it is, and who else may do what with it, if that is not the bucket's owner alone.
+    pub acl: Option<ObjectAcl>,
 }
 
 /// The parts that an object was uploaded in.
@@ -257,6 +261,9 @@ impl Attributes {
         if let Some(sealed) = &self.encryption {
             field(&mut out, ENCRYPTION, &[&sealed.encode()])?;
         }
+        if let Some(acl) = &self.acl {
+            field(&mut out, ACL, &[&acl.encode()?])?;
+        }
         Ok(out)
     }
 
@@ -356,6 +363,10 @@ impl Attributes {
                 Some(sealed) => self.encryption = Some(sealed),
                 None => return bad("a sealed key that is none"),
             },
+            ACL => match ObjectAcl::decode(value) {
+                Some(acl) => self.acl = Some(acl),
+                None => return bad("an ACL that is none"),
+            },
             other => return bad(format!("a field of the unknown kind {other}")),
         }
         Ok(())
@@ -372,6 +383,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::acl::Grant;
     use crate::checksum::digest;
     use crate::refusal::Code;
 
@@ -399,6 +411,14 @@ mod tests {
             modified_ms: Some(1_700_000_000_123),
             renamed: Some([7; 32]),
             encryption: SealedKey::decode(&[1; 73]),
+            acl: Some(acl()),
+        }
+    }
+
+    fn acl() -> ObjectAcl {
+        ObjectAcl {
+            owner: Some("000000000001".into()),
+            grants: vec![Grant::all_to("000000000258")],
         }
     }
 
@@ -450,6 +470,7 @@ mod tests {
             modified_ms: Some(258),
             renamed: Some([7; 32]),
             encryption: SealedKey::decode(&[2; 73]),
+            acl: Some(acl()),
             ..Attributes::default()
         };
         let expected = [
@@ -464,6 +485,7 @@ mod tests {
             &[7; 32],
             &[28, 73, 0],
             &[2; 73],
+            &[24, 11, 0, 1, 0, 0, 0, 0, 0x34, 2, 1, 0, 0, 0],
         ]
         .concat();
         assert_eq!(attributes.encode().unwrap(), expected);
@@ -506,6 +528,7 @@ mod tests {
             &[1, 16, 1, 0, b'a'],
             &[1, 1, 1, 0, 0xff],
             &[1, 28, 1, 0, 1],
+            &[1, 24, 1, 0, 0],
         ] {
             Attributes::decode(bytes).unwrap_err();
         }

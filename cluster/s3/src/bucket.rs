@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::acl::Grant;
 use crate::cors::CorsRule;
 use crate::encryption::BucketEncryption;
 use crate::lifecycle::LifecycleRule;
@@ -33,9 +34,9 @@ pub enum Versioning {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PublicAccessBlock {
-    /// No public ACLs are taken: none are anyway.
+    /// No public ACLs are taken.
     pub block_public_acls: bool,
-    /// There are no public ACLs: there are none anyway.
+    /// Public ACLs mean nothing.
     pub ignore_public_acls: bool,
     /// No public policy is taken.
     pub block_public_policy: bool,
@@ -69,9 +70,15 @@ pub struct BucketConfig {
     /// Who may call from other sites.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cors: Vec<CorsRule>,
-    /// Who owns what is put.
+    /// Who owns what is put, if somebody has said so,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ownership: Option<String>,
+    pub ownership: Option<Ownership>,
+    /// and where nobody has, if that is not its owner: what the gateway had it that made the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_ownership: Option<Ownership>,
+    /// What its ACL grants, if that is not all to its owner and nothing to others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acl: Option<Vec<Grant>>,
     /// What keeps the public out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_access_block: Option<PublicAccessBlock>,
@@ -83,8 +90,40 @@ pub struct BucketConfig {
     pub encryption: Option<BucketEncryption>,
 }
 
-/// Who can own what is put: with ACLs off it is the bucket's owner.
-pub const OWNERSHIP: &str = "BucketOwnerEnforced";
+/// Who owns what is put.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ownership {
+    /// The bucket's owner, and there are no ACLs.
+    #[default]
+    BucketOwnerEnforced,
+    /// Who puts it, unless the bucket's owner is let have all of it.
+    BucketOwnerPreferred,
+    /// Who puts it.
+    ObjectWriter,
+}
+
+impl Ownership {
+    /// All of them.
+    pub const ALL: [Ownership; 3] = [
+        Ownership::BucketOwnerEnforced,
+        Ownership::BucketOwnerPreferred,
+        Ownership::ObjectWriter,
+    ];
+
+    /// As requests have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Ownership::BucketOwnerEnforced => "BucketOwnerEnforced",
+            Ownership::BucketOwnerPreferred => "BucketOwnerPreferred",
+            Ownership::ObjectWriter => "ObjectWriter",
+        }
+    }
+
+    /// From what a request has.
+    pub fn parse(text: &str) -> Option<Ownership> {
+        Ownership::ALL.into_iter().find(|one| one.as_str() == text)
+    }
+}
 
 /// A document that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -142,10 +181,35 @@ impl BucketConfig {
             policy: None,
             cors: Vec::new(),
             ownership: None,
+            default_ownership: None,
+            acl: None,
             public_access_block: None,
             lifecycle: Vec::new(),
             encryption: None,
         }
+    }
+
+    /// Whose what is put is.
+    pub fn ownership(&self) -> Ownership {
+        let said = self.ownership.or(self.default_ownership);
+        said.unwrap_or_default()
+    }
+
+    /// Whether ACLs mean something, of the bucket and of what is in it.
+    pub fn has_acls(&self) -> bool {
+        self.ownership() != Ownership::BucketOwnerEnforced
+    }
+
+    /// What its ACL grants.
+    pub fn grants(&self) -> Vec<Grant> {
+        let owners = || vec![Grant::all_to(&self.owner)];
+        self.acl.clone().unwrap_or_else(owners)
+    }
+
+    /// Sets what its ACL grants.
+    pub fn set_grants(&mut self, grants: Vec<Grant>) {
+        let plain = grants == [Grant::all_to(&self.owner)];
+        self.acl = (!plain).then_some(grants);
     }
 
     /// As bytes.
@@ -164,6 +228,7 @@ mod tests {
     use ashlar_layout::lock::RetentionMode;
 
     use super::*;
+    use crate::acl::{Grantee, Permission};
     use crate::encryption::DefaultAlgorithm;
     use crate::lifecycle::{Filter, When};
     use crate::object_lock::{DefaultRetention, Period};
@@ -185,7 +250,12 @@ mod tests {
                 methods: vec!["GET".into()],
                 ..CorsRule::default()
             }],
-            ownership: Some(OWNERSHIP.into()),
+            ownership: Some(Ownership::ObjectWriter),
+            default_ownership: Some(Ownership::BucketOwnerPreferred),
+            acl: Some(vec![
+                Grant::new(Grantee::AllUsers, Permission::Read),
+                Grant::all_to("222222222222"),
+            ]),
             public_access_block: Some(PublicAccessBlock {
                 block_public_policy: true,
                 ..PublicAccessBlock::default()
@@ -226,6 +296,52 @@ mod tests {
         let config = BucketConfig::decode(text.as_bytes()).unwrap();
         assert_eq!(config.versioning, Some(Versioning::Enabled));
         assert_eq!(config.lifecycle[0].expiration, Some(When::Date(0)));
+        let text = r#"{"version":1,"owner":"o","made_by":1,"ownership":"BucketOwnerEnforced"}"#;
+        let config = BucketConfig::decode(text.as_bytes()).unwrap();
+        assert_eq!((config.has_acls(), config.acl), (false, None));
+        let text = r#"{"version":1,"owner":"o","made_by":1,"ownership":"ObjectWriter","acl":[
+            {"to":"all_users","may":"read_acp"},{"to":{"account":"p"},"may":"full_control"}]}"#;
+        let config = BucketConfig::decode(text.as_bytes()).unwrap();
+        let to_all = Grant::new(Grantee::AllUsers, Permission::ReadAcp);
+        assert_eq!(config.grants(), [to_all, Grant::all_to("p")]);
+        assert!(config.has_acls());
+    }
+
+    #[test]
+    fn who_owns_where_nobody_says_so() {
+        use Ownership::{BucketOwnerEnforced, BucketOwnerPreferred, ObjectWriter};
+        for (said, default, expected) in [
+            (None, None, BucketOwnerEnforced),
+            (None, Some(ObjectWriter), ObjectWriter),
+            (
+                Some(BucketOwnerEnforced),
+                Some(ObjectWriter),
+                BucketOwnerEnforced,
+            ),
+            (Some(BucketOwnerPreferred), None, BucketOwnerPreferred),
+        ] {
+            let config = BucketConfig {
+                ownership: said,
+                default_ownership: default,
+                ..BucketConfig::new("111111111111", 42)
+            };
+            assert_eq!(config.ownership(), expected);
+            assert_eq!(config.has_acls(), expected != BucketOwnerEnforced);
+        }
+    }
+
+    #[test]
+    fn the_owners_list_is_not_written_down() {
+        let mut config = BucketConfig::new("111111111111", 42);
+        let owners = config.grants();
+        assert_eq!(owners, [Grant::all_to("111111111111")]);
+        config.set_grants(vec![]);
+        assert_eq!(
+            (config.acl.clone(), config.grants()),
+            (Some(vec![]), vec![])
+        );
+        config.set_grants(owners);
+        assert_eq!(config, BucketConfig::new("111111111111", 42));
     }
 
     #[test]
@@ -238,6 +354,8 @@ mod tests {
             r#"{"version":1,"owner":"o","made_by":1,"encryption":{}}"#,
             r#"{"version":1,"owner":"o","made_by":1,"encryption":{"algorithm":"aws:kms"}}"#,
             r#"{"version":1,"owner":"o","made_by":1,"replication":{}}"#,
+            r#"{"version":1,"owner":"o","made_by":1,"ownership":"Whoever"}"#,
+            r#"{"version":1,"owner":"o","made_by":1,"acl":[{"to":"all_users","may":"all"}]}"#,
             r#"{"version":1,"owner":"o","made_by":1,"lifecycle":[{"id":"x","transition":1}]}"#,
         ] {
             BucketConfig::decode(text.as_bytes()).expect_err(text);

@@ -45,15 +45,16 @@ const KEYS: &[&str] = &[
     "s3:versionid",
     "s3:x-amz-acl",
     "s3:x-amz-content-sha256",
-    // What these say is refused wherever it is asked for, so that a request never says it. A policy may
-    // still tell what is to be denied, or allowed if it is not said.
-    "aws:sourceaccount",
-    "aws:sourcearn",
     "s3:x-amz-grant-full-control",
     "s3:x-amz-grant-read",
     "s3:x-amz-grant-read-acp",
     "s3:x-amz-grant-write",
     "s3:x-amz-grant-write-acp",
+    "s3:x-amz-object-ownership",
+    // What these say is refused wherever it is asked for, so that a request never says it. A policy may
+    // still tell what is to be denied, or allowed if it is not said.
+    "aws:sourceaccount",
+    "aws:sourcearn",
     "s3:x-amz-server-side-encryption-aws-kms-key-id",
     "s3:x-amz-server-side-encryption-customer-algorithm",
     "s3:x-amz-website-redirect-location",

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an element that is not known where it stands is refused: what it asks for would not be done.
 
-use crate::bucket::{OWNERSHIP, PublicAccessBlock, Versioning};
+use crate::bucket::{Ownership, PublicAccessBlock, Versioning};
 use crate::checksum::Algorithm;
 use crate::cors::{self, CorsRule};
 use crate::refusal::{Refusal, refuse};
@@ -198,34 +198,18 @@ pub fn write_cors(rules: &[CorsRule]) -> String {
     })
 }
 
-/// Whether an ACL gives its owner everything, and nobody else anything: the only one that there is.
-pub fn is_owners_acl(bytes: &[u8], owner: &str) -> Result<bool, Refusal> {
-    let root = Element::parse(bytes, "AccessControlPolicy")?;
-    root.only(&["Owner", "AccessControlList"])?;
-    let Some(list) = root.child("AccessControlList")? else {
-        return refuse!(
-            MalformedXML,
-            "An AccessControlPolicy has an AccessControlList"
-        );
-    };
-    let mut grants = list.only(&["Grant"])?.all("Grant");
-    let (Some(grant), None) = (grants.next(), grants.next()) else {
-        return Ok(false);
-    };
-    let Some(grantee) = grant.only(&["Grantee", "Permission"])?.child("Grantee")? else {
-        return refuse!(MalformedXML, "A Grant has a Grantee");
-    };
-    Ok(grantee.text_of("ID")? == Some(owner) && grant.needed("Permission")? == "FULL_CONTROL")
-}
-
-/// Who owns what is put: only one answer is there.
-pub fn parse_ownership(bytes: &[u8]) -> Result<String, Refusal> {
+/// Who owns what is put.
+pub fn parse_ownership(bytes: &[u8]) -> Result<Ownership, Refusal> {
     let root = Element::parse(bytes, "OwnershipControls")?;
     root.only(&["Rule"])?;
     match root.child("Rule")? {
         Some(rule) => {
             rule.only(&["ObjectOwnership"])?;
-            check_ownership(rule.needed("ObjectOwnership")?)
+            let text = rule.needed("ObjectOwnership")?;
+            match Ownership::parse(text) {
+                Some(ownership) => Ok(ownership),
+                None => refuse!(MalformedXML, "There is no ObjectOwnership {text:?}"),
+            }
         }
         None => refuse!(MalformedXML, "OwnershipControls have a Rule"),
     }
@@ -259,25 +243,23 @@ pub fn write_versioning(versioning: Option<Versioning>) -> String {
     })
 }
 
-/// The same, as a header says it.
-pub fn check_ownership(ownership: &str) -> Result<String, Refusal> {
-    match ownership {
-        OWNERSHIP => Ok(ownership.to_owned()),
-        "BucketOwnerPreferred" | "ObjectWriter" => refuse!(
-            NotImplemented,
-            "The object ownership {ownership} is not implemented: there are no ACLs"
-        ),
-        _ => refuse!(
-            MalformedXML,
-            "Invalid x-amz-object-ownership header: {ownership}"
+/// Who owns what is put, as a header says it.
+pub fn check_ownership(text: &str) -> Result<Ownership, Refusal> {
+    match Ownership::parse(text) {
+        Some(ownership) => Ok(ownership),
+        None => refuse!(
+            InvalidArgument,
+            "Invalid x-amz-object-ownership header: {text}"
         ),
     }
 }
 
 /// Who owns what is put, as a document.
-pub fn write_ownership(ownership: &str) -> String {
+pub fn write_ownership(ownership: Ownership) -> String {
     Xml::document("OwnershipControls", |xml| {
-        xml.element("Rule", |xml| xml.text("ObjectOwnership", ownership));
+        xml.element("Rule", |xml| {
+            xml.text("ObjectOwnership", ownership.as_str())
+        });
     })
 }
 
@@ -343,36 +325,6 @@ mod tests {
     use crate::checksum::digest;
     use crate::refusal::Code;
     use crate::text::to_base64;
-
-    #[test]
-    fn the_acl_that_there_is() {
-        let acl = |grants: &str| {
-            let owner = "<Owner><ID>me</ID></Owner>";
-            let text = format!(
-                "<AccessControlPolicy>{owner}<AccessControlList>{grants}</AccessControlList></AccessControlPolicy>"
-            );
-            is_owners_acl(text.as_bytes(), "me").map_err(|r| r.code)
-        };
-        let grant = |id: &str, permission: &str| {
-            format!(
-                "<Grant><Grantee><ID>{id}</ID></Grantee><Permission>{permission}</Permission></Grant>"
-            )
-        };
-        let mine = grant("me", "FULL_CONTROL");
-        assert_eq!(acl(&mine), Ok(true));
-        for other in [
-            String::new(),
-            grant("you", "FULL_CONTROL"),
-            grant("me", "READ"),
-            format!("{mine}{mine}"),
-            format!("{mine}{}", grant("you", "READ")),
-            "<Grant><Grantee><URI>everybody</URI></Grantee><Permission>FULL_CONTROL</Permission></Grant>".to_owned(),
-        ] {
-            assert_eq!(acl(&other), Ok(false), "{other}");
-        }
-        assert_eq!(acl("<Grant></Grant>"), Err(Code::MalformedXML));
-        assert_eq!(acl("<Other/>"), Err(Code::MalformedXML));
-    }
 
     #[test]
     fn deletes() {
@@ -478,15 +430,16 @@ mod tests {
             max_age: Some(3000),
         }];
         assert_eq!(parse_cors(write_cors(&rules).as_bytes()).unwrap(), rules);
-        assert_eq!(
-            parse_ownership(write_ownership(OWNERSHIP).as_bytes()).unwrap(),
-            OWNERSHIP
-        );
-        let other = write_ownership("ObjectWriter");
-        assert_eq!(
-            parse_ownership(other.as_bytes()).unwrap_err().code,
-            Code::NotImplemented
-        );
+        for ownership in Ownership::ALL {
+            let text = write_ownership(ownership);
+            assert_eq!(parse_ownership(text.as_bytes()).unwrap(), ownership);
+            assert_eq!(check_ownership(ownership.as_str()).unwrap(), ownership);
+        }
+        let other = write_ownership(Ownership::ObjectWriter).replace("Object", "Any");
+        let refused = parse_ownership(other.as_bytes()).unwrap_err();
+        assert_eq!(refused.code, Code::MalformedXML);
+        let refused = check_ownership("objectwriter").unwrap_err();
+        assert_eq!(refused.code, Code::InvalidArgument);
         let block = PublicAccessBlock {
             block_public_policy: true,
             ..PublicAccessBlock::default()

@@ -3,7 +3,7 @@
 //!
 //! - [`signature`], [`chunked`]: who sent it, and whether all of it came as it was sent;
 //! - [`operation`]: which operation a request is, and whether all that it says is understood;
-//! - [`policy`], [`condition`], [`pattern`]: who may do what;
+//! - [`policy`], [`condition`], [`pattern`], [`acl`]: who may do what;
 //! - [`conditional`], [`range`], [`listing`]: what a request asks for;
 //! - [`checksum`], [`attributes`], [`tags`]: what is kept with an object;
 //! - [`bucket`], [`cors`], [`lifecycle`]: what is kept of a bucket;
@@ -16,6 +16,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod acl;
+pub mod acl_document;
+#[cfg(test)]
+mod acl_tests;
 pub mod attributes;
 pub mod bucket;
 pub mod calendar;

@@ -117,7 +117,16 @@ const CHECKSUMS: &[&str] = &[
 /// Bodies in chunks.
 const CHUNKED: &[&str] = &["decoded-content-length", "trailer"];
 /// What is kept with an object; `meta-` stands for all that begin so.
-const KEPT: &[&str] = &["acl", "meta-", "storage-class", "tagging"];
+const KEPT: &[&str] = &["meta-", "storage-class", "tagging"];
+/// Who may do what with what is made.
+const ACL: &[&str] = &[
+    "acl",
+    "grant-full-control",
+    "grant-read",
+    "grant-read-acp",
+    "grant-write",
+    "grant-write-acp",
+];
 /// What keeps a version.
 const LOCKED: &[&str] = &[
     "object-lock-legal-hold",
@@ -179,7 +188,7 @@ operations! {
     /// Makes one.
     CreateBucket "s3:CreateBucket" "PUT" Bucket
         needs [] header None,
-        queries [] headers [&["acl", "bucket-object-lock-enabled", "object-ownership"], CHECKSUMS];
+        queries [] headers [ACL, &["bucket-object-lock-enabled", "object-ownership"], CHECKSUMS];
     /// Is it there?
     HeadBucket "s3:ListBucket" "HEAD" Bucket
         needs [] header None, queries [] headers [];
@@ -274,16 +283,14 @@ operations! {
     /// Whether versions are kept.
     PutBucketVersioning "s3:PutBucketVersioning" "PUT" Bucket
         needs ["versioning"] header None, queries [] headers [CHECKSUMS, CHUNKED];
-    /// Nobody but its owner.
+    /// Who may do what with it.
     GetBucketAcl "s3:GetBucketAcl" "GET" Bucket
         needs ["acl"] header None, queries [] headers [];
-    /// Off.
+    /// Who may do what with it.
     PutBucketAcl "s3:PutBucketAcl" "PUT" Bucket
         needs ["acl"] header None,
         queries []
-        headers [CHECKSUMS, CHUNKED, &[
-            "acl", "grant-full-control", "grant-read", "grant-read-acp", "grant-write", "grant-write-acp",
-        ]];
+        headers [CHECKSUMS, CHUNKED, ACL];
     /// How what is put is encrypted.
     GetBucketEncryption "s3:GetEncryptionConfiguration" "GET" Bucket
         needs ["encryption"] header None, queries [] headers [];
@@ -350,7 +357,7 @@ operations! {
         needs [] header None,
         queries []
         headers [
-            CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"],
+            ACL, CHECKSUMS, CHUNKED, KEPT, LOCKED, WRITE_CONDITIONS, &["write-offset-bytes"],
             ENCRYPTED, CUSTOMER_KEY,
         ];
     /// Makes one of another.
@@ -358,8 +365,8 @@ operations! {
         needs [] header COPY_SOURCE,
         queries []
         headers [
-            CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED, &["metadata-directive", "tagging-directive"],
-            ENCRYPTED, CUSTOMER_KEY, SOURCE_KEY,
+            ACL, CHECKSUMS, KEPT, LOCKED, WRITE_CONDITIONS, COPIED,
+            &["metadata-directive", "tagging-directive"], ENCRYPTED, CUSTOMER_KEY, SOURCE_KEY,
         ];
     /// Gives one another key.
     RenameObject "s3:PutObject" "PUT" Object
@@ -395,20 +402,18 @@ operations! {
     /// Whether somebody holds it.
     PutObjectLegalHold "s3:PutObjectLegalHold" "PUT" Object
         needs ["legal-hold"] header None, queries ["versionId"] headers [CHECKSUMS, CHUNKED];
-    /// Nobody but its owner.
+    /// Who may do what with it.
     GetObjectAcl "s3:GetObjectAcl" "GET" Object
         needs ["acl"] header None, queries ["versionId"] headers [];
-    /// Off.
+    /// Who may do what with it.
     PutObjectAcl "s3:PutObjectAcl" "PUT" Object
         needs ["acl"] header None,
         queries ["versionId"]
-        headers [CHECKSUMS, CHUNKED, &[
-            "acl", "grant-full-control", "grant-read", "grant-read-acp", "grant-write", "grant-write-acp",
-        ]];
+        headers [CHECKSUMS, CHUNKED, ACL];
     /// Begins an upload of parts.
     CreateMultipartUpload "s3:PutObject" "POST" Object
         needs ["uploads"] header None,
-        queries [] headers [CHECKSUMS, KEPT, LOCKED, ENCRYPTED, CUSTOMER_KEY];
+        queries [] headers [ACL, CHECKSUMS, KEPT, LOCKED, ENCRYPTED, CUSTOMER_KEY];
     /// Uploads a part.
     UploadPart "s3:PutObject" "PUT" Object
         needs ["partNumber", "uploadId"] header None, queries [] headers [CHECKSUMS, CHUNKED, CUSTOMER_KEY];

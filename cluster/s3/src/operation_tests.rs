@@ -191,7 +191,7 @@ fn what_is_not_understood_is_not_done() {
         ),
         ("PUT", Object, &[], &["x-amz-bypass-governance-retention"]),
         ("PUT", Object, &[], &["x-amz-website-redirect-location"]),
-        ("PUT", Object, &[], &["x-amz-grant-read"]),
+        ("PUT", Object, &[], &["x-amz-grant-everything"]),
         ("PUT", Object, &[], &["if-modified-since"]),
         ("PUT", Object, &[], &["if-unmodified-since"]),
         ("PUT", Object, &[], &["x-amz-if-match"]),

@@ -304,11 +304,31 @@ const NEVER_LOCKED_OUT: [&str; 3] = [
     "s3:DeleteBucketPolicy",
 ];
 
+/// Why a request may be done, or may not, as far as policies and the bucket's owner have a say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grounds {
+    /// A policy denies it.
+    Denied,
+    /// The caller may do everything, or the caller's own policy allows it.
+    Certain,
+    /// The bucket's policy allows it.
+    Bucket,
+    /// The bucket is the caller's, who has no policy.
+    Owner,
+    /// Nobody says anything.
+    None,
+}
+
 /// Whether a request may be done.
 ///
 /// No, if the caller's or the bucket's policy denies it. Yes, if one of them allows it, if the caller
 /// may do everything, or if the bucket is the caller's who has no policy. Else no.
 pub fn decide(asked: &Asked<'_>, standing: &Standing<'_>) -> bool {
+    !matches!(grounds(asked, standing), Grounds::Denied | Grounds::None)
+}
+
+/// Why a request may be done, or may not.
+pub fn grounds(asked: &Asked<'_>, standing: &Standing<'_>) -> Grounds {
     let Standing {
         is_admin,
         is_owner,
@@ -333,12 +353,17 @@ pub fn decide(asked: &Asked<'_>, standing: &Standing<'_>) -> bool {
         of_bucket = Verdict::Silent;
     }
     if of_user == Verdict::Denied || of_bucket == Verdict::Denied {
-        return false;
+        return Grounds::Denied;
     }
-    of_user == Verdict::Allowed
-        || of_bucket == Verdict::Allowed
-        || is_admin
-        || is_owner && user.is_none()
+    if of_user == Verdict::Allowed || is_admin {
+        Grounds::Certain
+    } else if of_bucket == Verdict::Allowed {
+        Grounds::Bucket
+    } else if is_owner && user.is_none() {
+        Grounds::Owner
+    } else {
+        Grounds::None
+    }
 }
 
 fn known(object: &Map<String, Value>, fields: &[&str]) -> Result<(), Refusal> {

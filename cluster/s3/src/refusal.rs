@@ -30,7 +30,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// ACLs are off, as S3 has it since 2023.
+    /// The bucket has no ACLs, as S3 has it since 2023.
     AccessControlListNotSupported 400,
     /// Another site's page may not call.
     AccessForbidden 403,
@@ -70,7 +70,7 @@ codes! {
     InvalidAccessKeyId 403,
     /// A value that makes no sense.
     InvalidArgument 400,
-    /// A new bucket is to have an ACL.
+    /// A bucket that has no ACLs is to have one, or one that has one is to have none.
     InvalidBucketAclWithObjectOwnership 400,
     /// Not a bucket's name.
     InvalidBucketName 400,
@@ -176,6 +176,10 @@ codes! {
     TooManyBuckets 400,
     /// An object was made longer too often.
     TooManyParts 400,
+    /// A body where none is wanted.
+    UnexpectedContent 400,
+    /// An address that is nobody's.
+    UnresolvableGrantByEmailAddress 400,
     /// A digest of the payload that is not that of the payload.
     XAmzContentSHA256Mismatch 400,
 }

@@ -27,6 +27,8 @@ pub struct Element {
     pub text: String,
     /// The elements in it.
     pub children: Vec<Element>,
+    /// Its `xsi:type`, if it says one.
+    pub kind: Option<String>,
 }
 
 /// What is no document, or not the one that is wanted.
@@ -120,10 +122,27 @@ fn element(start: &BytesStart<'_>) -> Result<Element, Refusal> {
     match std::str::from_utf8(start.local_name().as_ref()) {
         Ok(name) => Ok(Element {
             name: name.to_owned(),
+            kind: kind(start)?,
             ..Element::default()
         }),
         Err(_) => malformed(),
     }
+}
+
+/// The type that an element says it has, whatever the prefix; other attributes say nothing here.
+fn kind(start: &BytesStart<'_>) -> Result<Option<String>, Refusal> {
+    for attribute in start.attributes() {
+        let Ok(attribute) = attribute else {
+            return malformed();
+        };
+        if attribute.key.local_name().as_ref() == b"type" && attribute.key.prefix().is_some() {
+            return match std::str::from_utf8(&attribute.value) {
+                Ok(text) => Ok(Some(text.to_owned())),
+                Err(_) => malformed(),
+            };
+        }
+    }
+    Ok(None)
 }
 
 /// The text that `&…;` stands for.

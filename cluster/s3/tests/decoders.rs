@@ -3,6 +3,7 @@
 //! Texts are made of the pieces that each decoder looks for, in any order, with anything between them; and of any
 //! bytes at all.
 
+use ashlar_cluster_s3::acl_document::parse_acl;
 use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::{parse_http_date, parse_iso_date};
 use ashlar_cluster_s3::checksum::{Algorithm, parse_content_md5};
@@ -267,10 +268,7 @@ fn documents(bytes: &[u8]) {
         documents::parse_tagging(bytes, 10),
         documents::parse_cors(bytes),
     );
-    let _ = (
-        documents::is_owners_acl(bytes, "a"),
-        documents::parse_ownership(bytes),
-    );
+    let _ = (parse_acl(bytes), documents::parse_ownership(bytes));
     let _ = (
         documents::parse_public_access_block(bytes),
         documents::parse_create_bucket(bytes),

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use ashlar_cluster_s3::bucket::Ownership;
 use ashlar_cluster_s3::condition::{EXISTING_TAG, Keys, REQUESTED_TAG, time_keys};
-use ashlar_cluster_s3::policy::{Asked, Caller, Policy, Standing, decide};
+use ashlar_cluster_s3::policy::{Asked, Caller, Grounds, Policy, Standing, decide, grounds};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::signature::Claim;
 use ashlar_cluster_s3::tags::Tags;
 
+use crate::acl::is_open;
 use crate::call::{Call, arn};
 use crate::directory::{OpenBucket, OpenKey};
 use crate::faults::refused;
@@ -21,6 +23,9 @@ pub(crate) struct Access {
     pub(crate) caller: Caller,
     pub(crate) key: Option<Arc<OpenKey>>,
     pub(crate) bucket: Option<Arc<OpenBucket>>,
+    /// What the request is to do with an object, if whether it may is the object owner's to say: that is asked when the
+    /// object is found.
+    pub(crate) waiting: Option<&'static str>,
     /// What the request says of itself.
     keys: Keys,
 }
@@ -34,6 +39,12 @@ const HEADERS: &[(&str, &str)] = &[
     ("x-amz-acl", "s3:x-amz-acl"),
     ("x-amz-content-sha256", "s3:x-amz-content-sha256"),
     ("x-amz-copy-source", "s3:x-amz-copy-source"),
+    ("x-amz-grant-full-control", "s3:x-amz-grant-full-control"),
+    ("x-amz-grant-read", "s3:x-amz-grant-read"),
+    ("x-amz-grant-read-acp", "s3:x-amz-grant-read-acp"),
+    ("x-amz-grant-write", "s3:x-amz-grant-write"),
+    ("x-amz-grant-write-acp", "s3:x-amz-grant-write-acp"),
+    ("x-amz-object-ownership", "s3:x-amz-object-ownership"),
     ("x-amz-metadata-directive", "s3:x-amz-metadata-directive"),
     (
         "x-amz-server-side-encryption",
@@ -109,6 +120,7 @@ impl Access {
             caller,
             key,
             bucket,
+            waiting: None,
             keys,
         }
     }
@@ -170,8 +182,8 @@ impl Access {
 
     /// Whether the caller is nobody in particular, and the bucket lets in nobody like that.
     pub(crate) fn is_nobody(&self) -> bool {
-        let has_policy = |open: &Arc<OpenBucket>| open.policy.is_some();
-        self.key.is_none() && !self.bucket.as_ref().is_some_and(has_policy)
+        let lets_in = |open: &Arc<OpenBucket>| open.policy.is_some() || is_open(&open.config);
+        self.key.is_none() && !self.bucket.as_ref().is_some_and(lets_in)
     }
 
     /// The caller's account, if it has one.
@@ -199,10 +211,22 @@ impl Access {
             .map_or("", |open| open.config.owner.as_str())
     }
 
-    /// Whether the caller may do this to that.
+    /// Whether the caller may do this to that: of an object, before it is known whose that is.
     pub(crate) fn may(&self, action: &str, resource: &str) -> bool {
+        let grounds = self.grounds(action, resource, false);
+        self.by_list(grounds, action, None)
+    }
+
+    /// The same, if it is the caller's.
+    pub(crate) fn may_as_owner(&self, action: &str, resource: &str) -> bool {
+        let grounds = self.grounds(action, resource, true);
+        !matches!(grounds, Grounds::Denied | Grounds::None)
+    }
+
+    /// What policies and who has the bucket say to this.
+    pub(crate) fn grounds(&self, action: &str, resource: &str, as_owner: bool) -> Grounds {
         if self.is_ambiguous() {
-            return false;
+            return Grounds::Denied;
         }
         let asked = Asked {
             caller: &self.caller,
@@ -220,13 +244,13 @@ impl Access {
             is_owner: if to_no_bucket {
                 self.key.is_some()
             } else {
-                self.is_owner()
+                as_owner || self.is_owner()
             },
             user: self.key.as_ref().and_then(|open| open.policy.as_ref()),
             bucket: self.bucket.as_ref().and_then(|open| open.policy.as_ref()),
             restrict_public: block.is_some_and(|block| block.restrict_public_buckets),
         };
-        decide(&asked, &standing)
+        grounds(&asked, &standing)
     }
 
     /// Whether the caller may make a bucket of this name. One that there is, and what its policy says, is
@@ -261,9 +285,12 @@ impl Access {
     /// anyway. Where nobody has said so it is taken, for clients send it without being asked.
     pub(crate) fn check_acl(&self, call: &Call) -> Result<(), Refusal> {
         let acl = call.header("x-amz-acl").unwrap_or_default();
-        let enforced = |open: &Arc<OpenBucket>| open.config.ownership.is_some();
+        let named = !matches!(acl, "" | "bucket-owner-full-control");
+        let asks = named || !call.headers_from("x-amz-grant-").is_empty();
+        let enforced =
+            |open: &Arc<OpenBucket>| open.config.ownership == Some(Ownership::BucketOwnerEnforced);
         match self.bucket.as_ref().is_some_and(enforced) {
-            true if !matches!(acl, "" | "bucket-owner-full-control") => refused(
+            true if asks => refused(
                 Code::AccessControlListNotSupported,
                 "The bucket does not allow ACLs",
             ),
@@ -298,6 +325,8 @@ pub(crate) fn denied<T>() -> Result<T, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use ashlar_cluster_s3::acl::{Grant, Grantee, ObjectAcl, Permission};
+    use ashlar_cluster_s3::attributes::Attributes;
     use ashlar_cluster_s3::bucket::BucketConfig;
     use ashlar_cluster_s3::policy::Of;
     use ashlar_layout::ids::Seq;
@@ -319,6 +348,7 @@ mod tests {
             caller: Caller::Anonymous,
             key: None,
             bucket: Some(Arc::new(open)),
+            waiting: None,
             keys: Keys::new(),
         }
     }
@@ -363,6 +393,87 @@ mod tests {
         assert!(!access.is_nobody());
         access.bucket = None;
         assert!(access.is_nobody());
+    }
+
+    /// Somebody without a key, before a bucket in which lists mean something, and which has this one.
+    fn before_lists(effect: &str, grants: Vec<Grant>) -> Access {
+        let mut access = anyone("{}");
+        let text = format!(
+            r#"{{"Statement":[{{"Effect":"{effect}","Principal":"*","Action":"s3:GetObject","Resource":
+            "arn:aws:s3:::b/denied"}}]}}"#
+        );
+        access.bucket = Some(Arc::new(OpenBucket {
+            version: Seq(1),
+            policy: Some(Policy::parse(&text, Of::Bucket("b")).unwrap()),
+            config: BucketConfig {
+                ownership: Some(Ownership::ObjectWriter),
+                acl: Some(grants),
+                ..BucketConfig::new("111111111111", 1)
+            },
+        }));
+        access
+    }
+
+    /// Whoever forgets to ask again when the object is known lets nobody in.
+    #[test]
+    fn an_objects_list_is_asked_when_it_is_found() {
+        let open = vec![Grant::new(Grantee::AllUsers, Permission::FullControl)];
+        let access = before_lists("Deny", open.clone());
+        let (there, denied) = ("arn:aws:s3:::b/k", "arn:aws:s3:::b/denied");
+        assert!(access.may("s3:ListBucket", "arn:aws:s3:::b") && access.may("s3:PutObject", there));
+        assert!(!access.may("s3:GetObject", there));
+        assert!(access.waits_for_object("s3:GetObject", there));
+        assert!(!access.waits_for_object("s3:GetObject", denied));
+        assert!(!access.waits_for_object("s3:PutObject", there));
+        let of = |acl| Attributes {
+            acl,
+            ..Attributes::default()
+        };
+        let public = of(Some(ObjectAcl {
+            owner: Some("222222222222".to_owned()),
+            grants: open,
+        }));
+        access.check_of("s3:GetObject", there, &public).unwrap();
+        for (action, resource, found) in [
+            ("s3:GetObject", there, of(None)),
+            ("s3:GetObject", denied, public.clone()),
+            ("s3:GetObjectTagging", there, public.clone()),
+        ] {
+            access.check_of(action, resource, &found).unwrap_err();
+        }
+        // What a policy allows, it allows of what is the bucket owner's.
+        let access = before_lists("Allow", vec![]);
+        access.check_of("s3:GetObject", denied, &of(None)).unwrap();
+        let private = of(Some(ObjectAcl {
+            owner: Some("222222222222".to_owned()),
+            grants: vec![],
+        }));
+        access
+            .check_of("s3:GetObject", denied, &private)
+            .unwrap_err();
+        // And where there are no lists, none opens anything.
+        let mut access = anyone("{}");
+        access.bucket = None;
+        access.check_of("s3:GetObject", there, &public).unwrap_err();
+        assert!(!access.waits_for_object("s3:GetObject", there));
+    }
+
+    #[test]
+    fn nobody_is_let_in_by_a_list() {
+        let open = vec![Grant::new(Grantee::AllUsers, Permission::Write)];
+        let mut access = before_lists("Deny", open);
+        let config = access.bucket.as_ref().unwrap().config.clone();
+        for (ownership, lets_in) in [(config.ownership, true), (None, false)] {
+            access.bucket = Some(Arc::new(OpenBucket {
+                version: Seq(2),
+                policy: None,
+                config: BucketConfig {
+                    ownership,
+                    ..config.clone()
+                },
+            }));
+            assert_eq!(access.is_nobody(), !lets_in);
+        }
     }
 
     #[test]

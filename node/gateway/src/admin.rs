@@ -15,7 +15,7 @@ use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Client, ClientError, Code, DeleteOptions, ListOptions};
 
-use crate::directory::{found, read_document, write_document};
+use crate::directory::{found, owner_etag, read_document, write_document};
 
 /// What went wrong with a user.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +114,8 @@ impl Admin {
     async fn write(&self, user: &User, precondition: Precondition) -> Result<(), AdminError> {
         let bytes = user.encode()?;
         let key = user_key(&user.name);
-        let written = write_document(&self.client, &key, bytes, Etag::NONE, precondition).await;
+        let etag = owner_etag(&user.canonical());
+        let written = write_document(&self.client, &key, bytes, etag, precondition).await;
         match written {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Code::PreconditionFailed => Err(AdminError::Busy {

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::time::Instant;
 
 use ashlar_cluster_s3::operation::{Level, Operation};
+use ashlar_cluster_s3::policy::Grounds;
 use ashlar_cluster_s3::refusal::Refusal;
 use ashlar_cluster_s3::signature::Claim;
 use ashlar_node_client::ListOptions;
@@ -201,12 +202,24 @@ impl Gateway {
             (Operation::PutObjectTagging, _) => "s3:PutObjectVersionTagging",
             (Operation::DeleteObjectTagging, _) => "s3:DeleteObjectVersionTagging",
             (Operation::GetObjectAttributes, _) => "s3:GetObjectVersionAttributes",
+            (Operation::GetObjectAcl, _) => "s3:GetObjectVersionAcl",
+            (Operation::PutObjectAcl, _) => "s3:PutObjectVersionAcl",
             _ => operation.action(),
         };
         let resource = call.arn();
-        if !access.may(action, &resource) {
-            self.check_there(context).await?;
-            return denied();
+        if access.waits_for_object(action, &resource) {
+            access.waiting = Some(action);
+        } else if !access.may(action, &resource) {
+            let of_upload = matches!(
+                operation,
+                Operation::AbortMultipartUpload | Operation::ListParts
+            );
+            let open = of_upload && access.has_acls().is_some();
+            let denies = access.grounds(action, &resource, false) == Grounds::Denied;
+            if !open || denies || !self.began(access, call).await? {
+                self.check_there(context).await?;
+                return denied();
+            }
         }
         access.check_acl(call)
     }

@@ -25,6 +25,7 @@ use ashlar_layout::manifest::{Body, Etag, Precondition};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Code as Store, GetOptions, Seal};
 
+use crate::acl::asks_acl;
 use crate::body::{Promise, Source};
 use crate::call::Call;
 use crate::complete::{OBJECT_MAX, completing};
@@ -185,11 +186,13 @@ impl Gateway {
             version: old.version,
         }))?;
         self.check_append(call, &attributes(&old)?)?;
-        let given = attributes_of(call)?;
-        if !given.metadata.is_empty() || !given.tags.is_empty() {
+        let mut given = attributes_of(call)?;
+        self.set_acl(&context.access, call, &mut given).await?;
+        let other_acl = context.access.has_acls().is_some() && asks_acl(call)?;
+        if !given.metadata.is_empty() || !given.tags.is_empty() || other_acl {
             return refused(
                 Code::InvalidRequest,
-                "An object that is appended to keeps the metadata and the tags that it has",
+                "An object that is appended to keeps the metadata, the tags and the ACL that it has",
             );
         }
         if old.manifest.size != offset {

@@ -20,6 +20,7 @@ use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::Code as Store;
 
 use crate::access::denied;
+use crate::acl::asks_acl;
 use crate::directory::{owner_etag, reserved};
 use crate::faults::{refusal, refused};
 use crate::gateway::{Context, Gateway, to_the_end};
@@ -45,15 +46,6 @@ impl Gateway {
         let Some(account) = access.account() else {
             return denied();
         };
-        match call.header("x-amz-acl") {
-            None | Some("" | "private") => {}
-            Some(_) => {
-                return refused(
-                    Code::InvalidBucketAclWithObjectOwnership,
-                    "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
-                );
-            }
-        }
         let ownership = call
             .header("x-amz-object-ownership")
             .map(check_ownership)
@@ -84,6 +76,9 @@ impl Gateway {
             object_lock: locks.then(ObjectLock::default),
             ..BucketConfig::new(account, 0)
         };
+        self.set_new_acl(context, &mut config).await?;
+        let acl = asks_acl(call)?.then(|| config.grants());
+        let asked = (ownership, acl);
         let (this, bucket) = (self.clone(), call.bucket.clone());
         // A bucket that nobody says the owner of would be nobody's.
         let is_new = to_the_end(async move {
@@ -97,7 +92,13 @@ impl Gateway {
         })
         .await?;
         let open = access.bucket.as_ref();
-        let as_asked = !locks || open.is_some_and(|open| open.config.object_lock.is_some());
+        // What is asked for is there, or is not asked for.
+        let as_asked = open.is_some_and(|open| {
+            let (config, (ownership, acl)) = (&open.config, asked);
+            (!locks || config.object_lock.is_some())
+                && ownership.is_none_or(|asked| asked == config.ownership())
+                && acl.is_none_or(|asked| asked == config.grants())
+        });
         match access.is_owner() {
             // The first region there was takes it for done, and its clients count on that.
             owns if is_new || owns && *ours == LENIENT_REGION && as_asked => {

@@ -5,20 +5,19 @@
 
 use ashlar_cluster_s3::bucket::BucketConfig;
 use ashlar_cluster_s3::documents::{
-    is_owners_acl, parse_cors, parse_ownership, parse_public_access_block, parse_tagging,
-    write_cors, write_ownership, write_public_access_block, write_tagging,
+    parse_cors, parse_ownership, parse_public_access_block, parse_tagging, write_cors,
+    write_ownership, write_public_access_block, write_tagging,
 };
 use ashlar_cluster_s3::operation::Operation;
 use ashlar_cluster_s3::policy::{Of, Policy};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags::BUCKET_TAGS_MAX;
-use ashlar_cluster_s3::users::canonical;
 use ashlar_cluster_s3::xml::Xml;
 
+use crate::acl::{is_open, set_ownership};
 use crate::faults::refused;
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
-use crate::lists::write_owner;
 use crate::reply::Reply;
 
 impl Gateway {
@@ -61,12 +60,10 @@ impl Gateway {
             O::GetObjectLockConfiguration | O::PutObjectLockConfiguration => {
                 self.bucket_object_lock(operation, context, body).await
             }
-            O::GetObjectAcl => {
-                self.find(context).await?;
-                Ok(Reply::xml(acl(context.access.owner())))
+            O::GetBucketAcl | O::GetObjectAcl | O::PutBucketAcl | O::PutObjectAcl => {
+                self.acl(operation, context, body).await
             }
-            O::PutBucketAcl | O::PutObjectAcl => self.put_acl(operation, context, body).await,
-            _ => self.unset(operation, context),
+            _ => self.unset(operation),
         }
     }
 
@@ -107,7 +104,7 @@ impl Gateway {
     }
 
     /// What nobody can set here, as S3 tells of it.
-    fn unset(&self, operation: Operation, context: &Context) -> Result<Reply, Refusal> {
+    fn unset(&self, operation: Operation) -> Result<Reply, Refusal> {
         use Operation as O;
         let empty = |name| Ok(Reply::xml(Xml::document(name, |_| {})));
         match operation {
@@ -117,7 +114,6 @@ impl Gateway {
                 let region = if region == "us-east-1" { "" } else { region };
                 Ok(Reply::xml(Xml::text_document("LocationConstraint", region)))
             }
-            O::GetBucketAcl => Ok(Reply::xml(acl(context.access.owner()))),
             O::GetBucketLogging => empty("BucketLoggingStatus"),
             O::GetBucketNotificationConfiguration => empty("NotificationConfiguration"),
             O::GetBucketAccelerateConfiguration => empty("AccelerateConfiguration"),
@@ -139,32 +135,6 @@ impl Gateway {
                 let message = format!("{} is not implemented", other.as_str());
                 Err(Refusal::new(Code::NotImplemented, message))
             }
-        }
-    }
-
-    /// Takes the one ACL that there is: the owner's, as [`acl`] tells it.
-    async fn put_acl(
-        &self,
-        operation: Operation,
-        context: &Context,
-        body: Inbound,
-    ) -> Result<Reply, Refusal> {
-        let call = &context.call;
-        if operation == Operation::PutObjectAcl {
-            self.find(context).await?;
-        }
-        let grants = call.headers_from("x-amz-grant-");
-        match call.header("x-amz-acl") {
-            _ if !grants.is_empty() => return no_acls(),
-            Some("private" | "bucket-owner-full-control") => return Ok(Reply::ok()),
-            Some(_) => return no_acls(),
-            None => {}
-        }
-        let document = self.document(context, body).await?;
-        if is_owners_acl(&document, &canonical(context.access.owner()))? {
-            Ok(Reply::ok())
-        } else {
-            no_acls()
         }
     }
 
@@ -211,15 +181,18 @@ impl Gateway {
                 }
                 None => none(),
             },
-            Operation::GetBucketPolicyStatus => match open.and_then(|open| open.policy.as_ref()) {
-                Some(policy) => {
-                    let document = Xml::document("PolicyStatus", |xml| {
-                        xml.value("IsPublic", policy.is_public());
-                    });
-                    Ok(Reply::xml(document))
+            Operation::GetBucketPolicyStatus => {
+                let policy = open.and_then(|open| open.policy.as_ref());
+                let of_acl = context.access.has_acls().map(is_open);
+                if policy.is_none() && of_acl.is_none() {
+                    return none();
                 }
-                None => none(),
-            },
+                let is_public = policy.is_some_and(Policy::is_public) || of_acl == Some(true);
+                let document = Xml::document("PolicyStatus", |xml| {
+                    xml.value("IsPublic", is_public);
+                });
+                Ok(Reply::xml(document))
+            }
             Operation::PutBucketPolicy => {
                 let document = self.document(context, body).await?;
                 let Ok(text) = std::str::from_utf8(&document) else {
@@ -277,7 +250,7 @@ impl Gateway {
         match operation {
             Operation::GetBucketOwnershipControls => {
                 let open = context.access.bucket.as_ref();
-                match open.and_then(|open| open.config.ownership.as_ref()) {
+                match open.and_then(|open| open.config.ownership) {
                     Some(ownership) => Ok(Reply::xml(write_ownership(ownership))),
                     None => refused(
                         Code::OwnershipControlsNotFoundError,
@@ -288,11 +261,16 @@ impl Gateway {
             Operation::PutBucketOwnershipControls => {
                 let document = self.document(context, body).await?;
                 let ownership = parse_ownership(&document)?;
-                self.assign(context, |config| config.ownership = Some(ownership.clone()))
-                    .await?;
+                let change = |config: &mut BucketConfig| set_ownership(config, Some(ownership));
+                self.change(context, change).await?;
                 Ok(Reply::ok())
             }
-            _ => self.reset(context, |config| config.ownership = None).await,
+            // What the bucket was made with is so again.
+            _ => {
+                let change = |config: &mut BucketConfig| set_ownership(config, None);
+                self.change(context, change).await?;
+                Ok(Reply::no_content())
+            }
         }
     }
 
@@ -326,28 +304,4 @@ impl Gateway {
             }
         }
     }
-}
-
-/// The only ACL that there is: all to the owner.
-fn acl(owner: &str) -> String {
-    Xml::document("AccessControlPolicy", |xml| {
-        write_owner(xml, "Owner", owner);
-        xml.element("AccessControlList", |xml| {
-            xml.element("Grant", |xml| {
-                xml.typed("Grantee", "CanonicalUser", |xml| {
-                    xml.text("ID", &canonical(owner));
-                    xml.text("DisplayName", owner);
-                });
-                xml.text("Permission", "FULL_CONTROL");
-            });
-        });
-    })
-}
-
-/// With ACLs off, the one that there is may be asked for, and no other.
-fn no_acls<T>() -> Result<T, Refusal> {
-    refused(
-        Code::AccessControlListNotSupported,
-        "The bucket does not allow ACLs",
-    )
 }

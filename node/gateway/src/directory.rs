@@ -16,8 +16,8 @@ use ashlar_cluster_s3::checksum::md5;
 use ashlar_cluster_s3::operation::Level;
 use ashlar_cluster_s3::policy::{Of, Policy};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
-use ashlar_cluster_s3::system::{bucket_key, key_key};
-use ashlar_cluster_s3::users::{Key, RootKey, Secret, is_key_id};
+use ashlar_cluster_s3::system::{USERS, bucket_key, key_key};
+use ashlar_cluster_s3::users::{Key, RootKey, Secret, User, is_key_id};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::message::{ListPage, ObjectMeta};
@@ -89,6 +89,8 @@ pub(crate) struct Directory {
     buckets: Kept<OpenBucket>,
     asked_keys: Together<Arc<OpenKey>>,
     asked_buckets: Together<Option<Arc<OpenBucket>>>,
+    /// Accounts by their ids: who has one once has it for ever.
+    accounts: Mutex<HashMap<String, String>>,
 }
 
 /// A document, if there is one. Whatever keeps it from being read is an error.
@@ -132,10 +134,11 @@ pub(crate) async fn write_document(
     Ok(done.version)
 }
 
-/// What the ETag of a bucket's document says: whose the bucket is. So a listing tells.
-pub(crate) fn owner_etag(account: &str) -> Etag {
+/// What the ETag of a bucket's document says: whose the bucket is, by the account. So a listing tells. That of a user's
+/// says it by the canonical id.
+pub(crate) fn owner_etag(whose: &str) -> Etag {
     Etag {
-        md5: md5(account.as_bytes()),
+        md5: md5(whose.as_bytes()),
         parts: 1,
     }
 }
@@ -176,6 +179,7 @@ impl Directory {
             buckets: Kept::default(),
             asked_keys: Together::default(),
             asked_buckets: Together::default(),
+            accounts: Mutex::default(),
         }
     }
 
@@ -287,6 +291,46 @@ impl Directory {
         Ok(Some(open))
     }
 
+    /// Which accounts have these canonical ids; of those that nobody has, nothing.
+    pub(crate) async fn accounts(&self, ids: &[&str]) -> Result<HashMap<String, String>, Refusal> {
+        let mut found = HashMap::new();
+        {
+            let kept = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = ids.iter().filter_map(|id| kept.get_key_value(*id));
+            found.extend(known.map(|(id, account)| (id.clone(), account.clone())));
+        }
+        let mut after = String::new();
+        while ids.iter().any(|id| !found.contains_key(*id)) {
+            let page = reserved(&self.client, USERS, after).await?;
+            let wanted = ids.iter().filter(|id| !found.contains_key(**id));
+            let etags: Vec<Etag> = wanted.map(|id| owner_etag(id)).collect();
+            for entry in page.objects {
+                // Those of earlier versions of this program do not say whose they are.
+                if !entry.etag.is_none() && !etags.contains(&entry.etag) {
+                    continue;
+                }
+                let read = read_document(&self.client, &entry.key).await;
+                if let Some((_, bytes)) = read.map_err(|error| refusal(&error))? {
+                    let user = User::decode(&bytes).map_err(internal)?;
+                    let id = user.canonical();
+                    if ids.contains(&id.as_str()) {
+                        found.insert(id, user.account);
+                    }
+                }
+            }
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        let mut kept = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() + found.len() > KEPT {
+            kept.clear();
+        }
+        kept.extend(found.clone());
+        Ok(found)
+    }
+
     /// Writes the configuration of a bucket that was just made, unless it is one of a later bucket of
     /// that name.
     pub(crate) async fn found_bucket(
@@ -324,11 +368,15 @@ impl Directory {
             ) {
                 return busy();
             }
-            let (mut config, precondition) = match now {
+            let (mut config, precondition) = match &now {
                 Some(open) => (open.config.clone(), Precondition::Version(open.version)),
                 None => (BucketConfig::new("", 0), Precondition::Absent),
             };
             change(&mut config)?;
+            if now.is_some_and(|open| open.config == config) {
+                // Others who asked for the same were faster.
+                return Ok(());
+            }
             match self.write_bucket(bucket, &config, precondition).await {
                 Err(error) if error.code() == Store::PreconditionFailed => {}
                 written => return written.map_err(|error| refusal(&error)),

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod access;
+mod acl;
 pub mod admin;
 mod admit;
 mod aging;
@@ -44,6 +45,7 @@ mod upload_list;
 mod uploads;
 mod versions;
 
+pub use ashlar_cluster_s3::bucket::Ownership;
 pub use ashlar_cluster_s3::sweep::{SweepRecord, Tally};
 pub use ashlar_cluster_s3::users::{ROOT_KEY_LEN, RootKey, SealError, Secret, User};
 pub use encryption::is_encrypted;

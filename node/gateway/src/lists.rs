@@ -26,6 +26,8 @@ struct Listing<'a> {
     delimiter: &'a str,
     max: u32,
     owner: Option<String>,
+    /// Whose each object is, where that is told by object.
+    owners: Option<Vec<String>>,
     page: ListPage,
 }
 
@@ -64,13 +66,14 @@ impl Listing<'_> {
     }
 
     fn entries(&self, xml: &mut Xml, name: &str) {
-        for entry in &self.page.objects {
+        for (i, entry) in self.page.objects.iter().enumerate() {
+            let of_object = self.owners.as_ref().and_then(|owners| owners.get(i));
             xml.element(name, |xml| {
                 xml.text("Key", &self.encoding.write(&entry.key));
                 xml.text("LastModified", &iso_date(entry.modified_ms));
                 xml.text("ETag", &entry_etag(entry));
                 xml.value("Size", entry.size);
-                if let Some(owner) = &self.owner {
+                if let Some(owner) = of_object.or(self.owner.as_ref()) {
                     write_owner(xml, "Owner", owner);
                 }
                 xml.text("StorageClass", "STANDARD");
@@ -127,8 +130,13 @@ impl Gateway {
         };
         let owner = context.access.owner();
         let told = operation != Operation::ListObjectsV2 || param("fetch-owner") == "true";
+        let owners = match told {
+            true => self.owners(context, &page.objects).await?,
+            false => None,
+        };
         let listing = Listing {
             call,
+            owners,
             encoding,
             prefix: param("prefix"),
             delimiter: param("delimiter"),

@@ -215,6 +215,8 @@ impl Gateway {
                 Ok(stream) => {
                     let meta = stream.meta().clone();
                     let found = attributes(&meta)?;
+                    let names = (call.bucket.as_str(), call.key.as_str());
+                    context.access.check_found(names, &meta)?;
                     return Ok(Opened::Stream(Box::new((stream, meta, found))));
                 }
                 Err(error) if is_absent(&error) => {

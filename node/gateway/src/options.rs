@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ashlar_cluster_s3::bucket::Ownership;
 use ashlar_cluster_s3::users::RootKey;
 
 /// How a gateway behaves.
@@ -16,6 +17,8 @@ pub struct GatewayOptions {
     pub domains: Vec<String>,
     /// Whether signatures of version 2 are taken: boto3 makes them for presigned URLs unless told otherwise.
     pub version_2: bool,
+    /// Whose what is put into new buckets is, where nothing else is asked for.
+    pub ownership: Ownership,
     /// What the secrets of users are sealed with.
     pub root: RootKey,
     /// What is bounded.

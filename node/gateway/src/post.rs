@@ -75,6 +75,7 @@ impl Gateway {
             access.check("s3:PutObjectTagging", &call.arn())?;
         }
         access.check_acl(call)?;
+        self.set_acl(&access, call, &mut attributes).await?;
         let cipher = self.encrypt(call, access.bucket.as_deref(), &mut attributes)?;
         let encrypted = said_of(call, &attributes);
         let digests = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);

@@ -87,15 +87,6 @@ impl<'a> Target<'a> {
 
 /// Refuses what cannot be kept with an object here.
 pub(crate) fn check_kept(call: &Call) -> Result<(), Refusal> {
-    match call.header("x-amz-acl") {
-        None | Some("" | "private" | "bucket-owner-full-control") => {}
-        Some(_) => {
-            return refused(
-                Code::AccessControlListNotSupported,
-                "The bucket does not allow ACLs",
-            );
-        }
-    }
     match call.header("x-amz-storage-class") {
         None | Some("" | "STANDARD") => Ok(()),
         Some(_) => refused(
@@ -217,6 +208,7 @@ impl Gateway {
         let call = &context.call;
         self.check_there(context).await?;
         let mut attributes = attributes_of(call)?;
+        self.set_acl(&context.access, call, &mut attributes).await?;
         let cipher = self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
         let lock = asked_lock(context, call)?;
         let sent = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
@@ -364,7 +356,8 @@ impl Gateway {
         let from = CopySource::of(call)?;
         let replaces = directive(call, "x-amz-metadata-directive")?;
         let replaces_tags = directive(call, "x-amz-tagging-directive")?;
-        check_kept(call)?;
+        let mut given = attributes_of(call)?;
+        self.set_acl(&context.access, call, &mut given).await?;
         let lock = asked_lock(context, call)?;
         let condition = write_if(call)?;
         // Before the source is open: who reads and waits to read more may wait for others like it.
@@ -393,7 +386,6 @@ impl Gateway {
                  attributes.",
             );
         }
-        let given = attributes_of(call)?;
         let mut attributes = if replaces {
             given.clone()
         } else {
@@ -405,7 +397,7 @@ impl Gateway {
             found.tags
         };
         (attributes.parts, attributes.upload) = (None, None);
-        attributes.renamed = None;
+        (attributes.renamed, attributes.acl) = (None, given.acl);
         (attributes.modified_ms, attributes.checksums) = (None, Vec::new());
         let kept = found.checksums.first().map(|checksum| checksum.algorithm);
         let algorithm = algorithm.or(kept).unwrap_or(Algorithm::Crc64Nvme);
@@ -474,7 +466,10 @@ impl Gateway {
             None => "s3:GetObject",
             Some(_) => "s3:GetObjectVersion",
         };
-        access.check(action, &source)?;
+        // Whether it may be read may be its owner's to say.
+        if !access.waits_for_object(action, &source) {
+            access.check(action, &source)?;
+        }
         let names = (from.bucket.as_str(), from.key.as_str());
         let options = GetOptions {
             range,
@@ -507,8 +502,8 @@ impl Gateway {
         if by_tags {
             // It may be another object by now.
             access.say_existing_tags(&found.tags);
-            access.check(action, &source)?;
         }
+        access.check_of(action, &source, &found)?;
         self.decrypt_source(call, &found, &mut stream)?;
         from.conditions
             .check_copy(&etag(&meta.manifest, meta.id()), modified_ms(&meta, &found))?;
@@ -535,14 +530,16 @@ impl Gateway {
     /// What the caller is to a bucket, which may be another one than the call's.
     async fn access_to(&self, context: &Context, bucket: &str) -> Result<Access, Refusal> {
         if bucket == context.call.bucket {
-            return Ok(context.access.clone());
+            let mut access = context.access.clone();
+            access.waiting = None;
+            return Ok(access);
         }
         let open = self.directory.bucket(bucket).await?;
         if open.is_none() {
             self.check_bucket_there(bucket).await?;
         }
         let mut access = context.access.clone();
-        access.bucket = open;
+        (access.bucket, access.waiting) = (open, None);
         Ok(access)
     }
 }

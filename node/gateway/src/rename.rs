@@ -67,16 +67,20 @@ impl Gateway {
         source: &str,
         found: Option<&ObjectMeta>,
     ) -> Result<(), Refusal> {
-        let by_tags = context.access.looks_at_existing_tags();
-        if by_tags != found.is_some() {
+        let mut access = context.access.clone();
+        let by_object = access.looks_at_existing_tags() || access.has_acls().is_some();
+        if by_object != found.is_some() {
             return Ok(());
         }
-        let mut access = context.access.clone();
-        if let Some(meta) = found {
-            access.say_existing_tags(&attributes(meta)?.tags);
-        }
         let source = arn(&context.call.bucket, source);
-        access.check("s3:GetObject", &source)?;
+        match found {
+            Some(meta) => {
+                let found = attributes(meta)?;
+                access.say_existing_tags(&found.tags);
+                access.check_of("s3:GetObject", &source, &found)?;
+            }
+            None => access.check("s3:GetObject", &source)?,
+        }
         access.check("s3:DeleteObject", &source)
     }
 

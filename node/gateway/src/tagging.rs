@@ -3,6 +3,7 @@
 //! Invariant: tags are changed of the version that was found; the object's bytes stay where they are, and
 //! so do its ETag and the time when it was made.
 
+use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::conditional::etag_of;
 use ashlar_cluster_s3::documents::{parse_tagging, write_tagging};
 use ashlar_cluster_s3::operation::Operation;
@@ -59,7 +60,9 @@ impl Gateway {
                 let tags = parse_tagging(&document, OBJECT_TAGS_MAX)?;
                 let mut access = context.access.clone();
                 access.say_requested_tags(&tags);
-                access.check(operation.action(), &call.arn())?;
+                if !access.waits_for_object(operation.action(), &call.arn()) {
+                    access.check(operation.action(), &call.arn())?;
+                }
                 self.set_tags(context, &tags, Reply::ok()).await
             }
             _ => {
@@ -82,6 +85,8 @@ impl Gateway {
         let call = &context.call;
         match self.store.head(&call.bucket, &call.key).await {
             Ok(meta) if meta.tag.map_or(NULL_VERSION, VersionTag::slot) == asked => {
+                let names = (call.bucket.as_str(), call.key.as_str());
+                context.access.check_found(names, &meta)?;
                 return Ok((meta, true));
             }
             Ok(_) => {}
@@ -99,6 +104,21 @@ impl Gateway {
         &self,
         context: &Context,
         tags: &Tags,
+        reply: Reply,
+    ) -> Result<Reply, Refusal> {
+        let set = |attributes: &mut Attributes| {
+            attributes.tags.clone_from(tags);
+            Ok(())
+        };
+        self.rewrite(context, set, reply).await
+    }
+
+    /// Changes what is remembered of the version that a request is about, and gives the reply back with which one that
+    /// was.
+    pub(crate) async fn rewrite(
+        &self,
+        context: &Context,
+        set: impl Fn(&mut Attributes) -> Result<(), Refusal>,
         mut reply: Reply,
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
@@ -106,7 +126,7 @@ impl Gateway {
         for _ in 0..TRIES {
             let (meta, current) = self.to_be_changed(context, asked).await?;
             let mut attributes = attributes(&meta)?;
-            attributes.tags.clone_from(tags);
+            set(&mut attributes)?;
             attributes.modified_ms = Some(modified_ms(&meta, &attributes));
             let seal = Seal {
                 etag: kept_etag(&meta),

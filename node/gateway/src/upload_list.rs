@@ -8,6 +8,7 @@ use ashlar_cluster_s3::system::{
 };
 use ashlar_cluster_s3::xml::Xml;
 
+use crate::acl::owner_of;
 use crate::directory::{read_document, reserved};
 use crate::faults::{internal, refusal, refused};
 use crate::gateway::{Context, Gateway};
@@ -183,7 +184,7 @@ impl Uploads {
                     xml.text("Key", &encoding.write(&record.key));
                     xml.text("UploadId", &record.id);
                     write_owner(xml, "Initiator", &record.owner);
-                    write_owner(xml, "Owner", context.access.owner());
+                    write_owner(xml, "Owner", &owner_of(&context.access, record));
                     xml.text("StorageClass", "STANDARD");
                     xml.text("Initiated", &iso_date(record.begun_ms));
                     if let Some((algorithm, kind)) = record.checksum() {

@@ -33,6 +33,7 @@ use ashlar_node_client::{Client, Code as Store, DeleteOptions};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::acl::owner_of;
 use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
@@ -174,6 +175,7 @@ impl Gateway {
         let call = &context.call;
         self.check_there(context).await?;
         let mut attributes = attributes_of(call)?;
+        self.set_acl(&context.access, call, &mut attributes).await?;
         // Its key is opened again for each part.
         self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
         let (algorithm, kind) = checksum_of(call)?;
@@ -476,14 +478,14 @@ impl Gateway {
             }
             None => Vec::new(),
         };
-        let owner = context.access.owner();
+        let owner = owner_of(&context.access, &upload.record);
         let last = parts.latest.keys().next_back().copied();
         let document = Xml::document("ListPartsResult", |xml| {
             xml.text("Bucket", &call.bucket);
             xml.text("Key", &call.key);
             xml.text("UploadId", &upload.record.id);
             write_owner(xml, "Initiator", &upload.record.owner);
-            write_owner(xml, "Owner", owner);
+            write_owner(xml, "Owner", &owner);
             xml.text("StorageClass", "STANDARD");
             xml.value("PartNumberMarker", marker);
             if let Some(last) = last {

@@ -184,7 +184,9 @@ impl Gateway {
         version: Option<Seq>,
     ) -> Result<ObjectMeta, Refusal> {
         let found = self.head(bucket, key, version).await;
-        found.map_err(|error| missing(access, (bucket, key), version, &error))
+        let found = found.map_err(|error| missing(access, (bucket, key), version, &error))?;
+        access.check_found((bucket, key), &found)?;
+        Ok(found)
     }
 
     /// GetBucketVersioning, PutBucketVersioning.
@@ -248,8 +250,10 @@ impl Gateway {
                 page.map_err(|error| refusal(&error))?
             }
         };
+        let owners = self.owners(context, &page.versions).await?;
         let listing = Versions {
             call,
+            owners,
             encoding,
             max,
             owner: context.access.owner(),
@@ -276,6 +280,8 @@ struct Versions<'a> {
     encoding: Encoding,
     max: u32,
     owner: &'a str,
+    /// Whose each version is, where that is told by object.
+    owners: Option<Vec<String>>,
     /// The key in the middle of whose versions it begins.
     goes_on: Option<&'a str>,
     page: VersionPage,
@@ -310,8 +316,10 @@ impl Versions<'_> {
             }
             xml.value("IsTruncated", page.next.is_some());
             let mut before = self.goes_on;
-            for entry in &page.versions {
-                self.entry(xml, entry, before != Some(&entry.key));
+            for (i, entry) in page.versions.iter().enumerate() {
+                let owner = self.owners.as_ref().and_then(|owners| owners.get(i));
+                let owner = owner.map_or(self.owner, String::as_str);
+                self.entry(xml, entry, before != Some(&entry.key), owner);
                 before = Some(&entry.key);
             }
             for prefix in &page.prefixes {
@@ -322,7 +330,7 @@ impl Versions<'_> {
         })
     }
 
-    fn entry(&self, xml: &mut Xml, entry: &ListEntry, latest: bool) {
+    fn entry(&self, xml: &mut Xml, entry: &ListEntry, latest: bool, owner: &str) {
         let marker = entry.tag.is_some_and(|tag| tag.marker);
         let name = if marker { "DeleteMarker" } else { "Version" };
         xml.element(name, |xml| {
@@ -335,8 +343,8 @@ impl Versions<'_> {
                 xml.value("Size", entry.size);
                 xml.text("StorageClass", "STANDARD");
             }
-            if !self.owner.is_empty() {
-                write_owner(xml, "Owner", self.owner);
+            if !owner.is_empty() {
+                write_owner(xml, "Owner", owner);
             }
         });
     }

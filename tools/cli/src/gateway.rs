@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_node_gateway::{
-    Gateway, GatewayOptions, Limits, Log, LogEntry, ROOT_KEY_LEN, RootKey, Tally, gateway,
-    lifecycle, server, tls,
+    Gateway, GatewayOptions, Limits, Log, LogEntry, Ownership, ROOT_KEY_LEN, RootKey, Tally,
+    gateway, lifecycle, server, tls,
 };
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
@@ -73,6 +73,16 @@ struct RunArgs {
     /// Refuse signatures of version 2, which boto3 makes for presigned URLs unless told otherwise.
     #[arg(long)]
     no_signature_v2: bool,
+    /// Who owns what others put into new buckets where nothing else is asked for: BucketOwnerEnforced (the bucket's
+    /// owner, and there are no ACLs), BucketOwnerPreferred or ObjectWriter (who puts it: clients of Ceph and MinIO
+    /// expect this one).
+    #[arg(
+        long,
+        default_value = BUCKET_OWNER_ENFORCED,
+        value_name = "OWNERSHIP",
+        value_parser = parse_ownership
+    )]
+    object_ownership: Ownership,
     /// Mebibytes that bodies on their way may take.
     #[arg(long, default_value_t = Limits::default().memory_mib, value_name = "MIB")]
     memory: u32,
@@ -82,6 +92,15 @@ struct RunArgs {
     /// Leave the session of whoever started it, to outlive that.
     #[arg(long, hide = true)]
     own_session: bool,
+}
+
+/// The ownership of new buckets where none is named.
+const BUCKET_OWNER_ENFORCED: &str = Ownership::BucketOwnerEnforced.as_str();
+
+/// Who owns what is put, by its name.
+pub fn parse_ownership(text: &str) -> Result<Ownership, String> {
+    let names = Ownership::ALL.map(Ownership::as_str);
+    Ownership::parse(text).ok_or_else(|| format!("it is one of {}", names.join(", ")))
 }
 
 /// What to tell of lifecycles.
@@ -177,6 +196,7 @@ fn tell_lifecycles(args: &LifecycleArgs, cluster: Option<&Path>, json: bool) -> 
             region: REGION.to_owned(),
             domains: Vec::new(),
             version_2: true,
+            ownership: Ownership::default(),
             root: root_key(args.root_key_file.as_deref(), cluster)?,
             limits: Limits::default(),
             log: log(false),
@@ -244,6 +264,7 @@ fn serve(args: &RunArgs, cluster: Option<&Path>) -> Result<(), Fail> {
             .map(|name| name.to_ascii_lowercase())
             .collect(),
         version_2: !args.no_signature_v2,
+        ownership: args.object_ownership,
         root: root_key(args.root_key_file.as_deref(), cluster)?,
         limits: Limits {
             memory_mib: args.memory,

@@ -25,12 +25,14 @@ use std::time::Duration;
 
 use ashlar_cluster_map::{Class, ClusterMap};
 use ashlar_layout::ids::NodeId;
+use ashlar_node_gateway::Ownership;
 use clap::{Args, Subcommand};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::fail::Fail;
+use crate::gateway::parse_ownership;
 use crate::locate;
 use crate::output::{self, parse_size};
 use crate::process::{Process, State};
@@ -127,6 +129,9 @@ pub struct UpArgs {
     /// Make a rig without an S3 gateway.
     #[arg(long)]
     pub no_gateway: bool,
+    /// Who owns what others put into new buckets of its gateway: see `gateway run`. [default: BucketOwnerEnforced]
+    #[arg(long, conflicts_with = "no_gateway", value_name = "OWNERSHIP", value_parser = parse_ownership)]
+    pub object_ownership: Option<Ownership>,
     /// Start nodes that do not look at what is stored by themselves, until this is said otherwise.
     #[arg(long)]
     pub no_audit: bool,
@@ -225,6 +230,9 @@ pub struct RigFile {
     /// Where its S3 gateway listens, if it has one.
     #[serde(default)]
     pub gateway: Option<String>,
+    /// Who owns what others put into its new buckets, if it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_ownership: Option<Ownership>,
 }
 
 fn yes() -> bool {

@@ -102,7 +102,7 @@ pub fn start(
     }
     make_user(rig, runtime)?;
     let folder = folder(rig);
-    let args = [
+    let mut args = vec![
         "--cluster".into(),
         rig.dir.clone().into_os_string(),
         "gateway".into(),
@@ -113,6 +113,9 @@ pub fn start(
         "--root-key-file".into(),
         folder.join("root.key").into_os_string(),
     ];
+    if let Some(ownership) = rig.file.object_ownership {
+        args.extend(["--object-ownership".into(), ownership.as_str().into()]);
+    }
     let mut starting = [process::spawn(0, &folder, &args)?];
     let outcome = process::wait_ready(&mut starting, limit, |_| {})?.pop();
     match outcome {

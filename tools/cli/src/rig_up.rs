@@ -118,6 +118,7 @@ fn change(rig: &mut Rig, args: &UpArgs) -> Result<(), Fail> {
     file.audit |= args.audit_pass.is_some() || args.audit_wait.is_some();
     file.audit_pass = args.audit_pass.or(file.audit_pass);
     file.audit_wait = args.audit_wait.or(file.audit_wait);
+    file.object_ownership = args.object_ownership.or(file.object_ownership);
     if file != rig.file {
         rig.file = file;
         rig.save()?;
@@ -206,6 +207,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         audit_pass: args.audit_pass,
         audit_wait: args.audit_wait,
         gateway: None,
+        object_ownership: args.object_ownership,
     };
     if file.control.is_multiple_of(2) || file.control > file.nodes {
         return Err(Fail::Usage(format!(
