@@ -221,7 +221,8 @@ def test_copies_need_a_source_that_may_be_read():
         denied(ALT.copy_object, Bucket=other, Key="c", CopySource=source)
         upload = ALT.create_multipart_upload(Bucket=other, Key="m", GrantRead="uri=%sAllUsers" % GROUPS)["UploadId"]
         part = {"Bucket": other, "Key": "m", "UploadId": upload}
-        denied(ALT.upload_part_copy, PartNumber=1, CopySource=source, **part)
+        for more in ({}, {"CopySourceRange": "bytes=0-0"}, {"CopySourceRange": "bytes=7-9"}):
+            denied(ALT.upload_part_copy, PartNumber=1, CopySource=source, **part, **more)
         OWN.put_object_acl(Bucket=b, Key="k", GrantRead="id=" + OTHER)
         ALT.copy_object(Bucket=other, Key="c", CopySource=source)
         assert acl_of(ALT, other, "c") == (OTHER, [("FULL_CONTROL", OTHER)])
@@ -291,6 +292,14 @@ def test_policies_come_first():
         denied(OWN.put_object, Bucket=b, Key="k", ACL="public-read")
         OWN.put_object(Bucket=b, Key="k", Body=b"3")
         denied(ANY.get_object, Bucket=b, Key="k")
+        # What a policy says of tags is asked of those that are set.
+        may = json.loads(rule("Allow", "s3:PutObjectTagging"))
+        may["Statement"][0]["Condition"] = {"StringEquals": {"s3:RequestObjectTag/x": "y"}}
+        OWN.put_bucket_policy(Bucket=b, Policy=json.dumps(may))
+        tag = lambda value: dict(Bucket=b, Key="k", Tagging={"TagSet": [{"Key": "x", "Value": value}]})
+        ALT.put_object_tagging(**tag("y"))
+        denied(ALT.put_object_tagging, **tag("z"))
+        assert OWN.get_object_tagging(Bucket=b, Key="k")["TagSet"] == [{"Key": "x", "Value": "y"}]
         # Of what is not there nobody is told who may not list.
         OWN.put_bucket_policy(Bucket=b, Policy=rule("Deny", "s3:ListBucket"))
         denied(ANY.get_object, Bucket=b, Key="none")

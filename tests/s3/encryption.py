@@ -131,7 +131,11 @@ def test_copies_between_all_ways():
             assert read["Body"].read() == content and said(read) == EXPECTED[new], k
             assert (read["Metadata"], read["TagCount"], read["ETag"]) == (
                 {"m": "1"}, 1, copied["CopyObjectResult"]["ETag"]), k
-        # Onto itself: from now on with another key. Without a word of encryption nothing would change.
+        # Onto itself, for other metadata: encrypted as it was.
+        copied = S3.copy_object(Bucket=b, Key="store", CopySource={"Bucket": b, "Key": "store"}, Metadata={"m": "2"},
+                                MetadataDirective="REPLACE")
+        assert said(copied) == EXPECTED["store"] and body(b, "store") == content
+        # From now on with another key. Without a word of encryption nothing would change.
         itself = dict(Bucket=b, Key="plain", CopySource={"Bucket": b, "Key": "plain"})
         fails("InvalidRequest", 400, S3.copy_object, **itself)
         S3.copy_object(**itself, **A.of)
@@ -159,12 +163,15 @@ def test_uploads_in_parts():
                 assert said(part) == EXPECTED[way]
                 parts = [p for p in parts if p["PartNumber"] != number]
                 parts.append({"PartNumber": number, "ETag": part["ETag"], "ChecksumCRC32": part.get("ChecksumCRC32")})
+            # Not even how long it is, is told without its key.
+            fails("AccessDenied", 403, S3.upload_part_copy, **of, PartNumber=3, CopySource={"Bucket": b, "Key": "source"},
+                  CopySourceRange="bytes=200-299", **A.source, **get)
             part = S3.upload_part_copy(**of, PartNumber=3, CopySource={"Bucket": b, "Key": "source"},
                                        CopySourceRange="bytes=1-99", **B.source, **get)
             parts.append({"PartNumber": 3, "ETag": part["CopyPartResult"]["ETag"],
                           "ChecksumCRC32": part["CopyPartResult"].get("ChecksumCRC32")})
             parts = [{k: v for k, v in p.items() if v} for p in parts]
-            listed = [p["ETag"] for p in S3.list_parts(**of)["Parts"]]
+            listed = [p["ETag"] for p in S3.list_parts(**of, **get)["Parts"]]
             assert listed == [p["ETag"] for p in parts], (listed, parts)
             if way == "customer":
                 for wrong in ({}, B.of):
@@ -190,6 +197,7 @@ def test_a_buckets_default():
         found = S3.get_bucket_encryption(Bucket=b)["ServerSideEncryptionConfiguration"]["Rules"]
         assert found == [rule], found
         assert said(S3.head_object(Bucket=b, Key="before")) == {}
+        fails("InvalidRequest", 400, S3.put_object, Bucket=b, Key="before", Body=b"y", WriteOffsetBytes=1)
         assert said(OTHER.put_object(Bucket=b, Key="k", Body=b"x" * 99)) == EXPECTED["store"]
         assert said(S3.put_object(Bucket=b, Key="own", Body=b"x", **A.of)) == EXPECTED["customer"]
         copied = S3.copy_object(Bucket=b, Key="copy", CopySource={"Bucket": b, "Key": "before"})

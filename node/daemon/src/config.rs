@@ -174,10 +174,7 @@ impl Config {
             path: path.to_owned(),
             message: e.to_string(),
         })?;
-        if !INDEX_TABLE_RANGE.contains(&config.index_table_bytes) {
-            let (least, most) = (INDEX_TABLE_RANGE.start(), INDEX_TABLE_RANGE.end());
-            let got = config.index_table_bytes;
-            let message = format!("index_table_bytes is {got}; it takes {least} to {most}");
+        if let Some(message) = config.wrong() {
             return Err(ConfigError::Parse {
                 path: path.to_owned(),
                 message,
@@ -192,5 +189,60 @@ impl Config {
             device.path = folder.join(&device.path);
         }
         Ok(config)
+    }
+
+    /// What is wrong with a number of it, if something is.
+    fn wrong(&self) -> Option<String> {
+        if !INDEX_TABLE_RANGE.contains(&self.index_table_bytes) {
+            let (least, most) = (INDEX_TABLE_RANGE.start(), INDEX_TABLE_RANGE.end());
+            let got = self.index_table_bytes;
+            return Some(format!(
+                "index_table_bytes is {got}; it takes {least} to {most}"
+            ));
+        }
+        let AuditConfig {
+            pass_secs,
+            floor,
+            most,
+            ..
+        } = self.audit;
+        if pass_secs == 0 {
+            return Some(
+                "pass_secs of [audit] is 0: say in how many seconds all is to be read, or on = false"
+                    .into(),
+            );
+        }
+        // A floor of nothing would leave what has lost shards to whoever is not busy.
+        if floor == 0 || floor > most {
+            return Some(format!(
+                "floor of [audit] is {floor} bytes a second; it takes 1 to what most says, {most}"
+            ));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_make_no_sense_are_told() {
+        let wrong = |more: &str| {
+            let text = format!("node = 1\nmap = \"map.json\"\ndevice = []\n{more}");
+            toml::from_str::<Config>(&text).unwrap().wrong()
+        };
+        assert_eq!(wrong(""), None);
+        assert_eq!(wrong("[audit]\npass_secs = 1\nfloor = 5\nmost = 5\n"), None);
+        for (more, told) in [
+            ("index_table_bytes = 1\n", "index_table_bytes"),
+            ("[audit]\npass_secs = 0\n", "pass_secs"),
+            ("[audit]\nfloor = 0\n", "floor"),
+            ("[audit]\nfloor = 5\nmost = 4\n", "floor"),
+        ] {
+            let said = wrong(more).unwrap_or_default();
+            assert!(said.contains(told), "{more}: {said}");
+        }
     }
 }

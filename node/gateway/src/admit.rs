@@ -176,6 +176,9 @@ impl Gateway {
                     "s3:PutBucketVersioning",
                 ]);
             }
+            if call.header("x-amz-object-ownership").is_some() {
+                actions.push("s3:PutBucketOwnershipControls");
+            }
             let may = |action: &&str| access.may_create(action, &call.bucket);
             return match actions.iter().all(may) {
                 true => Ok(()),

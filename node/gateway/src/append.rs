@@ -185,7 +185,8 @@ impl Gateway {
             etag: etag(&old.manifest, old.id()),
             version: old.version,
         }))?;
-        self.check_append(call, &attributes(&old)?)?;
+        let bucket = context.access.bucket.as_deref();
+        self.check_append(call, bucket, &attributes(&old)?)?;
         let mut given = attributes_of(call)?;
         self.set_acl(&context.access, call, &mut given).await?;
         let other_acl = context.access.has_acls().is_some() && asks_acl(call)?;

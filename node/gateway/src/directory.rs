@@ -91,6 +91,8 @@ pub(crate) struct Directory {
     asked_buckets: Together<Option<Arc<OpenBucket>>>,
     /// Accounts by their ids: who has one once has it for ever.
     accounts: Mutex<HashMap<String, String>>,
+    /// All users are looked through by one request at a time: anybody who may put can name ids that nobody has.
+    walk: tokio::sync::Mutex<()>,
 }
 
 /// A document, if there is one. Whatever keeps it from being read is an error.
@@ -180,6 +182,7 @@ impl Directory {
             asked_keys: Together::default(),
             asked_buckets: Together::default(),
             accounts: Mutex::default(),
+            walk: tokio::sync::Mutex::default(),
         }
     }
 
@@ -299,6 +302,10 @@ impl Directory {
             let known = ids.iter().filter_map(|id| kept.get_key_value(*id));
             found.extend(known.map(|(id, account)| (id.clone(), account.clone())));
         }
+        if ids.iter().all(|id| found.contains_key(*id)) {
+            return Ok(found);
+        }
+        let _one = self.walk.lock().await;
         let mut after = String::new();
         while ids.iter().any(|id| !found.contains_key(*id)) {
             let page = reserved(&self.client, USERS, after).await?;

@@ -61,6 +61,11 @@ fn customer_key(call: &Call, of_source: bool) -> Result<Option<CustomerKey>, Ref
     CustomerKey::parse(header("algorithm"), header("key"), header("key-md5"))
 }
 
+/// Whether what is put in a bucket is encrypted if nobody says how.
+pub(crate) fn has_default(bucket: Option<&OpenBucket>) -> bool {
+    bucket.is_some_and(|open| open.config.encryption.is_some())
+}
+
 /// Whether a request says how the object is to be encrypted.
 pub(crate) fn says_how(call: &Call) -> bool {
     [WAY, KMS_KEY, ALGORITHM]
@@ -98,28 +103,33 @@ pub(crate) fn said_of(call: &Call, attributes: &Attributes) -> Vec<(&'static str
 }
 
 impl Gateway {
-    /// With what something new is to be encrypted: as the request wants it, or its bucket. The key is kept, sealed,
-    /// with the attributes.
+    /// With what something new is to be encrypted: as the request wants it, or by default, with a key of the store's.
+    /// The key is kept, sealed, with the attributes.
     pub(crate) fn encrypt(
         &self,
         call: &Call,
-        bucket: Option<&OpenBucket>,
+        by_default: bool,
         attributes: &mut Attributes,
     ) -> Result<Option<Cipher>, Refusal> {
         let customer = customer_key(call, false)?;
         let mut wanted = Wanted::parse(call.header(WAY), call.header(KMS_KEY), customer)?;
-        let by_default = bucket.is_some_and(|open| open.config.encryption.is_some());
         if by_default && matches!(wanted, Wanted::Default) {
             wanted = Wanted::Store;
         }
-        let key = PlainKey::new(random()?);
-        let sealed = match &wanted {
+        let store = self.options.root.store_key();
+        let (sealed, key) = match &wanted {
             Wanted::Default => {
                 attributes.encryption = None;
                 return Ok(None);
             }
-            Wanted::Store => SealedKey::of_store(self.options.root.store_key(), &key, random()?),
-            Wanted::Customer(customer) => SealedKey::of_customer(customer, &key, random()?),
+            Wanted::Store => {
+                let key = PlainKey::new(random()?);
+                (SealedKey::of_store(store, &key, random()?), key)
+            }
+            Wanted::Customer(customer) => {
+                let key = PlainKey::new(random()?);
+                (SealedKey::of_customer(customer, &key, random()?), key)
+            }
         };
         let kind = sealed.kind();
         attributes.encryption = Some(sealed);
@@ -169,6 +179,13 @@ impl Gateway {
         self.unlock(found, customer.as_ref(), stream)
     }
 
+    /// Refuses to tell of a source what the request has no key for.
+    pub(crate) fn check_source_key(&self, call: &Call, found: &Attributes) -> Result<(), Refusal> {
+        let customer = customer_key(call, true)?;
+        self.open_key(found, customer.as_ref(), Of::Object)
+            .map(drop)
+    }
+
     fn unlock(
         &self,
         found: &Attributes,
@@ -193,15 +210,21 @@ impl Gateway {
         Ok(key.zip(kind).map(|(key, kind)| Cipher { key, kind }))
     }
 
-    /// Refuses to append to an object that is encrypted, or to encrypt what is appended.
-    pub(crate) fn check_append(&self, call: &Call, old: &Attributes) -> Result<(), Refusal> {
-        if old.encryption.is_none() && !says_how(call) {
+    /// Refuses to append to an object that is encrypted, or what is to be encrypted.
+    pub(crate) fn check_append(
+        &self,
+        call: &Call,
+        bucket: Option<&OpenBucket>,
+        old: &Attributes,
+    ) -> Result<(), Refusal> {
+        let asks = says_how(call) || customer_key(call, false)?.is_some();
+        if old.encryption.is_none() && !asks && !has_default(bucket) {
             return Ok(());
         }
         refused(
             Code::InvalidRequest,
-            "Objects that are encrypted cannot be appended to. You can copy the object to one that is not, or put it \
-             anew.",
+            "Objects that are encrypted cannot be appended to, nor can others be where a bucket's default is to encrypt \
+             what is put. You can put the object anew.",
         )
     }
 

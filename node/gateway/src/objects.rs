@@ -177,6 +177,7 @@ impl Gateway {
         };
         let meta = self.find(context).await?;
         let found = attributes(&meta)?;
+        self.check_key(call, &found)?;
         let (place, count) = match &found.parts {
             Some(parts) => (parts.place(number), parts.count()),
             None if meta.manifest.etag.parts > 0 => {

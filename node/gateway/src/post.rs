@@ -23,7 +23,7 @@ use crate::access::Access;
 use crate::body::{BodyReader, FormSource, Promise, Source};
 use crate::call::Call;
 use crate::digests::Sent;
-use crate::encryption::said_of;
+use crate::encryption::{has_default, said_of};
 use crate::faults::refused;
 use crate::gateway::{Context, DOCUMENT_WAIT, Gateway, timeout};
 use crate::inbound::Inbound;
@@ -76,7 +76,7 @@ impl Gateway {
         }
         access.check_acl(call)?;
         self.set_acl(&access, call, &mut attributes).await?;
-        let cipher = self.encrypt(call, access.bucket.as_deref(), &mut attributes)?;
+        let cipher = self.encrypt(call, has_default(access.bucket.as_deref()), &mut attributes)?;
         let encrypted = said_of(call, &attributes);
         let digests = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let promise = Promise {

@@ -12,6 +12,7 @@ use ashlar_cluster_s3::attributes::Attributes;
 use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::checksum::{Algorithm, Checksum};
 use ashlar_cluster_s3::conditional::{Current, ReadIf, WriteIf, etag};
+use ashlar_cluster_s3::encryption::{Kind, SealedKey};
 use ashlar_cluster_s3::lifecycle::Subject;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags;
@@ -30,7 +31,7 @@ use crate::append::write_offset;
 use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
 use crate::digests::Sent;
-use crate::encryption::{Cipher, said_of, says_how};
+use crate::encryption::{Cipher, has_default, said_of, says_how};
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms};
 use crate::inbound::Inbound;
@@ -209,7 +210,8 @@ impl Gateway {
         self.check_there(context).await?;
         let mut attributes = attributes_of(call)?;
         self.set_acl(&context.access, call, &mut attributes).await?;
-        let cipher = self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
+        let by_default = has_default(context.access.bucket.as_deref());
+        let cipher = self.encrypt(call, by_default, &mut attributes)?;
         let lock = asked_lock(context, call)?;
         let sent = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let condition = write_if(call)?;
@@ -386,6 +388,7 @@ impl Gateway {
                  attributes.",
             );
         }
+        let is_ours = found.encryption.as_ref().map(SealedKey::kind) == Some(Kind::Store);
         let mut attributes = if replaces {
             given.clone()
         } else {
@@ -402,8 +405,10 @@ impl Gateway {
         let kept = found.checksums.first().map(|checksum| checksum.algorithm);
         let algorithm = algorithm.or(kept).unwrap_or(Algorithm::Crc64Nvme);
         let sent = Sent::default().or_made(algorithm);
-        // However the source is encrypted: what is copied is encrypted anew.
-        let cipher = self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
+        // However the source is encrypted: what is copied is encrypted anew. Who gives an object other metadata by copying
+        // it onto itself does not mean to have it in the clear.
+        let by_default = has_default(context.access.bucket.as_deref()) || same && is_ours;
+        let cipher = self.encrypt(call, by_default, &mut attributes)?;
         let encrypted = said_of(call, &attributes);
         let target = Target {
             bucket: &call.bucket,
@@ -490,6 +495,14 @@ impl Gateway {
                 return Err(gone);
             }
             Err(error) if error.code() == Store::RangeNotSatisfiable => {
+                // How long it is, is told to who may read it.
+                let meta = self.find_version(&access, names, from.version).await?;
+                let found = attributes(&meta)?;
+                if by_tags {
+                    access.say_existing_tags(&found.tags);
+                }
+                access.check_of(action, &source, &found)?;
+                self.check_source_key(call, &found)?;
                 return refused(
                     Code::InvalidArgument,
                     "Range specified is not valid for source object",

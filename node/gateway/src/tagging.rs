@@ -58,12 +58,15 @@ impl Gateway {
             Operation::PutObjectTagging => {
                 let document = self.document(context, body).await?;
                 let tags = parse_tagging(&document, OBJECT_TAGS_MAX)?;
-                let mut access = context.access.clone();
-                access.say_requested_tags(&tags);
-                if !access.waits_for_object(operation.action(), &call.arn()) {
-                    access.check(operation.action(), &call.arn())?;
+                // Judged anew, and by what is judged when the object is found: before, nobody knew which tags.
+                let (mut context, action) = (context.clone(), operation.action());
+                context.access.say_requested_tags(&tags);
+                if context.access.waits_for_object(action, &call.arn()) {
+                    context.access.waiting = Some(action);
+                } else {
+                    context.access.check(action, &call.arn())?;
                 }
-                self.set_tags(context, &tags, Reply::ok()).await
+                self.set_tags(&context, &tags, Reply::ok()).await
             }
             _ => {
                 self.set_tags(context, &Tags::new(), Reply::no_content())

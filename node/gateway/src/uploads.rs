@@ -38,7 +38,7 @@ use crate::body::Source;
 use crate::call::Call;
 use crate::digests::Sent;
 use crate::directory::{reserved, write_document};
-use crate::encryption::{Cipher, set_encryption};
+use crate::encryption::{Cipher, has_default, set_encryption};
 use crate::faults::{busy, internal, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
@@ -177,7 +177,8 @@ impl Gateway {
         let mut attributes = attributes_of(call)?;
         self.set_acl(&context.access, call, &mut attributes).await?;
         // Its key is opened again for each part.
-        self.encrypt(call, context.access.bucket.as_deref(), &mut attributes)?;
+        let by_default = has_default(context.access.bucket.as_deref());
+        self.encrypt(call, by_default, &mut attributes)?;
         let (algorithm, kind) = checksum_of(call)?;
         let id = UploadId::new(context.now_ms, random()?);
         let owner = context.access.account().unwrap_or_default();
@@ -473,6 +474,8 @@ impl Gateway {
         let checksum = upload.record.checksum();
         let metas = match checksum {
             Some(_) => {
+                // Checksums are of what is hidden: as on Amazon's they are for who has the key.
+                self.part_cipher(call, &encryption_of(&upload)?)?;
                 let keys = parts.latest.values().map(|entry| entry.key.clone());
                 self.look_at(keys.collect()).await?
             }
