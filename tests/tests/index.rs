@@ -361,7 +361,8 @@ fn caught_up(rig: &Rig, node: u32) {
 
 /// Kills heads until this node is one.
 fn make_head(rig: &Rig, node: u32) {
-    for _ in 0..12 {
+    // One of two is chosen each time, by who is faster.
+    for _ in 0..40 {
         let head = rig.head();
         if head == node {
             return;

@@ -405,8 +405,8 @@ impl Gateway {
         let kept = found.checksums.first().map(|checksum| checksum.algorithm);
         let algorithm = algorithm.or(kept).unwrap_or(Algorithm::Crc64Nvme);
         let sent = Sent::default().or_made(algorithm);
-        // However the source is encrypted: what is copied is encrypted anew. Who gives an object other metadata by copying
-        // it onto itself does not mean to have it in the clear.
+        // However the source is encrypted: what is copied is encrypted anew. Who copies an object onto itself, to give
+        // it other metadata, does not mean to have it in the clear.
         let by_default = has_default(context.access.bucket.as_deref()) || same && is_ours;
         let cipher = self.encrypt(call, by_default, &mut attributes)?;
         let encrypted = said_of(call, &attributes);
