@@ -39,8 +39,8 @@ const PART_DIGESTS: u8 = 20;
 const UPLOAD: u8 = 21;
 const MODIFIED: u8 = 22;
 const RENAMED: u8 = 23;
-const ENCRYPTION: u8 = 28;
 const ACL: u8 = 24;
+const ENCRYPTION: u8 = 28;
 
 /// The attributes of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

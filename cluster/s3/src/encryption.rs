@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use crate::checksum::md5;
 use crate::refusal::{Code, Refusal, refuse};
 use crate::signature_v4::hmac;
-use crate::text::{from_base64, to_base64};
+use crate::text::from_base64;
 use crate::xml::{Element, Xml};
 
 /// Bytes of a key: an object's, a customer's, the store's.
@@ -114,17 +114,24 @@ fn sealing(secret: &PlainKey, kind: Kind, nonce: &[u8; NONCE_LEN]) -> XChaCha20P
 }
 
 impl SealedKey {
-    fn seal(kind: Kind, secret: &PlainKey, key: &PlainKey, nonce: [u8; NONCE_LEN]) -> SealedKey {
+    fn seal(
+        kind: Kind,
+        secret: &PlainKey,
+        key: &PlainKey,
+        nonce: [u8; NONCE_LEN],
+    ) -> Result<SealedKey, Refusal> {
         let payload = Payload {
             msg: &key[..],
             aad: kind.label(),
         };
-        let sealed = sealing(secret, kind, &nonce).encrypt(XNonce::from_slice(&nonce), payload);
-        SealedKey {
-            kind,
-            nonce,
-            // It fails for texts of many gigabytes only.
-            sealed: sealed.unwrap_or_default(),
+        match sealing(secret, kind, &nonce).encrypt(XNonce::from_slice(&nonce), payload) {
+            Ok(sealed) => Ok(SealedKey {
+                kind,
+                nonce,
+                sealed,
+            }),
+            // What is put under a key that nobody can open is lost.
+            Err(_) => refuse!(InternalError, "the object's key cannot be sealed"),
         }
     }
 
@@ -140,7 +147,11 @@ impl SealedKey {
     }
 
     /// Seals an object's key with the store's.
-    pub fn of_store(store: &StoreKey, key: &PlainKey, nonce: [u8; NONCE_LEN]) -> SealedKey {
+    pub fn of_store(
+        store: &StoreKey,
+        key: &PlainKey,
+        nonce: [u8; NONCE_LEN],
+    ) -> Result<SealedKey, Refusal> {
         SealedKey::seal(Kind::Store, &store.0, key, nonce)
     }
 
@@ -149,7 +160,7 @@ impl SealedKey {
         customer: &CustomerKey,
         key: &PlainKey,
         nonce: [u8; NONCE_LEN],
-    ) -> SealedKey {
+    ) -> Result<SealedKey, Refusal> {
         SealedKey::seal(Kind::Customer, &customer.0, key, nonce)
     }
 
@@ -289,11 +300,6 @@ impl CustomerKey {
             );
         }
         Ok(Some(CustomerKey(key)))
-    }
-
-    /// The MD5 of the key, as replies say it.
-    pub fn md5(&self) -> String {
-        to_base64(&md5(&self.0[..]))
     }
 }
 

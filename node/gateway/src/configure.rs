@@ -81,7 +81,7 @@ impl Gateway {
     }
 
     /// The same, of a change that is always right.
-    pub(crate) async fn assign(
+    async fn assign(
         &self,
         context: &Context,
         set: impl Fn(&mut BucketConfig),
@@ -91,6 +91,19 @@ impl Gateway {
             Ok(())
         };
         self.change(context, change).await
+    }
+
+    /// Sets what the request's document says.
+    pub(crate) async fn take<T>(
+        &self,
+        context: &Context,
+        body: Inbound,
+        parse: impl FnOnce(&[u8]) -> Result<T, Refusal>,
+        set: impl Fn(&mut BucketConfig, &T),
+    ) -> Result<(), Refusal> {
+        let document = self.document(context, body).await?;
+        let said = parse(&document)?;
+        self.assign(context, |config| set(config, &said)).await
     }
 
     /// Takes something out of it.
@@ -152,10 +165,11 @@ impl Gateway {
                 _ => refused(Code::NoSuchTagSet, "The TagSet does not exist"),
             },
             Operation::PutBucketTagging => {
-                let document = self.document(context, body).await?;
-                let tags = parse_tagging(&document, BUCKET_TAGS_MAX)?;
-                self.assign(context, |config| config.tags.clone_from(&tags))
-                    .await?;
+                let parse = |document: &[u8]| parse_tagging(document, BUCKET_TAGS_MAX);
+                self.take(context, body, parse, |config, tags| {
+                    config.tags.clone_from(tags);
+                })
+                .await?;
                 Ok(Reply::no_content())
             }
             _ => self.reset(context, |config| config.tags.clear()).await,
@@ -231,10 +245,10 @@ impl Gateway {
                 ),
             },
             Operation::PutBucketCors => {
-                let document = self.document(context, body).await?;
-                let rules = parse_cors(&document)?;
-                self.assign(context, |config| config.cors.clone_from(&rules))
-                    .await?;
+                self.take(context, body, parse_cors, |config, rules| {
+                    config.cors.clone_from(rules);
+                })
+                .await?;
                 Ok(Reply::ok())
             }
             _ => self.reset(context, |config| config.cors.clear()).await,
@@ -292,10 +306,10 @@ impl Gateway {
                 }
             }
             Operation::PutPublicAccessBlock => {
-                let document = self.document(context, body).await?;
-                let block = parse_public_access_block(&document)?;
-                self.assign(context, |config| config.public_access_block = Some(block))
-                    .await?;
+                self.take(context, body, parse_public_access_block, |config, block| {
+                    config.public_access_block = Some(*block);
+                })
+                .await?;
                 Ok(Reply::ok())
             }
             _ => {

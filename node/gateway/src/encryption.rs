@@ -9,6 +9,7 @@
 //! - each object that is made has a random key of its own; parts have that of their upload.
 
 use ashlar_cluster_s3::attributes::Attributes;
+use ashlar_cluster_s3::bucket::BucketConfig;
 use ashlar_cluster_s3::encryption::{
     AES256, BucketEncryption, CustomerKey, Kind, Of, PlainKey, SealedKey, Wanted, hidden_etag,
     key_of, no_default,
@@ -29,6 +30,18 @@ const WAY: &str = "x-amz-server-side-encryption";
 const KMS_KEY: &str = "x-amz-server-side-encryption-aws-kms-key-id";
 const ALGORITHM: &str = "x-amz-server-side-encryption-customer-algorithm";
 const KEY_MD5: &str = "x-amz-server-side-encryption-customer-key-md5";
+/// Where the key of an object is said,
+const CUSTOMER: [&str; 3] = [
+    ALGORITHM,
+    "x-amz-server-side-encryption-customer-key",
+    KEY_MD5,
+];
+/// and that of what is copied.
+const SOURCE: [&str; 3] = [
+    "x-amz-copy-source-server-side-encryption-customer-algorithm",
+    "x-amz-copy-source-server-side-encryption-customer-key",
+    "x-amz-copy-source-server-side-encryption-customer-key-md5",
+];
 
 /// With what something is encrypted that is to be made.
 #[derive(Clone, Debug)]
@@ -43,6 +56,11 @@ impl Cipher {
         DataKey::new(&self.key)
     }
 
+    /// Whose key seals its own.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// The digest that its ETag tells.
     pub(crate) fn etag(&self, md5: [u8; 16]) -> [u8; 16] {
         match self.kind {
@@ -52,13 +70,9 @@ impl Cipher {
     }
 }
 
-fn customer_key(call: &Call, of_source: bool) -> Result<Option<CustomerKey>, Refusal> {
-    let beginning = match of_source {
-        true => "x-amz-copy-source-server-side-encryption-customer-",
-        false => "x-amz-server-side-encryption-customer-",
-    };
-    let header = |name: &str| call.header(&format!("{beginning}{name}"));
-    CustomerKey::parse(header("algorithm"), header("key"), header("key-md5"))
+fn customer_key(call: &Call, headers: [&str; 3]) -> Result<Option<CustomerKey>, Refusal> {
+    let [algorithm, key, key_md5] = headers.map(|name| call.header(name));
+    CustomerKey::parse(algorithm, key, key_md5)
 }
 
 /// Whether what is put in a bucket is encrypted if nobody says how.
@@ -80,24 +94,24 @@ pub fn is_encrypted(meta: &ObjectMeta) -> Result<bool, Refusal> {
 
 /// Says how an object is encrypted.
 pub(crate) fn set_encryption(reply: &mut Reply, call: &Call, attributes: &Attributes) {
-    for (name, value) in said_of(call, attributes) {
-        reply.set(name, &value);
-    }
+    set_kind(
+        reply,
+        call,
+        attributes.encryption.as_ref().map(SealedKey::kind),
+    );
 }
 
-/// The headers that say how an object is encrypted. Of a customer's key the request said all that is known.
-pub(crate) fn said_of(call: &Call, attributes: &Attributes) -> Vec<(&'static str, String)> {
-    match attributes.encryption.as_ref().map(SealedKey::kind) {
-        None => Vec::new(),
-        Some(Kind::Store) => vec![(WAY, AES256.to_owned())],
+/// Says how what was made is encrypted. Of a customer's key the request said all that is known.
+pub(crate) fn set_kind(reply: &mut Reply, call: &Call, kind: Option<Kind>) {
+    match kind {
+        None => {}
+        Some(Kind::Store) => reply.set(WAY, AES256),
         Some(Kind::Customer) => {
+            reply.set(ALGORITHM, AES256);
             // Who asks again for an upload that is done needs no key.
-            let key_md5 = call.header(KEY_MD5).into_iter();
-            let key_md5 = key_md5.map(|text| (KEY_MD5, text.to_owned()));
-            [(ALGORITHM, AES256.to_owned())]
-                .into_iter()
-                .chain(key_md5)
-                .collect()
+            if let Some(key_md5) = call.header(KEY_MD5) {
+                reply.set(KEY_MD5, key_md5);
+            }
         }
     }
 }
@@ -111,7 +125,7 @@ impl Gateway {
         by_default: bool,
         attributes: &mut Attributes,
     ) -> Result<Option<Cipher>, Refusal> {
-        let customer = customer_key(call, false)?;
+        let customer = customer_key(call, CUSTOMER)?;
         let mut wanted = Wanted::parse(call.header(WAY), call.header(KMS_KEY), customer)?;
         if by_default && matches!(wanted, Wanted::Default) {
             wanted = Wanted::Store;
@@ -124,11 +138,11 @@ impl Gateway {
             }
             Wanted::Store => {
                 let key = PlainKey::new(random()?);
-                (SealedKey::of_store(store, &key, random()?), key)
+                (SealedKey::of_store(store, &key, random()?)?, key)
             }
             Wanted::Customer(customer) => {
                 let key = PlainKey::new(random()?);
-                (SealedKey::of_customer(customer, &key, random()?), key)
+                (SealedKey::of_customer(customer, &key, random()?)?, key)
             }
         };
         let kind = sealed.kind();
@@ -151,7 +165,7 @@ impl Gateway {
     /// Refuses to tell of an object what the request has no key for.
     pub(crate) fn check_key(&self, call: &Call, found: &Attributes) -> Result<(), Refusal> {
         check_reading(call)?;
-        let customer = customer_key(call, false)?;
+        let customer = customer_key(call, CUSTOMER)?;
         self.open_key(found, customer.as_ref(), Of::Object)
             .map(drop)
     }
@@ -164,7 +178,7 @@ impl Gateway {
         stream: &mut GetStream,
     ) -> Result<(), Refusal> {
         check_reading(call)?;
-        let customer = customer_key(call, false)?;
+        let customer = customer_key(call, CUSTOMER)?;
         self.unlock(found, customer.as_ref(), stream)
     }
 
@@ -175,13 +189,13 @@ impl Gateway {
         found: &Attributes,
         stream: &mut GetStream,
     ) -> Result<(), Refusal> {
-        let customer = customer_key(call, true)?;
+        let customer = customer_key(call, SOURCE)?;
         self.unlock(found, customer.as_ref(), stream)
     }
 
     /// Refuses to tell of a source what the request has no key for.
     pub(crate) fn check_source_key(&self, call: &Call, found: &Attributes) -> Result<(), Refusal> {
-        let customer = customer_key(call, true)?;
+        let customer = customer_key(call, SOURCE)?;
         self.open_key(found, customer.as_ref(), Of::Object)
             .map(drop)
     }
@@ -204,7 +218,7 @@ impl Gateway {
         call: &Call,
         upload: &Attributes,
     ) -> Result<Option<Cipher>, Refusal> {
-        let customer = customer_key(call, false)?;
+        let customer = customer_key(call, CUSTOMER)?;
         let key = self.open_key(upload, customer.as_ref(), Of::Upload)?;
         let kind = upload.encryption.as_ref().map(SealedKey::kind);
         Ok(key.zip(kind).map(|(key, kind)| Cipher { key, kind }))
@@ -217,7 +231,7 @@ impl Gateway {
         bucket: Option<&OpenBucket>,
         old: &Attributes,
     ) -> Result<(), Refusal> {
-        let asks = says_how(call) || customer_key(call, false)?.is_some();
+        let asks = says_how(call) || customer_key(call, CUSTOMER)?.is_some();
         if old.encryption.is_none() && !asks && !has_default(bucket) {
             return Ok(());
         }
@@ -244,9 +258,10 @@ impl Gateway {
                 }
             }
             Operation::PutBucketEncryption => {
-                let document = self.document(context, body).await?;
-                let encryption = BucketEncryption::parse(&document)?;
-                self.assign(context, |config| config.encryption = Some(encryption))
+                let set = |config: &mut BucketConfig, said: &BucketEncryption| {
+                    config.encryption = Some(*said);
+                };
+                self.take(context, body, BucketEncryption::parse, set)
                     .await?;
                 Ok(Reply::ok())
             }

@@ -149,10 +149,12 @@ impl Gateway {
                 ),
             },
             Operation::PutBucketLifecycleConfiguration => {
-                let document = self.document(context, body).await?;
-                let rules = parse_lifecycle(&document, u64::from_le_bytes(random()?))?;
-                self.assign(context, |config| config.lifecycle.clone_from(&rules))
-                    .await?;
+                let seed = u64::from_le_bytes(random()?);
+                let parse = |document: &[u8]| parse_lifecycle(document, seed);
+                self.take(context, body, parse, |config, rules| {
+                    config.lifecycle.clone_from(rules);
+                })
+                .await?;
                 self.rules_changed.notify_one();
                 Ok(Reply::ok())
             }

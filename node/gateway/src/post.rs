@@ -23,7 +23,7 @@ use crate::access::Access;
 use crate::body::{BodyReader, FormSource, Promise, Source};
 use crate::call::Call;
 use crate::digests::Sent;
-use crate::encryption::{has_default, said_of};
+use crate::encryption::{Cipher, has_default, set_kind};
 use crate::faults::refused;
 use crate::gateway::{Context, DOCUMENT_WAIT, Gateway, timeout};
 use crate::inbound::Inbound;
@@ -77,7 +77,7 @@ impl Gateway {
         access.check_acl(call)?;
         self.set_acl(&access, call, &mut attributes).await?;
         let cipher = self.encrypt(call, has_default(access.bucket.as_deref()), &mut attributes)?;
-        let encrypted = said_of(call, &attributes);
+        let kind = cipher.as_ref().map(Cipher::kind);
         let digests = Sent::of(call)?.or_made(Algorithm::Crc64Nvme);
         let promise = Promise {
             // More than came with all of the form it cannot be.
@@ -102,9 +102,7 @@ impl Gateway {
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
         let made = self.make(target, source, promise, &digests).await?;
         let mut reply = done(call, &fields, &made);
-        for (name, value) in encrypted {
-            reply.set(name, &value);
-        }
+        set_kind(&mut reply, call, kind);
         if let Some(id) = &made.id {
             reply.set("x-amz-version-id", id);
         }

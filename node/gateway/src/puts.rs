@@ -31,7 +31,7 @@ use crate::append::write_offset;
 use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
 use crate::digests::Sent;
-use crate::encryption::{Cipher, has_default, said_of, says_how};
+use crate::encryption::{Cipher, has_default, says_how, set_kind};
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms, now_ms};
 use crate::inbound::Inbound;
@@ -237,7 +237,7 @@ impl Gateway {
             modified_ms: context.now_ms,
         };
         let ends = expiration_header(context.access.bucket.as_ref(), &subject);
-        let encrypted = said_of(call, &attributes);
+        let kind = cipher.as_ref().map(Cipher::kind);
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
@@ -255,9 +255,7 @@ impl Gateway {
         if let Some(ends) = ends {
             reply.set("x-amz-expiration", &ends);
         }
-        for (name, value) in encrypted {
-            reply.set(name, &value);
-        }
+        set_kind(&mut reply, call, kind);
         if let Some(id) = &made.id {
             reply.set("x-amz-version-id", id);
         }
@@ -409,7 +407,7 @@ impl Gateway {
         // it other metadata, does not mean to have it in the clear.
         let by_default = has_default(context.access.bucket.as_deref()) || same && is_ours;
         let cipher = self.encrypt(call, by_default, &mut attributes)?;
-        let encrypted = said_of(call, &attributes);
+        let kind = cipher.as_ref().map(Cipher::kind);
         let target = Target {
             bucket: &call.bucket,
             key: &call.key,
@@ -432,9 +430,7 @@ impl Gateway {
         if let Some(id) = &made.id {
             reply.set("x-amz-version-id", id);
         }
-        for (name, value) in encrypted {
-            reply.set(name, &value);
-        }
+        set_kind(&mut reply, call, kind);
         set_source_version(&mut reply, &meta);
         Ok(reply)
     }
