@@ -1,6 +1,7 @@
 //! As little of an S3 client as a measurement takes: signed requests over a connection that is kept.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -70,14 +71,30 @@ pub struct User {
 }
 
 impl User {
-    /// A signed request, good for a quarter of an hour. The path has nothing in it that would have to be escaped.
+    /// The first key of a file as the AWS tools read it; none, if there is none in it.
+    pub fn of_file(path: &Path) -> std::io::Result<Option<User>> {
+        let text = std::fs::read_to_string(path)?;
+        let value = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once('='));
+            let found = lines.find(|(key, _)| key.trim() == name);
+            found.map(|(_, value)| value.trim().to_owned())
+        };
+        let pair = (value("aws_access_key_id"), value("aws_secret_access_key"));
+        Ok(match pair {
+            (Some(key_id), Some(secret)) => Some(User { key_id, secret }),
+            _ => None,
+        })
+    }
+
+    /// A signed request, good for a quarter of an hour. A path, and a query after a `?`, stand as they are sent.
     pub fn sign(
         &self,
         method: &'static str,
         host: SocketAddr,
-        path: &str,
+        uri: &str,
         body: Bytes,
     ) -> Request<Whole> {
+        let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
         let stamp = stamp(now_ms());
         let scope = Scope {
             stamp: stamp.clone(),
@@ -87,6 +104,7 @@ impl User {
         let signed = Signed {
             method,
             path,
+            query,
             headers: vec![
                 ("host", &host),
                 ("x-amz-content-sha256", UNSIGNED),
@@ -97,7 +115,7 @@ impl User {
         let authorization = authorize(&signed, UNSIGNED, scope, &self.key_id, &self.secret);
         let request = Request::builder()
             .method(method)
-            .uri(path)
+            .uri(uri)
             .header("host", &host)
             .header("x-amz-content-sha256", UNSIGNED)
             .header("x-amz-date", stamp)
@@ -129,21 +147,39 @@ impl Connection {
 
     /// Sends a request and reads the answer to its end: the bytes of its body, if it was done.
     pub async fn ask(&mut self, request: Request<Whole>) -> Result<u64, HttpError> {
+        let mut got = 0;
+        self.take(request, |data| got += data.len() as u64).await?;
+        Ok(got)
+    }
+
+    /// The same, with the body itself.
+    pub async fn read(&mut self, request: Request<Whole>) -> Result<Vec<u8>, HttpError> {
+        let mut all = Vec::new();
+        self.take(request, |data| all.extend_from_slice(data))
+            .await?;
+        Ok(all)
+    }
+
+    async fn take(
+        &mut self,
+        request: Request<Whole>,
+        mut to: impl FnMut(&[u8]),
+    ) -> Result<(), HttpError> {
         self.0.ready().await?;
         let response = self.0.send_request(request).await?;
         let status = response.status();
         let mut body = response.into_body();
-        let (mut got, mut text) = (0, Vec::new());
+        let mut text = Vec::new();
         while let Some(frame) = next_frame(&mut body).await {
-            if let Some(data) = frame?.data_ref() {
-                got += data.len() as u64;
-                if !status.is_success() {
-                    text.extend(data.iter().take(TOLD - text.len()));
-                }
+            let frame = frame?;
+            match frame.data_ref() {
+                Some(data) if status.is_success() => to(data),
+                Some(data) => text.extend(data.iter().take(TOLD - text.len())),
+                None => {}
             }
         }
         if status.is_success() {
-            return Ok(got);
+            return Ok(());
         }
         let text = String::from_utf8_lossy(&text).into_owned();
         Err(HttpError::Refused { status, text })

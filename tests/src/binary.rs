@@ -25,21 +25,24 @@ pub fn ashlar() -> &'static Path {
     })
 }
 
-/// The folder that holds `debug/` or `release/`: this test runs from `<profile>/deps/`.
+/// The folder that holds `debug/` or `release/`.
 pub fn target_folder() -> PathBuf {
-    let exe = std::env::current_exe().expect("a test knows its own path");
-    exe.ancestors()
-        .nth(3)
-        .expect("tests run from target/<profile>/deps")
-        .to_owned()
+    let profile = profile_folder();
+    let target = profile
+        .parent()
+        .expect("a profile's folder stands in another");
+    target.to_owned()
 }
 
+/// The folder of this profile: tests run from its `deps/`, benchmarks that are programs from itself.
 fn profile_folder() -> PathBuf {
-    let exe = std::env::current_exe().expect("a test knows its own path");
-    exe.ancestors()
-        .nth(2)
-        .expect("tests run from target/<profile>/deps")
-        .to_owned()
+    let exe = std::env::current_exe().expect("a program knows its own path");
+    let folder = exe.parent().expect("a program stands in a folder");
+    match folder.file_name().is_some_and(|name| name == "deps") {
+        true => folder.parent().expect("deps stands in a profile's folder"),
+        false => folder,
+    }
+    .to_owned()
 }
 
 fn build() -> PathBuf {

@@ -6,12 +6,14 @@
 
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_node_client::{Client, ClientOptions, GetOptions, ListOptions, PutOptions};
 use ashlar_tests::binary;
 use ashlar_tests::history::{Operation, Outcome};
 use ashlar_tests::linear;
-use ashlar_tests::rig::{Options, Rig, pause};
+use ashlar_tests::rig::{self, Options, Rig, pause};
 use ashlar_tests::s3::{self, Gateway};
 use rustix::process::{Signal, kill_process};
 
@@ -88,6 +90,60 @@ fn objects_get_other_keys() {
 #[test]
 fn what_is_encrypted_is_for_who_has_the_key() {
     ask_through_two("encryption.py");
+}
+
+/// Writes into the records of a bucket's uploads that a gateway is putting them together since then, milliseconds since
+/// 1970.
+async fn put_together_since(client: &Client, bucket: &str, since_ms: u128) {
+    let options = ListOptions {
+        prefix: format!("uploads/{bucket}/"),
+        ..ListOptions::default()
+    };
+    let page = client.list(SYSTEM_BUCKET, options).await;
+    let page = page.expect("the uploads are listed");
+    assert_eq!(page.objects.len(), 3, "{page:?}");
+    for entry in page.objects {
+        let found = client.get(SYSTEM_BUCKET, &entry.key, GetOptions::default());
+        let mut found = found.await.expect("a record is there");
+        let mut record = Vec::new();
+        while let Some(piece) = found.next().await {
+            record.extend_from_slice(&piece.expect("a record is read"));
+        }
+        let record: serde_json::Value = serde_json::from_slice(&record).expect("it is JSON");
+        let serde_json::Value::Object(mut record) = record else {
+            panic!("{record}");
+        };
+        let state = serde_json::json!({ "completing": { "since_ms": since_ms as u64 } });
+        assert!(record.insert("state".to_owned(), state).is_some());
+        let record = serde_json::to_vec(&record).expect("it is JSON");
+        let put = client.put_bytes(
+            SYSTEM_BUCKET,
+            &entry.key,
+            record.into(),
+            PutOptions::default(),
+        );
+        put.await.expect("a record is written");
+    }
+}
+
+#[test]
+fn an_upload_is_taken_over_from_a_gateway_that_is_gone() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let runtime = rig::runtime();
+    let client = runtime.block_on(async { rig.client(ClientOptions::default()) });
+    let stage = |name: &str| {
+        let mut script = s3::script(&rig, &python, "takeover.py");
+        script.arg(name).arg(rig.dir());
+        s3::run(script);
+    };
+    stage("begin");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_ms = now.expect("it is after 1970").as_millis();
+    runtime.block_on(put_together_since(&client, "taken-over", now_ms));
+    stage("early");
+    runtime.block_on(put_together_since(&client, "taken-over", 0));
+    stage("late");
 }
 
 #[test]

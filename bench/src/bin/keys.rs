@@ -1,18 +1,22 @@
 //! A bucket of many keys in a running store: how fast it fills, what a page of a listing and a look-up take at each
-//! size, how much memory and space of the devices a key takes, and how long the whole store takes to serve again when
+//! size, natively and through S3, how much memory and space of the devices a key takes, and how long the whole store takes to serve again when
 //! all of its nodes were killed. Partitions are split on the way, if there are enough keys.
 //!
 //! Device and network are measured in the same run: a read of 4 KiB of the rig's disk, and a bare TCP round trip.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ashlar_bench::http::{Connection, HttpError, User};
 use ashlar_bench::{baseline, drive};
+use ashlar_cluster_s3::text::url_encode;
 use ashlar_layout::ids::NodeId;
 use ashlar_node_client::{Client, ClientError, ClientOptions, ListOptions, PutOptions};
 use ashlar_tests::rig::{self, Options, Rig};
+use ashlar_tests::s3;
 use bytes::Bytes;
 use clap::Parser;
 use hdrhistogram::Histogram;
@@ -46,6 +50,8 @@ enum KeysError {
     Io(#[from] std::io::Error),
     #[error("{what}: {source}")]
     Store { what: String, source: ClientError },
+    #[error("a listing through S3: {0}")]
+    Http(#[from] HttpError),
     #[error("{0}")]
     Wrong(String),
 }
@@ -59,6 +65,9 @@ struct Row {
     /// Pages of 1,000 keys.
     pages_per_s: f64,
     page_us: [f64; 3],
+    /// Of the whole bucket through S3, page after page, one connection.
+    s3_pages_per_s: f64,
+    s3_page_us: [f64; 3],
     head_us: [f64; 3],
     /// p50 of a page, in reads of 4 KiB of the bare disk.
     page_to_disk_read: f64,
@@ -93,6 +102,9 @@ fn run(cli: &Cli) -> Result<(), KeysError> {
         nodes: 3,
         class: "2+1",
         size: "4G",
+        // The first write to each place is slow otherwise.
+        written: true,
+        gateway: true,
         ..Options::default()
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -106,9 +118,16 @@ fn run(cli: &Cli) -> Result<(), KeysError> {
         println!("TCP round trip {tcp:.0} us, read of 4 KiB {read:.0} us (medians, in this run)");
     }
     let client = runtime.block_on(async { rig.client(ClientOptions::default()) });
-    runtime
-        .block_on(client.create_bucket(BUCKET))
-        .map_err(store("no bucket"))?;
+    let user = User::of_file(&rig.dir().join("gateway").join("credentials"))?;
+    let user = user.ok_or_else(|| KeysError::Wrong("the rig has no key of a user".to_owned()))?;
+    // A bucket of the user's own.
+    runtime.block_on(async {
+        let address = address(&rig)?;
+        let mut connection = Connection::open(address).await?;
+        let request = user.sign("PUT", address, &format!("/{BUCKET}"), Bytes::new());
+        connection.ask(request).await?;
+        Ok::<(), KeysError>(())
+    })?;
     let empty = memory(&rig);
     let (mut rows, mut put) = (Vec::new(), 0);
     for keys in &cli.keys {
@@ -116,7 +135,14 @@ fn run(cli: &Cli) -> Result<(), KeysError> {
         runtime.block_on(fill(&client, put, *keys, cli.lanes))?;
         let puts_per_s = (keys - put) as f64 / begun.elapsed().as_secs_f64();
         put = *keys;
-        let row = measure(cli, &rig, &runtime, &client, put, (puts_per_s, read, empty))?;
+        let row = measure(
+            cli,
+            (&rig, &user),
+            &runtime,
+            &client,
+            put,
+            (puts_per_s, read, empty),
+        )?;
         if !cli.json {
             print(&row);
         }
@@ -157,7 +183,7 @@ async fn fill(client: &Client, from: u64, to: u64, lanes: u64) -> Result<(), Key
 
 fn measure(
     cli: &Cli,
-    rig: &Rig,
+    (rig, user): (&Rig, &User),
     runtime: &tokio::runtime::Runtime,
     client: &Client,
     keys: u64,
@@ -189,6 +215,9 @@ fn measure(
         }
         Ok::<(), KeysError>(())
     })?;
+    let begun = Instant::now();
+    let s3_pages = runtime.block_on(list_all(rig, user, keys))?;
+    let s3_pages_per_s = s3_pages.len() as f64 / begun.elapsed().as_secs_f64();
     let memory = memory(rig).saturating_sub(empty);
     let device = used(rig, runtime, client);
     rig.nodes("kill", &rig.all());
@@ -220,12 +249,47 @@ fn measure(
         puts_per_s,
         pages_per_s,
         page_us,
+        s3_pages_per_s,
+        s3_page_us: percentiles(&s3_pages),
         head_us: percentiles(&heads),
         page_to_disk_read: page_us[0] / read,
         recovery_s,
         memory_per_key: memory as f64 / keys as f64,
         device_per_key: device as f64 / keys as f64,
     })
+}
+
+fn address(rig: &Rig) -> Result<SocketAddr, KeysError> {
+    let endpoint = s3::endpoint(rig);
+    let address = endpoint.trim_start_matches("http://").parse();
+    address.map_err(|e| KeysError::Wrong(format!("the rig's endpoint is {endpoint}: {e}")))
+}
+
+/// Lists the whole bucket through S3, page after page, and finds this many keys: how long each page took.
+async fn list_all(rig: &Rig, user: &User, keys: u64) -> Result<Histogram<u64>, KeysError> {
+    let address = address(rig)?;
+    let mut connection = Connection::open(address).await?;
+    let (mut pages, mut found, mut token) = (baseline::histogram(), 0, String::new());
+    loop {
+        let uri = format!("/{BUCKET}?{token}list-type=2&max-keys={PAGE}");
+        let request = user.sign("GET", address, &uri, Bytes::new());
+        let since = Instant::now();
+        let page = connection.read(request).await?;
+        pages.saturating_record(baseline::nanos(since.elapsed()));
+        let page = String::from_utf8_lossy(&page);
+        found += page.matches("<Key>").count() as u64;
+        let next = page.split_once("<NextContinuationToken>");
+        let Some((next, _)) = next.and_then(|(_, rest)| rest.split_once('<')) else {
+            break;
+        };
+        token = format!("continuation-token={}&", url_encode(next));
+    }
+    if found != keys {
+        return Err(KeysError::Wrong(format!(
+            "{found} keys are listed of {keys}"
+        )));
+    }
+    Ok(pages)
 }
 
 /// Resident bytes of all nodes.
@@ -253,16 +317,18 @@ fn used(rig: &Rig, runtime: &tokio::runtime::Runtime, client: &Client) -> u64 {
 
 fn print(row: &Row) {
     let [p50, p99, p999] = row.page_us;
+    let [s50, s99, s999] = row.s3_page_us;
     let [h50, h99, h999] = row.head_us;
     println!(
         "{:>9} keys, {} partitions: {:.0} puts/s; page of 1000: {:.0} a second, {p50:.0}/{p99:.0}/{p999:.0} us \
-         ({:.1} disk reads); head {h50:.0}/{h99:.0}/{h999:.0} us (p50/p99/p99.9); serves after {:.2} s; \
+         ({:.1} disk reads), through S3 {:.0} a second, {s50:.0}/{s99:.0}/{s999:.0} us; head {h50:.0}/{h99:.0}/{h999:.0} us (p50/p99/p99.9); serves after {:.2} s; \
          {:.0} bytes of memory and {:.0} of devices a key",
         row.keys,
         row.partitions,
         row.puts_per_s,
         row.pages_per_s,
         row.page_to_disk_read,
+        row.s3_pages_per_s,
         row.recovery_s,
         row.memory_per_key,
         row.device_per_key,

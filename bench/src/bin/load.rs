@@ -111,6 +111,8 @@ fn run(cli: &Cli) -> Result<(), LoadError> {
         Some(_) => None,
         None => Some(Rig::up(Options {
             size: "4G",
+            // The first write to each place is slow otherwise.
+            written: true,
             ..Options::default()
         })),
     };

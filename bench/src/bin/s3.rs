@@ -150,6 +150,8 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<(), BenchError> {
     let rig = Rig::up(Options {
         size: "3G",
+        // The first write to each place is slow otherwise.
+        written: true,
         gateway: true,
         ..Options::default()
     });
@@ -213,7 +215,9 @@ async fn stores(rig: &Rig, weed: Option<&Weed>) -> Result<Vec<Store>, BenchError
         pids: nodes.clone(),
     }];
     nodes.push(s3::pid(rig).as_raw_nonzero().get().unsigned_abs());
-    let user = Arc::new(user_of(&rig.dir().join("gateway").join("credentials"))?);
+    let credentials = rig.dir().join("gateway").join("credentials");
+    let user = User::of_file(&credentials).map_err(io(&credentials.display().to_string()))?;
+    let user = Arc::new(user.ok_or(BenchError::NoKey(credentials))?);
     let through = |name, address, user: &Arc<User>, bucket, pids| Store {
         name,
         asked: Asked::Http {
@@ -244,20 +248,6 @@ async fn create(address: SocketAddr, user: &User, bucket: &str) -> Result<(), Be
     let request = user.sign("PUT", address, &format!("/{bucket}"), Bytes::new());
     connection.ask(request).await.map_err(failed)?;
     Ok(())
-}
-
-/// The first key of a file as the AWS tools read it.
-fn user_of(path: &Path) -> Result<User, BenchError> {
-    let text = std::fs::read_to_string(path).map_err(io(&path.display().to_string()))?;
-    let value = |name: &str| {
-        let mut lines = text.lines().filter_map(|line| line.split_once('='));
-        let found = lines.find(|(key, _)| key.trim() == name);
-        found.map(|(_, value)| value.trim().to_owned())
-    };
-    match (value("aws_access_key_id"), value("aws_secret_access_key")) {
-        (Some(key_id), Some(secret)) => Ok(User { key_id, secret }),
-        _ => Err(BenchError::NoKey(path.to_owned())),
-    }
 }
 
 /// Starts SeaweedFS, all of it in one process, with a bucket that is flushed and one that is not.

@@ -457,9 +457,12 @@ impl Gateway {
         }
         while let Some(done) = tasks.join_next().await {
             match done.map_err(internal)? {
+                // What is remembered of it may be a newer gateway's, which this one does not understand: it is listed all
+                // the same, as the bucket owner's.
                 (i, Ok(meta)) => {
-                    let kept = attributes(&meta)?.acl;
-                    owners[i] = of_object(kept.as_ref(), access.owner()).0;
+                    if let Ok(found) = attributes(&meta) {
+                        owners[i] = of_object(found.acl.as_ref(), access.owner()).0;
+                    }
                 }
                 (_, Err(error)) if is_absent(&error) => {}
                 (_, Err(error)) => return Err(refusal(&error)),
