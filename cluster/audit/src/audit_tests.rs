@@ -223,7 +223,7 @@ impl Driver {
                     store.losses.entry(loss.stripe).or_insert(loss);
                 }
                 if self.version == store.version {
-                    store.record = Some(encode(&record).unwrap());
+                    store.record = Some(encode(&*record).unwrap());
                     store.version += 1;
                     self.version = store.version;
                     Event::Recorded

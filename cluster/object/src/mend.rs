@@ -252,12 +252,7 @@ impl Mend {
         self.slots[index] = match self.slots[index] {
             Slot::Asked { .. } => match self.check(index, answer) {
                 Ok(bytes) => Slot::Whole(bytes),
-                Err(
-                    fault @ (Fault::Missing
-                    | Fault::Corrupt(_)
-                    | Fault::Mismatch(_)
-                    | Fault::Device(_)),
-                ) => Slot::Bad(fault),
+                Err(fault) if fault.kind().is_some() => Slot::Bad(fault),
                 Err(fault) => Slot::Away(fault),
             },
             Slot::Written { .. } => match answer {

@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_audit::record::{self, BadRecord, DAYS, LOST, NOW};
-use ashlar_cluster_audit::{Closed, Loss, Record, Tally, Window};
+use ashlar_cluster_audit::{Closed, Document, Loss, Record, Tally, Window};
 use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::manifest::Precondition;
 use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Client, ClientError, Code, GetOptions, ListOptions, PutOptions};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 /// Documents that are read at the same time.
@@ -72,7 +70,7 @@ pub async fn found(client: &Client) -> Result<(), LedgerError> {
 }
 
 /// A document, if there is one, with its version.
-pub async fn read<T: DeserializeOwned>(
+pub async fn read<T: Document>(
     client: &Client,
     key: &str,
 ) -> Result<Option<(Seq, T)>, LedgerError> {
@@ -95,7 +93,7 @@ pub async fn read<T: DeserializeOwned>(
 
 /// Writes a document if the one that is there is this version, or if there is none: then it says which version it is
 /// now. Otherwise it says none.
-pub async fn write<T: Serialize>(
+pub async fn write<T: Document>(
     client: &Client,
     key: &str,
     document: &T,
@@ -147,7 +145,7 @@ pub struct Read<T> {
     pub unread: Vec<String>,
 }
 
-async fn all<T: DeserializeOwned + Send + 'static>(client: &Client, keys: Vec<String>) -> Read<T> {
+async fn all<T: Document + Send + 'static>(client: &Client, keys: Vec<String>) -> Read<T> {
     let mut read = Read {
         found: BTreeMap::new(),
         unread: Vec::new(),

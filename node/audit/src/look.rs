@@ -7,14 +7,9 @@ use ashlar_node_client::{Fault, Mended};
 
 use ashlar_cluster_audit::Charge;
 
-/// What was wrong with a shard.
+/// What was wrong with a shard of which it is known that something was.
 pub fn kind(fault: &Fault) -> Kind {
-    match fault {
-        Fault::Missing => Kind::Missing,
-        Fault::Mismatch(_) => Kind::WrongRecord,
-        Fault::Device(_) => Kind::Unreadable,
-        _ => Kind::Rot,
-    }
+    fault.kind().map_or(Kind::Other, Kind::from)
 }
 
 /// What was found of a stripe, the how many-th of its object.
