@@ -14,21 +14,14 @@ pub fn kind(fault: &Fault) -> Kind {
 
 /// What was found of a stripe, the how many-th of its object.
 pub fn looked(stripe: &Stripe, nth: u64, found: &Mended) -> Looked {
-    let failed = |index: u16| found.failed.iter().any(|fault| fault.index == index);
     let bad = found.bad.iter();
-    // All that were tried are mended, or have failed.
-    let tried = found.mended > 0 || !found.failed.is_empty();
     Looked {
         stripe: stripe.id,
         nth,
         shard_len: u64::from(stripe.shard_len()),
         whole: found.whole,
         needed: found.needed,
-        mended: bad
-            .clone()
-            .map(|fault| fault.index)
-            .filter(|index| tried && !failed(*index))
-            .collect(),
+        mended: found.made.clone(),
         bad: bad
             .map(|fault| (fault.index, kind(&fault.fault), fault.device))
             .collect(),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ashlar_cluster_object::stripe_read::StripeRead;
 use ashlar_cluster_object::tree::decode_node;
-use ashlar_cluster_object::{Code, Fault, Mend, Mended, ObjectError};
+use ashlar_cluster_object::{Code, Fault, Mend, Mended, Mends, ObjectError};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_layout::message::{FindingKind, ObjectMeta};
@@ -98,7 +98,7 @@ impl Audited {
 }
 
 /// Runs the machine for one stripe.
-async fn look(inner: &Arc<Inner>, stripe: &Stripe, mends: bool) -> Result<Mended, ClientError> {
+async fn look(inner: &Arc<Inner>, stripe: &Stripe, mends: Mends) -> Result<Mended, ClientError> {
     let mend = Mend::new(inner.common.clone(), stripe.clone(), mends);
     let mend = mend.map_err(|detail| ObjectError::BadRequest { detail })?;
     let mut drive = Drive::start(inner.clone(), mend, None);
@@ -214,18 +214,19 @@ impl ObjectAudit {
         Ok(Step::Stripe(list))
     }
 
-    /// Looks at a stripe, and mends it if `mends`; none if the object does not stand any more.
+    /// Looks at a stripe, and mends what it is told to; none if the object does not stand any more.
     pub async fn look(
         &mut self,
         stripe: &Stripe,
-        mends: bool,
+        mends: impl Into<Mends>,
     ) -> Result<Option<Mended>, ClientError> {
-        let mut found = look(&self.inner, stripe, false).await?;
+        let mends = mends.into();
+        let mut found = look(&self.inner, stripe, Mends::None).await?;
         if !found.bad.is_empty() && !self.stands().await? {
             return Ok(None);
         }
-        if !found.bad.is_empty() && mends {
-            found = look(&self.inner, stripe, true).await?;
+        if !found.bad.is_empty() && mends != Mends::None {
+            found = look(&self.inner, stripe, mends).await?;
             // It may have been removed since: then what is missing is so rightly.
             let all = found.mended as usize == found.bad.len();
             if !all && !self.stands().await? {
