@@ -22,6 +22,8 @@ pub mod tally;
 
 #[cfg(test)]
 mod audit_tests;
+#[cfg(test)]
+mod rates_tests;
 
 pub use audit::{Action, Audit, Event, Limits, Looked};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
