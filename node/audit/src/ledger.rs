@@ -187,12 +187,12 @@ pub async fn losses(client: &Client, window: Window) -> Result<Read<Loss>, Ledge
     Ok(losses)
 }
 
-/// What was counted on these days: those that are over, and those that partitions still count.
-pub async fn counted(
+/// What was counted on each of these days: those that are over, and those that partitions still count.
+pub async fn by_day(
     client: &Client,
     window: Window,
     now: &Read<Record>,
-) -> Result<(Tally, Vec<String>), LedgerError> {
+) -> Result<(BTreeMap<u64, Tally>, Vec<String>), LedgerError> {
     // Records first: a day that is closed meanwhile is in both then, and counted once.
     let first = record::day_key(window.first, "");
     let keys = keys(client, DAYS, first).await?;
@@ -200,20 +200,20 @@ pub async fn counted(
         .into_iter()
         .filter(|key| record::day_of(key).is_some_and(|day| window.has(day)));
     let days: Read<Closed> = all(client, keys.collect()).await;
-    let mut sum = Tally::default();
+    let mut sums: BTreeMap<u64, Tally> = BTreeMap::new();
     for closed in days.found.values() {
-        sum.add(&closed.tally);
+        sums.entry(closed.day).or_default().add(&closed.tally);
     }
     for record in now.found.values() {
         for closed in std::iter::once(&record.today).chain(&record.closed) {
             let key = record::partition_day(closed.day, record.partition);
             if window.has(closed.day) && !days.found.contains_key(&key) {
-                sum.add(&closed.tally);
+                sums.entry(closed.day).or_default().add(&closed.tally);
             }
         }
     }
     let unread = now.unread.iter().chain(&days.unread);
-    Ok((sum, unread.cloned().collect()))
+    Ok((sums, unread.cloned().collect()))
 }
 
 /// Makes the document of a partition's day. Whoever was there first has made the same one.
