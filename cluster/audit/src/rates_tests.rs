@@ -374,7 +374,8 @@ fn years(rates: Rates) -> f64 {
 fn expected(rates: Rates, in_a_pass: f64) -> f64 {
     let (n, fails) = (rates.k + rates.m, 1.0 - (-in_a_pass).exp());
     let ways = |j: usize| (0..j).fold(1.0, |all, i| all * (n - i) as f64 / (i + 1) as f64);
-    let just = |j: usize| ways(j) * fails.powi(j as i32) * (1.0 - fails).powi((n - j) as i32);
+    let power = |of: f64, times: usize| of.powi((times as u32).cast_signed());
+    let just = |j: usize| ways(j) * power(fails, j) * power(1.0 - fails, n - j);
     let a_look: f64 = (rates.m + 1..=n).map(just).sum();
     // Before the first look, and behind the last one, there is half as much time.
     a_look * rates.objects as f64 * (f64::from(rates.passes) - 0.5)
