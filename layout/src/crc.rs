@@ -27,6 +27,44 @@ pub(crate) fn crc32_around(bytes: &[u8], at: usize) -> u32 {
     hasher.finalize()
 }
 
+/// What each byte does to a CRC that it is shifted out of.
+const TABLE: [u32; 256] = {
+    let mut table = [0u32; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let mut crc = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 {
+                crc >> 1 ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+/// Whether one flipped bit makes so many bytes, whose CRC should be `expected`, have `got`. It takes eight steps a
+/// byte: not for what is read each time.
+pub(crate) fn is_one_bit(expected: u32, got: u32, len: usize) -> bool {
+    let difference = expected ^ got;
+    // What a bit of the last byte does to the CRC; and then of the byte before it, and so on.
+    let mut effects: [u32; 8] = std::array::from_fn(|bit| crc32(&[1 << bit]) ^ crc32(&[0]));
+    for _ in 0..len {
+        if effects.contains(&difference) {
+            return true;
+        }
+        for effect in &mut effects {
+            *effect = *effect >> 8 ^ TABLE[(*effect & 0xff) as usize];
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +84,27 @@ mod tests {
                 crc32(&bytes)
             );
         }
+    }
+
+    #[test]
+    fn one_bit_is_told_from_more() {
+        let mut bytes: Vec<u8> = (0..5000u32).map(|i| ((i * 7919) >> 5) as u8).collect();
+        let expected = crc32(&bytes);
+        for bit in [0, 1, 4097, 20_003, 39_998, 39_999] {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(is_one_bit(expected, crc32(&bytes), bytes.len()), "{bit}");
+            // It stands in a byte, not in front of them all.
+            let behind = 5000 - bit / 8;
+            assert!(!is_one_bit(expected, crc32(&bytes), behind - 1), "{bit}");
+            bytes[(bit / 8 + 13) % 5000] ^= 1;
+            assert!(!is_one_bit(expected, crc32(&bytes), bytes.len()), "{bit}");
+            bytes[(bit / 8 + 13) % 5000] ^= 1;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        assert!(
+            !is_one_bit(expected, expected, bytes.len()),
+            "nothing differs"
+        );
     }
 
     #[test]

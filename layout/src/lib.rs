@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod control;
 pub mod crc;
+pub mod diagnosis;
 mod election;
 pub mod extent;
 pub mod footer;

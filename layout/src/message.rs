@@ -383,6 +383,9 @@ pub enum ErrorCode {
     Locked,
     /// The two keys that a change is about are in different partitions; nothing was done.
     Apart,
+    /// What is on the device is not what was written, and this is known of it beside that (rot is
+    /// [`ErrorCode::Corrupt`]).
+    Damaged(FindingKind),
 }
 
 /// A fault that was found on a device.
@@ -393,7 +396,7 @@ pub enum ErrorCode {
 pub enum FindingKind {
     /// Bytes that do not match their checksum.
     Rot,
-    /// A record whose header is not what the index says: lost or misdirected write.
+    /// A whole record, but not the one that is meant.
     WrongRecord,
     /// A block that the device would not read.
     Unreadable,
@@ -401,6 +404,44 @@ pub enum FindingKind {
     Missing,
     /// Blocks skipped by recovery because no record could be read there.
     Skipped,
+    /// A record of which the front was written, and the rest was not.
+    Torn,
+    /// What was there before the record was written, or nothing: its write never came.
+    LostWrite,
+    /// A record that was written for another place, or for another device.
+    Misdirected,
+    /// A record of an earlier life of the extent: the write of the one that should be there never came.
+    StaleIncarnation,
+}
+
+impl FindingKind {
+    /// All of them, in their order.
+    pub const ALL: [FindingKind; 9] = [
+        FindingKind::Rot,
+        FindingKind::WrongRecord,
+        FindingKind::Unreadable,
+        FindingKind::Missing,
+        FindingKind::Skipped,
+        FindingKind::Torn,
+        FindingKind::LostWrite,
+        FindingKind::Misdirected,
+        FindingKind::StaleIncarnation,
+    ];
+
+    /// As it is told, and written.
+    pub fn name(self) -> &'static str {
+        match self {
+            FindingKind::Rot => "rot",
+            FindingKind::WrongRecord => "wrong-record",
+            FindingKind::Unreadable => "unreadable",
+            FindingKind::Missing => "missing",
+            FindingKind::Skipped => "skipped",
+            FindingKind::Torn => "torn",
+            FindingKind::LostWrite => "lost-write",
+            FindingKind::Misdirected => "misdirected",
+            FindingKind::StaleIncarnation => "stale-incarnation",
+        }
+    }
 }
 
 /// How a node is doing.

@@ -2,8 +2,9 @@
 //!
 //! [`rig`] drives a rig of real processes through the `ashlar` command, as a person would;
 //! [`content`] makes bytes that can be told apart; [`model`] knows which states a key may be in
-//! after a history of answers and crashes; [`wire`] speaks to a node's port, well or badly;
-//! [`s3`] has the clients of S3; [`pulse`] tells what the disk did meanwhile.
+//! after a history of answers and crashes; [`damage`] hurts shards in the files of devices; [`wire`]
+//! speaks to a node's port, well or badly; [`s3`] has the clients of S3; [`pulse`] tells what the
+//! disk did meanwhile.
 //!
 //! Everything here panics with the whole story when the store does not do what it should: a
 //! test's message is its report.
@@ -11,6 +12,7 @@
 pub mod binary;
 pub mod chart;
 pub mod content;
+pub mod damage;
 pub mod fabric;
 pub mod folder;
 pub mod history;

@@ -235,3 +235,112 @@ fn a_rig_that_does_not_fit_is_refused_before_anything_is_made() {
         "a refused rig left a map"
     );
 }
+
+/// A node that is no part of the rig's own, with its log.
+struct Joined {
+    child: std::process::Child,
+    log: std::path::PathBuf,
+}
+
+impl Joined {
+    fn start(rig: &Rig, folder: &Path) -> Joined {
+        let log = folder.join("node.log");
+        let file = File::create(&log).expect("a log can be made");
+        let config = folder.join("node.toml");
+        let mut command = rig.command(&["node", "run", "--config", text(&config)]);
+        let child = command.stderr(file).spawn().expect("ashlar starts");
+        Joined { child, log }
+    }
+
+    fn says(&self, what: &str) -> String {
+        rig::eventually(what, rig::PATIENCE, || {
+            let said = std::fs::read_to_string(&self.log).ok()?;
+            said.contains(what).then_some(said)
+        })
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn devices_that_changed_their_names_are_known_by_what_they_hold() {
+    let rig = Rig::up(Options {
+        size: "128M",
+        ..Options::default()
+    });
+    let folder = rig.dir().join("node-7");
+    let images = ["one", "two"].map(|name| folder.join(name));
+    // Below those that the kernel gives to outgoing connections.
+    let first = 9000 + (std::process::id() % 1000) as u16;
+    let free = (first..10_000).find_map(|port| {
+        let bound = std::net::TcpListener::bind(("127.0.0.1", port)).ok()?;
+        bound.local_addr().ok()
+    });
+    let address = free.expect("some port is free").to_string();
+    let token = rig.ok(&["cluster", "token"]);
+    let device = |no: u32, path: &Path| format!("{no}:128M={}", path.display());
+    let devices = [device(7, &images[0]), device(8, &images[1])];
+    let to = text(&folder);
+    let mut join = vec![
+        "cluster",
+        "join",
+        "--token",
+        token.trim(),
+        "--node",
+        "7",
+        "--out",
+        to,
+    ];
+    join.extend([
+        "--address",
+        &address,
+        "--device",
+        &devices[0],
+        "--device",
+        &devices[1],
+    ]);
+    rig.ok(&join);
+    let map = folder.join("map.json");
+    for (image, no) in images.iter().zip(["7", "8"]) {
+        file_of(image, 128 << 20);
+        let cluster = ["--cluster", text(&map), "--device-no", no];
+        rig.ok(&[&["device", "format", text(image)], &cluster[..]].concat());
+    }
+    let node = Joined::start(&rig, &folder);
+    let said = node.says("node 7 serves");
+    assert!(!said.contains("it is used there"), "{said}");
+    drop(node);
+
+    // The kernel has named them the other way round.
+    let beside = folder.join("beside");
+    for (from, to) in [
+        (&images[0], &beside),
+        (&images[1], &images[0]),
+        (&beside, &images[1]),
+    ] {
+        std::fs::rename(from, to).expect("they are ours");
+    }
+    let node = Joined::start(&rig, &folder);
+    let said = node.says("node 7 serves");
+    for (no, path, other) in [(7, &images[1], 8), (8, &images[0], 7)] {
+        let (at, has) = (text(path), format!("the configuration has device {other}"));
+        let line = said
+            .lines()
+            .find(|line| line.starts_with(&format!("device {no} (")));
+        let told = line.is_some_and(|line| line.contains(at) && line.contains(&has));
+        assert!(told, "device {no} at {at}: {said}");
+    }
+    drop(node);
+
+    // What is neither is refused, and the other one is not taken for it.
+    std::fs::copy(rig.device(1), &images[0]).expect("room for a copy");
+    let node = Joined::start(&rig, &folder);
+    let said = node.says("this is device");
+    assert!(!said.contains("node 7 serves"), "{said}");
+}

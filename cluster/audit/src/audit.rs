@@ -144,7 +144,8 @@ pub enum Action {
     Look(Item, u64),
     /// Look at its next stripe.
     Next,
-    /// Look at a stripe of the queue, and mend it if it is said so.
+    /// Look at a stripe of the queue, and mend those of its shards that the finding has, if it is said so: no others,
+    /// for they are not recorded.
     Mend(Box<Finding>, bool),
     /// Make the documents of losses, where they are not there, and then write the record.
     Record(Box<Record>, Vec<Loss>),

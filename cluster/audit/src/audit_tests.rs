@@ -76,7 +76,7 @@ impl Store {
         decode(self.record.as_ref().unwrap()).unwrap()
     }
 
-    fn look(&mut self, item: &Item, nth: usize, mends: bool) -> Option<Looked> {
+    fn look(&mut self, item: &Item, nth: usize, mends: &[u16]) -> Option<Looked> {
         let stripe = stripe_id(&item.key, nth);
         let away = self.away.clone();
         let shards = self.objects.get_mut(&item.key)?.get_mut(nth)?;
@@ -96,9 +96,9 @@ impl Store {
                 (false, false) => looked.bad.push((i as u16, Kind::Rot, device(i))),
             }
         }
-        if mends && looked.whole >= looked.needed {
+        if !mends.is_empty() && looked.whole >= looked.needed {
             self.mended.push(looked.margin());
-            for (i, ..) in &looked.bad {
+            for (i, ..) in looked.bad.iter().filter(|(i, ..)| mends.contains(i)) {
                 shards[usize::from(*i)] = true;
                 looked.mended.push(*i);
             }
@@ -155,7 +155,7 @@ impl Driver {
         if !store.objects.contains_key(&item.key) {
             return Some(Event::Changed);
         }
-        let looked = store.look(item, *nth, false);
+        let looked = store.look(item, *nth, &[]);
         *nth += 1;
         Some(looked.map_or(Event::Over(false), Event::Stripe))
     }
@@ -216,14 +216,16 @@ impl Driver {
                     let is_known = |index| known.bad.contains_key(index);
                     assert!(finding.bad.keys().all(is_known), "{known:?} {finding:?}");
                 }
-                Event::Mended(store.look(&finding.item, finding.nth as usize, mends))
+                let known = finding.bad.keys().copied().filter(|_| mends);
+                let known: Vec<u16> = known.collect();
+                Event::Mended(store.look(&finding.item, finding.nth as usize, &known))
             }
             Action::Record(record, losses) => {
                 for loss in losses {
                     store.losses.entry(loss.stripe).or_insert(loss);
                 }
                 if self.version == store.version {
-                    store.record = Some(encode(&record).unwrap());
+                    store.record = Some(encode(&*record).unwrap());
                     store.version += 1;
                     self.version = store.version;
                     Event::Recorded
@@ -353,6 +355,31 @@ fn least_margin_is_mended_first() {
     assert!(store.record().open.is_empty());
     let margins = store.record().ended.unwrap().pass.margins;
     assert_eq!(margins, BTreeMap::from([(3, 40)]), "all is as it should be");
+}
+
+#[test]
+fn what_rots_before_it_is_mended_is_counted_first() {
+    let mut store = Store::new(10, 1);
+    assert_eq!(rot(&mut store, 4, 0, 1), 1);
+    let mut driver = Driver::new(&store);
+    while !matches!(driver.todo.last(), Some(Action::Mend(_, true))) {
+        assert_eq!(driver.step(&mut store), Some(true));
+    }
+    assert_eq!(rot(&mut store, 4, 0, 2), 1);
+    assert_eq!(driver.step(&mut store), Some(true));
+    // It ends before it has recorded what it found besides.
+    let mut driver = Driver::new(&store);
+    driver.settle(&mut store);
+    let tally = store.all();
+    assert_eq!((tally.bad(), tally.repaired), (2, 2));
+    assert!(
+        store
+            .objects
+            .values()
+            .flatten()
+            .flatten()
+            .all(|there| *there)
+    );
 }
 
 #[test]

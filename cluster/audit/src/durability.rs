@@ -113,7 +113,7 @@ pub struct Assumptions {
     pub shocks: f64,
     /// and with what probability each.
     pub struck: f64,
-    /// Seconds of a pass: in the mean, a bad shard is found after half of that.
+    /// Seconds of a pass: see [`found_after_s`].
     pub pass_s: f64,
 }
 
@@ -169,6 +169,17 @@ pub struct Modelled {
     pub lost_a_year: f64,
 }
 
+/// After how many seconds a bad shard is found, as the model has to take it: in the mean that is half of a pass. But a
+/// pass finds all bad shards of a stripe at once, and the model each at a time of its own. A stripe is lost if m + 1
+/// shards fail between two looks: with half of a pass the model would lose 2^m / (m + 1) times too few stripes that
+/// have m parity shards. With this it loses as many, as long as few shards fail in a pass.
+pub fn found_after_s(pass_s: f64, m: u32) -> f64 {
+    match m {
+        0 => pass_s / 2.0,
+        m => pass_s / (f64::from(m) + 1.0).powf(1.0 / f64::from(m)),
+    }
+}
+
 /// Works the model out for stripes of k + m shards.
 pub fn model(
     class: (u32, u32),
@@ -185,7 +196,7 @@ pub fn model(
     let found = measured.bad_a_year.filter(|_| measured.counted.bad() > 0);
     let (rots, rots_from) = or(found, 0.0);
     let (repair_s, repair_from) = or(measured.repair_s, assumed.repair_s);
-    let missing_s = assumed.pass_s / 2.0 + repair_s;
+    let missing_s = found_after_s(assumed.pass_s, m) + repair_s;
     let calm = Stripe {
         k,
         m,
@@ -213,7 +224,7 @@ pub fn model(
             repair_from,
         ),
         (
-            "seconds of a pass: half of it passes before one is found",
+            "seconds of a pass, which finds all that is bad of a stripe at once",
             assumed.pass_s,
             Source::Assumed,
         ),
@@ -296,6 +307,31 @@ mod tests {
         assert!((measured.losses_at_most.unwrap() / 6.295_793_6e-3 - 1.0).abs() < 1e-6);
         let nothing = measure(Tally::default(), &lost);
         assert_eq!((nothing.losses_at_most, nothing.bad_a_year), (None, None));
+    }
+
+    #[test]
+    fn a_stripe_is_lost_if_too_many_fail_between_two_looks() {
+        let week = 7.0 * 86_400.0;
+        for m in 1..=8u32 {
+            let (n, fails) = (m + 4, 1e-4);
+            let stripe = Stripe {
+                k: 4,
+                m,
+                fails,
+                mended: YEAR_S / found_after_s(week, m),
+                shocks: 0.0,
+                struck: 0.0,
+            };
+            let ways = (0..=m).fold(1.0, |all, i| all * f64::from(n - i) / f64::from(i + 1));
+            let in_a_pass = fails * week / YEAR_S;
+            let a_year = ways * in_a_pass.powi(m.cast_signed() + 1) * YEAR_S / week;
+            let got = stripe.losses_a_year();
+            assert!(
+                (got / a_year - 1.0).abs() < 1e-3,
+                "{m}: {got} is not {a_year}"
+            );
+        }
+        assert_eq!(found_after_s(week, 1), week / 2.0);
     }
 
     #[test]

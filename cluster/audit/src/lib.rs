@@ -22,10 +22,12 @@ pub mod tally;
 
 #[cfg(test)]
 mod audit_tests;
+#[cfg(test)]
+mod rates_tests;
 
 pub use audit::{Action, Audit, Event, Limits, Looked};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
 pub use pace::{Charge, Pace, Pacing};
 pub use queue::Finding;
-pub use record::{BadRecord, Closed, Item, Loss, Place, Record};
+pub use record::{BadRecord, Closed, Document, Item, Loss, Place, Record};
 pub use tally::{Kind, Tally};

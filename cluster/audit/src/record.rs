@@ -24,10 +24,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::queue::Finding;
-use crate::tally::Tally;
+use crate::tally::{Kind, Tally};
 
-/// Version of the documents.
-pub const VERSION: u32 = 1;
+/// Version of documents that name kinds of findings which came later: programs that do not know those refuse them.
+pub const VERSION: u32 = 2;
+/// Version of all others: older programs read them.
+pub const VERSION_PLAIN: u32 = 1;
 /// Largest document, in bytes: a full queue of the largest keys, escaped.
 pub const RECORD_MAX: usize = 4 << 20;
 /// What the keys of all documents begin with.
@@ -88,14 +90,45 @@ pub enum BadRecord {
     },
 }
 
-/// As bytes: a line with checksum and length, and JSON.
-pub fn encode<T: Serialize>(document: &T) -> Result<Vec<u8>, BadRecord> {
+/// Something that is kept as a document.
+pub trait Document: Serialize + DeserializeOwned {
+    /// The kinds of findings that it names.
+    fn kinds(&self) -> impl Iterator<Item = Kind>;
+}
+
+impl Document for Record {
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
+        let open = self.open.iter().flat_map(|finding| finding.bad.values());
+        let days = std::iter::once(&self.today).chain(&self.closed);
+        let counted = days.flat_map(Closed::kinds);
+        open.map(|(kind, _)| *kind).chain(counted)
+    }
+}
+
+impl Document for Closed {
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.tally.found.keys().copied()
+    }
+}
+
+impl Document for Loss {
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.bad.values().map(|(kind, _)| *kind)
+    }
+}
+
+/// As bytes: a line with version, checksum and length, and JSON.
+pub fn encode<T: Document>(document: &T) -> Result<Vec<u8>, BadRecord> {
+    let version = match document.kinds().all(Kind::is_plain) {
+        true => VERSION_PLAIN,
+        false => VERSION,
+    };
     let json = serde_json::to_vec(document).map_err(|e| BadRecord::Unknown(e.to_string()))?;
     if json.len() > RECORD_MAX {
         return Err(BadRecord::TooLarge { got: json.len() });
     }
     let head = format!(
-        "ashlar-audit {VERSION} {:08x} {}\n",
+        "ashlar-audit {version} {:08x} {}\n",
         crc32(&json),
         json.len()
     );
@@ -103,7 +136,7 @@ pub fn encode<T: Serialize>(document: &T) -> Result<Vec<u8>, BadRecord> {
 }
 
 /// From its bytes.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadRecord> {
+pub fn decode<T: Document>(bytes: &[u8]) -> Result<T, BadRecord> {
     let line = bytes.iter().take(64).position(|b| *b == b'\n');
     let line = line.ok_or(BadRecord::Damaged("it has no first line"))?;
     let head = std::str::from_utf8(&bytes[..line]);
@@ -119,8 +152,12 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadRecord> {
     if crc != format!("{:08x}", crc32(json)) {
         return Err(BadRecord::Damaged("its checksum does not match"));
     }
-    if version.parse() != Ok(VERSION) {
-        let what = format!("version {version}, and this program knows {VERSION}");
+    let known = VERSION_PLAIN..=VERSION;
+    if !version
+        .parse()
+        .is_ok_and(|version| known.contains(&version))
+    {
+        let what = format!("version {version}, and this program knows those up to {VERSION}");
         return Err(BadRecord::Unknown(what));
     }
     serde_json::from_slice(json).map_err(|e| BadRecord::Unknown(e.to_string()))
@@ -320,7 +357,7 @@ pub struct Loss {
     /// How many it takes.
     pub needed: u32,
     /// The bad ones that were not counted as findings before, and where they were.
-    pub bad: BTreeMap<u16, (crate::tally::Kind, DeviceNo)>,
+    pub bad: BTreeMap<u16, (Kind, DeviceNo)>,
 }
 
 #[cfg(test)]
@@ -360,11 +397,63 @@ mod tests {
         let bytes = encode(&record()).unwrap();
         assert_eq!(decode::<Record>(&bytes), Ok(record()));
         let loss = Loss {
-            bad: BTreeMap::from([(2, (crate::tally::Kind::Missing, DeviceNo(1)))]),
+            bad: BTreeMap::from([(2, (Kind::Missing, DeviceNo(1)))]),
             ..Loss::default()
         };
         assert_eq!(decode::<Loss>(&encode(&loss).unwrap()), Ok(loss));
         assert!(matches!(decode::<Loss>(&bytes), Err(BadRecord::Unknown(_))));
+    }
+
+    /// As programs wrote it that knew four kinds of findings.
+    const PLAIN: &str = concat!(
+        "ashlar-audit 1 CRC LEN\n",
+        r#"{"partition":7,"by":3,"at_ms":1790000000000,"pass":{"begun_ms":5,"starts":1,"broken":0,"#,
+        r#""objects":2,"shard_bytes":99,"margins":{"-1":2,"2":5},"again":false},"#,
+        r#""open":[{"item":{"bucket":"b","key":"k","id":4,"version":4,"modified_ms":6,"size":7},"#,
+        r#""stripe":{"writer":8,"attempt":9},"nth":0,"bad":{"3":["wrong-record",2]},"margin":1,"#,
+        r#""found_ms":10,"since_ms":10,"due_ms":10,"tries":0}],"today":{"day":20717,"#,
+        r#""tally":{"objects":1,"bytes":2,"inline":0,"stripes":3,"shards":4,"shard_bytes":5,"#,
+        r#""object_s":6,"shard_s":7,"found":{"missing":1,"rot":2,"wrong-record":3,"unreadable":4},"#,
+        r#""lag_ms":8,"lag_longest_ms":8,"repaired":9,"moot":0,"repair_ms":10,"#,
+        r#""repair_longest_ms":10,"margin_ms":{"1":11},"away":0,"changed":0,"unread":0,"#,
+        r#""unqueued":0,"passes":1}}}"#,
+    );
+
+    fn plain() -> Vec<u8> {
+        let (_, json) = PLAIN.split_once('\n').unwrap();
+        let crc = format!("{:08x}", crc32(json.as_bytes()));
+        let head = PLAIN.replace("CRC", &crc);
+        head.replace("LEN", &json.len().to_string()).into_bytes()
+    }
+
+    #[test]
+    fn what_older_programs_wrote_is_read_and_written_for_them() {
+        let read: Record = decode(&plain()).unwrap();
+        assert_eq!(read.today.tally.bad(), 10);
+        assert_eq!(read.open[0].bad[&3], (Kind::WrongRecord, DeviceNo(2)));
+        assert_eq!(
+            encode(&read).unwrap(),
+            plain(),
+            "they can read what is written"
+        );
+        let head = |record: &Record| encode(record).unwrap()[..15].to_vec();
+        for kind in Kind::ALL {
+            let version = if kind.is_plain() { 1 } else { 2 };
+            let expected = format!("ashlar-audit {version} ").into_bytes();
+            let mut found = read.clone();
+            found.open[0].bad.insert(4, (kind, DeviceNo(1)));
+            assert_eq!(head(&found), expected, "{kind:?}");
+            let mut counted = read.clone();
+            counted.closed = Some(Closed::default());
+            counted.closed.as_mut().unwrap().tally.found.insert(kind, 1);
+            assert_eq!(head(&counted), expected, "{kind:?}");
+            assert_eq!(decode::<Record>(&encode(&counted).unwrap()), Ok(counted));
+        }
+        let later = String::from_utf8(plain())
+            .unwrap()
+            .replacen(" 1 ", " 3 ", 1);
+        let unknown = decode::<Record>(later.as_bytes());
+        assert!(matches!(unknown, Err(BadRecord::Unknown(_))), "{unknown:?}");
     }
 
     #[test]
@@ -397,15 +486,15 @@ mod tests {
 
     #[test]
     fn no_larger_than_allowed() {
-        let text = "x".repeat(RECORD_MAX);
-        let got = RECORD_MAX + 2;
-        assert_eq!(encode(&text), Err(BadRecord::TooLarge { got }));
+        let mut large = Loss::default();
+        large.item.key = "x".repeat(RECORD_MAX);
+        assert!(matches!(encode(&large), Err(BadRecord::TooLarge { got }) if got > RECORD_MAX));
         let key = "\u{1}".repeat(ashlar_layout::limits::KEY_MAX);
         let item = Item {
             key,
             ..Item::default()
         };
-        let kinds = (0..64).map(|i| (i, (crate::tally::Kind::WrongRecord, DeviceNo(u32::MAX))));
+        let kinds = (0..64).map(|i| (i, (Kind::StaleIncarnation, DeviceNo(u32::MAX))));
         let finding = Finding {
             item,
             stripe: StripeId::default(),

@@ -2,32 +2,113 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use ashlar_layout::message::FindingKind;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What was wrong with a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+///
+/// A document may have been written by a later program, which knows more of them: those are [`Kind::Other`] here, so
+/// that none is left out of a sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// A shard that should be there and is not.
     Missing,
     /// Bytes that do not match their checksum.
     Rot,
-    /// A whole record, but not the one that is meant: a lost or misdirected write.
+    /// A whole record, but not the one that is meant.
     WrongRecord,
     /// A block that the device would not read.
     Unreadable,
+    /// A record of which the front was written, and the rest was not.
+    Torn,
+    /// What was there before, or nothing: the write never came.
+    LostWrite,
+    /// A record of another place, or of another device.
+    Misdirected,
+    /// A record of an earlier life of the extent: the write never came.
+    StaleIncarnation,
+    /// Of a kind that this program does not know.
+    Other,
 }
 
 impl Kind {
-    /// As it is told.
+    /// All of them, in their order.
+    pub const ALL: [Kind; 9] = [
+        Kind::Missing,
+        Kind::Rot,
+        Kind::WrongRecord,
+        Kind::Unreadable,
+        Kind::Torn,
+        Kind::LostWrite,
+        Kind::Misdirected,
+        Kind::StaleIncarnation,
+        Kind::Other,
+    ];
+
+    /// As it is told, and written.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Missing => "missing",
             Kind::Rot => "rot",
             Kind::WrongRecord => "wrong-record",
             Kind::Unreadable => "unreadable",
+            Kind::Torn => "torn",
+            Kind::LostWrite => "lost-write",
+            Kind::Misdirected => "misdirected",
+            Kind::StaleIncarnation => "stale-incarnation",
+            Kind::Other => "other",
         }
     }
+
+    /// Whether documents of version 1 have it.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(
+            self,
+            Kind::Missing | Kind::Rot | Kind::WrongRecord | Kind::Unreadable
+        )
+    }
+}
+
+impl From<FindingKind> for Kind {
+    fn from(kind: FindingKind) -> Kind {
+        match kind {
+            FindingKind::Missing => Kind::Missing,
+            FindingKind::Rot => Kind::Rot,
+            FindingKind::WrongRecord => Kind::WrongRecord,
+            FindingKind::Unreadable => Kind::Unreadable,
+            FindingKind::Torn => Kind::Torn,
+            FindingKind::LostWrite => Kind::LostWrite,
+            FindingKind::Misdirected => Kind::Misdirected,
+            FindingKind::StaleIncarnation => Kind::StaleIncarnation,
+            // Of a device's opening: no shard is so.
+            FindingKind::Skipped => Kind::Other,
+        }
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Kind, D::Error> {
+        let name = String::deserialize(from)?;
+        let known = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+        Ok(known.unwrap_or(Kind::Other))
+    }
+}
+
+/// Counts by kind; those of several kinds that are not known are one sum.
+fn by_kind<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Kind, u64>, D::Error> {
+    let mut sums = BTreeMap::new();
+    for (name, count) in BTreeMap::<String, u64>::deserialize(from)? {
+        let known = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+        let sum: &mut u64 = sums.entry(known.unwrap_or(Kind::Other)).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    Ok(sums)
 }
 
 /// What was counted.
@@ -51,6 +132,7 @@ pub struct Tally {
     /// The same of shards.
     pub shard_s: u64,
     /// Bad shards, each counted once until it is mended, by what was wrong.
+    #[serde(deserialize_with = "by_kind")]
     pub found: BTreeMap<Kind, u64>,
     /// Milliseconds that the bad ones can have been bad for at the most when they were found.
     pub lag_ms: u64,
@@ -145,6 +227,35 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_is_read_as_it_was_written() {
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            let json = serde_json::to_string(&kind).unwrap();
+            assert_eq!(serde_json::from_str::<Kind>(&json).unwrap(), kind, "{at}");
+            assert_eq!(kind as usize, at);
+        }
+        for told in FindingKind::ALL {
+            let kind = Kind::from(told);
+            assert!(
+                kind == Kind::Other || kind.name() == told.name(),
+                "{told:?}"
+            );
+            let json = format!("\"{}\"", told.name());
+            assert_eq!(serde_json::to_string(&told).unwrap(), json);
+        }
+    }
+
+    #[test]
+    fn kinds_of_later_programs_are_counted() {
+        let json = r#"{"found":{"rot":2,"melted":3,"other":4,"burnt":5}}"#;
+        let tally: Tally = serde_json::from_str(json).unwrap();
+        assert_eq!(
+            tally.found,
+            BTreeMap::from([(Kind::Rot, 2), (Kind::Other, 12)])
+        );
+        assert_eq!(tally.bad(), 14);
+    }
 
     #[test]
     fn sums() {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ashlar_cluster_map::Class;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
-use ashlar_layout::message::{ErrorCode, ObjectMeta, Reply};
+use ashlar_layout::message::{ErrorCode, FindingKind, ObjectMeta, Reply};
 
 use crate::call::Answer;
 use crate::range::ByteRange;
@@ -67,11 +67,9 @@ pub enum Code {
 pub enum Fault {
     /// The node says that there is no such shard.
     Missing,
-    /// What is on the device does not match its checksum.
-    Corrupt(String),
-    /// A whole record, but not the one that the manifest means.
-    Mismatch(String),
-    /// The device could not read or write.
+    /// What is on the device is not the shard: of which kind that is, and what is known of it.
+    Bad(FindingKind, String),
+    /// The device does not serve at the moment: it failed, and is opened again.
     Device(String),
     /// The device has no room.
     Full(String),
@@ -101,12 +99,22 @@ impl Fault {
         let detail = error.detail;
         match error.code {
             ErrorCode::NotFound => Fault::Missing,
-            ErrorCode::Corrupt => Fault::Corrupt(detail),
+            ErrorCode::Corrupt => Fault::Bad(FindingKind::Rot, detail),
+            ErrorCode::Damaged(kind) => Fault::Bad(kind, detail),
             ErrorCode::DeviceError => Fault::Device(detail),
             ErrorCode::DeviceFull => Fault::Full(detail),
             ErrorCode::Busy | ErrorCode::StaleEpoch => Fault::Busy(detail),
             ErrorCode::NotServing | ErrorCode::PartitionUnavailable => Fault::Away(detail),
             code => Fault::Refused(format!("{code:?}: {detail}")),
+        }
+    }
+
+    /// What the shard counts as: none if it is not known to be bad, for its device did not say what it has.
+    pub fn kind(&self) -> Option<FindingKind> {
+        match self {
+            Fault::Missing => Some(FindingKind::Missing),
+            Fault::Bad(kind, _) => Some(*kind),
+            _ => None,
         }
     }
 
@@ -120,8 +128,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Missing => f.write_str("no such shard there"),
-            Fault::Corrupt(why) => write!(f, "corrupt: {why}"),
-            Fault::Mismatch(why) => write!(f, "not the shard that the manifest names: {why}"),
+            Fault::Bad(kind, why) => write!(f, "{}: {why}", kind.name()),
             Fault::Device(why) => write!(f, "device error: {why}"),
             Fault::Full(why) => write!(f, "full: {why}"),
             Fault::Late => f.write_str("no answer in time"),
@@ -416,7 +423,7 @@ impl ObjectError {
                 ErrorCode::Locked => Code::Locked,
                 ErrorCode::Apart => Code::Apart,
                 ErrorCode::DeviceFull => Code::DeviceFull,
-                ErrorCode::Corrupt => Code::Corrupt,
+                ErrorCode::Corrupt | ErrorCode::Damaged(_) => Code::Corrupt,
                 ErrorCode::BadRequest => Code::BadRequest,
                 ErrorCode::DeviceError => Code::Unreadable,
                 _ => Code::Internal,

@@ -172,7 +172,7 @@ impl Health {
     /// Something failed. A fault of a single shard (missing, corrupt) is none of the device.
     pub fn failed(&mut self, now: Instant, device: DeviceNo, fault: &Fault) {
         let full = match fault {
-            Fault::Missing | Fault::Corrupt(_) | Fault::Mismatch(_) | Fault::Busy(_) => return,
+            Fault::Missing | Fault::Bad(..) | Fault::Busy(_) => return,
             Fault::Full(_) => true,
             _ => false,
         };
@@ -317,6 +317,8 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
+    use ashlar_layout::message::FindingKind;
+
     use super::*;
 
     const D: DeviceNo = DeviceNo(3);
@@ -414,8 +416,8 @@ mod tests {
         let mut health = Health::default();
         for fault in [
             Fault::Missing,
-            Fault::Corrupt("x".into()),
-            Fault::Mismatch("y".into()),
+            Fault::Bad(FindingKind::Rot, "x".into()),
+            Fault::Bad(FindingKind::Unreadable, "y".into()),
         ] {
             health.failed(at(0), D, &fault);
         }

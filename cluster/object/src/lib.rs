@@ -86,7 +86,7 @@ pub use heads::{Heads, Reign};
 pub use health::{Health, Probed};
 pub use look::{Found, Look};
 pub use making::Making;
-pub use mend::{Mend, Mended};
+pub use mend::{Mend, Mended, Mends};
 pub use pool::{BufferPool, PoolBuf};
 pub use put::{Put, PutDone};
 pub use range::ByteRange;

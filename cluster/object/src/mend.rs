@@ -9,6 +9,7 @@
 //! - a device that is late or away is left alone: what it has is not known;
 //! - each shard is asked for once, written once and read back once: it ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ashlar_cluster_map::Class;
@@ -25,6 +26,34 @@ use crate::encode::rebuild;
 use crate::error::{Fault, ObjectError, ShardFault};
 use crate::stripe_read::check_shard;
 
+/// Which bad shards are to be made again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Mends {
+    /// None: it only looks.
+    #[default]
+    None,
+    /// All.
+    All,
+    /// These, if they are bad, and no others: whoever counts what is bad may want to do so before it is made good.
+    Only(BTreeSet<u16>),
+}
+
+impl Mends {
+    fn has(&self, index: u16) -> bool {
+        match self {
+            Mends::None => false,
+            Mends::All => true,
+            Mends::Only(these) => these.contains(&index),
+        }
+    }
+}
+
+impl From<bool> for Mends {
+    fn from(all: bool) -> Mends {
+        if all { Mends::All } else { Mends::None }
+    }
+}
+
 /// What was found of a stripe, and done about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mended {
@@ -34,8 +63,10 @@ pub struct Mended {
     pub bad: Vec<ShardFault>,
     /// Shards of devices that did not answer: nothing is known of them.
     pub away: Vec<ShardFault>,
-    /// How many of the bad ones were made again.
+    /// How many of the bad ones were made again,
     pub mended: u32,
+    /// and which.
+    pub made: Vec<u16>,
     /// Those that could not be.
     pub failed: Vec<ShardFault>,
     /// Shards that it takes to read the stripe.
@@ -84,7 +115,7 @@ pub struct Mend {
     calls: Calls,
     stripe: Stripe,
     devices: Vec<DeviceNo>,
-    mends: bool,
+    mends: Mends,
     slots: Vec<Slot>,
     found: Mended,
     assessed: bool,
@@ -92,9 +123,13 @@ pub struct Mend {
 }
 
 impl Mend {
-    /// Looks at `stripe`, and mends it if `mends`: only for who knows that an object has it. The error says why it
+    /// Looks at `stripe`, and mends what it is told to: only for who knows that an object has it. The error says why it
     /// makes no sense.
-    pub fn new(common: Arc<Common>, stripe: Stripe, mends: bool) -> Result<Mend, String> {
+    pub fn new(
+        common: Arc<Common>,
+        stripe: Stripe,
+        mends: impl Into<Mends>,
+    ) -> Result<Mend, String> {
         let devices = common.devices_of(&stripe)?;
         let needed = u32::from(stripe.k);
         Ok(Mend {
@@ -102,7 +137,7 @@ impl Mend {
             calls: Calls::new(0),
             stripe,
             devices,
-            mends,
+            mends: mends.into(),
             slots: Vec::new(),
             found: Mended {
                 needed,
@@ -182,18 +217,27 @@ impl Mend {
             .collect();
         self.found.whole = have.len() as u32;
         (self.found.bad, self.found.away) = (bad, away);
-        if self.mends && !self.found.bad.is_empty() && self.found.whole >= self.found.needed {
-            self.mend(now, &have, out);
+        let bad = self.found.bad.iter().map(|fault| fault.index);
+        let mends: Vec<usize> = bad
+            .filter(|index| self.mends.has(*index))
+            .map(usize::from)
+            .collect();
+        if !mends.is_empty() && self.found.whole >= self.found.needed {
+            self.mend(now, &have, mends, out);
         }
     }
 
-    fn mend(&mut self, now: Instant, have: &[(usize, Bytes)], out: &mut Vec<Action>) {
+    fn mend(
+        &mut self,
+        now: Instant,
+        have: &[(usize, Bytes)],
+        bad: Vec<usize>,
+        out: &mut Vec<Action>,
+    ) {
         let class = Class {
             k: self.stripe.k,
             m: self.stripe.m,
         };
-        let bad = self.found.bad.iter().map(|fault| usize::from(fault.index));
-        let bad: Vec<usize> = bad.collect();
         let have = have.iter().take(usize::from(self.stripe.k));
         let have: Vec<(usize, &[u8])> = have.map(|(i, bytes)| (*i, &bytes[..])).collect();
         let common = self.common.clone();
@@ -252,12 +296,7 @@ impl Mend {
         self.slots[index] = match self.slots[index] {
             Slot::Asked { .. } => match self.check(index, answer) {
                 Ok(bytes) => Slot::Whole(bytes),
-                Err(
-                    fault @ (Fault::Missing
-                    | Fault::Corrupt(_)
-                    | Fault::Mismatch(_)
-                    | Fault::Device(_)),
-                ) => Slot::Bad(fault),
+                Err(fault) if fault.kind().is_some() => Slot::Bad(fault),
                 Err(fault) => Slot::Away(fault),
             },
             Slot::Written { .. } => match answer {
@@ -301,7 +340,10 @@ impl Mend {
         let mut found = std::mem::take(&mut self.found);
         for (index, slot) in self.slots.iter().enumerate() {
             match slot {
-                Slot::Mended => found.mended += 1,
+                Slot::Mended => {
+                    found.mended += 1;
+                    found.made.push(index as u16);
+                }
                 Slot::Failed(fault) => found.failed.push(self.fault(index, fault.clone())),
                 _ => {}
             }

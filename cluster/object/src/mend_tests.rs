@@ -1,11 +1,13 @@
 //! Stripes that lost shards, and are mended.
 
+use std::collections::BTreeSet;
+
 use ashlar_layout::ids::{DeviceNo, ShardId};
 use ashlar_layout::manifest::Stripe;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::mend::{Mend, Mended};
+use crate::mend::{Mend, Mended, Mends};
 use crate::object_tests::{delete, get, put, world};
 use crate::testing::{Mood, World};
 
@@ -96,6 +98,27 @@ proptest! {
         delete(&mut world, "key").unwrap();
         prop_assert!(world.shards.is_empty());
     }
+}
+
+#[test]
+fn only_what_is_meant_is_mended() {
+    let mut world = world(3);
+    let data = world.bytes(3000);
+    put(&mut world, "key", &data).unwrap();
+    let all = shards(&world);
+    for at in &all[1..3] {
+        world.shards.remove(at);
+    }
+    world.take_deliveries();
+    let only = Mends::Only(BTreeSet::from([0, 2]));
+    let mut mend = Mend::new(world.common.clone(), stripe(&world), only).unwrap();
+    world.start(&mut mend);
+    world.settle(&mut mend);
+    let found = mend.outcome().unwrap().clone().unwrap();
+    assert_eq!((found.bad.len(), found.made, found.mended), (2, vec![2], 1));
+    assert!(world.shards.contains_key(&all[2]) && !world.shards.contains_key(&all[1]));
+    let found = look(&mut world, true);
+    assert_eq!((found.bad.len(), found.made, found.mended), (1, vec![1], 1));
 }
 
 #[test]

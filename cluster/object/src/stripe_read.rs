@@ -557,9 +557,10 @@ pub(crate) fn check_shard(
     let expected_crc = stripe.shard_crcs[index];
     if len != expected_len || crc != expected_crc {
         let why = format!(
-            "expected {expected_len} bytes with CRC {expected_crc:08x}, the record has {len} with {crc:08x}"
+            "the manifest names {expected_len} bytes of CRC {expected_crc:08x}, the record has {len} of {crc:08x}"
         );
-        return Err((Fault::Mismatch(why), Some(FindingKind::WrongRecord)));
+        let kind = FindingKind::WrongRecord;
+        return Err((Fault::Bad(kind, why), Some(kind)));
     }
     if bytes.len() != asked as usize {
         let why = format!("{asked} bytes were asked for, {} came", bytes.len());
@@ -567,7 +568,7 @@ pub(crate) fn check_shard(
     }
     if asked == expected_len && bytes_crc != expected_crc {
         let why = format!("expected CRC {expected_crc:08x}, got {bytes_crc:08x}");
-        return Err((Fault::Corrupt(why), Some(FindingKind::Rot)));
+        return Err((Fault::Bad(FindingKind::Rot, why), Some(FindingKind::Rot)));
     }
     Ok(bytes)
 }

@@ -81,8 +81,11 @@ fn numbers_of_codes_stand() {
     assert_eq!(tag(agree!(&ErrorCode::NotHead, ErrorCode)), 20);
     assert_eq!(tag(agree!(&ErrorCode::BucketSpans, ErrorCode)), 22);
     assert_eq!(tag(agree!(&ErrorCode::Apart, ErrorCode)), 25);
-    assert_eq!(tag(agree!(&FindingKind::Rot, FindingKind)), 0);
-    assert_eq!(tag(agree!(&FindingKind::Skipped, FindingKind)), 4);
+    let damaged = ErrorCode::Damaged(FindingKind::StaleIncarnation);
+    assert_eq!(agree!(&damaged, ErrorCode), [26, 0, 0, 0, 8, 0, 0, 0]);
+    for (number, kind) in (0..).zip(FindingKind::ALL) {
+        assert_eq!(tag(agree!(&kind, FindingKind)), number);
+    }
 }
 
 proptest! {

@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_audit::record::{self, BadRecord, DAYS, LOST, NOW};
-use ashlar_cluster_audit::{Closed, Loss, Record, Tally, Window};
+use ashlar_cluster_audit::{Closed, Document, Loss, Record, Tally, Window};
 use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::manifest::Precondition;
 use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Client, ClientError, Code, GetOptions, ListOptions, PutOptions};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 /// Documents that are read at the same time.
@@ -72,7 +70,7 @@ pub async fn found(client: &Client) -> Result<(), LedgerError> {
 }
 
 /// A document, if there is one, with its version.
-pub async fn read<T: DeserializeOwned>(
+pub async fn read<T: Document>(
     client: &Client,
     key: &str,
 ) -> Result<Option<(Seq, T)>, LedgerError> {
@@ -95,7 +93,7 @@ pub async fn read<T: DeserializeOwned>(
 
 /// Writes a document if the one that is there is this version, or if there is none: then it says which version it is
 /// now. Otherwise it says none.
-pub async fn write<T: Serialize>(
+pub async fn write<T: Document>(
     client: &Client,
     key: &str,
     document: &T,
@@ -147,7 +145,7 @@ pub struct Read<T> {
     pub unread: Vec<String>,
 }
 
-async fn all<T: DeserializeOwned + Send + 'static>(client: &Client, keys: Vec<String>) -> Read<T> {
+async fn all<T: Document + Send + 'static>(client: &Client, keys: Vec<String>) -> Read<T> {
     let mut read = Read {
         found: BTreeMap::new(),
         unread: Vec::new(),
@@ -189,12 +187,12 @@ pub async fn losses(client: &Client, window: Window) -> Result<Read<Loss>, Ledge
     Ok(losses)
 }
 
-/// What was counted on these days: those that are over, and those that partitions still count.
-pub async fn counted(
+/// What was counted on each of these days: those that are over, and those that partitions still count.
+pub async fn by_day(
     client: &Client,
     window: Window,
     now: &Read<Record>,
-) -> Result<(Tally, Vec<String>), LedgerError> {
+) -> Result<(BTreeMap<u64, Tally>, Vec<String>), LedgerError> {
     // Records first: a day that is closed meanwhile is in both then, and counted once.
     let first = record::day_key(window.first, "");
     let keys = keys(client, DAYS, first).await?;
@@ -202,20 +200,20 @@ pub async fn counted(
         .into_iter()
         .filter(|key| record::day_of(key).is_some_and(|day| window.has(day)));
     let days: Read<Closed> = all(client, keys.collect()).await;
-    let mut sum = Tally::default();
+    let mut sums: BTreeMap<u64, Tally> = BTreeMap::new();
     for closed in days.found.values() {
-        sum.add(&closed.tally);
+        sums.entry(closed.day).or_default().add(&closed.tally);
     }
     for record in now.found.values() {
         for closed in std::iter::once(&record.today).chain(&record.closed) {
             let key = record::partition_day(closed.day, record.partition);
             if window.has(closed.day) && !days.found.contains_key(&key) {
-                sum.add(&closed.tally);
+                sums.entry(closed.day).or_default().add(&closed.tally);
             }
         }
     }
     let unread = now.unread.iter().chain(&days.unread);
-    Ok((sum, unread.cloned().collect()))
+    Ok((sums, unread.cloned().collect()))
 }
 
 /// Makes the document of a partition's day. Whoever was there first has made the same one.

@@ -7,33 +7,21 @@ use ashlar_node_client::{Fault, Mended};
 
 use ashlar_cluster_audit::Charge;
 
-/// What was wrong with a shard.
+/// What was wrong with a shard of which it is known that something was.
 pub fn kind(fault: &Fault) -> Kind {
-    match fault {
-        Fault::Missing => Kind::Missing,
-        Fault::Mismatch(_) => Kind::WrongRecord,
-        Fault::Device(_) => Kind::Unreadable,
-        _ => Kind::Rot,
-    }
+    fault.kind().map_or(Kind::Other, Kind::from)
 }
 
 /// What was found of a stripe, the how many-th of its object.
 pub fn looked(stripe: &Stripe, nth: u64, found: &Mended) -> Looked {
-    let failed = |index: u16| found.failed.iter().any(|fault| fault.index == index);
     let bad = found.bad.iter();
-    // All that were tried are mended, or have failed.
-    let tried = found.mended > 0 || !found.failed.is_empty();
     Looked {
         stripe: stripe.id,
         nth,
         shard_len: u64::from(stripe.shard_len()),
         whole: found.whole,
         needed: found.needed,
-        mended: bad
-            .clone()
-            .map(|fault| fault.index)
-            .filter(|index| tried && !failed(*index))
-            .collect(),
+        mended: found.made.clone(),
         bad: bad
             .map(|fault| (fault.index, kind(&fault.fault), fault.device))
             .collect(),

@@ -7,7 +7,7 @@ use ashlar_cluster_audit::audit::Now;
 use ashlar_cluster_audit::record::now_key;
 use ashlar_cluster_audit::{Action, Audit, Charge, Event, Finding, Item, Looked, Loss, Record};
 use ashlar_layout::ids::{PartitionId, Seq};
-use ashlar_node_client::{Client, ClientError, ObjectAudit, Step};
+use ashlar_node_client::{Client, ClientError, Mends, ObjectAudit, Step};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
@@ -283,6 +283,11 @@ impl Driver {
         let times = if mends { 3 } else { 1 };
         let charges = charges(&self.client().map(), &stripe, times);
         self.node.pay(&charges, finding.margin <= URGENT).await;
+        // What has become bad since is counted before it is mended.
+        let mends = match mends {
+            true => Mends::Only(finding.bad.keys().copied().collect()),
+            false => Mends::None,
+        };
         let found = object.look(&stripe, mends).await?;
         let Some(found) = found.map(|found| looked(&stripe, finding.nth, &found)) else {
             return Ok(None);

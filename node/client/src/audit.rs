@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use ashlar_cluster_object::stripe_read::StripeRead;
 use ashlar_cluster_object::tree::decode_node;
-use ashlar_cluster_object::{Code, Fault, Mend, Mended, ObjectError};
+use ashlar_cluster_object::{Code, Fault, Mend, Mended, Mends, ObjectError};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
-use ashlar_layout::message::ObjectMeta;
+use ashlar_layout::message::{FindingKind, ObjectMeta};
 
 use crate::client::Turn;
 use crate::drive::Drive;
@@ -29,8 +29,8 @@ pub struct Audited {
     pub stripes: u64,
     /// and their shards.
     pub shards: u64,
-    /// Shards that were not whole on devices that answered, by what was wrong: `missing`, `rot`, `wrong-record`,
-    /// `unreadable`.
+    /// Shards that were not whole on devices that answered, by what was wrong: names of
+    /// [`FindingKind`].
     pub bad: BTreeMap<&'static str, u64>,
     /// Bad ones that were made again, and read back.
     pub mended: u64,
@@ -63,15 +63,6 @@ pub struct Gone {
     pub found: Mended,
 }
 
-fn kind(fault: &Fault) -> &'static str {
-    match fault {
-        Fault::Missing => "missing",
-        Fault::Mismatch(_) => "wrong-record",
-        Fault::Device(_) => "unreadable",
-        _ => "rot",
-    }
-}
-
 impl Audited {
     fn add(&mut self, stripe: &Stripe, found: &Mended) {
         let nth = self.stripes;
@@ -80,7 +71,8 @@ impl Audited {
         self.shard_bytes += read * u64::from(stripe.shard_len());
         self.shards += stripe.shard_crcs.len() as u64;
         for fault in &found.bad {
-            *self.bad.entry(kind(&fault.fault)).or_default() += 1;
+            let kind = fault.fault.kind().unwrap_or(FindingKind::Rot);
+            *self.bad.entry(kind.name()).or_default() += 1;
         }
         self.mended += u64::from(found.mended);
         self.away += found.away.len() as u64;
@@ -106,7 +98,7 @@ impl Audited {
 }
 
 /// Runs the machine for one stripe.
-async fn look(inner: &Arc<Inner>, stripe: &Stripe, mends: bool) -> Result<Mended, ClientError> {
+async fn look(inner: &Arc<Inner>, stripe: &Stripe, mends: Mends) -> Result<Mended, ClientError> {
     let mend = Mend::new(inner.common.clone(), stripe.clone(), mends);
     let mend = mend.map_err(|detail| ObjectError::BadRequest { detail })?;
     let mut drive = Drive::start(inner.clone(), mend, None);
@@ -222,18 +214,19 @@ impl ObjectAudit {
         Ok(Step::Stripe(list))
     }
 
-    /// Looks at a stripe, and mends it if `mends`; none if the object does not stand any more.
+    /// Looks at a stripe, and mends what it is told to; none if the object does not stand any more.
     pub async fn look(
         &mut self,
         stripe: &Stripe,
-        mends: bool,
+        mends: impl Into<Mends>,
     ) -> Result<Option<Mended>, ClientError> {
-        let mut found = look(&self.inner, stripe, false).await?;
+        let mends = mends.into();
+        let mut found = look(&self.inner, stripe, Mends::None).await?;
         if !found.bad.is_empty() && !self.stands().await? {
             return Ok(None);
         }
-        if !found.bad.is_empty() && mends {
-            found = look(&self.inner, stripe, true).await?;
+        if !found.bad.is_empty() && mends != Mends::None {
+            found = look(&self.inner, stripe, mends).await?;
             // It may have been removed since: then what is missing is so rightly.
             let all = found.mended as usize == found.bad.len();
             if !all && !self.stands().await? {

@@ -40,7 +40,8 @@ mod reader_tests;
 mod versions_tests;
 
 pub use ashlar_cluster_object::{
-    Away, ByteRange, Code, DATA_KEY_LEN, DataKey, Fault, Making, Mended, ObjectError, ShardFault,
+    Away, ByteRange, Code, DATA_KEY_LEN, DataKey, Fault, Making, Mended, Mends, ObjectError,
+    ShardFault,
 };
 pub use audit::{Audited, Gone, ObjectAudit, Step};
 pub use client::Client;

@@ -15,7 +15,7 @@ use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, PartitionId};
 use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Action, IoFailure};
-use ashlar_node_engine::error::{self, EngineError, OpenError};
+use ashlar_node_engine::error::{EngineError, OpenError};
 use ashlar_node_engine::opening::{OpenParams, Opened};
 use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Driver, OpenOptions};
 
@@ -33,13 +33,7 @@ const REOPEN_MAX: Duration = Duration::from_secs(10);
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 const BUSY_MAX: Duration = Duration::from_secs(5);
 /// The kinds that findings are counted by.
-const KINDS: [FindingKind; 5] = [
-    FindingKind::Rot,
-    FindingKind::WrongRecord,
-    FindingKind::Unreadable,
-    FindingKind::Missing,
-    FindingKind::Skipped,
-];
+const KINDS: [FindingKind; FindingKind::ALL.len()] = FindingKind::ALL;
 
 pub(crate) enum Phase {
     /// Not open; the next attempt is at this time, if there is to be one.
@@ -450,7 +444,7 @@ impl Core {
                 Action::Done { op, result } => self.todo.push_back(Todo::Done { op, result }),
                 Action::Finding(finding) => {
                     say!("finding: device {}: {finding}", slot.no);
-                    slot.found(kind(finding.kind));
+                    slot.found(finding.kind.told());
                 }
                 Action::Fenced { error } => self.fence(device, error.to_string(), now, io),
                 Action::Write {
@@ -586,18 +580,6 @@ fn operation(event: &api::Event<Buf>) -> Option<u64> {
     }
 }
 
-fn kind(kind: error::FindingKind) -> FindingKind {
-    use error::FindingKind as K;
-    match kind {
-        K::Unreadable => FindingKind::Unreadable,
-        K::RecordHeader | K::Misdirected => FindingKind::WrongRecord,
-        K::RecordPayload | K::Footer | K::Checkpoint | K::Superblock | K::ExtentHeader => {
-            FindingKind::Rot
-        }
-        K::RecordTorn => FindingKind::Skipped,
-    }
-}
-
 /// The error number to tell an engine: it only distinguishes failure from success.
 fn errno(e: &DeviceIoError) -> i32 {
     const EIO: i32 = 5;
@@ -613,7 +595,8 @@ pub(crate) fn refusal(e: &EngineError) -> Reply {
         EngineError::NotFound { .. } => ErrorCode::NotFound,
         EngineError::Exists { .. } => ErrorCode::Exists,
         EngineError::Deleted { .. } => ErrorCode::Exists,
-        EngineError::Corrupt { .. } | EngineError::Unreadable { .. } => ErrorCode::Corrupt,
+        EngineError::Corrupt { finding } => damaged(finding.kind.told()),
+        EngineError::Unreadable { .. } => damaged(FindingKind::Unreadable),
         EngineError::BadRange { .. } => ErrorCode::RangeNotSatisfiable,
         EngineError::BadPayload { .. } => ErrorCode::BadRequest,
         EngineError::DeviceFull { .. } => ErrorCode::DeviceFull,
@@ -622,6 +605,14 @@ pub(crate) fn refusal(e: &EngineError) -> Reply {
         EngineError::ShuttingDown { .. } | EngineError::Forgotten { .. } => ErrorCode::NotServing,
     };
     outgoing::error(code, e.to_string())
+}
+
+/// What is said of bytes that are not what they were written as. The commonest kind has the code that it always had.
+fn damaged(kind: FindingKind) -> ErrorCode {
+    match kind {
+        FindingKind::Rot | FindingKind::Skipped => ErrorCode::Corrupt,
+        kind => ErrorCode::Damaged(kind),
+    }
 }
 
 /// Whether a device takes no more shards.

@@ -6,7 +6,7 @@
 //! | [`run`] | threads, signals, service manager |
 //! | `shared` | what all cores know |
 //! | `core`, `drain` | one data core: the reactor's handler, and its end |
-//! | `devices` | its devices: opening, recovery, fencing |
+//! | `devices`, `identity` | its devices: opening, recovery, fencing; and which is at which path |
 //! | `loads`, `replay` | from a device's indexes and its log to its replicas |
 //! | `replicas`, `peers` | its journal replicas and the nodes that they talk to |
 //! | `indexes` | what the replicas' indexes want done, and when |
@@ -25,6 +25,7 @@ mod control;
 mod core;
 mod devices;
 mod drain;
+mod identity;
 mod incoming;
 mod indexes;
 mod loads;

@@ -13,6 +13,7 @@ use crate::audit::Auditor;
 use crate::config::Config;
 use crate::control::Control;
 use crate::core::Core;
+use crate::identity;
 use crate::shared::{Maps, Pulse, Shared};
 
 /// How often readiness and life are looked at when systemd sets no watchdog.
@@ -94,6 +95,11 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     })?;
     let cores = node.cores.len();
     check_devices(config, &map)?;
+    let (config, said) = identity::by_identity(config, &map);
+    let config = &config;
+    for line in said {
+        eprintln!("{line}");
+    }
     let json = Bytes::from(map_json);
     let shared = Arc::new(Shared::new(config, Maps { map, json }));
 

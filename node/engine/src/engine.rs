@@ -23,7 +23,7 @@ use ashlar_layout::time::Instant;
 use crate::api::{Action, Event, IoFailure, Memory};
 use crate::append::{Item, Seal, Stream};
 use crate::checkpoint::Keeping;
-use crate::error::{EngineError, Finding, FindingKind};
+use crate::error::{Blind, EngineError, Finding, FindingKind};
 use crate::extents::ExtentTable;
 use crate::holdings::Holdings;
 use crate::index::Index;
@@ -182,7 +182,7 @@ pub struct Engine<M: Memory> {
     pub(crate) shadows: HashSet<ShardId>,
     /// The first part of the device that could not be read when it was opened. A shard that is not in
     /// the index may be there: it is not called absent, and deleting it takes a tombstone all the same.
-    pub(crate) blind: Option<(u64, u64)>,
+    pub(crate) blind: Option<Blind>,
     pub(crate) reads: HashMap<u64, Read<M::Buf>>,
     pub(crate) ios: HashMap<u64, Purpose>,
     pub(crate) next_io: u64,
@@ -205,7 +205,7 @@ pub(crate) struct Recovered<B> {
     pub holdings: Holdings,
     pub streams: [Stream<B>; 3],
     pub seals: Vec<Seal>,
-    pub blind: Option<(u64, u64)>,
+    pub blind: Option<Blind>,
     pub shadows: HashSet<ShardId>,
     pub next_io: u64,
     pub findings: [u64; FindingKind::ALL.len()],

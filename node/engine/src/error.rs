@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ashlar_layout::ids::{ClusterId, DeviceId, PartitionId, Seq, ShardId};
+use ashlar_layout::message;
 
 use crate::api::IoFailure;
 
@@ -149,13 +150,13 @@ pub struct Finding {
 pub enum FindingKind {
     /// The device reports an error when it reads there.
     Unreadable,
-    /// A record's header is not the one that the index expects there.
+    /// A record's header does not match its checksum.
     RecordHeader,
     /// A record's payload does not match its checksum.
     RecordPayload,
     /// In an unsealed extent: a record whose payload is not whole. Torn by a crash, or rotten.
     RecordTorn,
-    /// A valid record at an address that is not its own.
+    /// A valid record at an address that is not its own, or on a device that is not.
     Misdirected,
     /// An extent's header is damaged; its records were found one by one.
     ExtentHeader,
@@ -165,11 +166,30 @@ pub enum FindingKind {
     Checkpoint,
     /// A copy of the superblock is damaged.
     Superblock,
+    /// A record that was durable, and of which only the front is there.
+    Torn,
+    /// Where a record should be there is what was there before it, or nothing.
+    LostWrite,
+    /// Where a record should be there is one of an earlier life of the extent.
+    StaleIncarnation,
+    /// A whole record that is not the one that the index expects.
+    WrongRecord,
+}
+
+/// A place that could not be recovered: what stood there may have been any shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blind {
+    /// First byte of it.
+    pub offset: u64,
+    /// Bytes of it.
+    pub len: u64,
+    /// What is wrong there.
+    pub kind: FindingKind,
 }
 
 impl FindingKind {
     /// All kinds, in the order of [`FindingKind::number`].
-    pub const ALL: [FindingKind; 9] = [
+    pub const ALL: [FindingKind; 13] = [
         FindingKind::Unreadable,
         FindingKind::RecordHeader,
         FindingKind::RecordPayload,
@@ -179,6 +199,10 @@ impl FindingKind {
         FindingKind::Footer,
         FindingKind::Checkpoint,
         FindingKind::Superblock,
+        FindingKind::Torn,
+        FindingKind::LostWrite,
+        FindingKind::StaleIncarnation,
+        FindingKind::WrongRecord,
     ];
 
     /// Its place in [`FindingKind::ALL`].
@@ -198,6 +222,45 @@ impl FindingKind {
             FindingKind::Footer => "footer",
             FindingKind::Checkpoint => "checkpoint",
             FindingKind::Superblock => "superblock",
+            FindingKind::Torn => "torn",
+            FindingKind::LostWrite => "lost-write",
+            FindingKind::StaleIncarnation => "stale-incarnation",
+            FindingKind::WrongRecord => "wrong-record",
+        }
+    }
+
+    /// What others are told of it.
+    pub fn told(self) -> message::FindingKind {
+        use message::FindingKind as Told;
+        match self {
+            FindingKind::Unreadable => Told::Unreadable,
+            FindingKind::RecordHeader
+            | FindingKind::RecordPayload
+            | FindingKind::ExtentHeader
+            | FindingKind::Footer
+            | FindingKind::Checkpoint
+            | FindingKind::Superblock => Told::Rot,
+            // What was under way when the power went.
+            FindingKind::RecordTorn => Told::Skipped,
+            FindingKind::Misdirected => Told::Misdirected,
+            FindingKind::Torn => Told::Torn,
+            FindingKind::LostWrite => Told::LostWrite,
+            FindingKind::StaleIncarnation => Told::StaleIncarnation,
+            FindingKind::WrongRecord => Told::WrongRecord,
+        }
+    }
+
+    /// What was diagnosed; `rot`: which part of the record that would be of.
+    pub(crate) fn diagnosed(kind: message::FindingKind, rot: FindingKind) -> FindingKind {
+        use message::FindingKind as Told;
+        match kind {
+            Told::Rot | Told::Missing | Told::Skipped => rot,
+            Told::WrongRecord => FindingKind::WrongRecord,
+            Told::Unreadable => FindingKind::Unreadable,
+            Told::Torn => FindingKind::Torn,
+            Told::LostWrite => FindingKind::LostWrite,
+            Told::Misdirected => FindingKind::Misdirected,
+            Told::StaleIncarnation => FindingKind::StaleIncarnation,
         }
     }
 }

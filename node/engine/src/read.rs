@@ -19,7 +19,7 @@ use ashlar_layout::stamp::HEAD_LEN;
 use crate::api::{Action, IoFailure, Memory};
 use crate::append::Item;
 use crate::engine::{Engine, Purpose};
-use crate::error::EngineError;
+use crate::error::{Blind, EngineError, Finding, FindingKind};
 use crate::index::{Candidate, ShardHash, UNIT};
 
 /// Header and pieces are read as one if no more than this lies between them.
@@ -209,14 +209,33 @@ impl<M: Memory> Engine<M> {
     /// Why a shard that the index does not know cannot be had.
     pub(crate) fn absent(&self, shard: ShardId) -> EngineError {
         let device = self.device;
-        match self.blind {
-            Some((offset, len)) if !self.shadows.contains(&shard) => EngineError::Unreadable {
-                device,
+        let blind = self.blind.filter(|_| !self.shadows.contains(&shard));
+        match blind {
+            None => EngineError::NotFound { device, shard },
+            Some(Blind {
                 offset,
                 len,
-                failure: IoFailure { errno: 5 },
-            },
-            _ => EngineError::NotFound { device, shard },
+                kind: FindingKind::Unreadable,
+            }) => {
+                let failure = IoFailure { errno: 5 };
+                EngineError::Unreadable {
+                    device,
+                    offset,
+                    len,
+                    failure,
+                }
+            }
+            Some(Blind { offset, len, kind }) => {
+                let finding = Finding {
+                    kind,
+                    device,
+                    offset,
+                    len,
+                    shard: Some(shard),
+                    journal: None,
+                };
+                EngineError::Corrupt { finding }
+            }
         }
     }
 

@@ -27,7 +27,7 @@ use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation, OwnerEpoch, PartitionI
 use ashlar_layout::record::{Subject, header_len, record_len};
 use ashlar_layout::stamp::{HeadFault, Place};
 
-use crate::error::{Finding, FindingKind, extent_finding};
+use crate::error::{Blind, Finding, FindingKind, extent_finding};
 use crate::extents::{ExtentTable, State};
 use crate::graves::{Graves, gaps};
 use crate::holdings::Holdings;
@@ -107,7 +107,7 @@ pub(crate) struct Work {
     /// Gaps in the journal: in which extent, and the sequence number of what stands behind it there.
     pub journal_gaps: Vec<(ExtentNo, Option<u64>)>,
     /// The first place that could not be read and may have held records.
-    pub blind: Option<(u64, u64)>,
+    pub blind: Option<Blind>,
     /// After a failure: what may be less durable than it seems.
     pub doubt: Option<Doubt>,
 }
@@ -153,11 +153,15 @@ impl Work {
         }
     }
 
+    fn is_blind(&mut self, kind: FindingKind, offset: u64, len: u64) {
+        self.blind.get_or_insert(Blind { offset, len, kind });
+    }
+
     fn unreadable(&mut self, no: ExtentNo, offset: u64, len: u64, findings: &mut Vec<Finding>) {
         let seen = &mut self.seen[no.0 as usize];
         seen.unreadable = true;
         if seen.header.is_none_or(|h| h.kind != ExtentKind::Index) {
-            self.blind.get_or_insert((offset, len));
+            self.is_blind(FindingKind::Unreadable, offset, len);
         }
         findings.push(extent_finding(
             FindingKind::Unreadable,
@@ -198,7 +202,7 @@ impl Work {
             let len = u64::from(self.geometry.block_size);
             findings.push(extent_finding(kind, self.device, at, len));
             // What was written behind it may be lost, too.
-            self.blind.get_or_insert((at, len));
+            self.is_blind(FindingKind::LostWrite, at, len);
             return;
         }
         seen.header = header;
@@ -353,7 +357,7 @@ impl Work {
             ));
             if !journal && !index {
                 // It may have been any shard's.
-                self.blind.get_or_insert((*at, block));
+                self.is_blind(FindingKind::RecordHeader, *at, block);
             }
             self.seen[no.0 as usize].unreadable |= nothing;
         }

@@ -7,6 +7,7 @@
 //!   shard was deleted, and its extent perhaps used again, while the read was under way.
 //! - Of several candidates the first that is whole is the answer; an error only if none is.
 
+use ashlar_layout::diagnosis::diagnose;
 use ashlar_layout::record::{RecordHeader, Subject, cover, header_len};
 use ashlar_layout::stamp::Place;
 
@@ -258,10 +259,12 @@ impl<M: Memory> Engine<M> {
             return Verdict::Other;
         };
         let head = &head[..*head_len as usize];
-        let block = u64::from(self.geometry.block_size);
+        let block_size = self.geometry.block_size;
+        let block = u64::from(block_size);
+        let damage = |rot| FindingKind::diagnosed(diagnose(head, &place, block_size), rot);
         let header = match RecordHeader::decode(head, &place) {
             Ok(header) => header,
-            Err(_) => return corrupt(FindingKind::RecordHeader, address, block),
+            Err(_) => return corrupt(damage(FindingKind::RecordHeader), address, block),
         };
         if header.subject != Subject::Shard(read.shard) {
             // Another shard of the same tag. (The index holds nothing but shards.)
@@ -289,7 +292,7 @@ impl<M: Memory> Engine<M> {
         };
         let room = u64::from(header_len(header.payload_len, self.geometry.block_size));
         let Ok(pieces) = header.pieces(head) else {
-            return corrupt(FindingKind::RecordHeader, address, room);
+            return corrupt(damage(FindingKind::RecordHeader), address, room);
         };
         let (from, to) = match len {
             0 => (0, 0),
@@ -305,7 +308,7 @@ impl<M: Memory> Engine<M> {
         let Some(holder) = holder else {
             let to = to.next_multiple_of(block);
             if to > reach || read.spans.len() > 2 {
-                return corrupt(FindingKind::RecordHeader, address, block);
+                return corrupt(FindingKind::WrongRecord, address, block);
             }
             return Verdict::More {
                 from,
@@ -318,7 +321,12 @@ impl<M: Memory> Engine<M> {
         };
         let bytes = &buf[(from - span.from) as usize..(to - span.from) as usize];
         if pieces.verify(pieces_range.start, bytes).is_err() && !mutant!(DropReadCheck) {
-            return corrupt(FindingKind::RecordPayload, address + from, to - from);
+            // What was read beside the head does not tell what there is between the two.
+            let kind = match holder {
+                0 => damage(FindingKind::RecordPayload),
+                _ => FindingKind::RecordPayload,
+            };
+            return corrupt(kind, address + from, to - from);
         }
         let start = if len == 0 {
             0

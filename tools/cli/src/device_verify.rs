@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ashlar_layout::checkpoint::{ExtentEntry, ExtentState};
+use ashlar_layout::diagnosis::diagnose;
 use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
 use ashlar_layout::footer::{Footer, FooterEntry, TRAILER_LEN, Trailer, trailer_at};
 use ashlar_layout::ids::{ExtentNo, Incarnation};
@@ -475,6 +476,7 @@ impl Scan<'_> {
 
     fn record(&mut self, header: &RecordHeader, len: u64, end: u64) {
         let at = header.address;
+        let place = self.place(header.extent, Some(header.incarnation), at);
         let bytes = match self.window.get(at, len as usize, end) {
             Ok(bytes) => bytes,
             Err(e) => {
@@ -496,7 +498,8 @@ impl Scan<'_> {
         });
         if let Err(why) = checked {
             let detail = format!("{}: {why}", what(header));
-            self.report.finding(FindingKind::Rot, at, len, detail);
+            let kind = diagnose(bytes, &place, self.geometry.block_size);
+            self.report.finding(kind, at, len, detail);
             return;
         }
         self.report.payload_bytes += u64::from(header.payload_len);

@@ -1,13 +1,14 @@
 //! `ashlar durability`: how durable the store was, as far as that was measured; and, apart from it, what a model says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ashlar_cluster_audit::durability::Source;
-use ashlar_cluster_audit::{Assumptions, Loss, Measured, Modelled, Window, measure, model};
+use ashlar_cluster_audit::{Assumptions, Loss, Measured, Modelled, Tally, Window, measure, model};
 use ashlar_node_audit::ledger;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::durability_plot;
 use crate::fail::Fail;
 use crate::output::{self, human};
 use crate::repair::{Margins, margins};
@@ -31,6 +32,9 @@ pub struct DurabilityArgs {
     /// In how many days the nodes look at everything.
     #[arg(long, value_name = "DAYS", default_value_t = 7.0)]
     pass_days: f64,
+    /// Draw what was measured, day by day, as an SVG file.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -86,16 +90,23 @@ pub fn durability(args: &DurabilityArgs, cluster: Option<&Path>, json: bool) -> 
         ..Assumptions::default()
     };
     let days = args.window.days();
+    let plot = args.plot.clone();
     let report = store::with_client(cluster, |client| async move {
         let unreadable = |error| Fail::Refused(format!("the ledger cannot be read: {error}"));
         let window = Window::of(days, ledger::wall_ms());
         let records = ledger::records(&client).await.map_err(unreadable)?;
-        let counted = ledger::counted(&client, window, &records).await;
-        let (tally, mut unread) = counted.map_err(unreadable)?;
+        let counted = ledger::by_day(&client, window, &records).await;
+        let (days_of, mut unread) = counted.map_err(unreadable)?;
+        let mut tally = Tally::default();
+        days_of.values().for_each(|day| tally.add(day));
         let losses = ledger::losses(&client, window).await.map_err(unreadable)?;
         unread.extend(losses.unread);
         let losses: Vec<Loss> = losses.found.into_values().collect();
         let margin = margins(&client, records.found.values()).await;
+        if let Some(path) = &plot {
+            let picture = durability_plot::svg(window, &days_of, &losses, &margin.stripes);
+            std::fs::write(path, picture).map_err(Fail::io("cannot write", path))?;
+        }
         let measured = measure(tally, &losses);
         let class = client.map().class;
         let class = (u32::from(class.k), u32::from(class.m));

@@ -20,6 +20,7 @@ mod device_inspect;
 mod device_read;
 mod device_verify;
 mod durability;
+mod durability_plot;
 mod fail;
 mod gateway;
 mod get;

@@ -5,10 +5,12 @@
 //! - `model` goes through the models of the chained journal.
 //! - `mutants` lets engines do one thing wrong, and tells which tests notice.
 //! - `sim` simulates whole clusters.
+//! - `findings` damages a store of any size in all ways, and sees that all of it is found and counted.
 //! - `doubt` runs everything that tries to break what is promised, and says what was tried.
 
 mod cargo;
 mod doubt;
+mod findings;
 mod fuzz;
 mod model;
 mod mutants;
@@ -66,6 +68,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Damage shards of a rig in all ways, and see that all of it is found as what it is, made good and counted.
+    ///
+    /// The same as tests/tests/findings.rs, with as many shards as are asked for: `--shards 2000000` takes 60 GiB.
+    Findings {
+        /// How many.
+        #[arg(long, default_value_t = 200_000)]
+        shards: u64,
+    },
     /// Let engines do one thing wrong each, and tell which layer of the tests notices.
     Mutants {
         /// Only those whose name contains this.
@@ -98,6 +108,7 @@ fn main() -> ExitCode {
         Command::Sim { minutes, options } => {
             sim::run(&root(), minutes, &options).map_err(|e| e.to_string())
         }
+        Command::Findings { shards } => findings::run(&root(), shards).map_err(|e| e.to_string()),
         Command::Mutants { only } => mutants::run(&root(), &only).map_err(|e| e.to_string()),
         Command::Doubt { seconds } => doubt::run(&root(), seconds).map_err(|e| e.to_string()),
         Command::Model { options } => model::run(&root(), &options).map_err(|e| e.to_string()),

@@ -135,6 +135,7 @@ impl Audit {
         }
         let (before, knew) = (finding.margin, finding.bad.len());
         self.add(now, &looked);
+        let more = self.find(stripe).is_some_and(|it| it.bad.len() > knew);
         let Some(finding) = self.record.open.get_mut(at) else {
             return;
         };
@@ -165,6 +166,8 @@ impl Audit {
         }
         if finding.bad.is_empty() && finding.away.is_empty() {
             self.record.open.swap_remove(at);
+        } else if more {
+            // What is new is recorded, and then mended at once.
         } else if !only_looked || finding.bad.is_empty() {
             let why = match looked.why.is_empty() {
                 true => "a device does not answer",

@@ -8,6 +8,7 @@ mod faults;
 mod histories;
 mod index;
 mod journal;
+mod kinds;
 mod limits;
 mod model;
 mod replicas;

@@ -205,11 +205,8 @@ fn an_old_header_is_not_believed() {
         assert!(answer.error().is_some(), "shard {number} came back");
     }
     // Those of its later life are not called absent.
-    let answer = rig.fetch(last - 1);
-    assert!(
-        matches!(answer.error(), Some(EngineError::Unreadable { .. })),
-        "{answer:?}"
-    );
+    let found = (FindingKind::LostWrite, Some(shard(last - 1)));
+    assert_eq!(crate::kinds::found(&mut rig, last - 1), found);
 }
 
 #[test]
