@@ -151,6 +151,14 @@ fn a_client_signs_as_in_the_manual() {
         "host;range;x-amz-content-sha256;x-amz-date",
         "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
     );
+    let signed = authorize(&request, EMPTY, scope.clone(), KEY_ID, SECRET);
+    assert_eq!(signed, expected);
+    let headers = [HOST, ("x-amz-content-sha256", EMPTY), DATE];
+    let request = self::request("GET", "/?max-keys=2&prefix=J", &headers);
+    let expected = authorization(
+        "host;x-amz-content-sha256;x-amz-date",
+        "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
+    );
     let signed = authorize(&request, EMPTY, scope, KEY_ID, SECRET);
     assert_eq!(signed, expected);
 }

@@ -9,7 +9,7 @@ use crate::calendar::{iso_date, parse_http_date, parse_iso_date};
 use crate::refusal::{Refusal, refuse};
 use crate::signature::{
     ALGORITHM, SKEW_MS, Signed, UNSIGNED, canonical_header, check_skew, malformed, one,
-    query_error, same,
+    parse_query, query_error, same,
 };
 use crate::text::{percent_decode, to_hex};
 
@@ -393,8 +393,8 @@ impl V4 {
     }
 }
 
-/// The `authorization` header with which a client signs a request without a query: all headers that the request
-/// has, in the order of their names, and its path as it is.
+/// The `authorization` header with which a client signs a request: all headers that it has, in the order of their
+/// names, its path as it is, and its query; none, if that is no query.
 pub fn authorize(
     request: &Signed<'_>,
     payload: &str,
@@ -413,7 +413,8 @@ pub fn authorize(
         signature: String::new(),
         payload: payload.to_owned(),
     };
-    let signing = v4.signing(request, &[], secret, false);
+    let query = parse_query(request.query).unwrap_or_default();
+    let signing = v4.signing(request, &query, secret, false);
     let signature = signing.map_or_else(String::new, |signature_of| signature_of(request.path));
     format!(
         "{ALGORITHM} Credential={key_id}/{}, SignedHeaders={}, Signature={signature}",
