@@ -8,14 +8,17 @@ fn ashlar(arguments: &[&str]) -> Output {
     command.args(arguments).output().expect("it starts")
 }
 
-/// Subcommands, as a help text lists them.
+/// Subcommands, as a help text lists them, but `help` itself.
 fn listed(help: &str) -> Vec<String> {
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let lines = lines.take_while(|line| !line.is_empty());
     // A text that goes on in another line is set in further.
     let starts = lines.filter(|line| !line.starts_with("   "));
     let names = starts.filter_map(|line| line.split_whitespace().next());
-    names.map(str::to_owned).collect()
+    names
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
