@@ -1,6 +1,6 @@
 //! A bucket of many keys in a running store: how fast it fills, what a page of a listing and a look-up take at each
-//! size, natively and through S3, how much memory and space of the devices a key takes, and how long the whole store takes to serve again when
-//! all of its nodes were killed. Partitions are split on the way, if there are enough keys.
+//! size, natively and through S3, how much memory and space of the devices a key takes, and how long the whole store
+//! takes to serve again when all of its nodes were killed. Partitions are split on the way, if there are enough keys.
 //!
 //! Device and network are measured in the same run: a read of 4 KiB of the rig's disk, and a bare TCP round trip.
 
@@ -321,7 +321,8 @@ fn print(row: &Row) {
     let [h50, h99, h999] = row.head_us;
     println!(
         "{:>9} keys, {} partitions: {:.0} puts/s; page of 1000: {:.0} a second, {p50:.0}/{p99:.0}/{p999:.0} us \
-         ({:.1} disk reads), through S3 {:.0} a second, {s50:.0}/{s99:.0}/{s999:.0} us; head {h50:.0}/{h99:.0}/{h999:.0} us (p50/p99/p99.9); serves after {:.2} s; \
+         ({:.1} disk reads), through S3 {:.0} a second, {s50:.0}/{s99:.0}/{s999:.0} us; \
+         head {h50:.0}/{h99:.0}/{h999:.0} us (p50/p99/p99.9); serves after {:.2} s; \
          {:.0} bytes of memory and {:.0} of devices a key",
         row.keys,
         row.partitions,

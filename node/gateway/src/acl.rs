@@ -457,8 +457,8 @@ impl Gateway {
         }
         while let Some(done) = tasks.join_next().await {
             match done.map_err(internal)? {
-                // What is remembered of it may be a newer gateway's, which this one does not understand: it is listed all
-                // the same, as the bucket owner's.
+                // What is remembered of it may be a newer gateway's, which this one does not understand: it is listed
+                // all the same, as the bucket owner's.
                 (i, Ok(meta)) => {
                     if let Ok(found) = attributes(&meta) {
                         owners[i] = of_object(found.acl.as_ref(), access.owner()).0;
