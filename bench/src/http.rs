@@ -1,13 +1,14 @@
 //! As little of an S3 client as a measurement takes: signed requests over a connection that is kept.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_s3::signature::{Signed, UNSIGNED};
 use ashlar_cluster_s3::signature_v4::{Scope, authorize, stamp};
+use ashlar_tests::rig::Rig;
+use ashlar_tests::s3;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -71,19 +72,18 @@ pub struct User {
 }
 
 impl User {
-    /// The first key of a file as the AWS tools read it; none, if there is none in it.
-    pub fn of_file(path: &Path) -> std::io::Result<Option<User>> {
-        let text = std::fs::read_to_string(path)?;
-        let value = |name: &str| {
-            let mut lines = text.lines().filter_map(|line| line.split_once('='));
-            let found = lines.find(|(key, _)| key.trim() == name);
-            found.map(|(_, value)| value.trim().to_owned())
-        };
-        let pair = (value("aws_access_key_id"), value("aws_secret_access_key"));
-        Ok(match pair {
-            (Some(key_id), Some(secret)) => Some(User { key_id, secret }),
-            _ => None,
-        })
+    /// A rig's first user.
+    pub fn of_rig(rig: &Rig) -> User {
+        let (key_id, secret) = s3::credentials(rig);
+        User { key_id, secret }
+    }
+
+    /// Makes a bucket of this user's own.
+    pub async fn create_bucket(&self, address: SocketAddr, bucket: &str) -> Result<(), HttpError> {
+        let mut connection = Connection::open(address).await?;
+        let request = self.sign("PUT", address, &format!("/{bucket}"), Bytes::new());
+        connection.ask(request).await?;
+        Ok(())
     }
 
     /// A signed request, good for a quarter of an hour. A path, and a query after a `?`, stand as they are sent.

@@ -27,7 +27,7 @@ use zerocopy::FromBytes;
 use crate::crc::{crc32, is_one_bit};
 use crate::limits::{BLOCK_SIZE_MIN, PIECE_SIZE};
 use crate::message::FindingKind;
-use crate::record::{RecordError, RecordHeader, header_len};
+use crate::record::{RecordError, RecordHeader, header_len, table_end};
 use crate::stamp::{HEAD_LEN, HeadFault, Place, RawStamp};
 
 /// What a device writes whole or not at all.
@@ -77,7 +77,7 @@ fn of_body(record: &[u8], place: &Place, header: &RecordHeader, block_size: u32)
     let pieces = match header.pieces(record) {
         Ok(pieces) => pieces,
         Err(RecordError::BadTable { expected, got, .. }) => {
-            let end = table_end(header);
+            let end = table_end(header.payload_len) as usize;
             let flipped = is_one_bit(expected, got, end - HEAD_LEN);
             // The head's own sector was written.
             let cut = zero_from(&record[..end]);
@@ -138,11 +138,6 @@ fn of_body(record: &[u8], place: &Place, header: &RecordHeader, block_size: u32)
         (false, true) => FindingKind::LostWrite,
         (false, false) => FindingKind::Rot,
     }
-}
-
-/// Where the table of a record ends in it.
-fn table_end(header: &RecordHeader) -> usize {
-    HEAD_LEN + crate::record::piece_count(header.payload_len) as usize * size_of::<u32>()
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

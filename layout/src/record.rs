@@ -313,10 +313,14 @@ pub fn piece_count(payload_len: u32) -> u32 {
     payload_len.div_ceil(PIECE_SIZE)
 }
 
+/// Bytes of head and table.
+pub fn table_end(payload_len: u32) -> u32 {
+    HEAD_LEN as u32 + piece_count(payload_len) * CRC_LEN as u32
+}
+
 /// Bytes of head and table, in whole blocks: the room in front of a payload.
 pub fn header_len(payload_len: u32, block_size: u32) -> u32 {
-    let bytes = HEAD_LEN as u32 + piece_count(payload_len) * CRC_LEN as u32;
-    bytes.next_multiple_of(block_size.max(1))
+    table_end(payload_len).next_multiple_of(block_size.max(1))
 }
 
 /// Bytes of a whole record, in whole blocks.
@@ -571,8 +575,7 @@ impl RecordHeader {
     /// table: [`header_len`] bytes are enough.
     pub fn pieces<'a>(&self, bytes: &'a [u8]) -> Result<Pieces<'a>, RecordError> {
         let address = self.address;
-        let count = piece_count(self.payload_len) as usize;
-        let end = HEAD_LEN + count * CRC_LEN;
+        let end = table_end(self.payload_len) as usize;
         let Some(table) = bytes.get(HEAD_LEN..end) else {
             let (expected, got) = (end as u64, bytes.len() as u64);
             return Err(RecordError::BadLength {

@@ -15,8 +15,8 @@ use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
 use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation};
 use ashlar_layout::limits::BLOCK_SIZE;
 use ashlar_layout::message::FindingKind;
-use ashlar_layout::record::{RecordHeader, Subject, header_len};
-use ashlar_layout::stamp::{HEAD_LEN, HeadFault, Place};
+use ashlar_layout::record::{RecordHeader, Subject, header_len, table_end};
+use ashlar_layout::stamp::{HeadFault, Place};
 use ashlar_layout::superblock::Superblock;
 use rustix::fs::OFlags;
 
@@ -41,6 +41,14 @@ impl Aligned {
 
     fn get(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// Gives two files each other's names.
+pub fn swap(one: &Path, other: &Path) {
+    let beside = one.with_extension("beside");
+    for (from, to) in [(one, beside.as_path()), (other, one), (&beside, other)] {
+        std::fs::rename(from, to).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
     }
 }
 
@@ -139,19 +147,22 @@ impl Image {
     }
 
     /// One block, written at once.
+    fn write(&self, at: u64, block: &mut Aligned) {
+        let written = self.file.write_all_at(block.get(), at);
+        written.unwrap_or_else(|e| panic!("a block at {at} of an image: {e}"));
+    }
+
     fn write_block(&self, at: u64, bytes: &[u8]) {
         let mut block = Aligned::zeroed(BLOCK);
         block.get().copy_from_slice(bytes);
-        let written = self.file.write_all_at(block.get(), at);
-        written.unwrap_or_else(|e| panic!("a block at {at} of an image: {e}"));
+        self.write(at, &mut block);
     }
 
     fn change_block(&self, at: u64, change: impl FnOnce(&mut [u8])) {
         let mut block = Aligned::zeroed(BLOCK);
         self.read(at, block.get());
         change(block.get());
-        let written = self.file.write_all_at(block.get(), at);
-        written.unwrap_or_else(|e| panic!("a block at {at} of an image: {e}"));
+        self.write(at, &mut block);
     }
 
     fn place(&self, header: &RecordHeader) -> Place {
@@ -220,9 +231,8 @@ impl Image {
         let payload = at + room as u64;
         match harm {
             Harm::Bit => {
-                let table = room.min(HEAD_LEN + len.div_ceil(16 * 1024) * size_of::<u32>());
                 let byte = match random.below(8) {
-                    0 => random.below(table as u64),
+                    0 => random.below(table_end(header.payload_len).into()),
                     _ => room as u64 + random.below(len as u64),
                 };
                 let in_block = (byte % BLOCK as u64) as usize;

@@ -3,6 +3,7 @@
 //! Invariant: what the scripts in `tests/s3` find wrong is the test's report.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -95,6 +96,31 @@ pub fn endpoint(rig: &Rig) -> String {
     endpoint.expect("a rig with a gateway").to_owned()
 }
 
+/// The same, as an address.
+pub fn address(rig: &Rig) -> SocketAddr {
+    let endpoint = endpoint(rig);
+    let address = endpoint.trim_start_matches("http://").parse();
+    address.unwrap_or_else(|e| panic!("the rig's endpoint is {endpoint}: {e}"))
+}
+
+fn credentials_file(rig: &Rig) -> PathBuf {
+    rig.dir().join("gateway").join("credentials")
+}
+
+/// Key and secret of the rig's first user.
+pub fn credentials(rig: &Rig) -> (String, String) {
+    let path = credentials_file(rig);
+    let text = std::fs::read_to_string(&path);
+    let text = text.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let value = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        let found = lines.find(|(key, _)| key.trim() == name);
+        let (_, value) = found.unwrap_or_else(|| panic!("{}: no {name}", path.display()));
+        value.trim().to_owned()
+    };
+    (value("aws_access_key_id"), value("aws_secret_access_key"))
+}
+
 /// The pid of the rig's own gateway.
 pub fn pid(rig: &Rig) -> rustix::process::Pid {
     let status: serde_json::Value =
@@ -112,10 +138,7 @@ pub fn script(rig: &Rig, python: &Path, name: &str) -> Command {
         .arg("-B")
         .arg(folder.join(name))
         .arg(endpoint(rig))
-        .env(
-            "AWS_SHARED_CREDENTIALS_FILE",
-            rig.dir().join("gateway").join("credentials"),
-        )
+        .env("AWS_SHARED_CREDENTIALS_FILE", credentials_file(rig))
         .env("AWS_CONFIG_FILE", "/dev/null")
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .env_remove("AWS_ACCESS_KEY_ID")

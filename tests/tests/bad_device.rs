@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use ashlar_tests::damage;
 use ashlar_tests::folder;
 use ashlar_tests::rig::{self, Options, Rig};
 
@@ -318,14 +319,7 @@ fn devices_that_changed_their_names_are_known_by_what_they_hold() {
     drop(node);
 
     // The kernel has named them the other way round.
-    let beside = folder.join("beside");
-    for (from, to) in [
-        (&images[0], &beside),
-        (&images[1], &images[0]),
-        (&beside, &images[1]),
-    ] {
-        std::fs::rename(from, to).expect("they are ours");
-    }
+    damage::swap(&images[0], &images[1]);
     let node = Joined::start(&rig, &folder);
     let said = node.says("node 7 serves");
     for (no, path, other) in [(7, &images[1], 8), (8, &images[0], 7)] {

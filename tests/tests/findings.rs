@@ -4,7 +4,6 @@
 //! In CI with some thousand shards. `cargo xtask findings --shards 2000000` does the same with as many as that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -17,7 +16,7 @@ use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_layout::record::{RecordHeader, Subject};
 use ashlar_node_client::{Client, ClientOptions, Code, GetOptions, ListOptions, PutOptions};
 use ashlar_tests::content::{Content, Random, setting};
-use ashlar_tests::damage::{Harm, Image};
+use ashlar_tests::damage::{self, Harm, Image};
 use ashlar_tests::rig::{Options, Rig, eventually, runtime};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -391,13 +390,7 @@ fn swap(rig: &Rig, (a, b): (u32, u32), reader: &Reader, patience: Duration) {
     let paths = [rig.device(a), rig.device(b)];
     let ids = paths.each_ref().map(|path| Image::open(path).device());
     rig.nodes("kill", &[a, b]);
-    let swap = |from: &Path, to: &Path| {
-        let beside = from.with_extension("beside");
-        for (from, to) in [(from, beside.as_path()), (to, from), (&beside, to)] {
-            std::fs::rename(from, to).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
-        }
-    };
-    swap(&paths[0], &paths[1]);
+    damage::swap(&paths[0], &paths[1]);
     for (node, got, expected) in [(a, ids[1], ids[0]), (b, ids[0], ids[1])] {
         let told = format!("this is device {got}, not {expected}");
         let start = rig.rig_args(&["start", &node.to_string()]);
@@ -405,7 +398,7 @@ fn swap(rig: &Rig, (a, b): (u32, u32), reader: &Reader, patience: Duration) {
         eprintln!("node {node}: {}", said.trim());
     }
     reader.reads(50, patience);
-    swap(&paths[0], &paths[1]);
+    damage::swap(&paths[0], &paths[1]);
     rig.nodes("start", &[a, b]);
 }
 

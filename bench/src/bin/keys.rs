@@ -4,7 +4,6 @@
 //!
 //! Device and network are measured in the same run: a read of 4 KiB of the rig's disk, and a bare TCP round trip.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +49,7 @@ enum KeysError {
     Io(#[from] std::io::Error),
     #[error("{what}: {source}")]
     Store { what: String, source: ClientError },
-    #[error("a listing through S3: {0}")]
+    #[error("S3: {0}")]
     Http(#[from] HttpError),
     #[error("{0}")]
     Wrong(String),
@@ -118,16 +117,8 @@ fn run(cli: &Cli) -> Result<(), KeysError> {
         println!("TCP round trip {tcp:.0} us, read of 4 KiB {read:.0} us (medians, in this run)");
     }
     let client = runtime.block_on(async { rig.client(ClientOptions::default()) });
-    let user = User::of_file(&rig.dir().join("gateway").join("credentials"))?;
-    let user = user.ok_or_else(|| KeysError::Wrong("the rig has no key of a user".to_owned()))?;
-    // A bucket of the user's own.
-    runtime.block_on(async {
-        let address = address(&rig)?;
-        let mut connection = Connection::open(address).await?;
-        let request = user.sign("PUT", address, &format!("/{BUCKET}"), Bytes::new());
-        connection.ask(request).await?;
-        Ok::<(), KeysError>(())
-    })?;
+    let user = User::of_rig(&rig);
+    runtime.block_on(user.create_bucket(s3::address(&rig), BUCKET))?;
     let empty = memory(&rig);
     let (mut rows, mut put) = (Vec::new(), 0);
     for keys in &cli.keys {
@@ -259,15 +250,9 @@ fn measure(
     })
 }
 
-fn address(rig: &Rig) -> Result<SocketAddr, KeysError> {
-    let endpoint = s3::endpoint(rig);
-    let address = endpoint.trim_start_matches("http://").parse();
-    address.map_err(|e| KeysError::Wrong(format!("the rig's endpoint is {endpoint}: {e}")))
-}
-
 /// Lists the whole bucket through S3, page after page, and finds this many keys: how long each page took.
 async fn list_all(rig: &Rig, user: &User, keys: u64) -> Result<Histogram<u64>, KeysError> {
-    let address = address(rig)?;
+    let address = s3::address(rig);
     let mut connection = Connection::open(address).await?;
     let (mut pages, mut found, mut token) = (baseline::histogram(), 0, String::new());
     loop {

@@ -71,8 +71,6 @@ enum BenchError {
     },
     #[error("{0} does not serve within {PATIENCE:?}")]
     Silent(&'static str),
-    #[error("no key of a user in {}", .0.display())]
-    NoKey(PathBuf),
 }
 
 /// Who is asked.
@@ -206,18 +204,14 @@ async fn stores(rig: &Rig, weed: Option<&Weed>) -> Result<Vec<Store>, BenchError
         what: "a bucket".to_owned(),
         source,
     })?;
-    let endpoint = s3::endpoint(rig);
-    let address = endpoint.trim_start_matches("http://").parse();
-    let address = address.unwrap_or_else(|e| panic!("the rig's endpoint is {endpoint}: {e}"));
+    let address = s3::address(rig);
     let mut stores = vec![Store {
         name: "native",
         asked: Asked::Native(native),
         pids: nodes.clone(),
     }];
     nodes.push(s3::pid(rig).as_raw_nonzero().get().unsigned_abs());
-    let credentials = rig.dir().join("gateway").join("credentials");
-    let user = User::of_file(&credentials).map_err(io(&credentials.display().to_string()))?;
-    let user = Arc::new(user.ok_or(BenchError::NoKey(credentials))?);
+    let user = Arc::new(User::of_rig(rig));
     let through = |name, address, user: &Arc<User>, bucket, pids| Store {
         name,
         asked: Asked::Http {
@@ -240,14 +234,11 @@ async fn stores(rig: &Rig, weed: Option<&Weed>) -> Result<Vec<Store>, BenchError
 }
 
 async fn create(address: SocketAddr, user: &User, bucket: &str) -> Result<(), BenchError> {
-    let failed = |source| BenchError::Http {
+    let made = user.create_bucket(address, bucket).await;
+    made.map_err(|source| BenchError::Http {
         what: format!("making bucket {bucket}"),
         source,
-    };
-    let mut connection = Connection::open(address).await.map_err(failed)?;
-    let request = user.sign("PUT", address, &format!("/{bucket}"), Bytes::new());
-    connection.ask(request).await.map_err(failed)?;
-    Ok(())
+    })
 }
 
 /// Starts SeaweedFS, all of it in one process, with a bucket that is flushed and one that is not.

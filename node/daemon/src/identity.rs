@@ -4,17 +4,23 @@
 //! - only the paths of one node's devices change places, and each is used once;
 //! - a path is taken for a device on the word of one copy of a superblock. That is only where to look: the device's
 //!   opening asks for a quorum of copies, and refuses what is another device;
-//! - where two paths hold the same device (one is a copy), none is preferred to what the configuration says.
+//! - where two paths hold the same device (one is a copy), none is preferred to what the configuration says;
+//! - a device that does not answer keeps no other waiting for long: it is looked for where the configuration has it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::DeviceId;
 use ashlar_layout::superblock::{SUPERBLOCK_LEN, Superblock};
 
 use crate::config::Config;
+
+/// How long devices may take to say which they are. Disks that stand still take seconds to turn.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The device that stands at a path, as far as its first superblock can be read.
 fn at(path: &Path) -> Option<DeviceId> {
@@ -24,6 +30,26 @@ fn at(path: &Path) -> Option<DeviceId> {
     Superblock::decode(&bytes)
         .ok()
         .map(|superblock| superblock.device)
+}
+
+/// The devices that stand at paths, as far as that is known after so long. Who is not answered by then waits on.
+fn found(paths: &[PathBuf], patience: Duration) -> Vec<Option<DeviceId>> {
+    let (sender, answers) = mpsc::sync_channel(paths.len());
+    for (no, path) in paths.iter().cloned().enumerate() {
+        let sender = sender.clone();
+        let thread = std::thread::Builder::new().name("identity".to_owned());
+        // Without a thread it is not known. Whoever answers late finds nobody to tell.
+        let _ = thread.spawn(move || sender.send((no, at(&path))));
+    }
+    drop(sender);
+    let until = Instant::now() + patience;
+    let mut found = vec![None; paths.len()];
+    while let Ok((no, device)) =
+        answers.recv_timeout(until.saturating_duration_since(Instant::now()))
+    {
+        found[no] = device;
+    }
+    found
 }
 
 /// Which path each device is to have, if paths that hold these are meant for those: its own, but where another one
@@ -56,10 +82,12 @@ pub(crate) fn by_identity(config: &Config, map: &ClusterMap) -> (Config, Vec<Str
         .clone()
         .map(|it| map.device(it.no).map(|device| device.id))
         .collect();
-    let Some(wanted) = wanted else {
+    // One alone has nobody to change places with.
+    let Some(wanted) = wanted.filter(|wanted| wanted.len() > 1) else {
         return (changed, said);
     };
-    let found: Vec<_> = devices.map(|it| at(&it.path)).collect();
+    let paths: Vec<PathBuf> = devices.map(|it| it.path.clone()).collect();
+    let found = found(&paths, PATIENCE);
     for (at, path) in assign(&wanted, &found).into_iter().enumerate() {
         if path == at {
             continue;
@@ -84,6 +112,24 @@ pub(crate) fn by_identity(config: &Config, map: &ClusterMap) -> (Config, Vec<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_does_not_answer_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [silent, empty] = ["silent", "empty"].map(|name| folder.path().join(name));
+        // Whoever opens it waits until somebody writes to it.
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &silent,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .expect("a pipe with a name");
+        std::fs::write(&empty, b"").expect("a file");
+        let paths = [silent, empty, folder.path().join("absent")];
+        assert_eq!(found(&paths, Duration::from_millis(50)), [None, None, None]);
+    }
 
     #[test]
     fn each_has_the_path_that_holds_it() {

@@ -6,6 +6,7 @@ mod kept;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use ashlar_node_client::{ClientOptions, PutOptions, Seal};
 use ashlar_tests::rig::{self, Options, Rig};
 use ashlar_tests::s3;
 use aws_sdk_s3::Client;
@@ -14,8 +15,8 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, ChecksumMode, Delete, EncodingType, MetadataDirective, ObjectAttributes,
-    ObjectIdentifier, Tag, Tagging,
+    ChecksumAlgorithm, ChecksumMode, Delete, EncodingType, MetadataDirective, Object,
+    ObjectAttributes, ObjectIdentifier, ObjectOwnership, Tag, Tagging,
 };
 use aws_smithy_http_client::Builder as HttpBuilder;
 
@@ -33,15 +34,7 @@ fn data(len: usize, seed: u32) -> Vec<u8> {
 
 /// The SDK, as the rig's first user.
 fn client(rig: &Rig) -> Client {
-    let path = rig.dir().join("gateway").join("credentials");
-    let text = std::fs::read_to_string(path).expect("a rig's credentials are read");
-    let value = |name: &str| {
-        let mut lines = text.lines().filter_map(|line| line.split_once('='));
-        let found = lines.find(|(key, _)| key.trim() == name);
-        found.map(|(_, value)| value.trim().to_owned())
-    };
-    let key = value("aws_access_key_id").expect("a key");
-    let secret = value("aws_secret_access_key").expect("a secret");
+    let (key, secret) = s3::credentials(rig);
     let config = Builder::new()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -96,6 +89,7 @@ fn amazons_sdk_for_rust_finds_what_it_knows_of_s3() {
         presigned(&s3, "objects").await;
         customers_key(&s3, "objects").await;
         lists(&s3, "lists").await;
+        owners(&s3, &rig).await;
         kept::parts(&s3, "parts").await;
         kept::versions(&s3).await;
         kept::locks(&s3).await;
@@ -501,6 +495,37 @@ async fn lists(s3: &Client, bucket: &str) {
         .await
         .expect("it is listed");
     assert_eq!(left.key_count(), Some(1));
+}
+
+/// One object of which is remembered what no gateway understands is listed as the others are.
+async fn owners(s3: &Client, rig: &Rig) {
+    let bucket = "owners";
+    let made = s3.create_bucket().bucket(bucket);
+    let made = made.object_ownership(ObjectOwnership::ObjectWriter).send();
+    made.await.expect("a bucket is made");
+    let put = s3.put_object().bucket(bucket).key("a");
+    put.body(data(9, 1).into()).send().await.expect("it is put");
+    let seal = Seal {
+        attributes: b"of another time".to_vec().into(),
+        ..Seal::default()
+    };
+    let options = PutOptions {
+        seal,
+        ..PutOptions::default()
+    };
+    let native = rig.client(ClientOptions::default());
+    let put = native.put_bytes(bucket, "b", data(9, 2).into(), options);
+    put.await.expect("it is put");
+    let strange = s3.get_object().bucket(bucket).key("b").send().await;
+    assert_eq!(refused(strange).1, 500);
+    let listed = s3.list_objects_v2().bucket(bucket).fetch_owner(true).send();
+    let listed = listed.await.expect("it is listed");
+    let of = |object: &Object| Some((object.key()?.to_owned(), object.owner()?.id()?.to_owned()));
+    let found: Vec<_> = listed.contents().iter().filter_map(of).collect();
+    let [(a, mine), (b, its)] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!((a.as_str(), b.as_str(), mine), ("a", "b", its));
 }
 
 /// A key as a listing has it in percents.
