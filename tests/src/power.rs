@@ -1,8 +1,8 @@
 //! Disks that lose what was not flushed when their power fails, under real processes.
 //!
 //! A file system in user space (FUSE) shows files as they are written, and keeps what is written aside until it is
-//! flushed. So the shipped binary, its rings, the kernel's `O_DIRECT` and `RWF_DSYNC` stand between the test and the disk, and
-//! nothing that was made durable can be kept by the host's page cache out of kindness.
+//! flushed. So the shipped binary, its rings, the kernel's `O_DIRECT` and `RWF_DSYNC` stand between the test and the
+//! disk, and the host's page cache keeps nothing out of kindness.
 //!
 //! Invariants:
 //! - a sector is 512 bytes and never torn. Behind a power cut it holds its last durable content, or that of
@@ -226,8 +226,8 @@ impl Disk {
 }
 
 impl Disks {
-    /// Moves these files behind a file system that is mounted on `folder`, which is made, and puts links to them where they were.
-    /// The error says what this system lacks: root, or FUSE.
+    /// Moves these files behind a file system that is mounted on `folder`, which is made, and puts links to them where
+    /// they were. The error says what this system lacks: root, or FUSE.
     pub fn behind(folder: &Path, files: &[PathBuf]) -> io::Result<Disks> {
         std::fs::create_dir_all(folder)?;
         let mut disks = Vec::new();
@@ -265,9 +265,9 @@ impl Disks {
         self.shared.state().lies = lies;
     }
 
-    /// The power fails: from now on nothing is answered, and each disk's loose sectors meet their fate. `kill` sends whoever
-    /// waits for an answer to death, `gone` waits until they are (a process dies when what it asked for is answered, not
-    /// before). Then the power is back.
+    /// The power fails: from now on nothing is answered, and each disk's loose sectors meet their fate. `kill` kills
+    /// whoever waits for an answer, `gone` waits until they are dead (a process dies when what it asked for is
+    /// answered, not before). Then the power is back.
     pub fn fail(
         &self,
         fate: Fate,

@@ -1,8 +1,8 @@
-//! The power of all nodes fails at once, again and again, under concurrent puts, overwrites and deletes: their disks lose what
-//! was not flushed, sector by sector, and what was acknowledged is there (P1, P4).
+//! The power of all nodes fails at once, again and again, under concurrent puts, overwrites and deletes: their disks
+//! lose what was not flushed, sector by sector, and what was acknowledged is there (P1, P4).
 //!
-//! The disks are files of a file system in user space ([`ashlar_tests::power`]), which needs root and /dev/fuse: without
-//! them these tests say so, and try nothing.
+//! The disks are files of a file system in user space ([`ashlar_tests::power`]), which needs root and /dev/fuse:
+//! without them these tests say so, and try nothing.
 //!
 //! `ASHLAR_POWER_ROUNDS` rounds (6 by default). Each prints its seed; `ASHLAR_SEED` repeats a run's choices.
 

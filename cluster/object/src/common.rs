@@ -109,7 +109,8 @@ impl Common {
             requests: AtomicU64::new(1),
             heads: Mutex::default(),
             cache: Mutex::new(Cache::new(tuning.cache_entries, tuning.cache_bytes)),
-            witness_turn: AtomicU64::new(client.0),
+            // Even: see `witness_turn`.
+            witness_turn: AtomicU64::new(client.0 & !1),
             // Clients start at different groups.
             turn: AtomicU64::new(client.0 >> 16),
             codecs: Codecs::default(),
@@ -197,9 +198,10 @@ impl Common {
         }
     }
 
-    /// Counts up, so that witnesses that are equally good take turns.
+    /// Counts up, so that witnesses that are equally good take turns: two questions each, because who asks two at once has
+    /// them go out together if they go to the same.
     pub(crate) fn witness_turn(&self) -> u64 {
-        self.witness_turn.fetch_add(1, Ordering::Relaxed)
+        self.witness_turn.fetch_add(1, Ordering::Relaxed) / 2
     }
 
     /// The partition that (bucket, key) falls in.
