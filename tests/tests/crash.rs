@@ -1,7 +1,7 @@
 //! Everything dies at once, again and again, under concurrent puts, overwrites and deletes:
 //! what was acknowledged is there, and every object is whole (P1, P4).
 //!
-//! `ASHLAR_CRASH_ROUNDS` rounds (6 by default; CI takes 50). Each prints its seed; `ASHLAR_SEED`
+//! `ASHLAR_CRASH_ROUNDS` rounds (6 by default; CI takes 12). Each prints its seed; `ASHLAR_SEED`
 //! repeats a run's choices (not the kernel's).
 
 use std::sync::{Arc, Mutex};
