@@ -502,6 +502,23 @@ pub enum Op {
         /// What it is made of: the same bytes, in the same place, unless they are inline.
         manifest: Manifest,
     },
+    /// Says of an object, or of a version of one, that some of its stripes are elsewhere now. Nothing else of it changes.
+    Relocate {
+        /// The bucket's name.
+        bucket: String,
+        /// The object's key.
+        key: String,
+        /// Which version; none: what is current, and is none.
+        tag: Option<VersionTag>,
+        /// The entry that wrote it last, as the proposer found it: it must be that still.
+        seen: Seq,
+        /// Whether it is the current one.
+        current: bool,
+        /// When it was made, in milliseconds since 1970.
+        modified_ms: u64,
+        /// What it is made of: the same bytes, in stripes.
+        manifest: Manifest,
+    },
 }
 
 /// What must hold for a change to be made.

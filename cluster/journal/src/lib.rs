@@ -83,6 +83,8 @@ mod sim_model;
 #[cfg(test)]
 mod sim_reads;
 #[cfg(test)]
+mod sim_moves;
+#[cfg(test)]
 mod sim_tests;
 mod start;
 mod teach;

@@ -193,7 +193,8 @@ impl Ask {
                     Op::Put { manifest, .. }
                     | Op::PutVersion { manifest, .. }
                     | Op::LockVersion { manifest, .. }
-                    | Op::Rename { manifest, .. },
+                    | Op::Rename { manifest, .. }
+                    | Op::Relocate { manifest, .. },
                 ..
             } => Some(&manifest.body),
             _ => None,
