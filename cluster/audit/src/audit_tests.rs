@@ -152,7 +152,10 @@ impl Store {
         if self.full {
             return Event::Failed("no device has room".to_owned());
         }
-        *self.moves.entry((finding.item.key.clone(), nth)).or_default() += 1;
+        *self
+            .moves
+            .entry((finding.item.key.clone(), nth))
+            .or_default() += 1;
         Event::Moved(looked)
     }
 
@@ -505,19 +508,9 @@ fn what_is_away_is_waited_for() {
     let mut store = Store::new(10, 1);
     store.away.insert(DeviceNo(3));
     let mut driver = Driver::new(&store);
-    let world = |store: &Store| {
-        let all = (0..SHARDS as u32).map(DeviceNo);
-        let (away, serving) = all.partition(|no| store.away.contains(no));
-        let held = None;
-        Event::World(World {
-            serving,
-            away,
-            held,
-        })
-    };
     driver.settle(&mut store);
-    let event = world(&store);
-    driver.event(&store, event);
+    driver.event(&store, store.world(None));
+    driver.settle(&mut store);
     let record = store.record();
     assert_eq!(record.open.len(), 10);
     let due = store.now.wall_ms + 900_000;
@@ -530,7 +523,7 @@ fn what_is_away_is_waited_for() {
     // It is back, without one of its shards: that is found and made again, without a pass being due.
     store.away.clear();
     assert_eq!(rot(&mut store, 4, 0, 3), 1);
-    let event = world(&store);
+    let event = store.world(None);
     driver.event(&store, event);
     driver.settle(&mut store);
     let tally = store.all();

@@ -41,10 +41,16 @@ fn what_was_on_a_device_that_is_gone_is_put_elsewhere() {
     assert_eq!(store.read.len(), read + all, "each was looked at once");
     let record = store.record();
     let absent = &record.absent[&DeviceNo(3)];
-    assert_eq!((absent.moved, absent.hunted, absent.parts), (all as u64, true, 0));
+    assert_eq!(
+        (absent.moved, absent.hunted, absent.parts),
+        (all as u64, true, 0)
+    );
     assert_eq!((record.hunt, record.open), (None, vec![]));
     let tally = store.all();
-    assert_eq!((tally.moved, tally.bad(), tally.repaired), (all as u64, 0, 0));
+    assert_eq!(
+        (tally.moved, tally.bad(), tally.repaired),
+        (all as u64, 0, 0)
+    );
     // It stays so, and once it is back nothing is told of it any more.
     for_seconds(&mut driver, &mut store, 3000, None);
     assert!(store.moves.values().all(|times| *times == 1));
@@ -88,7 +94,9 @@ fn parts_of_uploads_stay_and_keep_nobody_waiting() {
     let mut store = Store::new(3, 1);
     let one = store.objects["key-0000"].clone();
     for part in 0..3 * AWAY_MAX {
-        store.objects.insert(format!("parts/x/{part:05}"), one.clone());
+        store
+            .objects
+            .insert(format!("parts/x/{part:05}"), one.clone());
     }
     store.objects.insert("zzz".to_owned(), one);
     let mut driver = Driver::new(&store);

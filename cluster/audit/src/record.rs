@@ -137,7 +137,10 @@ impl Document for Loss {
 
 /// As bytes: a line with version, checksum and length, and JSON.
 pub fn encode<T: Document>(document: &T) -> Result<Vec<u8>, BadRecord> {
-    let version = match (document.tells_of_moves(), document.kinds().all(Kind::is_plain)) {
+    let version = match (
+        document.tells_of_moves(),
+        document.kinds().all(Kind::is_plain),
+    ) {
         (true, _) => VERSION,
         (false, false) => VERSION_KINDS,
         (false, true) => VERSION_PLAIN,

@@ -44,6 +44,8 @@ mod reads;
 mod rebase;
 mod recall;
 #[cfg(test)]
+mod relocate_tests;
+#[cfg(test)]
 mod rename_tests;
 mod repair;
 mod replay;
@@ -81,9 +83,9 @@ mod sim_index;
 #[cfg(test)]
 mod sim_model;
 #[cfg(test)]
-mod sim_reads;
-#[cfg(test)]
 mod sim_moves;
+#[cfg(test)]
+mod sim_reads;
 #[cfg(test)]
 mod sim_tests;
 mod start;

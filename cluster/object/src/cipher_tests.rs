@@ -235,6 +235,7 @@ fn what_is_moved_keeps_its_key() {
         let first = |world: &World| manifest(world, "key").body.stripes()[0].clone();
         let before = first(&world);
         for gone in [7, 6] {
+            world.moods.insert(DeviceNo(gone), Mood::Dead);
             clear(&mut world, "key", &BTreeSet::from([DeviceNo(gone)]));
             let all = decrypted(&mut world, "key", None, &cipher).unwrap();
             assert_eq!(all, data.to_vec(), "{len} bytes");

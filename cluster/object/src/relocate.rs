@@ -13,9 +13,10 @@
 //! - one stripe and one list of stripes are in memory at most.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, Term};
+use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
 use ashlar_layout::message::{ObjectMeta, Reply, Request};
 use ashlar_layout::time::Instant;
@@ -37,6 +38,10 @@ const FIRST_LANE: u32 = 1;
 const FREE_LANE: u32 = 1 << 31;
 /// So often a stripe is written that is not whole when it is read back: by then it is known which device failed.
 const TRIES: u32 = 3;
+/// So often what was written is read back, if devices are busy or late,
+const LOOKS: u32 = 5;
+/// with such a pause before the second time; it doubles.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Which stripe of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +72,8 @@ enum Phase {
     Writing(u32, StripeWrite),
     /// What was written is read back.
     Checking(u32, Mend),
+    /// Some of it could not be read just then: it is read once more.
+    Waiting(Instant),
     /// The journal is asked.
     Asking(Ask),
     Over,
@@ -87,6 +94,7 @@ pub struct Relocate {
     /// The bytes that are being stored.
     data: Bytes,
     tries: u32,
+    looks: u32,
     /// The stripes that are to be named instead of the old ones: the stripe's, then its list's.
     made: Vec<Stripe>,
     /// Writes that are given up, and stripes that are freed.
@@ -136,6 +144,7 @@ impl Relocate {
             next_lane: FIRST_LANE,
             data: Bytes::new(),
             tries: 0,
+            looks: 0,
             made: Vec::new(),
             ending: Vec::new(),
             frees: Vec::new(),
@@ -147,13 +156,6 @@ impl Relocate {
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<&Result<Relocated, ObjectError>> {
         self.outcome.as_ref()
-    }
-
-    /// The devices that hold what is freed once it is done.
-    pub fn leaves(&self) -> Vec<DeviceNo> {
-        let stripes = std::iter::once(&self.spot.stripe).chain(&self.spot.list);
-        let devices = stripes.filter_map(|stripe| self.common.devices_of(stripe).ok());
-        devices.flatten().collect()
     }
 
     fn lane(&mut self) -> u32 {
@@ -228,19 +230,20 @@ impl Relocate {
         self.phase = Phase::Writing(lane, write);
     }
 
-    fn check(&mut self, now: Instant, stripe: Stripe, out: &mut Vec<Action>) {
+    /// Reads back what was written last.
+    fn check(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.looks += 1;
         let lane = self.lane();
-        match Mend::new(self.common.clone(), stripe.clone(), Mends::None) {
+        let Some(stripe) = self.made.last().cloned() else {
+            return;
+        };
+        match Mend::new(self.common.clone(), stripe, Mends::None) {
             Ok(mend) => {
                 let mut mend = mend.with_lane(lane);
                 mend.on_event(now, Event::Start, out);
                 self.phase = Phase::Checking(lane, mend);
-                self.made.push(stripe);
             }
-            Err(detail) => {
-                self.free(now, vec![stripe], out);
-                self.fail(now, ObjectError::BadRequest { detail }, out);
-            }
+            Err(detail) => self.fail(now, ObjectError::BadRequest { detail }, out),
         }
     }
 
@@ -355,7 +358,9 @@ impl Relocate {
                         };
                         self.fail(now, error, out);
                     } else {
-                        self.check(now, new, out);
+                        self.made.push(new);
+                        self.looks = 0;
+                        self.check(now, out);
                     }
                 }
             },
@@ -366,7 +371,10 @@ impl Relocate {
                     self.next(now, out);
                 }
                 Some(Ok(found)) => {
-                    if self.tries < TRIES {
+                    if found.bad.is_empty() && self.looks < LOOKS {
+                        let pause = LOOK_PAUSE * (1 << self.looks);
+                        self.phase = Phase::Waiting(now + pause);
+                    } else if self.tries < TRIES {
                         let bad = self.made.pop().into_iter().collect();
                         self.free(now, bad, out);
                         self.write(now, out);
@@ -378,6 +386,8 @@ impl Relocate {
                     }
                 }
             },
+            Phase::Waiting(at) if *at <= now => self.check(now, out),
+            Phase::Waiting(_) => return false,
             Phase::Asking(ask) => {
                 let Some(told) = ask.outcome().cloned() else {
                     return false;
@@ -491,6 +501,7 @@ impl Machine for Relocate {
             Phase::Reading(_, read) => read.next_deadline(),
             Phase::Writing(_, write) => write.next_deadline(),
             Phase::Checking(_, mend) => mend.next_deadline(),
+            Phase::Waiting(at) => Some(*at),
             Phase::Asking(ask) => ask.next_deadline(),
             Phase::Over => None,
         };

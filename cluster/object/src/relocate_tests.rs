@@ -218,6 +218,7 @@ proptest! {
             prop_assert!(told.contains(&code), "{code:?}");
         }
         world.lazy = false;
+        world.take_deliveries();
         match expected {
             Some(expected) => {
                 prop_assert_eq!(get(&mut world, "key", None).unwrap(), expected.to_vec());

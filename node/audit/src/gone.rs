@@ -31,11 +31,7 @@ fn domain(map: &ClusterMap, device: DeviceNo) -> Option<Vec<String>> {
 
 /// Why nothing is to be moved while these devices are away; none: it may be. `most`: how many may be away then; if it is
 /// not said, a quarter of all, and no more than the largest fault domain has, but always one.
-pub fn held(
-    map: &ClusterMap,
-    away: &BTreeSet<DeviceNo>,
-    most: Option<usize>,
-) -> Option<String> {
+pub fn held(map: &ClusterMap, away: &BTreeSet<DeviceNo>, most: Option<usize>) -> Option<String> {
     let (all, got) = (map.devices.len(), away.len());
     let told = |why: String| {
         Some(format!(
@@ -124,6 +120,9 @@ mod tests {
         let large = map(4, 6, DomainLevel::Rack);
         assert!(may(&large, 6, None) && !may(&large, 7, None));
         let why = held(&large, &away(7), None).unwrap_or_default();
-        assert!(why.contains("7 of 24") && why.contains("a quarter"), "{why}");
+        assert!(
+            why.contains("7 of 24") && why.contains("a quarter"),
+            "{why}"
+        );
     }
 }

@@ -40,7 +40,12 @@ pub fn looked(stripe: &Stripe, nth: u64, found: &Mended) -> Looked {
 }
 
 /// A stripe, the how many-th of its object, if it has shards on one of these devices.
-pub fn prey(map: &ClusterMap, stripe: &Stripe, nth: u64, gone: &BTreeSet<DeviceNo>) -> Option<Prey> {
+pub fn prey(
+    map: &ClusterMap,
+    stripe: &Stripe,
+    nth: u64,
+    gone: &BTreeSet<DeviceNo>,
+) -> Option<Prey> {
     let devices = map.group(stripe.pg).map(|group| &group.devices);
     let devices = devices.into_iter().flatten().copied();
     let gone: Vec<DeviceNo> = devices.filter(|device| gone.contains(device)).collect();

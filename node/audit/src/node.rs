@@ -5,14 +5,14 @@
 //!   again where it is: that costs reads, and nothing is counted twice;
 //! - it may be dropped at any time: what was not recorded is looked at again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ashlar_cluster_audit::{Charge, Limits, Pace, Pacing, World};
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_layout::ids::{NodeId, PartitionId};
 use ashlar_layout::message::NodeStatus;
 use ashlar_node_client::{Client, Clock};
 use tokio::sync::watch;

@@ -136,7 +136,10 @@ impl Driver {
             Action::Track(item, from, gone) => match self.track(&item, from, &gone).await {
                 Ok(found) => found,
                 Err(error) => {
-                    let what = format!("ashlar://{}/{} cannot be gone through", item.bucket, item.key);
+                    let what = format!(
+                        "ashlar://{}/{} cannot be gone through",
+                        item.bucket, item.key
+                    );
                     self.failed(&what, &error)
                 }
             },

@@ -86,7 +86,9 @@ impl Audit {
         };
         let record = &mut self.record;
         let before = (record.absent.len(), record.held.is_some());
-        record.absent.retain(|device, _| world.away.contains(device));
+        record
+            .absent
+            .retain(|device, _| world.away.contains(device));
         let mut changed = record.absent.len() != before.0;
         for device in &world.away {
             record.absent.entry(*device).or_insert_with(|| {
@@ -100,7 +102,8 @@ impl Audit {
         changed |= world.held.is_some() != before.1;
         record.held = world.held.as_deref().map(cut);
         if let Some(hunt) = &mut record.hunt {
-            hunt.gone.retain(|device| record.absent.contains_key(device));
+            hunt.gone
+                .retain(|device| record.absent.contains_key(device));
             if hunt.gone.is_empty() {
                 record.hunt = None;
                 self.forget_prey();

@@ -214,10 +214,12 @@ impl Audit {
         let mends = !finding.bad.is_empty();
         let gone = self.gone_of(now, finding.away.iter().copied(), finding.margin);
         let finding = Box::new(finding.clone());
-        out.push(match !mends && !gone.is_empty() && finding.item.may_move() {
-            true => Action::Move(finding, gone),
-            false => Action::Mend(finding, mends),
-        });
+        out.push(
+            match !mends && !gone.is_empty() && finding.item.may_move() {
+                true => Action::Move(finding, gone),
+                false => Action::Mend(finding, mends),
+            },
+        );
         true
     }
 }
