@@ -11,8 +11,8 @@
 //! - whoever begins to go on from a place says so first, and records the more often the more often that has happened:
 //!   so a region that crashes its reader is come through a step at a time, and what crashes it each time is passed
 //!   over;
-//! - what is on devices that are gone is put elsewhere, unless so many are away that a person has to look: each stripe is
-//!   looked at right before that, and it is done only if what is away is gone, and nothing bad of it is left uncounted;
+//! - what is on devices that are gone is put elsewhere, unless so many are away that a person has to look: each stripe
+//!   is looked at right before that, and it is done only if what is away is gone, and nothing bad of it is uncounted;
 //! - nothing is counted of a record that somebody else has written since it was read: then it is read again.
 
 mod hunt;
@@ -178,8 +178,8 @@ pub enum Action {
     /// Look at a stripe of the queue, and mend those of its shards that the finding has, if it is said so: no others,
     /// for they are not recorded.
     Mend(Box<Finding>, bool),
-    /// Say which stripes of an object, from so many on, are on these devices: some of them, in their order. No shard of a
-    /// stripe that lists no others is to be read for that.
+    /// Say which stripes of an object, from so many on, are on these devices: some of them, in their order. No shard
+    /// is to be read for that but those of lists of stripes.
     Track(Item, u64, BTreeSet<DeviceNo>),
     /// Look at a stripe of the queue, and put it elsewhere if that is all that is wrong with it: shards of it are on
     /// these devices, which do not answer. If it is not so, it was looked at: [`Event::Mended`].

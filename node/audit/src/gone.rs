@@ -29,8 +29,8 @@ fn domain(map: &ClusterMap, device: DeviceNo) -> Option<Vec<String>> {
     Some(path)
 }
 
-/// Why nothing is to be moved while these devices are away; none: it may be. `most`: how many may be away then; if it is
-/// not said, a quarter of all, and no more than the largest fault domain has, but always one.
+/// Why nothing is to be moved while these devices are away; none: it may be. `most`: how many may be away then; if it
+/// is not said, a quarter of all, and no more than the largest fault domain has, but always one.
 pub fn held(map: &ClusterMap, away: &BTreeSet<DeviceNo>, most: Option<usize>) -> Option<String> {
     let (all, got) = (map.devices.len(), away.len());
     let told = |why: String| {

@@ -1,7 +1,7 @@
 //! Devices that are away, and what becomes of what is on them once they are gone.
 //!
-//! A device is gone when it has been away for as long as is waited. Then all objects are gone through for stripes that are
-//! on it, by their manifests alone: that is done in a small part of the time that a pass takes. They come into the
+//! A device is gone when it has been away for as long as is waited. Then all objects are gone through for stripes that
+//! are on it, by their manifests alone: that is done in a small part of the time that a pass takes. They come into the
 //! queue, and are put elsewhere in its order.
 //!
 //! Invariants:

@@ -1,4 +1,4 @@
-//! A reading whose stripes cannot be read: whether its object was replaced, or moved, or stands and is just not readable.
+//! A reading whose stripes cannot be read: whether its object was replaced, or moved, or just cannot be read.
 
 use ashlar_layout::manifest::Body;
 use ashlar_layout::message::ObjectMeta;
