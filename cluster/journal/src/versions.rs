@@ -231,9 +231,10 @@ fn has_bytes_of(new: &Manifest, old: &Manifest) -> bool {
     (new.size, new.crc) == (old.size, old.crc) && new.body == old.body
 }
 
-/// Whether stripes that both name are the same: an object in the journal is nowhere else.
+/// Whether a version that is written anew has its bytes where they are, if they are the same bytes. Others are the
+/// matter of its lock.
 fn is_where(new: &Manifest, old: &Manifest) -> bool {
-    new.body == old.body
+    new.body == old.body || (new.size, new.crc) != (old.size, old.crc)
 }
 
 /// Whether an object is the same one, but for where its stripes are.

@@ -75,7 +75,7 @@ enum Phase {
     /// Some of it could not be read just then: it is read once more.
     Waiting(Instant),
     /// The journal is asked.
-    Asking(Ask),
+    Asking(Box<Ask>),
     Over,
 }
 
@@ -293,7 +293,7 @@ impl Relocate {
         );
         let mut ask = ask.with_crc(0);
         ask.on_event(now, Event::Start, out);
-        self.phase = Phase::Asking(ask);
+        self.phase = Phase::Asking(Box::new(ask));
     }
 
     fn free(&mut self, now: Instant, stripes: Vec<Stripe>, out: &mut Vec<Action>) {

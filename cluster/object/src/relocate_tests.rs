@@ -139,6 +139,7 @@ proptest! {
         }
         world.lose_commits = lose;
         clear(&mut world, "key", &gone);
+        world.lose_commits = 0;
         let after = found(&world, "key");
         let mut same = after.manifest.clone();
         same.body = before.manifest.body.clone();

@@ -150,12 +150,12 @@ impl Audit {
     /// Whether a stripe has to stay where it is, and nothing but devices that are gone is wrong with it: then it waits
     /// for something else than its turn.
     pub(super) fn must_stay(&self, now: Now, item: &Item, looked: &Looked) -> bool {
-        let away = looked.away.iter().map(|(_, device)| *device);
+        let mut away = looked.away.iter().map(|(_, device)| *device);
         let margin = looked.margin();
         !item.may_move()
             && looked.bad.is_empty()
             && !looked.away.is_empty()
-            && away.fold(true, |all, device| all && self.is_gone(now, device, margin))
+            && away.all(|device| self.is_gone(now, device, margin))
     }
 
     /// The least margin that stripes have without the devices that are away, by what the last pass saw.
