@@ -128,7 +128,7 @@ impl Store {
             found.push(Prey {
                 stripe: self.name(&item.key, nth),
                 nth: nth as u64,
-                margin: (SHARDS - K - gone.len()) as i32,
+                margin: i32::try_from(SHARDS - K - gone.len()).unwrap(),
                 gone,
             });
         }
