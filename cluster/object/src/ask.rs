@@ -193,8 +193,7 @@ impl Ask {
                     Op::Put { manifest, .. }
                     | Op::PutVersion { manifest, .. }
                     | Op::LockVersion { manifest, .. }
-                    | Op::Rename { manifest, .. }
-                    | Op::Relocate { manifest, .. },
+                    | Op::Rename { manifest, .. },
                 ..
             } => Some(&manifest.body),
             _ => None,
