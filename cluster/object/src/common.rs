@@ -216,8 +216,11 @@ impl Common {
         })
     }
 
-    pub(crate) fn next_stripe(&self) -> StripeId {
-        self.ids.next()
+    /// An id for a stripe that is written for the first time.
+    pub(crate) fn next_stripe(&self) -> Result<StripeId, ObjectError> {
+        self.ids.next().ok_or_else(|| ObjectError::BadRequest {
+            detail: "this client has no ids for stripes left: it has to be started anew".to_owned(),
+        })
     }
 
     /// Another id for the bytes of a stripe that is moved. Who else moves it counts from elsewhere.

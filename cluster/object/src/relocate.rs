@@ -9,7 +9,8 @@
 //! - nothing of the object changes but where its stripes are;
 //! - the old stripes are freed after the commit, and never before; the new ones only if they certainly are not named:
 //!   if that is not known, nothing is freed;
-//! - no shard's id is used twice, so that no delete, however late it comes, can hit one that is needed;
+//! - a stripe that is moved gets another id (the same as of an earlier move: 2^-24), so that no delete, however late it
+//!   comes, hits one that is needed;
 //! - one stripe and one list of stripes are in memory at most.
 
 use std::sync::Arc;

@@ -253,10 +253,11 @@ impl StripeWrite {
         self.attempts += 1;
         let common = self.common.clone();
         let id = match self.from {
-            Some(from) => common.next_of(from),
+            Some(from) => Ok(common.next_of(from)),
             None => common.next_stripe(),
         };
-        let encoded = match self.encode(id, group) {
+        let encoded = id.and_then(|id| Ok((id, self.encode(id, group)?)));
+        let (id, encoded) = match encoded {
             Ok(encoded) => encoded,
             Err(error) => {
                 self.fail(now, error, out);
