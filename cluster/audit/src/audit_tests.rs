@@ -34,7 +34,7 @@ pub(crate) struct Store {
     pub(crate) now: Now,
     record: Option<Vec<u8>>,
     version: u64,
-    losses: BTreeMap<StripeId, Loss>,
+    pub(crate) losses: BTreeMap<StripeId, Loss>,
     days: BTreeMap<u64, Tally>,
     /// Stripes that were read, in order.
     pub(crate) read: Vec<StripeId>,
@@ -221,7 +221,7 @@ pub(crate) struct Driver {
     pub(crate) audit: Audit,
     version: u64,
     open: Option<(Item, usize)>,
-    todo: Vec<Action>,
+    pub(crate) todo: Vec<Action>,
 }
 
 impl Driver {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ashlar_layout::ids::DeviceNo;
 use proptest::prelude::*;
 
+use crate::audit::Action;
 use crate::audit_tests::{Driver, Store};
 use crate::queue::AWAY_MAX;
 
@@ -111,6 +112,37 @@ fn parts_of_uploads_stay_and_keep_nobody_waiting() {
     store.objects.insert("made".to_owned(), part);
     for_seconds(&mut driver, &mut store, 2500, None);
     assert!(store.moves.contains_key(&("made".to_owned(), 0)));
+}
+
+/// The object that they were put together to may have been moved: then they name what is freed.
+#[test]
+fn a_part_whose_stripe_is_nowhere_is_no_loss() {
+    let mut store = Store::new(2, 1);
+    store.objects.insert(
+        "parts/x/1".to_owned(),
+        vec![[false; 4], [false, true, true, true]],
+    );
+    let mut driver = Driver::new(&store);
+    // What was found bad of the other one is counted, and then there is nothing left of it either.
+    while !matches!(driver.todo.last(), Some(Action::Mend(_, true))) {
+        driver.step(&mut store);
+    }
+    store
+        .objects
+        .insert("parts/x/1".to_owned(), vec![[false; 4]; 2]);
+    for_seconds(&mut driver, &mut store, 3000, None);
+    let tally = store.all();
+    assert_eq!((store.losses.len(), store.record().open), (0, vec![]));
+    assert_eq!((tally.bad(), tally.repaired, tally.moot), (1, 0, 1));
+    // The object that names the same is told of.
+    store.objects.insert("whole".to_owned(), vec![[false; 4]]);
+    for_seconds(&mut driver, &mut store, 2500, None);
+    let lost: Vec<&str> = store
+        .losses
+        .values()
+        .map(|it| it.item.key.as_str())
+        .collect();
+    assert_eq!(lost, ["whole"]);
 }
 
 #[test]

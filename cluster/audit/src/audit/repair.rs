@@ -93,6 +93,14 @@ impl Audit {
     pub(super) fn lost(&mut self, now: Now, item: &Item, looked: &Looked) {
         let counted = self.find(looked.stripe).map(|it| it.bad.clone());
         let counted = counted.unwrap_or_default();
+        // The object that it became a part of may have it elsewhere by now. If it does not, its own audit tells of it,
+        // or whoever puts the upload together.
+        if !item.may_move() {
+            self.record.today.tally.moot += counted.len() as u64;
+            self.record.open.retain(|it| it.stripe != looked.stripe);
+            self.dirty = true;
+            return;
+        }
         let bad = looked.bad.iter().filter(|(i, ..)| !counted.contains_key(i));
         self.losses.push(Loss {
             item: item.clone(),
