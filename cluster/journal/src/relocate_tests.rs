@@ -7,6 +7,7 @@ use ashlar_layout::manifest::{
 };
 use ashlar_layout::message::{ErrorCode, ObjectMeta, Reply};
 
+use crate::api::Event;
 use crate::replica_tests::{QUIET, Script, delete};
 
 const NONE: Precondition = Precondition::None;
@@ -97,6 +98,19 @@ fn only_where_its_stripes_are_changes() {
     assert_eq!(displaced.map(|it| it.body), Some(striped(&[1, 3]).body));
     let gone = script.refused(relocate(&expected, true, striped(&[1, 6])), NONE, b"");
     assert_eq!(gone, ErrorCode::NotFound);
+}
+
+/// What is moved is a manifest more in the journal: the room that is left is for deletes.
+#[test]
+fn nothing_is_moved_while_the_head_has_no_room() {
+    let mut script = Script::new();
+    script.done(put("k", striped(&[1, 2])), NONE, b"");
+    let moved = relocate(&meta(&script, None), true, striped(&[1, 3]));
+    script.world.tell(0, Event::Full { full: true });
+    let refused = script.refused(moved.clone(), NONE, b"");
+    assert_eq!(refused, ErrorCode::DeviceFull);
+    script.world.tell(0, Event::Full { full: false });
+    script.done(moved, NONE, b"");
 }
 
 #[test]
