@@ -18,7 +18,7 @@
 mod hunt;
 mod repair;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
@@ -244,6 +244,9 @@ pub struct Audit {
     away: BTreeSet<DeviceNo>,
     /// How devices are, as far as it was told.
     world: Option<World>,
+    /// When that was, and how devices that are away were seen so far.
+    told: Option<Instant>,
+    seen: BTreeMap<DeviceNo, hunt::Seen>,
     /// Objects to be gone through for what is on devices that are gone; where there are more, and the one in hand.
     prey: VecDeque<Item>,
     prey_more: Option<Option<Place>>,
@@ -276,6 +279,8 @@ impl Audit {
             draining: false,
             away: BTreeSet::new(),
             world: None,
+            told: None,
+            seen: BTreeMap::new(),
             prey: VecDeque::new(),
             prey_more: None,
             tracked: None,
@@ -330,10 +335,13 @@ impl Audit {
             (_, Event::Outdated) => {
                 let fresh = Audit::new(self.partition, self.node, self.limits);
                 let away = std::mem::take(&mut self.away);
-                let world = self.world.take();
+                let (world, told) = (self.world.take(), self.told);
+                let seen = std::mem::take(&mut self.seen);
                 *self = Audit {
                     away,
                     world,
+                    told,
+                    seen,
                     ..fresh
                 };
                 self.doing = Doing::Loading;
@@ -684,7 +692,6 @@ impl Audit {
             return self.write(now, out);
         }
         let due = queue::due(&self.record.open).unwrap_or(u64::MAX);
-        let due = due.min(self.next_hunt_ms());
         let wait = self.next_pass_ms().min(due).saturating_sub(now.wall_ms);
         // Clocks may be set: it looks again before long.
         let wait = Duration::from_millis(wait).clamp(Duration::from_millis(10), PAUSE_MAX);

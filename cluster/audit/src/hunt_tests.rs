@@ -69,12 +69,54 @@ fn what_can_lose_little_more_does_not_wait() {
     let mut driver = Driver::new(&store);
     for_seconds(&mut driver, &mut store, 20, None);
     store.away.extend([DeviceNo(2), DeviceNo(3)]);
-    // It is told so twice.
-    for_seconds(&mut driver, &mut store, 8, None);
+    // It is told so three times.
+    for_seconds(&mut driver, &mut store, 29, None);
     assert_eq!(moved(&store), 0);
-    for_seconds(&mut driver, &mut store, 20, None);
+    for_seconds(&mut driver, &mut store, 1, None);
     assert_eq!(moved(&store), 10);
     assert_eq!(store.all().moved, 20);
+}
+
+#[test]
+fn one_answer_that_it_serves_begins_the_wait_anew() {
+    let mut store = Store::new(10, 1);
+    let mut driver = Driver::new(&store);
+    for away in [2, 1] {
+        // As long as it takes but for one answer, again and again.
+        for _ in 0..5 {
+            store.away.extend((0..away).map(DeviceNo));
+            let seconds = if away == 2 { 29 } else { 890 };
+            for_seconds(&mut driver, &mut store, seconds, None);
+            store.away.clear();
+            for_seconds(&mut driver, &mut store, 10, None);
+        }
+        assert_eq!(moved(&store), 0, "{away}");
+    }
+}
+
+#[test]
+fn only_time_that_was_watched_counts() {
+    let mut store = Store::new(10, 1);
+    let mut driver = Driver::new(&store);
+    store.away.insert(DeviceNo(3));
+    for_seconds(&mut driver, &mut store, 890, None);
+    // Whoever goes on was not there in between,
+    store.pass(Duration::from_secs(3000));
+    let mut driver = Driver::new(&store);
+    for_seconds(&mut driver, &mut store, 600, None);
+    assert_eq!(moved(&store), 0);
+    // clocks are set,
+    store.now.wall_ms += 5_000_000;
+    for_seconds(&mut driver, &mut store, 60, None);
+    assert_eq!(moved(&store), 0);
+    // and of a time without answers a minute counts.
+    store.pass(Duration::from_secs(5000));
+    for_seconds(&mut driver, &mut store, 60, None);
+    assert_eq!(moved(&store), 0);
+    for_seconds(&mut driver, &mut store, 200, None);
+    assert_eq!(moved(&store), 10);
+    let record = store.record();
+    assert!(record.absent[&DeviceNo(3)].hunted && record.open.is_empty());
 }
 
 #[test]
@@ -183,9 +225,12 @@ proptest! {
             store.pass(Duration::from_secs(2));
             let mut other = two.then(|| Driver::new(&store));
             let event = store.world(None);
-            // As soon as it has read the record.
+            // As soon as it has read the record, and for as long as has to be watched.
             driver.settle_loading(&mut store);
-            driver.event_if_idle(&store, event);
+            for _ in 0..62 {
+                store.pass(Duration::from_secs(15));
+                driver.event_if_idle(&store, event.clone());
+            }
             for _ in 0..steps {
                 driver.step(&mut store);
                 if let Some(other) = &mut other {

@@ -1,8 +1,9 @@
 //! Devices that are away, and what becomes of what is on them once they are gone.
 //!
-//! A device is gone when it has been away for as long as is waited. Then all objects are gone through for stripes that
-//! are on it, by their manifests alone: that is done in a small part of the time that a pass takes. They come into the
-//! queue, and are put elsewhere in its order.
+//! A device is gone when it has been away for as long as is waited, and was so in several answers one after the other.
+//! Only what was watched counts: not the time before a record was read, nor what a clock was set by. Then all objects
+//! are gone through for stripes that are on it, by their manifests alone: that is done in a small part of the time that
+//! a pass takes. They come into the queue, and are put elsewhere in its order.
 //!
 //! Invariants:
 //! - nothing begins before it was told how devices are, nor while so many are away that a person has to look;
@@ -11,6 +12,7 @@
 //! - it waits while the queue has no room for what is only away: what is bad has its own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ashlar_layout::ids::{DeviceNo, StripeId};
 
@@ -20,8 +22,26 @@ use crate::record::{Absent, Hunt, Item, cut};
 
 /// With no more margin than this it is not waited for a device that is away.
 const URGENT: i32 = 1;
-/// But for that it was told so twice: one answer may be lost. In milliseconds.
-const CONFIRM_MS: u64 = 10_000;
+/// But so often it was told so, with nothing else in between: answers are lost, and so are nodes for a moment.
+const CONFIRMS: u32 = 3;
+/// Between two answers, which come each 15 seconds or four times while is waited, no more than four times that counts.
+const BETWEEN_MIN: Duration = Duration::from_secs(4);
+const BETWEEN_MAX: Duration = Duration::from_secs(60);
+
+/// A device that is away, as it was seen since this began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// Answers one after the other by which it was so,
+    answers: u32,
+    /// and the time between them.
+    time: Duration,
+}
+
+impl Seen {
+    fn is_gone(self, wait: Duration) -> bool {
+        self.answers >= CONFIRMS && self.time >= wait
+    }
+}
 
 impl Audit {
     /// Times that have not come yet were written by a clock that was ahead: if they were waited for, nothing would be
@@ -71,12 +91,43 @@ impl Audit {
                 None => self.early = true,
             }
         }
+        let gone = self.watch(now, &world);
+        for finding in &mut self.record.open {
+            if finding.away.iter().any(|device| gone.contains(device)) {
+                finding.due_ms = finding.due_ms.min(now.wall_ms);
+            }
+        }
         self.world = Some(world);
-        let changed = self.loaded && self.note_absent(now);
+        let changed = self.loaded && (self.note_absent(now) | !gone.is_empty());
         // It may be waiting for just this.
         if self.doing == Doing::Nothing && self.loaded && (changed || !back.is_empty()) {
             self.until = None;
         }
+    }
+
+    /// Counts for how long devices have been seen away; which of them are gone now, and were not before.
+    fn watch(&mut self, now: Now, world: &World) -> BTreeSet<DeviceNo> {
+        let most = self.limits.wait.clamp(BETWEEN_MIN, BETWEEN_MAX);
+        let since = self.told.map_or(Duration::ZERO, |told| now.at.since(told));
+        self.told = Some(now.at);
+        self.seen.retain(|device, _| world.away.contains(device));
+        let mut gone = BTreeSet::new();
+        for device in &world.away {
+            let seen = self.seen.entry(*device).or_default();
+            let before = *seen;
+            if seen.answers > 0 {
+                seen.time = seen.time.saturating_add(since.min(most));
+            }
+            seen.answers = seen.answers.saturating_add(1);
+            let waits = [Duration::ZERO, self.limits.wait];
+            if waits
+                .iter()
+                .any(|wait| seen.is_gone(*wait) && !before.is_gone(*wait))
+            {
+                gone.insert(*device);
+            }
+        }
+        gone
     }
 
     /// Writes down since when devices are away; whether anything is another than before.
@@ -118,44 +169,37 @@ impl Audit {
         (self.prey_more, self.tracked) = (Some(None), None);
     }
 
-    /// For how long is waited for a device of a stripe with this margin, in milliseconds.
-    fn wait_ms(&self, margin: i32) -> u64 {
-        let wait = u64::try_from(self.limits.wait.as_millis()).unwrap_or(u64::MAX);
-        match margin <= URGENT {
-            true => wait.min(CONFIRM_MS),
-            false => wait,
-        }
-    }
-
     /// Whether a device of a stripe with this margin is gone.
-    fn is_gone(&self, now: Now, device: DeviceNo, margin: i32) -> bool {
-        let due = |it: &Absent| it.since_ms.saturating_add(self.wait_ms(margin)) <= now.wall_ms;
-        self.world.is_some()
-            && self.record.held.is_none()
-            && self.record.absent.get(&device).is_some_and(due)
+    fn is_gone(&self, device: DeviceNo, margin: i32) -> bool {
+        let wait = match margin <= URGENT {
+            true => Duration::ZERO,
+            false => self.limits.wait,
+        };
+        self.record.held.is_none()
+            && self.record.absent.contains_key(&device)
+            && self.seen.get(&device).is_some_and(|it| it.is_gone(wait))
     }
 
     /// Those devices of a stripe that are away and gone.
     pub(super) fn gone_of(
         &self,
-        now: Now,
         away: impl IntoIterator<Item = DeviceNo>,
         margin: i32,
     ) -> BTreeSet<DeviceNo> {
         let away = away.into_iter();
-        away.filter(|device| self.is_gone(now, *device, margin))
+        away.filter(|device| self.is_gone(*device, margin))
             .collect()
     }
 
     /// Whether a stripe has to stay where it is, and nothing but devices that are gone is wrong with it: then it waits
     /// for something else than its turn.
-    pub(super) fn must_stay(&self, now: Now, item: &Item, looked: &Looked) -> bool {
+    pub(super) fn must_stay(&self, item: &Item, looked: &Looked) -> bool {
         let mut away = looked.away.iter().map(|(_, device)| *device);
         let margin = looked.margin();
         !item.may_move()
             && looked.bad.is_empty()
             && !looked.away.is_empty()
-            && away.all(|device| self.is_gone(now, device, margin))
+            && away.all(|device| self.is_gone(device, margin))
     }
 
     /// The least margin that stripes have without the devices that are away, by what the last pass saw.
@@ -164,16 +208,6 @@ impl Audit {
         let least = ended.and_then(|ended| ended.pass.margins.keys().min());
         let away = i32::try_from(self.record.absent.len()).unwrap_or(i32::MAX);
         least.map_or(i32::MAX, |least| least.saturating_sub(away))
-    }
-
-    /// When the next hunt begins, by what is known now.
-    pub(super) fn next_hunt_ms(&self) -> u64 {
-        let wait = self.wait_ms(self.least());
-        let waits = self.record.absent.values().filter(|it| !it.hunted);
-        let due = waits.map(|it| it.since_ms.saturating_add(wait)).min();
-        // Nothing wakes it that it cannot do anything about.
-        let may = self.world.is_some() && self.record.held.is_none() && self.may_queue();
-        due.filter(|_| may).unwrap_or(u64::MAX)
     }
 
     fn may_queue(&self) -> bool {
@@ -191,6 +225,11 @@ impl Audit {
         let Some(hunt) = &self.record.hunt else {
             return false;
         };
+        // One that somebody else began: as much as then has to be seen again.
+        let devices = hunt.gone.iter().copied();
+        if self.gone_of(devices, self.least()).is_empty() {
+            return false;
+        }
         if self.tracked.is_none() {
             self.tracked = self.prey.pop_front().map(|item| (item, 0, 0));
         }
@@ -218,7 +257,7 @@ impl Audit {
     fn begin_hunt(&mut self, now: Now) -> bool {
         let least = self.least();
         let all = self.record.absent.keys().copied();
-        let gone = self.gone_of(now, all, least);
+        let gone = self.gone_of(all, least);
         let is_new = |device: &DeviceNo| !self.record.absent.get(device).is_none_or(|it| it.hunted);
         if !gone.iter().any(is_new) {
             return false;

@@ -28,7 +28,7 @@ impl Audit {
         if looked.is_lost() {
             return self.lost(now, item, looked);
         }
-        if self.must_stay(now, item, looked) {
+        if self.must_stay(item, looked) {
             return;
         }
         let is_bad = !looked.bad.is_empty();
@@ -55,7 +55,7 @@ impl Audit {
         let away = looked.away.iter().map(|(_, device)| *device);
         let wait = match looked.margin() {
             ..=1 => 0,
-            margin if !self.gone_of(now, away, margin).is_empty() => 0,
+            margin if !self.gone_of(away, margin).is_empty() => 0,
             _ => u64::try_from(self.limits.wait.as_millis()).unwrap_or(u64::MAX),
         };
         if let Some(finding) = self.find(looked.stripe)
@@ -173,7 +173,7 @@ impl Audit {
         let (unbad, unaway) = (finding.bad.is_empty(), finding.away.is_empty());
         let item = finding.item.clone();
         self.has_margin(before, looked.margin());
-        let stays = unbad && self.must_stay(now, &item, &looked);
+        let stays = unbad && self.must_stay(&item, &looked);
         let Some(finding) = self.record.open.get_mut(at) else {
             return;
         };
@@ -220,7 +220,7 @@ impl Audit {
         }
         self.doing = Doing::Mending(finding.stripe);
         let mends = !finding.bad.is_empty();
-        let gone = self.gone_of(now, finding.away.iter().copied(), finding.margin);
+        let gone = self.gone_of(finding.away.iter().copied(), finding.margin);
         let finding = Box::new(finding.clone());
         out.push(
             match !mends && !gone.is_empty() && finding.item.may_move() {
