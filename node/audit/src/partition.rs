@@ -26,6 +26,9 @@ const ASKING: u64 = 4096;
 const TRACKED: usize = 64;
 /// With no more margin than this, a repair does not wait for its turn.
 const URGENT: i32 = 1;
+/// With no more margin than this, a move does not. With more there are as many of them as a device had stripes, and
+/// others want the devices too: those go at the pace of audits, which has a floor.
+const URGENT_MOVE: i32 = 0;
 
 /// A partition that a node leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -354,7 +357,7 @@ impl Driver {
         };
         // It is looked at, read once more, written and read back.
         let charges = charges(&self.client().map(), &stripe, 4);
-        self.node.pay(&charges, finding.margin <= URGENT).await;
+        self.node.pay(&charges, finding.margin <= URGENT_MOVE).await;
         let Some(found) = object.look(&stripe, false).await? else {
             return Ok(Event::Mended(None));
         };
