@@ -213,8 +213,8 @@ impl StripeId {
         }
     }
 
-    /// Another id for the same bytes, in another place. Of `turn` the lower 24 bits count: whoever moves it gives
-    /// a number that nobody else gives.
+    /// Another id for the same bytes, in another place. Of `turn` the lower 24 bits count: whoever moves it
+    /// counts from elsewhere than others, and gives the number of an earlier move again at 2^-24 each.
     #[must_use]
     pub fn moved(self, turn: u64) -> StripeId {
         let last = self.attempt >> ATTEMPT_BITS;
