@@ -89,6 +89,7 @@ pub struct Common {
     ids: StripeIds,
     client: ClientId,
     requests: AtomicU64,
+    moves: AtomicU64,
     heads: Mutex<Heads>,
     cache: Mutex<Cache>,
     turn: AtomicU64,
@@ -107,6 +108,7 @@ impl Common {
             ids: StripeIds::new(client.0),
             client,
             requests: AtomicU64::new(1),
+            moves: AtomicU64::new(client.0 >> 20),
             heads: Mutex::default(),
             cache: Mutex::new(Cache::new(tuning.cache_entries, tuning.cache_bytes)),
             // Even: see `witness_turn`.
@@ -216,8 +218,16 @@ impl Common {
         })
     }
 
-    pub(crate) fn next_stripe(&self) -> StripeId {
-        self.ids.next()
+    /// An id for a stripe that is written for the first time.
+    pub(crate) fn next_stripe(&self) -> Result<StripeId, ObjectError> {
+        self.ids.next().ok_or_else(|| ObjectError::BadRequest {
+            detail: "this client has no ids for stripes left: it has to be started anew".to_owned(),
+        })
+    }
+
+    /// Another id for the bytes of a stripe that is moved. Who else moves it counts from elsewhere.
+    pub(crate) fn next_of(&self, stripe: StripeId) -> StripeId {
+        stripe.moved(self.moves.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The group for the next stripe.

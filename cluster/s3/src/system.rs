@@ -264,6 +264,8 @@ mod tests {
         }
         let part = part_key(id, 7, [1; 8]);
         assert_eq!(part_number(&part), Some(7));
+        // Nobody moves the stripes of those.
+        assert!(part.starts_with(ashlar_layout::names::SYSTEM_PARTS));
         assert!(part.starts_with(&parts_prefix(id)) && part < part_marker(id, 7));
         assert!(part_marker(id, 7) < part_key(id, 8, [0; 8]));
         assert_eq!(part_number("parts/x/abc/1"), None);

@@ -214,9 +214,11 @@ impl Client {
     /// Makes or replaces an object of all bytes of `parts`, in their order: its manifest names their
     /// stripes, and nothing is moved. None of them may ride in the journal, unless it is empty.
     ///
-    /// Nobody may free the parts while this is under way. If it succeeds their names are to be taken
-    /// away with [`DeleteOptions::taken`]; if it fails and [`ClientError::is_uncertain`], nobody may
-    /// ever free them.
+    /// Nobody may free the parts while this is under way, or move their stripes: nodes leave those alone whose keys
+    /// begin with [`ashlar_layout::names::SYSTEM_PARTS`] in the reserved bucket, and no others.
+    ///
+    /// If it succeeds their names are to be taken away with [`DeleteOptions::taken`]; if it fails and
+    /// [`ClientError::is_uncertain`], nobody may ever free them.
     pub async fn compose(
         &self,
         bucket: &str,
