@@ -200,8 +200,8 @@ impl Common {
         }
     }
 
-    /// Counts up, so that witnesses that are equally good take turns: two questions each, because who asks two at once has
-    /// them go out together if they go to the same.
+    /// Counts up, so that witnesses that are equally good take turns: two questions each, because who asks two at once
+    /// has them go out together if they go to the same.
     pub(crate) fn witness_turn(&self) -> u64 {
         self.witness_turn.fetch_add(1, Ordering::Relaxed) / 2
     }
