@@ -96,6 +96,11 @@ impl Node {
         }
     }
 
+    /// Whether others want the node for themselves.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.paced(|pace| pace.is_yielding())
+    }
+
     /// Asks all nodes how they are.
     async fn ask(&self) -> Vec<NodeStatus> {
         let map = self.client.map();

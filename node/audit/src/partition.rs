@@ -26,8 +26,8 @@ const ASKING: u64 = 4096;
 const TRACKED: usize = 64;
 /// With no more margin than this, a repair does not wait for its turn.
 const URGENT: i32 = 1;
-/// With no more margin than this, a move does not. With more there are as many of them as a device had stripes, and
-/// others want the devices too: those go at the pace of audits, which has a floor.
+/// With no more margin than this, a move does not. With more there are as many of them as a device had stripes: while
+/// others want the devices too, those go at the pace of audits, which has a floor; otherwise one after the other.
 const URGENT_MOVE: i32 = 0;
 
 /// A partition that a node leads.
@@ -357,7 +357,9 @@ impl Driver {
         };
         // It is looked at, read once more, written and read back.
         let charges = charges(&self.client().map(), &stripe, 4);
-        self.node.pay(&charges, finding.margin <= URGENT_MOVE).await;
+        let alone = finding.margin <= URGENT && !self.node.is_wanted();
+        let urgent = alone || finding.margin <= URGENT_MOVE;
+        self.node.pay(&charges, urgent).await;
         let Some(found) = object.look(&stripe, false).await? else {
             return Ok(Event::Mended(None));
         };
