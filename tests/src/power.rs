@@ -156,21 +156,19 @@ impl Disk {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let len = bytes.len() as u64;
-        let sectors = (bytes.chunks_exact(SECTOR), offset / SECTOR as u64);
         let whole = offset.is_multiple_of(SECTOR as u64) && len.is_multiple_of(SECTOR as u64);
         if !whole || offset.saturating_add(len) > self.len {
             return Err(Errno::EINVAL);
         }
-        for (bytes, sector) in sectors.0.zip(sectors.1..) {
-            let mut version = [0; SECTOR];
-            version.copy_from_slice(bytes);
-            self.loose.entry(sector).or_default().push(version);
+        let (versions, _) = bytes.as_chunks::<SECTOR>();
+        for (version, sector) in versions.iter().zip(offset / SECTOR as u64..) {
+            self.loose.entry(sector).or_default().push(*version);
         }
         Ok(())
     }
 
     /// Makes these sectors durable: one write for each run of neighbours.
-    fn settle(&mut self, sectors: BTreeMap<u64, Sector>) -> io::Result<()> {
+    fn settle(&self, sectors: BTreeMap<u64, Sector>) -> io::Result<()> {
         let mut run: Vec<u8> = Vec::new();
         let mut begins = 0;
         for (sector, bytes) in sectors {

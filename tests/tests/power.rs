@@ -71,13 +71,6 @@ impl Field {
     /// Works for a while, and then the power fails.
     fn cut(&self, load: Load, seed: u64, time: Duration, fate: Fate) -> Cut {
         let mut random = Random::new(seed);
-        // A dead store must not keep the workers of a round waiting.
-        let hasty = ClientOptions {
-            unavailable_wait: Duration::from_millis(50),
-            connect_timeout: Duration::from_millis(200),
-            silence_max: Duration::from_secs(2),
-            ..ClientOptions::default()
-        };
         std::thread::scope(|scope| {
             let cut = scope.spawn(|| {
                 rig::pause(time);
@@ -87,7 +80,7 @@ impl Field {
             // The workers outlive the store a little, so that some changes meet its death.
             let over = time + Duration::from_millis(300);
             self.runtime.block_on(async {
-                let client = self.rig.client(hasty);
+                let client = self.rig.client(load::hasty());
                 load::run(&client, &self.books, BUCKET, load, seed, over).await;
             });
             cut.join().expect("the power fails")
@@ -161,12 +154,7 @@ fn acknowledged_changes_survive_the_loss_of_power() {
     let (mut total, mut count) = (Cut::default(), 0);
     for round in 1..=rounds {
         let round_seed = random.draw();
-        let load = Load {
-            workers: 4 + random.below(12),
-            keys: *random.pick(&[3, 20, 120]),
-            len_max: *random.pick(&[4 << 10, 256 << 10, 9 << 20]),
-            deletes: *random.pick(&[5, 25, 50]),
-        };
+        let load = Load::any(&mut random);
         let fates = [Fate::Chance, Fate::Lost, Fate::Chance, Fate::Kept];
         let fate = *random.pick(&fates);
         let time = Duration::from_millis(100 + random.below(900));

@@ -351,6 +351,13 @@ impl Model {
                 bucket,
                 key,
                 manifest,
+            }
+            | Op::Relocate {
+                bucket,
+                key,
+                tag: None,
+                manifest,
+                ..
             } => {
                 let held = Held {
                     entry: seq,
@@ -370,20 +377,6 @@ impl Model {
                 ..
             } => {
                 self.current.remove(&(bucket.clone(), source));
-                let held = Held {
-                    entry: seq,
-                    tag: None,
-                    manifest,
-                };
-                self.current.insert((bucket, key), held);
-            }
-            Op::Relocate {
-                bucket,
-                key,
-                tag: None,
-                manifest,
-                ..
-            } => {
                 let held = Held {
                     entry: seq,
                     tag: None,

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ashlar_cluster_map::{Class, ClusterMap, PlacementGroup};
-use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, RequestNo, ShardId, StripeId};
+use ashlar_layout::ids::{
+    ClientId, DeviceNo, NodeId, PartitionId, RequestNo, ShardId, StripeId, Term,
+};
 use ashlar_layout::limits::SHARD_SIZE_MAX;
-use ashlar_layout::manifest::Stripe;
+use ashlar_layout::manifest::{Op, Precondition, Stripe};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 
@@ -167,6 +169,19 @@ impl Common {
     /// A number for a new request to the journal.
     pub fn next_request(&self) -> RequestNo {
         RequestNo(self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Asks a partition's head for a change, for the first time: who asks it says in which reign, and what went before.
+    pub fn proposal(&self, partition: PartitionId, precondition: Precondition, op: Op) -> Request {
+        Request::Propose {
+            partition,
+            term: Term(0),
+            client: self.client,
+            request: self.next_request(),
+            retry: None,
+            precondition,
+            op,
+        }
     }
 
     /// Beliefs about the heads of partitions. Not to be held across another call.

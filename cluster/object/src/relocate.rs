@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Stripe};
-use ashlar_layout::message::{ObjectMeta, Reply, Request};
+use ashlar_layout::message::{ObjectMeta, Reply};
 use ashlar_layout::time::Instant;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::ask::Ask;
 use crate::call::{Action, Event, Leftover, Machine, sooner};
@@ -193,12 +193,7 @@ impl Relocate {
     /// The bytes that are to be stored, by those that were read.
     fn bytes_of(&self, part: &Part) -> Result<Bytes, ObjectError> {
         let Some(new) = self.made.first() else {
-            let len = part.chunks.iter().map(Bytes::len).sum();
-            let mut bytes = BytesMut::with_capacity(len);
-            part.chunks
-                .iter()
-                .for_each(|chunk| bytes.extend_from_slice(chunk));
-            return Ok(bytes.freeze());
+            return Ok(part.joined());
         };
         let mut listed = match decode_node(part) {
             Ok(listed) => listed,
@@ -212,7 +207,7 @@ impl Relocate {
         let bytes = encode_node(&listed);
         // Of a wider class it has more checksums.
         let most = self.common.map().stripe_data as usize;
-        match bytes.len() > most.max(part.chunks.iter().map(Bytes::len).sum()) {
+        match bytes.len() > most.max(part.len()) {
             true => refused("the list that names it would be longer than a stripe"),
             false => Ok(bytes),
         }
@@ -266,14 +261,10 @@ impl Relocate {
             let detail = error.to_string();
             return self.fail(now, ObjectError::BadRequest { detail }, out);
         }
-        let request = Request::Propose {
-            partition: self.partition,
-            term: Term(0),
-            client: self.common.client(),
-            request: self.common.next_request(),
-            retry: None,
-            precondition: Precondition::None,
-            op: Op::Relocate {
+        let request = self.common.proposal(
+            self.partition,
+            Precondition::None,
+            Op::Relocate {
                 bucket: self.bucket.clone(),
                 key: self.key.clone(),
                 tag: self.meta.tag,
@@ -282,7 +273,7 @@ impl Relocate {
                 modified_ms: self.meta.modified_ms,
                 manifest,
             },
-        };
+        );
         let (common, names) = (self.common.clone(), (&self.bucket[..], &self.key[..]));
         let ask = Ask::new(
             common,

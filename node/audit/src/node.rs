@@ -131,10 +131,10 @@ impl Node {
             let bytes = (device.bytes_used as f64 * share) as u64;
             self.paced(|pace| pace.holds(now, device.device, bytes));
         }
-        let all = self.client.map();
-        let all = all.devices.iter().map(|device| device.no);
+        let map = self.client.map();
+        let all = map.devices.iter().map(|device| device.no);
         world.away = all.filter(|no| !world.serving.contains(no)).collect();
-        world.held = gone::held(&self.client.map(), &world.away, self.options.away_most);
+        world.held = gone::held(&map, &world.away, self.options.away_most);
         world
     }
 }

@@ -105,6 +105,9 @@ mod tests {
             // Makes the connection.
             submit(&link, &mailbox, 0, 0);
             let (node, _) = listener.accept().unwrap();
+            // What does not come is a failure, and not waited for without end.
+            node.set_read_timeout(Some(Duration::from_secs(30)))
+                .unwrap();
             let mut pair = Pair {
                 link,
                 node,

@@ -75,16 +75,11 @@ impl Audit {
     }
 
     pub(super) fn world(&mut self, now: Now, world: World) {
-        let back: Vec<DeviceNo> = self.away.intersection(&world.serving).copied().collect();
+        let back = self.away.intersection(&world.serving).copied();
+        let back: BTreeSet<DeviceNo> = back.collect();
         self.away.extend(world.away.iter().copied());
-        for device in &back {
-            self.away.remove(device);
-            for finding in &mut self.record.open {
-                if finding.away.contains(device) {
-                    finding.due_ms = finding.due_ms.min(now.wall_ms);
-                }
-            }
-        }
+        self.away.retain(|device| !back.contains(device));
+        self.make_due(now, &back);
         if !back.is_empty() {
             match &mut self.record.pass {
                 Some(pass) => (pass.again, self.dirty) = (true, true),
@@ -92,16 +87,21 @@ impl Audit {
             }
         }
         let gone = self.watch(now, &world);
-        for finding in &mut self.record.open {
-            if finding.away.iter().any(|device| gone.contains(device)) {
-                finding.due_ms = finding.due_ms.min(now.wall_ms);
-            }
-        }
+        self.make_due(now, &gone);
         self.world = Some(world);
         let changed = self.loaded && (self.note_absent(now) | !gone.is_empty());
         // It may be waiting for just this.
         if self.doing == Doing::Nothing && self.loaded && (changed || !back.is_empty()) {
             self.until = None;
+        }
+    }
+
+    /// What waits for one of these devices need not any more.
+    fn make_due(&mut self, now: Now, devices: &BTreeSet<DeviceNo>) {
+        for finding in &mut self.record.open {
+            if finding.away.iter().any(|device| devices.contains(device)) {
+                finding.due_ms = finding.due_ms.min(now.wall_ms);
+            }
         }
     }
 
@@ -263,11 +263,7 @@ impl Audit {
             return false;
         }
         self.forget_prey();
-        for finding in &mut self.record.open {
-            if finding.away.iter().any(|device| gone.contains(device)) {
-                finding.due_ms = finding.due_ms.min(now.wall_ms);
-            }
-        }
+        self.make_due(now, &gone);
         for device in &gone {
             if let Some(absent) = self.record.absent.get_mut(device) {
                 absent.parts = 0;
