@@ -17,10 +17,10 @@ from check import ENDPOINT, RANDOM, SEED, S3, body, client, fails, http, main
 SECOND = os.environ.get("ENDPOINT2", ENDPOINT)
 
 
-def owner():
+def owner(name="owner"):
     if "OWNER_KEY" in os.environ:
         return os.environ["OWNER_KEY"], os.environ["OWNER_SECRET"]
-    made = subprocess.run([os.environ["ASHLAR"], "user", "add", "owner-%08x" % SEED, "--json"], check=True, capture_output=True)
+    made = subprocess.run([os.environ["ASHLAR"], "user", "add", "%s-%08x" % (name, SEED), "--json"], check=True, capture_output=True)
     made = json.loads(made.stdout)
     return made["access_key_id"], made["secret_access_key"]
 

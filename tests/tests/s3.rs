@@ -147,6 +147,11 @@ fn an_upload_is_taken_over_from_a_gateway_that_is_gone() {
 }
 
 #[test]
+fn each_request_is_asked_for_all_that_it_does() {
+    ask_through_two("policies.py");
+}
+
+#[test]
 fn lists_let_in_whom_they_name() {
     ask_through_two("acl.py");
 }

@@ -30,6 +30,7 @@ mod inbound;
 pub mod lifecycle;
 mod lists;
 mod locks;
+mod memory;
 mod objects;
 pub mod options;
 mod pieces;

@@ -26,6 +26,7 @@ use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
 use crate::lifecycle::expiration_header;
 use crate::locks::set_lock;
+use crate::memory::Share;
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
 use crate::versions::{asked_version, missing, set_version};
@@ -260,6 +261,7 @@ impl Gateway {
         if is_head {
             return self.head_object(context, &part).await;
         }
+        let mut share = None;
         for _ in 0..TRIES {
             let opened = self.open(context, &part).await?;
             let (mut stream, meta, found) = match opened {
@@ -282,7 +284,20 @@ impl Gateway {
                 part.range = None;
                 continue;
             }
-            return self.give(context, &part, stream, &meta, &found).await;
+            let range = stream.range();
+            let len = range.end - range.start;
+            if share.is_none() && len > 0 {
+                share = self.memory.share_now(len);
+                if share.is_none() {
+                    // Who waits keeps nobody else from reading.
+                    drop(stream);
+                    share = Some(self.memory.share(len).await?);
+                    continue;
+                }
+            }
+            return self
+                .give(context, &part, (stream, share), &meta, &found)
+                .await;
         }
         refused(
             Code::ServiceUnavailable,
@@ -304,7 +319,7 @@ impl Gateway {
         &self,
         context: &Context,
         part: &Part,
-        mut stream: GetStream,
+        (mut stream, share): (GetStream, Option<Share>),
         meta: &ObjectMeta,
         found: &Attributes,
     ) -> Result<Reply, Refusal> {
@@ -316,15 +331,13 @@ impl Gateway {
             return Ok(reply);
         }
         if len <= WHOLE {
-            let share = match len {
-                0 => None,
-                len => Some(self.share(len).await?),
-            };
             let whole = whole(&mut stream, len).await?;
             reply.body = ReplyBody::Full(held(whole, share));
             return Ok(reply);
         }
-        let share = self.share(len).await?;
+        let Some(share) = share else {
+            return Err(internal("a body without a share of the memory"));
+        };
         let pieces = match stream.next().await {
             Some(Ok(first)) => Pieces::with(stream, first),
             Some(Err(error)) => return Err(refusal(&error)),

@@ -361,7 +361,7 @@ impl Gateway {
         let cipher = self.part_cipher(call, &encryption)?;
         let sent = self.part_sent(call, &upload)?;
         let asked = range.map(byte_range);
-        let (stream, meta, _) = self.open_source(context, &from, asked).await?;
+        let (stream, meta, _) = self.open_source(context, &from, asked, false).await?;
         if let Some(ashlar_node_client::ByteRange::FromTo(_, last)) = asked
             && last >= meta.manifest.size
         {
