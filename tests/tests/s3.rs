@@ -164,6 +164,11 @@ fn what_no_client_sends_is_refused_and_touches_nothing() {
 }
 
 #[test]
+fn who_was_let_into_a_bucket_is_not_let_into_the_next_one() {
+    ask_through_two("slow.py");
+}
+
+#[test]
 fn what_grows_old_ends_and_nothing_else() {
     let Some(python) = s3::python() else { return };
     let (_turn, rig) = rig();

@@ -262,14 +262,18 @@ impl Gateway {
             encoded,
         } = plan;
         // What the bucket wants by now.
-        let kept = self.kept(&call.bucket).await;
+        let kept = self.still_kept(&call.bucket, context.known()).await;
         let lock = upload.record.lock;
         let making = kept.and_then(|kept| Ok((kept.keeping, kept.making(lock, now_ms())?)));
         let (keeping, making) = match making {
             Ok(making) => making,
             Err(refusal) => {
                 // Nothing was proposed.
-                self.turn(&mut upload, UploadState::Open).await?;
+                if refusal.code == Code::NoSuchBucket {
+                    self.give_up_behind(upload).await?;
+                } else {
+                    self.turn(&mut upload, UploadState::Open).await?;
+                }
                 return Err(refusal);
             }
         };
@@ -302,10 +306,7 @@ impl Gateway {
             Err(error) => {
                 // It certainly did not become visible, so the parts are the upload's again.
                 if error.code() == Store::NoSuchBucket {
-                    // Whoever removed the bucket gave its uploads up, all but this one.
-                    if self.turn(&mut upload, UploadState::Aborting).await? {
-                        self.clear(&upload, &|_| false).await?;
-                    }
+                    self.give_up_behind(upload).await?;
                     return Err(refusal(&error));
                 }
                 self.turn(&mut upload, UploadState::Open).await?;
@@ -314,6 +315,15 @@ impl Gateway {
                 }
                 Err(refusal(&error))
             }
+        }
+    }
+
+    /// Gives up an upload to a bucket that is gone, of which certainly nothing became visible: whoever removed the
+    /// bucket gave its uploads up, all but this one.
+    async fn give_up_behind(&self, mut upload: Upload) -> Result<(), Refusal> {
+        match self.turn(&mut upload, UploadState::Aborting).await? {
+            true => self.clear(&upload, &|_| false).await,
+            false => Ok(()),
         }
     }
 

@@ -217,7 +217,8 @@ impl Gateway {
         let (objects, quiet) = parse_delete(&document)?;
         drop(document);
         // The document may have taken a while to come.
-        let keeping = self.kept(&call.bucket).await?.keeping;
+        let kept = self.still_kept(&call.bucket, context.known());
+        let keeping = kept.await?.keeping;
         let by_tags = context.access.looks_at_existing_tags();
         let mut results: Vec<Option<Result<Removed, Refusal>>> = vec![None; objects.len()];
         let mut by_key: BTreeMap<&str, Vec<Removal>> = BTreeMap::new();
