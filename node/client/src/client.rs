@@ -325,16 +325,19 @@ impl Client {
 
     /// Removes a version of an object, which [`ashlar_layout::manifest::VersionTag::slot`] names, or an object that is
     /// the `null` version. If it was the current one, the one before it is current then. What a lock keeps is not
-    /// removed; `bypass`: who asks may do what governance forbids.
+    /// removed; `bypass`: who asks may do what governance forbids. `seen`: only the version that this entry wrote: if
+    /// another one is called so by now, or that one was written anew, this is refused as a precondition that does not
+    /// hold.
     pub async fn drop_version(
         &self,
         bucket: &str,
         key: &str,
         version: Seq,
+        seen: Option<Seq>,
         bypass: bool,
     ) -> Result<VersionDropped, ClientError> {
         check(bucket, Some(key))?;
-        versions::drop_version(self, bucket, key, version, bypass).await
+        versions::drop_version(self, (bucket, key), version, seen, bypass).await
     }
 
     /// Removes a version of an object that is not the current one, if `current` still is the entry that wrote what is

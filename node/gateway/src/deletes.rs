@@ -46,6 +46,14 @@ fn unmet<T>() -> Result<T, Refusal> {
     )
 }
 
+/// Others were faster each time.
+fn overtaken<T>() -> Result<T, Refusal> {
+    refused(
+        Code::ConditionalRequestConflict,
+        "The conditional request cannot succeed due to a conflicting operation against this resource.",
+    )
+}
+
 /// What is to be removed.
 struct What<'a> {
     bucket: &'a str,
@@ -89,26 +97,34 @@ impl Gateway {
                 version: Some(id),
             }
         };
-        if let Some(tags) = what.condition {
-            // What a version is made of never changes, so this holds until it is gone.
-            let found = self.store.head_version(what.bucket, what.key, version);
-            let current = match found.await {
-                Ok(meta) => Current {
-                    etag: etag(&meta.manifest, meta.id()),
-                    version: meta.version,
-                },
-                Err(ClientError::Object(ObjectError::Marker { .. })) => return unmet(),
-                Err(error) if is_absent(&error) => return Ok(named(None)),
+        let (bucket, key) = (what.bucket, what.key);
+        for _ in 0..TRIES {
+            let mut seen = None;
+            if let Some(tags) = what.condition {
+                let current = match self.store.head_version(bucket, key, version).await {
+                    Ok(meta) => Current {
+                        etag: etag(&meta.manifest, meta.id()),
+                        version: meta.version,
+                    },
+                    Err(ClientError::Object(ObjectError::Marker { .. })) => return unmet(),
+                    Err(error) if is_absent(&error) => return Ok(named(None)),
+                    Err(error) => return Err(refusal(&error)),
+                };
+                WriteIf::Matches(tags.clone()).decide(Some(&current))?;
+                // What any other version is made of never changes: of those it holds until they are gone.
+                seen = (version == NULL_VERSION).then_some(current.version);
+            }
+            let dropped = self
+                .store
+                .drop_version(bucket, key, version, seen, what.bypass);
+            match dropped.await {
+                Ok(dropped) => return Ok(named(dropped.tag)),
+                // Another one is called so by now, or it was written anew: it is asked of that one.
+                Err(error) if seen.is_some() && error.code() == Store::PreconditionFailed => {}
                 Err(error) => return Err(refusal(&error)),
-            };
-            WriteIf::Matches(tags.clone()).decide(Some(&current))?;
+            }
         }
-        let dropped = self
-            .store
-            .drop_version(what.bucket, what.key, version, what.bypass)
-            .await;
-        let dropped = dropped.map_err(|error| refusal(&error))?;
-        Ok(named(dropped.tag))
+        overtaken()
     }
 
     async fn remove_current(&self, what: &What<'_>) -> Result<Removed, Refusal> {
@@ -141,10 +157,7 @@ impl Gateway {
                 Err(error) => return Err(refusal(&error)),
             }
         }
-        refused(
-            Code::ConditionalRequestConflict,
-            "The conditional request cannot succeed due to a conflicting operation against this resource.",
-        )
+        overtaken()
     }
 
     /// DeleteObject.
