@@ -237,6 +237,40 @@ def test_ranges():
         assert (said.get("ActualObjectSize"), said.get("RangeRequested")) == ("0", "bytes=0-99"), said
 
 
+def test_if_range():
+    """Who has a part of another object gets all of this one."""
+    def ask(s3, method, value, **args):
+        def add(request, **_):
+            request.headers["If-Range"] = value
+        s3.meta.events.register("before-sign.s3", add)
+        return getattr(s3, method)(**args)
+
+    with bucket() as b:
+        x = [data(5 * MIB), data(100)]
+        upload, done = parts_of(b, "k", enumerate(x, 1))
+        S3.complete_multipart_upload(Bucket=b, Key="k", UploadId=upload, MultipartUpload={"Parts": done})
+        S3.put_object(Bucket=b, Key="e", Body=b"")
+        etag, whole = S3.head_object(Bucket=b, Key="k")["ETag"], b"".join(x)
+        beyond = "bytes=%d-" % len(whole)
+        stale = ('"0123456789abcdef0123456789abcdef"', "Sat, 01 Jan 2000 00:00:00 GMT")
+        for asked in ({"Range": "bytes=1-5"}, {"Range": beyond}, {"PartNumber": 1}, {"PartNumber": 2}):
+            for value in stale:
+                got = ask(client(), "get_object", value, Bucket=b, Key="k", **asked)
+                assert got["ResponseMetadata"]["HTTPStatusCode"] == 200 and "ContentRange" not in got, (asked, value, got)
+                assert got["Body"].read() == whole and "PartsCount" not in got, (asked, value)
+                head = ask(client(), "head_object", value, Bucket=b, Key="k", **asked)
+                assert head["ContentLength"] == len(whole) and "PartsCount" not in head, (asked, value, head)
+            if asked != {"Range": beyond}:
+                got = ask(client(), "get_object", etag, Bucket=b, Key="k", **asked)
+                assert got["ResponseMetadata"]["HTTPStatusCode"] == 206 and len(got["Body"].read()) < len(whole), asked
+        past = dict(method="get_object", Bucket=b, Key="k", Range=beyond)
+        fails("InvalidRange", 416, ask, s3=client(), value=etag, **past)
+        fails("PreconditionFailed", 412, ask, s3=client(), value=stale[0], IfMatch='"x"', **past)
+        for asked in ({"Range": "bytes=0-"}, {"PartNumber": 1}):
+            got = ask(client(), "get_object", stale[0], Bucket=b, Key="e", **asked)
+            assert got["ResponseMetadata"]["HTTPStatusCode"] == 200 and got["Body"].read() == b"", asked
+
+
 def test_conditional_reads():
     with bucket() as b:
         etag = S3.put_object(Bucket=b, Key="k", Body=b"x")["ETag"]
