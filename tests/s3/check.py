@@ -636,6 +636,25 @@ def test_multipart_again():
         assert body(b, "e") == b"" and S3.head_object(Bucket=b, Key="e")["ETag"].endswith('-1"')
 
 
+def test_multipart_racers():
+    """Who completes what others complete at that moment is told that it is done, or to ask again: no part is said to be missing."""
+    with bucket() as b, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for n in range(15):
+            upload, done = parts_of(b, "k", [(1, data(5 * MIB)), (2, b"%d" % n)])
+            args = dict(Bucket=b, Key="k", UploadId=upload, MultipartUpload={"Parts": done})
+
+            def complete(nth):
+                time.sleep(RANDOM.random() * 0.03)
+                try:
+                    return (S3, OTHER)[nth % 2].complete_multipart_upload(**args)["ETag"]
+                except ClientError as error:
+                    assert error.response["Error"]["Code"] == "ServiceUnavailable", error
+
+            told = set(pool.map(complete, range(16))) - {None}
+            assert told == {S3.head_object(Bucket=b, Key="k")["ETag"]}, told
+            assert told == {S3.complete_multipart_upload(**args)["ETag"]}
+
+
 def test_multipart_copy():
     with bucket() as b:
         x = data(12 * MIB)

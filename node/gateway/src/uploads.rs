@@ -39,7 +39,7 @@ use crate::call::Call;
 use crate::digests::Sent;
 use crate::directory::{reserved, write_document};
 use crate::encryption::{Cipher, has_default, set_encryption};
-use crate::faults::{busy, internal, refusal, refused};
+use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
 use crate::late::{Late, OnItsWay};
@@ -408,7 +408,7 @@ impl Gateway {
         }
     }
 
-    /// What is known of each of these parts, in their order.
+    /// What is known of each of these parts, in their order. One that is gone went with its upload.
     pub(crate) async fn look_at(&self, keys: Vec<String>) -> Result<Vec<ObjectMeta>, Refusal> {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
@@ -423,7 +423,11 @@ impl Gateway {
         }
         while let Some(done) = tasks.join_next().await {
             let (i, meta) = done.map_err(internal)?;
-            metas[i] = Some(meta.map_err(|error| refusal(&error))?);
+            metas[i] = match meta {
+                Ok(meta) => Some(meta),
+                Err(error) if is_absent(&error) => return no_such_upload(),
+                Err(error) => return Err(refusal(&error)),
+            };
         }
         Ok(metas.into_iter().flatten().collect())
     }
