@@ -288,8 +288,8 @@ impl Client {
         put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
 
-    /// The same, of a version that is not the current one. If it is, or has become, the current one, this is
-    /// refused as a precondition that does not hold.
+    /// The same, of a version that is not the current one. If it is, or has become, the current one, or was written
+    /// anew since `meta` was found, this is refused as a precondition that does not hold.
     pub async fn reseal_version(
         &self,
         bucket: &str,
@@ -302,10 +302,13 @@ impl Client {
             let detail = "an object that is no version is the current one".to_owned();
             return Err(ObjectError::BadRequest { detail }.into());
         };
-        let making = Making::Again {
+        // With the lock that it has: of the changes of a version this one names the entry that was looked at.
+        let making = Making::Locked {
             tag,
+            seen: meta.version,
             current: false,
             modified_ms: meta.modified_ms,
+            bypass: false,
         };
         put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
