@@ -926,6 +926,46 @@ def test_policies():
         fails("AccessDenied", 403, alt.get_object, Bucket=b, Key="public/k")
 
 
+def test_conditions_of_removals():
+    """Who removes by an ETag has to be one who may read it: by what is answered it could be guessed."""
+    if "ALT_KEY" not in os.environ:
+        return "skipped: no second user"
+    alt = client(os.environ["ALT_KEY"], os.environ["ALT_SECRET"])
+    with bucket() as b:
+        def allow(*actions):
+            statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": list(actions), "Resource": "arn:aws:s3:::%s/*" % b}
+            S3.put_bucket_policy(Bucket=b, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+
+        def many(etag):
+            done = alt.delete_objects(Bucket=b, Delete={"Objects": [dict({"Key": "k"}, **({"ETag": etag} if etag else {}))]})
+            return [e["Code"] for e in done.get("Errors", [])]
+
+        etag = S3.put_object(Bucket=b, Key="k", Body=b"x")["ETag"]
+        allow("s3:DeleteObject", "s3:DeleteObjectVersion")
+        for named in (etag, '"no"'):
+            fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="k", IfMatch=named)
+            fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="none", IfMatch=named)
+            assert many(named) == ["AccessDenied"]
+        # Of one that is named by its version another right is asked for.
+        allow("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObject")
+        fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="k", VersionId="null", IfMatch=etag)
+        fails("PreconditionFailed", 412, alt.delete_object, Bucket=b, Key="k", IfMatch='"no"')
+        assert many('"no"') == ["PreconditionFailed"] and body(b, "k") == b"x"
+        alt.delete_object(Bucket=b, Key="k", IfMatch=etag)
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        assert many(etag) == []
+        allow("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObjectVersion")
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="k", IfMatch=etag)
+        alt.delete_object(Bucket=b, Key="k", VersionId="null", IfMatch=etag)
+        # Whether there is one at all is told by no removal but that one.
+        allow("s3:DeleteObject")
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        alt.delete_object(Bucket=b, Key="k", IfMatch="*")
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        assert many(None) == []
+
+
 def test_configurations():
     with bucket() as b:
         for call, code in ((S3.get_bucket_cors, "NoSuchCORSConfiguration"), (S3.get_bucket_website, "NoSuchWebsiteConfiguration"),

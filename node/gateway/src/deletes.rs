@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ashlar_cluster_s3::conditional::{Current, Etags, WriteIf, etag};
 use ashlar_cluster_s3::documents::{ToDelete, parse_delete};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::tags::Tags;
 use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
@@ -19,7 +20,7 @@ use crate::access::Access;
 use crate::call::arn;
 use crate::digests::Sent;
 use crate::faults::{internal, is_absent, refusal, refused};
-use crate::gateway::{Context, Gateway};
+use crate::gateway::{Context, Gateway, attributes};
 use crate::inbound::Inbound;
 use crate::locks::{asks_bypass, bypass, check_bypass};
 use crate::reply::Reply;
@@ -160,6 +161,40 @@ impl Gateway {
         overtaken()
     }
 
+    /// Refuses to look at the ETag of an object for who may not read that: what is then answered would tell it.
+    async fn check_reads(
+        &self,
+        mut access: Access,
+        (bucket, key): (&str, &str),
+        version: Option<Seq>,
+    ) -> Result<(), Refusal> {
+        let action = match version {
+            None => "s3:GetObject",
+            Some(_) => "s3:GetObjectVersion",
+        };
+        let resource = arn(bucket, key);
+        if !access.looks_at_existing_tags() && !access.waits_for_object(action, &resource) {
+            return access.check(action, &resource);
+        }
+        // Whether it may be read is said by its tags, or by whose it is.
+        match self.head(bucket, key, version).await {
+            Ok(meta) => {
+                let found = attributes(&meta)?;
+                access.say_existing_tags(&found.tags);
+                access.check_of(action, &resource, &found)
+            }
+            Err(error) if is_absent(&error) => {
+                access.say_existing_tags(&Tags::new());
+                let absent = access.absent(bucket, key);
+                match absent.code == Code::NoSuchKey || access.may(action, &resource) {
+                    true => Ok(()),
+                    false => Err(absent),
+                }
+            }
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
     /// DeleteObject.
     pub(crate) async fn delete_object(&self, context: &Context) -> Result<Reply, Refusal> {
         let call = &context.call;
@@ -167,6 +202,10 @@ impl Gateway {
         let condition = call.header("if-match").map(Etags::parse);
         let version = asked_version(call)?;
         let bypass = version.is_some() && bypass(&context.access, call, &call.arn())?;
+        if let Some(Etags::These(_)) = condition {
+            let (access, names) = (context.access.clone(), (&*call.bucket, &*call.key));
+            self.check_reads(access, names, version).await?;
+        }
         let removed = self
             .remove(&What {
                 bucket: &call.bucket,
@@ -187,12 +226,13 @@ impl Gateway {
         Ok(reply)
     }
 
-    /// Removes one of many. `access` is given if that depends on the tags that it has.
+    /// Removes one of many. `access` is given if that depends on the tags that it has, and `reads` if it may depend on
+    /// its ETag.
     async fn remove_one(
         &self,
         bucket: &str,
         removal: &Removal,
-        access: Option<Access>,
+        (access, reads): (Option<Access>, Option<Access>),
         keeping: Keeping,
     ) -> Result<Removed, Refusal> {
         let (object, version) = (&removal.object, removal.version);
@@ -202,6 +242,10 @@ impl Gateway {
             check_may(&access, bucket, object, removal.bypass)?;
         }
         let condition = object.etag.as_deref().map(Etags::parse);
+        if let (Some(Etags::These(_)), Some(access)) = (&condition, reads) {
+            self.check_reads(access, (bucket, &object.key), version)
+                .await?;
+        }
         let what = What {
             bucket,
             key: &object.key,
@@ -264,13 +308,16 @@ impl Gateway {
             // What is current goes last: each time that it went what is current then would have to be looked for.
             removals.sort_by_key(|it| (it.version.is_none(), it.version));
             let access = by_tags.then(|| context.access.clone());
+            let named = removals.iter().any(|it| it.object.etag.is_some());
+            let reads = named.then(|| context.access.clone());
             let (this, bucket, at_once) = (self.clone(), call.bucket.clone(), at_once.clone());
             tasks.spawn(async move {
                 // Nobody closes it.
                 let _permit = at_once.acquire_owned().await;
                 let mut done = Vec::with_capacity(removals.len());
                 for removal in removals {
-                    let removed = this.remove_one(&bucket, &removal, access.clone(), keeping);
+                    let by = (access.clone(), reads.clone());
+                    let removed = this.remove_one(&bucket, &removal, by, keeping);
                     done.push((removal.i, removed.await));
                 }
                 done
