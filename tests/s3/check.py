@@ -734,6 +734,17 @@ def test_list_uploads():
         assert [p["Prefix"] for p in rolled["CommonPrefixes"]] == ["a/"] and len(rolled["Uploads"]) == 5
         only = S3.list_multipart_uploads(Bucket=b, Prefix="a/")
         assert [u["Key"] for u in only["Uploads"]] == ["a/1", "a/2"]
+        # What rolls up is told once, however many there are, and what is behind it is not lost: by keys that are long, too.
+        long = "y" * 900
+        for k in ["d/%d" % n for n in range(40)] + ["d0", "e/1", long + "/1", long + "/2", "z"]:
+            S3.create_multipart_upload(Bucket=b, Key=k)
+        for size in (1, 2, 3, 1000):
+            keys, prefixes = [], []
+            for page in S3.get_paginator("list_multipart_uploads").paginate(Bucket=b, Delimiter="/", PaginationConfig={"PageSize": size}):
+                keys += [u["Key"] for u in page.get("Uploads", [])]
+                prefixes += [p["Prefix"] for p in page.get("CommonPrefixes", [])]
+            assert keys[:4] == ["a", "b", "b", "d0"] and keys[-1] == "z" and len(keys) == 7, (size, keys)
+            assert prefixes == ["a/", "d/", "e/", long + "/"], (size, prefixes)
         # A bucket goes with the uploads that nobody has completed.
 
 

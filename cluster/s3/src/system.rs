@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::attributes::{Attributes, BadAttributes};
 use crate::bucket::{BadDocument, from_json, to_json};
 use crate::checksum::{Algorithm, Kind, digest};
+use crate::listing::behind;
 use crate::refusal::Refusal;
 use crate::text::{from_base64, from_hex, to_base64, to_hex};
 
@@ -117,6 +118,15 @@ pub const APPENDS: &str = "appends/";
 pub fn upload_marker(bucket: &str, key: &str, id: Option<UploadId>) -> String {
     let id = id.unwrap_or(UploadId([0xff; 16]));
     upload_key(bucket, key, id)
+}
+
+/// Where to go on listing uploads behind all of objects whose keys begin with `prefix`; None if others may stand among
+/// those.
+pub fn behind_uploads(bucket: &str, prefix: &str) -> Option<String> {
+    match prefix.len() <= KEPT {
+        true => behind(&uploads_prefix(bucket, prefix)),
+        false => None,
+    }
 }
 
 /// The key of a part that is uploaded now. A number that is uploaded again displaces nothing: which one
@@ -361,6 +371,8 @@ mod tests {
             prop_assert_eq!(key(&a, n).cmp(&key(&b, m)), (&a, n).cmp(&(&b, m)));
             let marker = upload_marker("bucket", &a, None);
             prop_assert_eq!(marker < key(&b, m), a < b);
+            let behind = behind_uploads("bucket", &a).unwrap();
+            prop_assert_eq!(behind < key(&b, m), a < b && !b.starts_with(&a));
         }
 
         #[test]
@@ -374,6 +386,9 @@ mod tests {
             check_key(&key(&longer)).unwrap();
             prop_assert_ne!(key(&text), key(&longer));
             prop_assert!(key(&text).starts_with(&uploads_prefix(&"b".repeat(63), &text)));
+            let behind = behind_uploads(&"b".repeat(63), &text);
+            prop_assert_eq!(behind.is_some(), text.len() <= KEPT);
+            prop_assert!(behind.is_none_or(|behind| key(&longer) < behind));
         }
     }
 }
