@@ -27,6 +27,7 @@ mod encryption;
 mod faults;
 pub mod gateway;
 mod inbound;
+mod late;
 pub mod lifecycle;
 mod lists;
 mod locks;

@@ -141,6 +141,22 @@ struct Part {
     of: Option<ashlar_layout::ids::Seq>,
 }
 
+impl Part {
+    /// All of it.
+    const WHOLE: Part = Part {
+        range: None,
+        number: None,
+        of: None,
+    };
+
+    /// Whether it is asked for of another object only: of this one `If-Range` wants all.
+    fn is_of_another(&self, call: &Call, etag: &str, modified_ms: u64) -> bool {
+        let stands = |if_range| range_stands(if_range, etag, modified_ms);
+        let is_part = self.range.is_some() || self.number.is_some();
+        is_part && !call.header("if-range").is_none_or(stands)
+    }
+}
+
 impl Gateway {
     /// Finds the object that a request is about, or the version of it.
     pub(crate) async fn find(&self, context: &Context) -> Result<ObjectMeta, Refusal> {
@@ -265,7 +281,17 @@ impl Gateway {
         for _ in 0..TRIES {
             let opened = self.open(context, &part).await?;
             let (mut stream, meta, found) = match opened {
-                Opened::OutOfRange(meta) => return self.out_of_range(call, &meta),
+                Opened::OutOfRange(meta) if part.of.is_some_and(|of| of != meta.version) => {
+                    part = self.part(context).await?;
+                    continue;
+                }
+                Opened::OutOfRange(meta) => match self.out_of_range(call, &part, &meta)? {
+                    Some(reply) => return Ok(reply),
+                    None => {
+                        part = Part::WHOLE;
+                        continue;
+                    }
+                },
                 Opened::Stream(opened) => *opened,
             };
             if part.of.is_some_and(|of| of != meta.version) {
@@ -279,9 +305,8 @@ impl Gateway {
             if let Err(refusal) = read_if(call).check(&tag, modified) {
                 return unmet(refusal, &meta, &found);
             }
-            let stands = |if_range| range_stands(if_range, &tag, modified);
-            if part.range.is_some() && !call.header("if-range").is_none_or(stands) {
-                part.range = None;
+            if part.is_of_another(call, &tag, modified) {
+                part = Part::WHOLE;
                 continue;
             }
             let range = stream.range();
@@ -305,14 +330,23 @@ impl Gateway {
         )
     }
 
-    fn out_of_range(&self, call: &Call, meta: &ObjectMeta) -> Result<Reply, Refusal> {
+    /// What is said to who wants bytes of an object that it does not have; nothing if all of this one is wanted.
+    fn out_of_range(
+        &self,
+        call: &Call,
+        part: &Part,
+        meta: &ObjectMeta,
+    ) -> Result<Option<Reply>, Refusal> {
         let found = attributes(meta)?;
         self.check_key(call, &found)?;
-        let tag = etag(&meta.manifest, meta.id());
-        if let Err(refusal) = read_if(call).check(&tag, modified_ms(meta, &found)) {
-            return unmet(refusal, meta, &found);
+        let (tag, modified) = (etag(&meta.manifest, meta.id()), modified_ms(meta, &found));
+        if let Err(refusal) = read_if(call).check(&tag, modified) {
+            return unmet(refusal, meta, &found).map(Some);
         }
-        Err(beyond(call, meta.manifest.size))
+        match part.is_of_another(call, &tag, modified) {
+            true => Ok(None),
+            false => Err(beyond(call, meta.manifest.size)),
+        }
     }
 
     async fn give(
@@ -357,12 +391,12 @@ impl Gateway {
             return unmet(refusal, &meta, &found);
         }
         let size = meta.manifest.size;
-        let stands = |if_range| range_stands(if_range, &tag, modified);
-        let asked = part
-            .range
-            .filter(|_| call.header("if-range").is_none_or(stands));
-        let range = match asked {
-            None if part.number.is_some() && part.range.is_none() => 0..0,
+        let part = match part.is_of_another(call, &tag, modified) {
+            true => &Part::WHOLE,
+            false => part,
+        };
+        let range = match part.range {
+            None if part.number.is_some() => 0..0,
             None => 0..size,
             Some(asked) => match asked.resolve(size) {
                 Some(range) => range,
@@ -371,12 +405,7 @@ impl Gateway {
                 }
             },
         };
-        let part = Part {
-            range: asked,
-            number: part.number,
-            of: None,
-        };
-        let mut reply = head(context, &part, &range, &meta, &found);
+        let mut reply = head(context, part, &range, &meta, &found);
         reply.set("content-length", &(range.end - range.start).to_string());
         Ok(reply)
     }

@@ -102,7 +102,7 @@ impl Gateway {
             attributes,
             // What the bucket wants; a form asks for none.
             lock: Lock::NONE,
-            known: None,
+            known: Some(context.known()),
             cipher,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));

@@ -42,7 +42,7 @@ use crate::locks::{Kept, asked_lock};
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
-use crate::versions::{Keeping, STANDS, missing};
+use crate::versions::{Keeping, missing};
 
 /// Most bytes of one body.
 pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
@@ -66,7 +66,7 @@ pub(crate) struct Target<'a> {
     pub(crate) attributes: Attributes,
     /// The lock that is asked for.
     pub(crate) lock: Lock,
-    /// What its bucket wanted, and when.
+    /// What its bucket wanted, and when; nothing of the reserved one, into which nobody is let.
     pub(crate) known: Option<(Kept, Instant)>,
     /// With what it is encrypted.
     pub(crate) cipher: Option<Cipher>,
@@ -247,7 +247,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
-            known: Some((context.kept(), context.asked)),
+            known: Some(context.known()),
             cipher,
         };
         let made = self
@@ -301,8 +301,8 @@ impl Gateway {
         // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
         let seal = async |_: Sealed| {
             let kept = match known {
-                Some((kept, asked)) if asked.elapsed() < STANDS => Ok(kept),
-                _ => self.kept(bucket).await,
+                Some(known) => self.still_kept(bucket, known).await,
+                None => Ok(Kept::of(None)),
             };
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
@@ -421,7 +421,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
-            known: None,
+            known: Some(context.known()),
             cipher,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);

@@ -127,6 +127,8 @@ impl Gateway {
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         let asked = asked_version(call)?;
+        // The document may have taken a while to come.
+        self.still_kept(&call.bucket, context.known()).await?;
         for _ in 0..TRIES {
             let (meta, current) = self.to_be_changed(context, asked).await?;
             let mut attributes = attributes(&meta)?;
