@@ -282,7 +282,11 @@ mod tests {
 
         /// Over the ends of words, and whatever the case.
         #[test]
-        fn one_way_as_the_other(pattern in "[abA*]{0,30}[ab]{50,140}[AB*?]{0,8}", text in "[abAB]{0,300}", fill in 0usize..3) {
+        fn one_way_as_the_other(
+            pattern in "[abA*]{0,30}[ab]{50,140}[AB*?]{0,8}",
+            text in "[abAB]{0,300}",
+            fill in 0usize..3,
+        ) {
             let text = match fill {
                 0 => text,
                 1 => pattern.replace('*', &text).replace('?', "b"),

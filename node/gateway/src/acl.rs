@@ -291,9 +291,9 @@ impl Gateway {
         };
         let of_bucket = config.owner.as_str();
         let owner = owner_of_new(config.ownership(), access.account(), of.canned, of_bucket);
-        // Who may put an object may say what its list is, as its owner may, unless a policy is against it. Whom nothing but
-        // the bucket's policy lets in, to put what is another one's then, may give it to that one altogether, and needs
-        // leave for anything else.
+        // Who may put an object may say what its list is, as its owner may, unless a policy is against it. Whom nothing
+        // but the bucket's policy lets in, to put what is another one's then, may give it to that one altogether, and
+        // needs leave for anything else.
         let gives = of.canned == Some("bucket-owner-full-control");
         let by_policy = || access.grounds("s3:PutObject", &call.arn(), false) == Grounds::Bucket;
         let may = match access.account() == Some(owner) || gives || !by_policy() {
