@@ -467,8 +467,8 @@ pub enum Op {
         bypass: bool,
     },
     /// Writes a version of an object anew, with another lock, or something else that is remembered of it: its bytes
-    /// are where they were. One that is no version yet is made one by that. With [`Body::Inline`] the entry's payload is
-    /// the object.
+    /// are where they were. One that is no version yet is made one by that. With [`Body::Inline`] the entry's payload
+    /// is the object.
     LockVersion {
         /// The bucket's name.
         bucket: String,

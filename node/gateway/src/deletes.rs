@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ashlar_cluster_s3::conditional::{Current, Etags, WriteIf, etag};
 use ashlar_cluster_s3::documents::{ToDelete, parse_delete};
+use ashlar_cluster_s3::operation::Operation;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::tags::Tags;
 use ashlar_cluster_s3::version_id;
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::access::Access;
+use crate::admit::of_version;
 use crate::call::arn;
 use crate::digests::Sent;
 use crate::faults::{internal, is_absent, refusal, refused};
@@ -177,10 +179,7 @@ impl Gateway {
         (bucket, key): (&str, &str),
         version: Option<Seq>,
     ) -> Result<(), Refusal> {
-        let action = match version {
-            None => "s3:GetObject",
-            Some(_) => "s3:GetObjectVersion",
-        };
+        let action = of_version(Operation::GetObject, version.is_some());
         let resource = arn(bucket, key);
         if !access.looks_at_existing_tags() && !access.waits_for_object(action, &resource) {
             return access.check(action, &resource);
@@ -251,7 +250,8 @@ impl Gateway {
             check_may(&access, bucket, object, removal.bypass)?;
         }
         let condition = object.etag.as_deref().map(Etags::parse);
-        if let (Some(Etags::These(_)), Some(access)) = (&condition, reads) {
+        if let (Some(Etags::These(_)), Some(mut access)) = (&condition, reads) {
+            access.say_version(object.version.as_deref());
             self.check_reads(access, (bucket, &object.key), version)
                 .await?;
         }
