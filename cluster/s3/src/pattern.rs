@@ -292,7 +292,8 @@ mod tests {
                 1 => pattern.replace('*', &text).replace('?', "b"),
                 _ => pattern.replace(['*', '?'], "a").to_ascii_uppercase(),
             };
-            let (pieces, text): (_, Vec<char>) = (Pattern::new(&pattern, true).pieces, text.chars().collect());
+            let text: Vec<char> = text.chars().collect();
+            let pieces = Pattern::new(&pattern, true).pieces;
             for case in [Case::Kept, Case::Ignored] {
                 let expected = directly(&pieces, &text, case, usize::MAX);
                 prop_assert_eq!(expected, Some(by_sets(&pieces, &text, case)));

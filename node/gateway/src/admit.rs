@@ -212,8 +212,8 @@ impl Gateway {
                 | Operation::PutObjectLegalHold
                 | Operation::PutObjectTagging
         ) {
-            // Each of the keys is asked for, or the lock or the tags that the document says. That is not read for somebody
-            // who may do nothing.
+            // Each of the keys is asked for, or the lock or the tags that the document says. That is not read for
+            // somebody who may do nothing.
             let nothing = access.is_nobody();
             self.check_there(context).await?;
             return if nothing { denied() } else { Ok(()) };
