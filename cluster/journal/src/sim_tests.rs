@@ -159,7 +159,7 @@ fn run_all(name: &str, regressions: &[u64], plan: impl Fn(u64) -> (u8, Plan)) {
         None => regressions
             .iter()
             .copied()
-            .chain((0..number("ASHLAR_SEEDS").unwrap_or(1500)).map(|seed| from + seed))
+            .chain((0..number("ASHLAR_SEEDS").unwrap_or(1050)).map(|seed| from + seed))
             .collect(),
     };
     let mut total = BTreeMap::new();
