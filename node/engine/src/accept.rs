@@ -80,6 +80,7 @@ impl<M: Memory> Engine<M> {
             payload_len,
             payload_crc,
             pieces,
+            copy: None,
         };
         let hash = self.index.hash(&shard);
         if self.index.candidates(hash).next().is_some() {
@@ -197,6 +198,7 @@ impl<M: Memory> Engine<M> {
                 targets: Vec::new(),
                 hold: true,
                 shadow: false,
+                carried: false,
             };
             stream.queue.push_back(item);
         } else if let Err(error) = self.check_doomed(shard, mem, out) {

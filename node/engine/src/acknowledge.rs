@@ -12,7 +12,7 @@ use ashlar_layout::footer::Footer;
 use ashlar_layout::ids::{ExtentNo, ShardId};
 
 use crate::api::{Action, IoFailure, Memory, Output};
-use crate::append::{Appended, Batch, Item, Seal, What};
+use crate::append::{Appended, Batch, Item, Seal, Target, What};
 use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::mutants::mutant;
@@ -91,9 +91,23 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) {
         match record {
-            Appended::Shard { shard, candidate } => {
-                self.index.insert(self.index.hash(&shard), candidate);
-                self.extents.born(extent);
+            Appended::Shard {
+                shard,
+                candidate,
+                len,
+                copy,
+            } => {
+                let hash = self.index.hash(&shard);
+                if copy.is_none() {
+                    self.rewritten(hash);
+                }
+                if !mutant!(TurnIndexEarly) || copy.is_none() {
+                    self.index.insert(hash, candidate);
+                }
+                self.extents.born(extent, len);
+                if let Some(copy) = copy {
+                    self.copied(copy, len);
+                }
                 self.written(shard, mem, out);
             }
             Appended::Tombstone {
@@ -101,7 +115,11 @@ impl<M: Memory> Engine<M> {
                 targets,
                 hold,
                 shadow,
+                carried,
             } => {
+                if carried {
+                    self.carried(shard, extent);
+                }
                 let hash = self.index.hash(&shard);
                 if hold {
                     self.extents.hold(extent);
@@ -109,12 +127,12 @@ impl<M: Memory> Engine<M> {
                 if shadow || self.blind.is_some() {
                     self.shadows.insert(shard);
                 }
-                for block in targets {
+                for Target { block, len } in targets {
                     let address = block * u64::from(self.geometry.block_size);
                     if self.index.remove(hash, block)
                         && let Some(target) = self.geometry.extent_of(address)
                     {
-                        self.extents.killed(target, extent);
+                        self.extents.killed(target, len, extent);
                     }
                 }
                 for op in self.deleting.remove(&shard).unwrap_or_default() {
@@ -193,13 +211,19 @@ impl<M: Memory> Engine<M> {
         let mut deletes = None;
         let ops = match what {
             What::Header => Vec::new(),
-            What::Item(Item::Shard { shard, .. }) => {
+            What::Item(Item::Shard { shard, copy, .. }) => {
+                if let Some(copy) = copy {
+                    self.copy_refused(copy);
+                }
                 let writing = self.writing.remove(&shard);
                 let (ops, waiting) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
                 deletes = Some((shard, waiting));
                 ops
             }
-            What::Item(Item::Tombstone { shard, .. }) => {
+            What::Item(Item::Tombstone { shard, carried, .. }) => {
+                if carried {
+                    self.carry_refused(shard);
+                }
                 self.deleting.remove(&shard).unwrap_or_default()
             }
             What::Item(

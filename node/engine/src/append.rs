@@ -21,6 +21,8 @@
 //! - No header of an extent is written while a root is under way ([`crate::chunks`] says why), and no second root sent
 //!   while a header waits for the first: many partitions' roots do not keep an extent from being opened.
 //! - A record never reaches into the room that the footer of its extent will take.
+//! - A shard is refused while no more extents are free than are kept from shards, even if it fitted into one that was
+//!   opened of these, for a tombstone or a copy.
 //! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
@@ -36,7 +38,9 @@ use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::index::{Candidate, UNIT};
 use crate::mutants::mutant;
-pub(crate) use crate::queue::{Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, What};
+pub(crate) use crate::queue::{
+    Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, Target, What,
+};
 
 /// Gathered batches that are under way at most: of the journal, and of data.
 pub const IN_FLIGHT: [usize; 2] = [1, 2];
@@ -57,7 +61,7 @@ const BATCH_MAX: u64 = 4 * 1024 * 1024;
 /// Free extents that nothing but tombstones may take: they need a place to go.
 pub(crate) const TOMBSTONE_RESERVE: u32 = 1;
 /// Bytes of a footer at most; it is written from one buffer, and read into one.
-const FOOTER_MAX: u64 = 4 * 1024 * 1024;
+pub(crate) const FOOTER_MAX: u64 = 4 * 1024 * 1024;
 
 impl<M: Memory> Engine<M> {
     /// Sends off what waits in a stream, as long as there is room for another batch.
@@ -145,6 +149,14 @@ impl<M: Memory> Engine<M> {
             if matches!(what, What::Item(Item::Root { .. })) && !self.may_send_root() {
                 self.streams[stream as usize].put_back(what);
                 break;
+            }
+            if let Some(error) = self.too_full_for(&what) {
+                if !plan.is_empty() {
+                    self.streams[stream as usize].put_back(what);
+                    break;
+                }
+                self.refuse(what, &error, mem, out);
+                return Some(plan);
             }
             let len = record_len(what.payload_len(), block_size);
             let alone = stream == StreamNo::Index || (what.has_buffer() && len >= ALONE_MIN);
@@ -247,7 +259,10 @@ impl<M: Memory> Engine<M> {
         what: &What<M::Buf>,
     ) -> Result<(), Option<EngineError>> {
         let reserve = match what {
-            What::Item(Item::Shard { .. }) => self.extents.reserve(),
+            What::Item(Item::Shard { copy: None, .. }) => self.extents.reserve(),
+            What::Item(Item::Shard { .. } | Item::Tombstone { carried: true, .. }) => {
+                TOMBSTONE_RESERVE
+            }
             What::Item(Item::Tombstone { .. }) => 0,
             What::Item(Item::Chunk { .. }) => self.extents.chunk_reserve(),
             What::Item(Item::Root { .. }) => TOMBSTONE_RESERVE,
@@ -255,12 +270,7 @@ impl<M: Memory> Engine<M> {
         };
         let free = self.extents.free_count();
         if free <= reserve {
-            let (free, reserve) = (u64::from(free), u64::from(reserve));
-            return Err(Some(EngineError::DeviceFull {
-                device: self.device,
-                free,
-                reserve,
-            }));
+            return Err(Some(self.full(reserve)));
         }
         let incarnation = self.take_incarnation().ok_or(None)?;
         let kind = self.streams[stream as usize].kind;
@@ -271,6 +281,7 @@ impl<M: Memory> Engine<M> {
             incarnation,
             pos,
             entries: Vec::new(),
+            spare: free <= self.extents.reserve(),
         };
         if let Some(full) = self.streams[stream as usize].open.replace(open) {
             self.seals.push(Seal {
@@ -281,6 +292,25 @@ impl<M: Memory> Engine<M> {
             });
         }
         Ok(())
+    }
+
+    /// Why a shard must not even have the room that is left in the open extent, if so.
+    fn too_full_for(&self, what: &What<M::Buf>) -> Option<EngineError> {
+        let What::Item(Item::Shard { copy: None, .. }) = what else {
+            return None;
+        };
+        let open = self.streams[StreamNo::Data as usize].open.as_ref();
+        let reserve = self.extents.reserve();
+        let only_reserve = open.is_some_and(|open| open.spare);
+        (only_reserve && self.extents.free_count() <= reserve).then(|| self.full(reserve))
+    }
+
+    fn full(&self, reserve: u32) -> EngineError {
+        EngineError::DeviceFull {
+            device: self.device,
+            free: u64::from(self.extents.free_count()),
+            reserve: u64::from(reserve),
+        }
     }
 
     /// Makes writes of a plan. False if there is no buffer for the first of them; all is as it was then.
@@ -455,6 +485,7 @@ impl<M: Memory> Engine<M> {
                 payload_len,
                 payload_crc,
                 pieces,
+                copy,
             }) => {
                 header.subject = Subject::Shard(shard);
                 header.payload_crc = payload_crc;
@@ -469,14 +500,29 @@ impl<M: Memory> Engine<M> {
                     block,
                     units: len.div_ceil(UNIT) as u16,
                 };
-                batch.records.push(Appended::Shard { shard, candidate });
+                if mutant!(TurnIndexEarly) && copy.is_some() {
+                    self.turn_early(shard, candidate);
+                }
+                if copy.is_none() {
+                    self.cleaner.appended(len);
+                }
+                batch.records.push(Appended::Shard {
+                    shard,
+                    candidate,
+                    len,
+                    copy,
+                });
             }
             What::Item(Item::Tombstone {
                 shard,
                 targets,
                 hold,
                 shadow,
+                carried,
             }) => {
+                if !carried {
+                    self.cleaner.appended(u64::from(block_size));
+                }
                 header.subject = Subject::Tombstone(shard);
                 if let Some(room) = room {
                     encode_head(&mut header, &[], room, block_size);
@@ -486,6 +532,7 @@ impl<M: Memory> Engine<M> {
                     targets,
                     hold,
                     shadow,
+                    carried,
                 });
             }
             // Journal items always come gathered.
@@ -551,6 +598,7 @@ impl<M: Memory> Engine<M> {
             }
         }
         self.numbers.record += 1;
+        self.extents.wrote(open.no, header.record_len(block_size));
         let base = u64::from(open.no.0) * self.geometry.extent_size;
         open.entries
             .push(FooterEntry::of(&header, base, block_size));

@@ -10,6 +10,7 @@
 //!   the same instant and need no pin.)
 //! - A sealed data extent is freed when no live record and no pin is left in it. Freeing changes
 //!   nothing on the device: after a crash the same extent is found dead again, by the same tombstones.
+//!   (Not so one that is cleaned: see [`crate::clean`]. As long as it is, nothing else frees it.)
 //! - Pins point from an extent to one that was opened no later (a tombstone is written after its
 //!   record, and one data extent is open at a time), so they form no circle: of all dead extents, the
 //!   one opened first can always be freed.
@@ -18,8 +19,11 @@
 //! - Other extents than those of data are not freed for want of live records: their owners free them.
 //!   ([`crate::holdings`] and [`crate::chunks`] say why those of the journal and the index may be.) Such a one holds no
 //!   tombstones and is killed by none: no pin comes of its life as such.
-//! - Who may open an extent, when few are left, in this order: shards, the journal, chunks, roots, tombstones. Without
-//!   chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
+//! - Who may open an extent, when few are left, in this order: shards, the journal, the cleaner, chunks, roots,
+//!   tombstones. Without chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
+//!   What the cleaner takes it gives back: it begins only where chunks could, and what it has begun it may
+//!   end with all but the tombstones' share.
+//! - `live_bytes` of `bytes` are those of live records; the rest is dead, tombstones included.
 
 use std::collections::BTreeSet;
 
@@ -54,10 +58,18 @@ pub(crate) struct Extent {
     pub durable: Incarnation,
     /// Live records.
     pub live: u32,
+    /// Bytes of them,
+    pub live_bytes: u64,
+    /// and of all records, the dead and the tombstones too.
+    pub bytes: u64,
     /// Dead records elsewhere that the tombstones in here keep dead.
     pub pins: u32,
     /// Keep it for this session whatever the counts say.
     pub held: bool,
+    /// It is being cleaned.
+    pub cleaning: bool,
+    /// With so many live records and pins it could not be cleaned.
+    pub passed: Option<(u32, u32)>,
     /// Which extents hold tombstones for records in this one, and how many.
     killers: Vec<(ExtentNo, u32)>,
 }
@@ -75,25 +87,34 @@ pub(crate) struct ExtentTable {
     free: BTreeSet<u32>,
     /// How many of each kind are not free.
     used: [u32; 5],
+    /// Grows with all that may have made an extent worth cleaning: by the bytes that died, or an extent's.
+    pub stirred: u64,
+    extent_size: u64,
 }
 
 impl ExtentTable {
-    /// `count` extents, all free and never used.
-    pub fn new(count: u32) -> ExtentTable {
+    /// `count` extents of so many bytes, all free and never used.
+    pub fn new(count: u32, extent_size: u64) -> ExtentTable {
         let extent = Extent {
             state: State::Free,
             kind: None,
             incarnation: Incarnation(0),
             durable: Incarnation(0),
             live: 0,
+            live_bytes: 0,
+            bytes: 0,
             pins: 0,
             held: false,
+            cleaning: false,
+            passed: None,
             killers: Vec::new(),
         };
         ExtentTable {
             extents: vec![extent; count as usize],
             free: (0..count).collect(),
             used: [0; 5],
+            stirred: 0,
+            extent_size,
         }
     }
 
@@ -126,6 +147,11 @@ impl ExtentTable {
         TOMBSTONE_RESERVE + self.index_share().min(1)
     }
 
+    /// Free extents at which the cleaner goes to work: it has to be ahead of the shards that come.
+    pub fn cleaning_mark(&self) -> u32 {
+        self.reserve() + (self.count() / 32).max(2)
+    }
+
     /// What is kept for the index: room to write a table out, and to merge a little. On a device of few extents
     /// there is not that much to keep.
     fn index_share(&self) -> u32 {
@@ -156,6 +182,7 @@ impl ExtentTable {
         extent.state = State::Open;
         extent.kind = Some(kind);
         extent.incarnation = incarnation;
+        (extent.live_bytes, extent.bytes, extent.passed) = (0, 0, None);
         self.used[kind as usize] += 1;
         Some(ExtentNo(no))
     }
@@ -203,20 +230,30 @@ impl ExtentTable {
             let extent = &mut self.extents[killer.0 as usize];
             debug_assert!(extent.pins >= count);
             extent.pins -= count;
+            self.stirred += self.extent_size;
             self.free_if_dead(killer);
         }
     }
 
+    /// A record of so many bytes was appended to it.
+    pub fn wrote(&mut self, no: ExtentNo, len: u64) {
+        self.extents[no.0 as usize].bytes += len;
+    }
+
     /// A record in it is live.
-    pub fn born(&mut self, no: ExtentNo) {
-        self.extents[no.0 as usize].live += 1;
+    pub fn born(&mut self, no: ExtentNo, len: u64) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.live += 1;
+        extent.live_bytes += len;
     }
 
     /// A live record in `target` was killed by a durable tombstone in `by`.
-    pub fn killed(&mut self, target: ExtentNo, by: ExtentNo) {
+    pub fn killed(&mut self, target: ExtentNo, len: u64, by: ExtentNo) {
         let extent = &mut self.extents[target.0 as usize];
-        debug_assert!(extent.live > 0);
+        debug_assert!(extent.live > 0 && extent.live_bytes >= len);
         extent.live -= 1;
+        extent.live_bytes = extent.live_bytes.saturating_sub(len);
+        self.stirred += len;
         self.pin(target, by);
         self.free_if_dead(target);
     }
@@ -242,6 +279,72 @@ impl ExtentTable {
     /// No more records will be appended to it.
     pub fn seal(&mut self, no: ExtentNo) {
         self.extents[no.0 as usize].state = State::Sealed;
+        self.stirred += self.extent_size;
+    }
+
+    /// The sealed data extent that is best cleaned: that with the least to copy, if not more than `most` times
+    /// as much is copied as is won.
+    pub fn emptiest(&self, most: u64) -> Option<ExtentNo> {
+        let worth = |extent: &Extent| {
+            extent.state == State::Sealed
+                && extent.kind == Some(ExtentKind::Data)
+                && !extent.held
+                && extent.passed != Some((extent.live, extent.pins))
+                && extent.bytes > extent.live_bytes
+                && extent.live_bytes <= (extent.bytes - extent.live_bytes).saturating_mul(most)
+        };
+        let among = self.iter().filter(|(_, extent)| worth(extent));
+        let least = among.min_by_key(|(no, extent)| (extent.live_bytes, no.0));
+        least.map(|(no, _)| no)
+    }
+
+    /// The cleaner begins with it.
+    pub fn clean(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].cleaning = true;
+    }
+
+    /// The cleaner leaves it as it is; not to come back before something has changed in it, if it is `passed` over.
+    pub fn leave(&mut self, no: ExtentNo, passed: bool) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.cleaning = false;
+        if passed {
+            extent.passed = Some((extent.live, extent.pins));
+        }
+        self.free_if_dead(no);
+    }
+
+    /// What made the cleaner pass it over may have been mended.
+    pub fn try_again(&mut self, no: ExtentNo) {
+        if self.extents[no.0 as usize].passed.take().is_some() {
+            self.stirred += self.extent_size;
+        }
+    }
+
+    /// All tombstones of `from` are in `to` again, or will be before `from` is erased: `to` keeps dead what `from` does.
+    pub fn carry(&mut self, from: ExtentNo, to: ExtentNo) {
+        for target in (0..self.count()).map(ExtentNo) {
+            let killers = &self.extents[target.0 as usize].killers;
+            if killers.iter().any(|(killer, _)| *killer == from) {
+                self.pin(target, to);
+            }
+        }
+    }
+
+    /// It has durably got a new header: nothing that was in it can be found any more. It is not free yet.
+    pub fn erased(&mut self, no: ExtentNo, incarnation: Incarnation) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.incarnation = incarnation;
+        (extent.live, extent.live_bytes, extent.bytes, extent.pins) = (0, 0, 0, 0);
+        for extent in &mut self.extents {
+            extent.killers.retain(|(killer, _)| *killer != no);
+        }
+        self.header_durable(no);
+    }
+
+    /// It was cleaned, and is free.
+    pub fn cleaned(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].cleaning = false;
+        self.release(no);
     }
 
     /// Frees it if it is a sealed data extent of which nothing is needed any more.
@@ -251,7 +354,8 @@ impl ExtentTable {
             && extent.kind == Some(ExtentKind::Data)
             && extent.live == 0
             && (extent.pins == 0 || mutant!(FreeTombstones))
-            && !extent.held;
+            && !extent.held
+            && !extent.cleaning;
         if dead {
             self.release(no);
         }
@@ -286,11 +390,11 @@ mod tests {
 
     #[test]
     fn a_tombstone_outlives_what_it_kills() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         let old = sealed(&mut table, 1);
-        table.born(old);
+        table.born(old, 8192);
         let killer = sealed(&mut table, 2);
-        table.killed(old, killer);
+        table.killed(old, 8192, killer);
         assert_eq!(
             table.get(old).state,
             State::Free,
@@ -313,16 +417,16 @@ mod tests {
 
     #[test]
     fn record_and_tombstone_in_one_extent_need_no_pin() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         let no = sealed(&mut table, 1);
-        table.born(no);
-        table.killed(no, no);
+        table.born(no, 8192);
+        table.killed(no, 8192, no);
         assert_eq!(table.get(no).state, State::Free);
     }
 
     #[test]
     fn the_reserve_is_kept_from_data() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         assert_eq!(table.reserve(), 2);
         assert!(
             table
@@ -344,7 +448,7 @@ mod tests {
 
     #[test]
     fn held_and_open_extents_stay() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         let held = table.open(ExtentKind::Data, Incarnation(1), 0).unwrap();
         table.hold(held);
         table.seal(held);

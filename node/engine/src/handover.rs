@@ -83,7 +83,8 @@ impl Work {
                     }
                 }
             } else if seen.skip || self.extents.get(no).state == State::Free {
-                self.extents.adopt(no, State::Free, None, seen.floor);
+                let incarnation = seen.incarnation.max(seen.floor);
+                self.extents.adopt(no, State::Free, None, incarnation);
             }
         }
         // Of each kind the newest extent goes on, if it is unsealed and there is room in it. An older one
@@ -118,6 +119,7 @@ impl Work {
                 incarnation,
                 pos,
                 entries,
+                spare: true,
             };
             match streams.iter_mut().find(|stream| stream.kind == kind) {
                 Some(stream) if goes_on => stream.open = Some(open),
@@ -147,7 +149,7 @@ impl Work {
         let (roots, damaged_roots) = self.settle_roots(numbers.record);
         self.index.trim();
         self.journal.sort_by_key(|record| record.sequence);
-        report.shards = self.index.len();
+        report.shards = self.index.shards();
         let findings = report.findings;
         let mut engine = Engine::new(Recovered {
             superblocks,

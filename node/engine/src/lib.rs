@@ -23,6 +23,8 @@ pub mod api;
 mod append;
 mod checkpoint;
 mod chunks;
+pub mod clean;
+mod copying;
 pub mod engine;
 pub mod error;
 mod extents;

@@ -24,12 +24,22 @@ pub enum Mutant {
     FreeTombstones,
     /// Recovery does not mind tombstones.
     Resurrect,
+    /// A cleaned extent is erased while copies of its records are still on their way.
+    EraseEarly,
+    /// The index points to a copy as soon as that is handed out.
+    TurnIndexEarly,
+    /// The tombstones of a cleaned extent are not written again.
+    ForgetTombstones,
+    /// A record is copied though it does not match.
+    CopyUnchecked,
+    /// A shard is copied though it is being deleted.
+    CopyDeleted,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 8] = [
+    pub const ALL: [Mutant; 13] = [
         Mutant::SkipFlush,
         Mutant::AcknowledgeEarly,
         Mutant::WriteNotDurable,
@@ -38,6 +48,11 @@ impl Mutant {
         Mutant::ReuseIncarnation,
         Mutant::FreeTombstones,
         Mutant::Resurrect,
+        Mutant::EraseEarly,
+        Mutant::TurnIndexEarly,
+        Mutant::ForgetTombstones,
+        Mutant::CopyUnchecked,
+        Mutant::CopyDeleted,
     ];
 
     /// Has the engines of this process be the mutant of this name, or none: the first word counts.

@@ -51,7 +51,7 @@ const LAYERS: [Layer; 2] = [
 ];
 
 /// As `ashlar_node_engine::mutants` has them.
-const MUTANTS: [&str; 8] = [
+const MUTANTS: [&str; 13] = [
     "SkipFlush",
     "AcknowledgeEarly",
     "WriteNotDurable",
@@ -60,6 +60,11 @@ const MUTANTS: [&str; 8] = [
     "ReuseIncarnation",
     "FreeTombstones",
     "Resurrect",
+    "EraseEarly",
+    "TurnIndexEarly",
+    "ForgetTombstones",
+    "CopyUnchecked",
+    "CopyDeleted",
 ];
 
 /// Runs all of them, or those whose name contains `only`, and prints the table.

@@ -1,0 +1,446 @@
+//! The cleaner: which extents are emptied, when, and how fast. [`crate::copying`] does it.
+//!
+//! A sealed data extent whose records are mostly dead is *cleaned*: the live ones are copied to the end of the data
+//! stream, its tombstones are written again if they still keep something dead, and then it is *erased*: its header is
+//! written over with that of a new life, durably. Only then the index lets go of the old records, and the extent is free.
+//!
+//! Invariants:
+//! - One extent at a time. Nothing of what is kept about it outlives the process: after a crash the extent is there or
+//!   is not, and a copy beside its original is a shard that stands twice, as any that was mended.
+//! - As long as the original can be found on the device the index has it, too. So a delete finds original and copy, one
+//!   tombstone kills both (it is younger than both), and its extent is pinned by both.
+//! - A shard is never written, deleted and copied at the same time: a copy waits in `writing`, a tombstone that is
+//!   written again in `deleting`, as any other. So no copy is ever younger than a tombstone of its shard, and no
+//!   tombstone that is written again younger than a record that came after it.
+//! - An extent is erased when each of its live records has another one that is whole and durable, and no pin is left
+//!   that was not carried over.
+//! - What does not match is neither copied nor let go of: its extent is passed over until something in it changes, or
+//!   one of its shards is written once more.
+//! - Write amplification: no extent is cleaned for which more than [`WRITE_AMPLIFICATION_MAX`] - 1 times as much is
+//!   written again as is won. A byte is won once at the most, so in all no more is written than
+//!   [`WRITE_AMPLIFICATION_MAX`] times what was appended (but for what is begun and given up).
+//! - Room: see [`crate::extents`]. Work is begun when no more are free than the mark says, and if chunks could still
+//!   open an extent; so there is one to copy to, and one comes back for it.
+//! - Pace: at most [`UNDER_WAY_MAX`] bytes are under way, or one record. While others wait a quarter of it, and no more
+//!   than their own appends allow: for each of their bytes, twice what it takes to win one. Only when shards are
+//!   refused already nothing holds it back. No clock is asked.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ashlar_layout::footer::{Footer, FooterEntry, Trailer, trailer_at};
+use ashlar_layout::ids::{ExtentNo, Incarnation, ShardId};
+use ashlar_layout::record::{Subject, record_len};
+use ashlar_layout::stamp::Place;
+
+use crate::api::{Action, IoFailure, Memory};
+use crate::append::FOOTER_MAX;
+use crate::engine::{Engine, Purpose, Status, StreamNo};
+use crate::error::{FindingKind, extent_finding};
+use crate::index::Candidate;
+
+/// Bytes written to the device for each byte of shards and tombstones that is appended, at the most.
+pub const WRITE_AMPLIFICATION_MAX: u64 = 5;
+/// Bytes of copies that are being read or written at the most, unless one record alone is longer.
+pub const UNDER_WAY_MAX: u64 = 1024 * 1024;
+/// Records that are, at the most.
+const JOBS_MAX: usize = 16;
+/// Bytes that may be copied at most for what was appended while there was nothing to clean: the largest record, twice.
+const ALLOWANCE_MAX: u64 = 2 * (ashlar_layout::limits::SHARD_SIZE_MAX as u64 + 64 * 1024);
+
+/// What the cleaner did since the device was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Extents that were cleaned.
+    pub extents: u64,
+    /// Records that were copied,
+    pub records: u64,
+    /// and bytes of them.
+    pub bytes: u64,
+    /// Tombstones that were written again.
+    pub tombstones: u64,
+    /// How often an extent was passed over: something in it did not match, or too little was to be won.
+    pub passed: u64,
+    /// Bytes of shards and tombstones that were appended, copies not counted.
+    pub appended: u64,
+}
+
+impl Cleaned {
+    /// Bytes written for a hundred that were appended; 100 if none were.
+    pub fn write_amplification_percent(&self) -> u64 {
+        let all = self.appended.saturating_add(self.bytes);
+        all.saturating_mul(100)
+            .checked_div(self.appended)
+            .unwrap_or(100)
+    }
+}
+
+/// An I/O of the cleaner's. Those of a victim that was given up are not minded.
+pub(crate) enum CleanIo {
+    Trailer { victim: u64 },
+    Footer { victim: u64, at: u64, len: u32 },
+    Record { victim: u64, entry: usize },
+    Erase,
+    Close,
+}
+
+/// Which record is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CopyOf {
+    pub victim: u64,
+    pub entry: usize,
+}
+
+#[derive(Default)]
+pub(crate) struct Cleaner {
+    pub victim: Option<Victim>,
+    /// Bytes that may be copied for what was appended.
+    pub allowance: u64,
+    /// How many for each byte.
+    rate: u64,
+    /// There was nothing to clean: look again when so much has changed.
+    look_at: u64,
+    next: u64,
+    pub figures: Cleaned,
+}
+
+/// The extent that is being cleaned.
+pub(crate) struct Victim {
+    pub id: u64,
+    pub no: ExtentNo,
+    pub life: Incarnation,
+    pub stage: Stage,
+    /// Its records that were live when its table was read.
+    pub entries: Vec<Entry>,
+    /// Those of them that are still to be looked at.
+    pub waiting: VecDeque<usize>,
+    /// Those that are being read or written.
+    pub jobs: BTreeMap<usize, Job>,
+    /// The shards of which tombstones stand in it: those that are still to be written again,
+    pub tombstones: Vec<ShardId>,
+    /// those that are being,
+    pub carrying: BTreeSet<ShardId>,
+    /// and in which extents they came to stand.
+    pub carried_to: BTreeSet<ExtentNo>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Its trailer or its footer is being read.
+    Table,
+    /// There was no buffer for the footer.
+    Footer(u64, u32),
+    Copying,
+    /// All is copied: the header waits for its turn.
+    Copied,
+    Erasing(Incarnation),
+    Closing,
+}
+
+/// A live record.
+pub(crate) struct Entry {
+    pub shard: ShardId,
+    pub block: u64,
+    pub len: u64,
+    pub payload_len: u32,
+    pub payload_crc: u32,
+    /// Another one of the shard is whole and durable.
+    pub covered: bool,
+}
+
+/// A record that is being copied.
+pub(crate) struct Job {
+    /// Other places where the shard may stand, that are looked at first.
+    pub others: Vec<Candidate>,
+    /// What is being read, if it is not the record itself, and in which life.
+    pub other: Option<(Candidate, Option<Incarnation>)>,
+    /// It is being written.
+    pub queued: bool,
+}
+
+impl Cleaner {
+    pub fn figures(&self) -> Cleaned {
+        self.figures
+    }
+
+    /// Others appended so many bytes to the data stream.
+    pub fn appended(&mut self, len: u64) {
+        self.figures.appended += len;
+        let more = len.saturating_mul(self.rate.max(2));
+        self.allowance = self.allowance.saturating_add(more).min(ALLOWANCE_MAX);
+    }
+
+    /// Whether the header of an extent waits to be written over.
+    pub fn waits_to_erase(&self) -> bool {
+        let stage = self.victim.as_ref().map(|victim| victim.stage);
+        stage == Some(Stage::Copied)
+    }
+
+    /// The victim, if it is still this one.
+    pub fn victim(&mut self, id: u64) -> Option<&mut Victim> {
+        self.victim.as_mut().filter(|victim| victim.id == id)
+    }
+}
+
+impl<M: Memory> Engine<M> {
+    /// Does what can be done now: what it appends is sent off with all else.
+    pub(crate) fn clean(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
+        if self.status != Status::Serving {
+            return;
+        }
+        match self.cleaner.victim.as_ref().map(|victim| victim.stage) {
+            None => self.choose_victim(mem, out),
+            Some(Stage::Footer(at, len)) => self.ask_footer(at, len, mem, out),
+            Some(Stage::Copying) => self.go_on_copying(mem, out),
+            Some(Stage::Copied) => self.erase_again(mem, out),
+            Some(Stage::Table | Stage::Erasing(_) | Stage::Closing) => {}
+        }
+    }
+
+    fn choose_victim(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
+        let free = self.extents.free_count();
+        if free > self.extents.cleaning_mark()
+            || free <= self.extents.chunk_reserve()
+            || self.extents.stirred < self.cleaner.look_at
+        {
+            return;
+        }
+        let Some(no) = self.extents.emptiest(WRITE_AMPLIFICATION_MAX - 1) else {
+            self.cleaner.look_at = self.extents.stirred + self.geometry.extent_size / 64;
+            return;
+        };
+        let block = self.geometry.block_size as usize;
+        let Some(buf) = mem.alloc(block) else {
+            return;
+        };
+        let id = self.cleaner.next;
+        self.cleaner.next += 1;
+        self.extents.clean(no);
+        self.cleaner.victim = Some(Victim {
+            id,
+            no,
+            life: self.extents.get(no).incarnation,
+            stage: Stage::Table,
+            entries: Vec::new(),
+            waiting: VecDeque::new(),
+            jobs: BTreeMap::new(),
+            tombstones: Vec::new(),
+            carrying: BTreeSet::new(),
+            carried_to: BTreeSet::new(),
+        });
+        let io = self.io(Purpose::Clean(CleanIo::Trailer { victim: id }));
+        let offset = self.geometry.extent_end(no) - block as u64;
+        out.push(Action::Read {
+            io,
+            offset,
+            buf,
+            len: block,
+        });
+    }
+
+    /// Gives up the extent that is being cleaned: nothing was lost of it. What was copied stands twice until it is
+    /// cleaned once more.
+    pub(crate) fn leave_victim(&mut self, passed: bool) {
+        if let Some(victim) = self.cleaner.victim.take() {
+            self.cleaner.figures.passed += u64::from(passed);
+            self.extents.leave(victim.no, passed);
+        }
+    }
+
+    /// An I/O of the cleaner's has ended.
+    pub(crate) fn clean_done(
+        &mut self,
+        what: CleanIo,
+        result: Result<(), IoFailure>,
+        buf: Option<M::Buf>,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let buf = || result.ok().and(buf);
+        match what {
+            CleanIo::Trailer { victim } => self.trailer_read(victim, buf(), out),
+            CleanIo::Footer { victim, at, len } => self.footer_read(victim, (at, len), buf(), out),
+            CleanIo::Record { victim, entry } => {
+                self.record_read(victim, entry, result, buf(), mem, out);
+            }
+            CleanIo::Erase => self.erase_done(result, mem, out),
+            CleanIo::Close => self.close_done(result, out),
+        }
+    }
+
+    /// The extent's table cannot be used: it stays as it is.
+    fn no_table(&mut self, unreadable: bool, offset: u64, len: u64, out: &mut Vec<Action<M::Buf>>) {
+        if unreadable {
+            let kind = FindingKind::Unreadable;
+            self.find(extent_finding(kind, self.device, offset, len), out);
+        }
+        self.leave_victim(true);
+    }
+
+    fn trailer_read(&mut self, id: u64, buf: Option<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
+        let device = self.device;
+        let Some(victim) = self.cleaner.victim(id) else {
+            return;
+        };
+        let (no, life) = (victim.no, victim.life);
+        let end = self.geometry.extent_end(no);
+        let block = u64::from(self.geometry.block_size);
+        let place = Place {
+            device,
+            extent: no,
+            incarnation: Some(life),
+            address: trailer_at(end),
+        };
+        let from = (trailer_at(end) - (end - block)) as usize;
+        let trailer = buf
+            .as_deref()
+            .and_then(|bytes| bytes.get(from..block as usize))
+            .and_then(|bytes| Trailer::decode(bytes, &place).ok())
+            .filter(|trailer| trailer.footer >= self.geometry.records_start(no))
+            .filter(|trailer| u64::from(trailer.len) <= FOOTER_MAX);
+        match trailer {
+            Some(trailer) => {
+                if let Some(victim) = self.cleaner.victim(id) {
+                    victim.stage = Stage::Footer(trailer.footer, trailer.len);
+                }
+            }
+            // Some have none: what is in them is known from a search.
+            None => self.no_table(buf.is_none(), end - block, block, out),
+        }
+    }
+
+    fn ask_footer(&mut self, at: u64, len: u32, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
+        let Some(buf) = mem.alloc(len as usize) else {
+            return;
+        };
+        let Some(victim) = &mut self.cleaner.victim else {
+            return;
+        };
+        victim.stage = Stage::Table;
+        let victim = victim.id;
+        let io = self.io(Purpose::Clean(CleanIo::Footer { victim, at, len }));
+        out.push(Action::Read {
+            io,
+            offset: at,
+            buf,
+            len: len as usize,
+        });
+    }
+
+    /// The table tells which records there are; the index, which of them are live.
+    fn footer_read(
+        &mut self,
+        id: u64,
+        (at, len): (u64, u32),
+        buf: Option<M::Buf>,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let device = self.device;
+        let Some(victim) = self.cleaner.victim(id) else {
+            return;
+        };
+        let no = victim.no;
+        let place = Place {
+            device,
+            extent: no,
+            incarnation: Some(victim.life),
+            address: at,
+        };
+        let block_size = self.geometry.block_size;
+        let start = self.geometry.records_start(no);
+        let base = u64::from(no.0) * self.geometry.extent_size;
+        let address =
+            |entry: &FooterEntry| base + u64::from(entry.offset_blocks) * u64::from(block_size);
+        let inside = |entry: &FooterEntry| {
+            address(entry) >= start
+                && address(entry) + record_len(entry.payload_len, block_size) <= at
+        };
+        let footer = buf
+            .as_deref()
+            .and_then(|bytes| Footer::decode(bytes.get(..len as usize)?, &place).ok())
+            .filter(|footer| footer.entries.iter().all(inside));
+        let Some(footer) = footer else {
+            if buf.is_some() {
+                let kind = FindingKind::Footer;
+                self.find(extent_finding(kind, device, at, u64::from(len)), out);
+            }
+            return self.no_table(buf.is_none(), at, u64::from(len), out);
+        };
+        let mut entries = Vec::new();
+        let mut tombstones = BTreeSet::new();
+        for entry in &footer.entries {
+            match entry.subject {
+                Subject::Shard(shard) => {
+                    let block = address(entry) / u64::from(block_size);
+                    if self.index.contains(self.index.hash(&shard), block) {
+                        entries.push(Entry {
+                            shard,
+                            block,
+                            len: record_len(entry.payload_len, block_size),
+                            payload_len: entry.payload_len,
+                            payload_crc: entry.payload_crc,
+                            covered: false,
+                        });
+                    }
+                }
+                Subject::Tombstone(shard) => drop(tombstones.insert(shard)),
+                _ => {}
+            }
+        }
+        let extent = self.extents.get(no);
+        let mut cost: u64 = entries.iter().map(|entry| entry.len).sum();
+        if extent.pins > 0 {
+            cost += tombstones.len() as u64 * u64::from(block_size);
+        }
+        let won = extent.bytes.saturating_sub(cost);
+        // What the table does not name would be lost.
+        let all = entries.len() as u64 == u64::from(extent.live);
+        if !all || won == 0 || cost > won.saturating_mul(WRITE_AMPLIFICATION_MAX - 1) {
+            return self.leave_victim(true);
+        }
+        self.cleaner.rate = 2 * cost.div_ceil(won).max(1);
+        if let Some(victim) = self.cleaner.victim(id) {
+            victim.waiting = (0..entries.len()).collect();
+            victim.entries = entries;
+            victim.tombstones = tombstones.into_iter().collect();
+            victim.stage = Stage::Copying;
+        }
+    }
+
+    /// Whether nobody else waits for the device.
+    fn is_idle(&self) -> bool {
+        let Some(victim) = &self.cleaner.victim else {
+            return true;
+        };
+        let copies = victim.jobs.values().filter(|job| job.queued).count();
+        self.writing.len() <= copies
+            && self.deleting.len() <= victim.carrying.len()
+            && self.reads.is_empty()
+            && self.streams[StreamNo::Journal as usize].idle()
+    }
+
+    /// Whether another record of so many bytes may be taken on now. If so, it is counted.
+    pub(crate) fn may_copy(&mut self, len: u64) -> bool {
+        let Some(victim) = &self.cleaner.victim else {
+            return false;
+        };
+        let under_way: u64 = victim
+            .jobs
+            .keys()
+            .filter_map(|entry| victim.entries.get(*entry))
+            .map(|entry| entry.len)
+            .sum();
+        let count = victim.jobs.len() + victim.carrying.len();
+        let alone = self.is_idle() || self.extents.free_count() <= self.extents.reserve();
+        let most = if alone {
+            UNDER_WAY_MAX
+        } else {
+            UNDER_WAY_MAX / 4
+        };
+        let room = count == 0 || (count < JOBS_MAX && under_way + len <= most);
+        if !room || !(alone || self.cleaner.allowance >= len) {
+            return false;
+        }
+        self.cleaner.allowance = self.cleaner.allowance.saturating_sub(len);
+        true
+    }
+}
