@@ -127,12 +127,13 @@ impl<M: Memory> Engine<M> {
                 if shadow || self.blind.is_some() {
                     self.shadows.insert(shard);
                 }
-                for Target { block, len } in targets {
+                for record in targets {
+                    let Target { block, .. } = record;
                     let address = block * u64::from(self.geometry.block_size);
                     if self.index.remove(hash, block)
                         && let Some(target) = self.geometry.extent_of(address)
                     {
-                        self.extents.killed(target, len, extent);
+                        self.extents.killed(target, record, extent);
                     }
                 }
                 for op in self.deleting.remove(&shard).unwrap_or_default() {

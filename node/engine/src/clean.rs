@@ -36,6 +36,7 @@ use crate::api::{Action, IoFailure, Memory};
 use crate::append::FOOTER_MAX;
 use crate::engine::{Engine, Purpose, Status, StreamNo};
 use crate::error::{FindingKind, extent_finding};
+use crate::extents::Passed;
 use crate::index::Candidate;
 
 /// Bytes written to the device for each byte of shards and tombstones that is appended, at the most.
@@ -100,6 +101,8 @@ pub(crate) struct Cleaner {
     /// There was nothing to clean: look again when so much has changed.
     look_at: u64,
     next: u64,
+    /// When to go to work, if not at the mark of [`crate::extents`].
+    from: Option<u32>,
     pub figures: Cleaned,
 }
 
@@ -182,6 +185,12 @@ impl Cleaner {
 }
 
 impl<M: Memory> Engine<M> {
+    /// Has the cleaner go to work when no more extents than `free` are free: earlier than it would by itself, or never
+    /// (0). Room and write amplification are bounded all the same.
+    pub fn clean_from(&mut self, free: u32) {
+        self.cleaner.from = Some(free);
+    }
+
     /// Does what can be done now: what it appends is sent off with all else.
     pub(crate) fn clean(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         if self.status != Status::Serving {
@@ -198,7 +207,8 @@ impl<M: Memory> Engine<M> {
 
     fn choose_victim(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         let free = self.extents.free_count();
-        if free > self.extents.cleaning_mark()
+        let mark = self.extents.cleaning_mark();
+        if free > self.cleaner.from.unwrap_or(mark)
             || free <= self.extents.chunk_reserve()
             || self.extents.stirred < self.cleaner.look_at
         {
@@ -239,10 +249,20 @@ impl<M: Memory> Engine<M> {
 
     /// Gives up the extent that is being cleaned: nothing was lost of it. What was copied stands twice until it is
     /// cleaned once more.
-    pub(crate) fn leave_victim(&mut self, passed: bool) {
+    pub(crate) fn leave_victim(&mut self) {
         if let Some(victim) = self.cleaner.victim.take() {
-            self.cleaner.figures.passed += u64::from(passed);
-            self.extents.leave(victim.no, passed);
+            self.extents.leave(victim.no, None);
+        }
+    }
+
+    /// The same; it is not tried again before something has changed: what is damaged, or the counts.
+    pub(crate) fn pass_over(&mut self, damaged: Option<u64>) {
+        if let Some(victim) = self.cleaner.victim.take() {
+            let extent = self.extents.get(victim.no);
+            let counts = Passed::Counts(extent.live, extent.pins);
+            let why = damaged.map_or(counts, |block| Passed::Damaged { block });
+            self.cleaner.figures.passed += 1;
+            self.extents.leave(victim.no, Some(why));
         }
     }
 
@@ -273,7 +293,7 @@ impl<M: Memory> Engine<M> {
             let kind = FindingKind::Unreadable;
             self.find(extent_finding(kind, self.device, offset, len), out);
         }
-        self.leave_victim(true);
+        self.pass_over(None);
     }
 
     fn trailer_read(&mut self, id: u64, buf: Option<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
@@ -395,7 +415,7 @@ impl<M: Memory> Engine<M> {
         // What the table does not name would be lost.
         let all = entries.len() as u64 == u64::from(extent.live);
         if !all || won == 0 || cost > won.saturating_mul(WRITE_AMPLIFICATION_MAX - 1) {
-            return self.leave_victim(true);
+            return self.pass_over(None);
         }
         self.cleaner.rate = 2 * cost.div_ceil(won).max(1);
         if let Some(victim) = self.cleaner.victim(id) {

@@ -39,7 +39,7 @@ impl<M: Memory> Engine<M> {
                     self.put_off(entry, true);
                     break;
                 }
-                Took::Bad => return self.leave_victim(true),
+                Took::Bad(block) => return self.pass_over(Some(block)),
             }
         }
         let done = |victim: &Victim| victim.waiting.is_empty() && victim.jobs.is_empty();
@@ -79,7 +79,7 @@ impl<M: Memory> Engine<M> {
         }
         if self.shadows.contains(&shard) {
             // It was deleted, and could not be read then.
-            return Took::Bad;
+            return Took::Bad(block);
         }
         if self.is_in_hand(&shard) {
             return Took::Later;
@@ -202,7 +202,7 @@ impl<M: Memory> Engine<M> {
                 journal: None,
             };
             self.find(finding, out);
-            return self.leave_victim(true);
+            return self.pass_over(Some(block));
         };
         debug_assert!(self.extents.get(no).cleaning);
         if self.is_in_hand(&shard) {
@@ -285,7 +285,7 @@ impl<M: Memory> Engine<M> {
     /// There was no room for a copy.
     pub(crate) fn copy_refused(&mut self, copy: CopyOf) {
         if self.cleaner.victim(copy.victim).is_some() {
-            self.leave_victim(false);
+            self.leave_victim();
         }
     }
 
@@ -330,7 +330,7 @@ impl<M: Memory> Engine<M> {
         let known = live == self.extents.get(victim.no).live || mutant!(TurnIndexEarly);
         if all && !known {
             // Something in it is live that its table did not name.
-            self.leave_victim(true);
+            self.pass_over(None);
         }
         all && known
     }
@@ -355,7 +355,7 @@ impl<M: Memory> Engine<M> {
                 || self.deleting.contains_key(&shard)
             {
                 // A tombstone that is younger than a record that came after it would kill that.
-                self.leave_victim(true);
+                self.pass_over(None);
                 return false;
             }
             if !self.may_copy(len) {
@@ -397,7 +397,7 @@ impl<M: Memory> Engine<M> {
     pub(crate) fn carry_refused(&mut self, shard: ShardId) {
         let victim = self.cleaner.victim.as_ref();
         if victim.is_some_and(|victim| victim.carrying.contains(&shard)) {
-            self.leave_victim(false);
+            self.leave_victim();
         }
     }
 
@@ -532,6 +532,6 @@ enum Took {
     Later,
     /// No more may be under way now.
     Enough,
-    /// Its extent has to stay.
-    Bad,
+    /// Its extent has to stay because of this block.
+    Bad(u64),
 }

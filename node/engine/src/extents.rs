@@ -32,6 +32,7 @@ use ashlar_layout::ids::{ExtentNo, Incarnation};
 
 use crate::append::TOMBSTONE_RESERVE;
 use crate::mutants::mutant;
+use crate::queue::Target;
 
 /// What is being done with an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,15 @@ pub(crate) enum State {
     /// Not understood (parts cannot be read): never written in this session, so that what it may
     /// hold is still there for the next one.
     Quarantined,
+}
+
+/// Why an extent is not cleaned: until that has changed there is no use in trying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// With so many live records and pins too little is won.
+    Counts(u32, u32),
+    /// The record in this block does not match.
+    Damaged { block: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -68,8 +78,8 @@ pub(crate) struct Extent {
     pub held: bool,
     /// It is being cleaned.
     pub cleaning: bool,
-    /// With so many live records and pins it could not be cleaned.
-    pub passed: Option<(u32, u32)>,
+    /// Why it could not be cleaned.
+    pub passed: Option<Passed>,
     /// Which extents hold tombstones for records in this one, and how many.
     killers: Vec<(ExtentNo, u32)>,
 }
@@ -248,8 +258,12 @@ impl ExtentTable {
     }
 
     /// A live record in `target` was killed by a durable tombstone in `by`.
-    pub fn killed(&mut self, target: ExtentNo, len: u64, by: ExtentNo) {
+    pub fn killed(&mut self, target: ExtentNo, record: Target, by: ExtentNo) {
+        let Target { block, len } = record;
         let extent = &mut self.extents[target.0 as usize];
+        extent
+            .passed
+            .take_if(|passed| *passed == Passed::Damaged { block });
         debug_assert!(extent.live > 0 && extent.live_bytes >= len);
         extent.live -= 1;
         extent.live_bytes = extent.live_bytes.saturating_sub(len);
@@ -286,10 +300,15 @@ impl ExtentTable {
     /// as much is copied as is won.
     pub fn emptiest(&self, most: u64) -> Option<ExtentNo> {
         let worth = |extent: &Extent| {
+            let passed = match extent.passed {
+                Some(Passed::Counts(live, pins)) => (live, pins) == (extent.live, extent.pins),
+                Some(Passed::Damaged { .. }) => true,
+                None => false,
+            };
             extent.state == State::Sealed
                 && extent.kind == Some(ExtentKind::Data)
                 && !extent.held
-                && extent.passed != Some((extent.live, extent.pins))
+                && !passed
                 && extent.bytes > extent.live_bytes
                 && extent.live_bytes <= (extent.bytes - extent.live_bytes).saturating_mul(most)
         };
@@ -303,13 +322,11 @@ impl ExtentTable {
         self.extents[no.0 as usize].cleaning = true;
     }
 
-    /// The cleaner leaves it as it is; not to come back before something has changed in it, if it is `passed` over.
-    pub fn leave(&mut self, no: ExtentNo, passed: bool) {
+    /// The cleaner leaves it as it is.
+    pub fn leave(&mut self, no: ExtentNo, passed: Option<Passed>) {
         let extent = &mut self.extents[no.0 as usize];
         extent.cleaning = false;
-        if passed {
-            extent.passed = Some((extent.live, extent.pins));
-        }
+        extent.passed = passed;
         self.free_if_dead(no);
     }
 
@@ -379,6 +396,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const RECORD: Target = Target {
+        block: 9,
+        len: 8192,
+    };
+
     fn sealed(table: &mut ExtentTable, incarnation: u64) -> ExtentNo {
         let no = table
             .open(ExtentKind::Data, Incarnation(incarnation), 0)
@@ -394,7 +416,7 @@ mod tests {
         let old = sealed(&mut table, 1);
         table.born(old, 8192);
         let killer = sealed(&mut table, 2);
-        table.killed(old, 8192, killer);
+        table.killed(old, RECORD, killer);
         assert_eq!(
             table.get(old).state,
             State::Free,
@@ -420,7 +442,7 @@ mod tests {
         let mut table = ExtentTable::new(4, 1 << 20);
         let no = sealed(&mut table, 1);
         table.born(no, 8192);
-        table.killed(no, 8192, no);
+        table.killed(no, RECORD, no);
         assert_eq!(table.get(no).state, State::Free);
     }
 
