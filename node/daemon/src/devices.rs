@@ -15,6 +15,7 @@ use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, PartitionId};
 use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Action, IoFailure};
+use ashlar_node_engine::clean::Cleaned;
 use ashlar_node_engine::error::{EngineError, OpenError};
 use ashlar_node_engine::opening::{OpenParams, Opened};
 use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Driver, OpenOptions};
@@ -56,6 +57,7 @@ pub struct DeviceSlot {
     cluster: ClusterId,
     path: PathBuf,
     cache: CacheMode,
+    clean_from: Option<u32>,
     dev: Option<Dev>,
     generation: u32,
     pub(crate) phase: Phase,
@@ -94,6 +96,7 @@ impl DeviceSlot {
             cluster: map.cluster,
             path: config.path.clone(),
             cache: config.cache,
+            clean_from: config.clean_from,
             dev: None,
             generation: 0,
             phase: Phase::Closed {
@@ -115,7 +118,8 @@ impl DeviceSlot {
     }
 
     /// Its journal is replayed: it serves.
-    pub(crate) fn serve(&mut self, engine: Engine) {
+    pub(crate) fn serve(&mut self, mut engine: Engine) {
+        engine.clean_from(self.clean_from);
         self.phase = Phase::Serving(Box::new(engine));
         self.served = true;
         self.reopen_after = REOPEN_MIN;
@@ -150,6 +154,14 @@ impl DeviceSlot {
         match &self.phase {
             Phase::Serving(engine) => engine.room().free,
             _ => 0,
+        }
+    }
+
+    /// What its engine cleaned since it was opened; nothing while it does not serve.
+    pub(crate) fn cleaned(&self) -> Cleaned {
+        match &self.phase {
+            Phase::Serving(engine) => engine.cleaned(),
+            _ => Cleaned::default(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The cleaner: which extents are emptied, when, and how fast. [`crate::copying`] does it.
 //!
 //! A sealed data extent whose records are mostly dead is *cleaned*: the live ones are copied to the end of the data
-//! stream, its tombstones are written again if they still keep something dead, and then it is *erased*: its header is
-//! written over with that of a new life, durably. Only then the index lets go of the old records, and the extent is free.
+//! stream, its tombstones are written again if they still keep something dead, and then it is *erased*: its header
+//! is written over with that of a new life, durably. Only then the index lets go of the old records, and the extent
+//! is free.
 //!
 //! Invariants:
 //! - One extent at a time. Nothing of what is kept about it outlives the process: after a crash the extent is there or
@@ -161,10 +162,6 @@ pub(crate) struct Job {
 }
 
 impl Cleaner {
-    pub fn figures(&self) -> Cleaned {
-        self.figures
-    }
-
     /// Others appended so many bytes to the data stream.
     pub fn appended(&mut self, len: u64) {
         self.figures.appended += len;
@@ -185,10 +182,15 @@ impl Cleaner {
 }
 
 impl<M: Memory> Engine<M> {
-    /// Has the cleaner go to work when no more extents than `free` are free: earlier than it would by itself, or never
-    /// (0). Room and write amplification are bounded all the same.
-    pub fn clean_from(&mut self, free: u32) {
-        self.cleaner.from = Some(free);
+    /// Has the cleaner go to work when no more extents than `free` are free: earlier than it would by itself (`None`), or
+    /// never (0). Room and write amplification are bounded all the same.
+    pub fn clean_from(&mut self, free: Option<u32>) {
+        self.cleaner.from = free;
+    }
+
+    /// What the cleaner did since the device was opened.
+    pub fn cleaned(&self) -> Cleaned {
+        self.cleaner.figures
     }
 
     /// Does what can be done now: what it appends is sent off with all else.

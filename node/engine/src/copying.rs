@@ -489,7 +489,7 @@ impl<M: Memory> Engine<M> {
             _ => None,
         };
         let Some(mut buf) = buf else {
-            return self.cleaned();
+            return self.let_free();
         };
         buf[..bytes.len()].copy_from_slice(&bytes);
         let io = self.io(Purpose::Clean(CleanIo::Close));
@@ -514,10 +514,10 @@ impl<M: Memory> Engine<M> {
             let end = self.geometry.extent_end(victim.no);
             return self.fence("write of a cleaned extent's footer", end, failure, out);
         }
-        self.cleaned();
+        self.let_free();
     }
 
-    fn cleaned(&mut self) {
+    fn let_free(&mut self) {
         if let Some(victim) = self.cleaner.victim.take() {
             self.extents.cleaned(victim.no);
         }

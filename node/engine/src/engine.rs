@@ -1,7 +1,8 @@
 //! The running engine of one device.
 //!
 //! This file holds its state and takes events apart; `accept` queues, `append` writes, `read` reads
-//! and verifies, `clean` makes room, `chunks` tends the index and the journal's extents, `checkpoint` keeps the superblock.
+//! and verifies, `clean` makes room, `chunks` tends the index and the journal's extents, `checkpoint`
+//! keeps the superblock.
 //!
 //! Invariants:
 //! - Every operation is answered exactly once. It waits in one place only: writes of shards in
@@ -312,7 +313,7 @@ impl<M: Memory> Engine<M> {
             batches: self.batches,
             writes: self.writes,
             flushes: self.flushes,
-            cleaned: self.cleaner.figures(),
+            cleaned: self.cleaner.figures,
         }
     }
 

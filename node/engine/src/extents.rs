@@ -337,7 +337,8 @@ impl ExtentTable {
         }
     }
 
-    /// All tombstones of `from` are in `to` again, or will be before `from` is erased: `to` keeps dead what `from` does.
+    /// Tombstones of `from` are in `to` again: `to` keeps dead what `from` does. (All targets: which tombstone is for
+    /// which is not known.)
     pub fn carry(&mut self, from: ExtentNo, to: ExtentNo) {
         for target in (0..self.count()).map(ExtentNo) {
             let killers = &self.extents[target.0 as usize].killers;

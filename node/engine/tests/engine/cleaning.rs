@@ -112,7 +112,8 @@ fn what_is_deleted_at_random_makes_room() {
     );
 }
 
-/// Overwritten at random while it is almost full, it goes on, within its bound, and takes nothing that is kept for others.
+/// Overwritten at random while it is almost full, it goes on, within its bound, and takes nothing that is kept for
+/// others.
 #[test]
 fn overwritten_at_random_it_goes_on_within_its_bound() {
     for percent in [50, 80] {
@@ -164,7 +165,7 @@ fn one_to_copy(model: &mut Model) -> Rig {
     assert_eq!(extent_of(&rig, 1, 30_000), 0);
     assert_eq!(extent_of(&rig, 5, 300_000), 1);
     rig.clean_from = Some(u32::MAX);
-    rig.engine().clean_from(u32::MAX);
+    rig.engine().clean_from(Some(u32::MAX));
     rig
 }
 
@@ -295,7 +296,7 @@ fn a_rotten_record_keeps_its_extent_until_it_is_mended() {
             rig.disk.rot(at, &[0xee; 8]);
         }
         rig.clean_from = Some(u32::MAX);
-        rig.engine().clean_from(u32::MAX);
+        rig.engine().clean_from(Some(u32::MAX));
         rig.settle();
         let figures = cleaned(&mut rig);
         assert!(figures.extents >= 1 && figures.passed >= 1, "{figures:?}");
@@ -384,21 +385,21 @@ fn tombstones_are_carried_as_long_as_they_are_needed() {
         model.delete(&mut rig, number);
     }
     go(&mut rig, &mut model);
-    rig.engine().clean_from(u32::MAX);
+    rig.engine().clean_from(Some(u32::MAX));
     go(&mut rig, &mut model);
     let figures = cleaned(&mut rig);
     assert_eq!((figures.extents, figures.tombstones), (1, 1), "{figures:?}");
     assert_ne!(extent_of(&rig, 18, LEN), killer);
     crash_and_verify(&mut rig, &mut model);
     // Its extent is used again: nothing of the first tombstone is left.
-    rig.engine().clean_from(0);
+    rig.engine().clean_from(Some(0));
     for number in 50..=80 {
         model.write(&mut rig, number, LEN);
         go(&mut rig, &mut model);
     }
     assert!((50..=80).any(|number| extent_of(&rig, number, LEN) == killer));
     crash_and_verify(&mut rig, &mut model);
-    // The cold extent dies and is written over: the tombstone is of no more use, and its extent, once it is dead, is free.
+    // The cold extent dies and is written over: the tombstone is of no more use, and its extent comes to be free.
     for number in present(&model) {
         model.delete(&mut rig, number);
         go(&mut rig, &mut model);
@@ -521,7 +522,7 @@ fn cleaning_is_paced_by_what_others_append() {
     }
     let mut rng = Rng(2);
     thin_out(&mut rig, &mut model, &mut rng, 50);
-    rig.engine().clean_from(u32::MAX);
+    rig.engine().clean_from(Some(u32::MAX));
     let before = cleaned(&mut rig);
     // A read that never ends: somebody waits all the time.
     let live = present(&model)[0];

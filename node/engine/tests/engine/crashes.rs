@@ -350,7 +350,7 @@ fn extents_of_the_index_are_used_again() {
 /// From here on the device cleans whatever is worth it.
 fn clean(rig: &mut Rig) {
     rig.clean_from = Some(u32::MAX);
-    rig.engine().clean_from(u32::MAX);
+    rig.engine().clean_from(Some(u32::MAX));
 }
 
 /// One record is copied out of an extent of dead ones, deleted behind the copy, and the extent used again.

@@ -375,9 +375,8 @@ impl Rig {
             report,
         } = opened;
         self.engine = Some(engine);
-        if let Some(free) = self.clean_from {
-            self.engine().clean_from(free);
-        }
+        let from = self.clean_from;
+        self.engine().clean_from(from);
         self.fenced = None;
         Opened2 {
             journal,
