@@ -157,6 +157,8 @@ pub(crate) struct Job {
     pub others: Vec<Candidate>,
     /// What is being read, if it is not the record itself, and in which life.
     pub other: Option<(Candidate, Option<Incarnation>)>,
+    /// Bytes of it.
+    pub len: usize,
     /// It is being written.
     pub queued: bool,
 }

@@ -92,6 +92,7 @@ impl<M: Memory> Engine<M> {
         let job = Job {
             others,
             other: None,
+            len: 0,
             queued: false,
         };
         if self.read_next(entry, job, mem, out) {
@@ -135,6 +136,7 @@ impl<M: Memory> Engine<M> {
             .extent_of(offset)
             .map(|no| self.extents.get(no).incarnation);
         job.other = other.map(|other| (other, life));
+        job.len = len as usize;
         if let Some(victim) = &mut self.cleaner.victim {
             victim.jobs.insert(entry, job);
         }
@@ -177,7 +179,11 @@ impl<M: Memory> Engine<M> {
         if !self.index.contains(hash, block) {
             return;
         }
-        let bytes = buf.as_deref();
+        if self.shadows.contains(&shard) {
+            // It was deleted meanwhile, and could not be read then.
+            return self.pass_over(Some(block));
+        }
+        let bytes = buf.as_deref().and_then(|bytes| bytes.get(..job.len));
         if let Some((other, life)) = job.other {
             let pieces = bytes.and_then(|bytes| self.matches(bytes, other.block, life, want));
             if pieces.is_some() && self.index.contains(hash, other.block) {
