@@ -187,6 +187,19 @@ fn until_copying(rig: &mut Rig) -> usize {
     }
 }
 
+/// The index points to the original until the copy is durable.
+#[test]
+fn a_shard_is_read_while_it_is_copied() {
+    let mut model = Model::default();
+    let mut rig = one_to_copy(&mut model);
+    until_copying(&mut rig);
+    let op = rig.read(shard(1), 0, u32::MAX);
+    rig.step_at(rig.flying.len() - 1);
+    assert!(rig.answers.remove(&op) == Some(Answer::Bytes(payload(1, 30_000))));
+    go(&mut rig, &mut model);
+    assert_eq!(cleaned(&mut rig).extents, 1);
+}
+
 #[test]
 fn a_shard_that_is_deleted_while_it_is_copied_stays_deleted() {
     let mut model = Model::default();
