@@ -11,8 +11,8 @@
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ use hdrhistogram::Histogram;
 
 const EXTENT: u64 = 16 << 20;
 const THREADS: usize = 4;
+/// More I/Os than an engine has under way here.
+const DEPTH: usize = 1024;
 /// Overwrites for which the cleaner works, or does not.
 const TURN: u64 = 200;
 const NOW: Instant = Instant(0);
@@ -60,7 +62,7 @@ impl Memory for Heap {
 
 /// The device: I/Os go to threads and come back in any order. (Each write is durable, so a flush has nothing to do.)
 struct Device {
-    ask: Sender<Action<Bytes>>,
+    ask: SyncSender<Action<Bytes>>,
     done: Receiver<Event<Bytes>>,
     flying: usize,
 }
@@ -97,9 +99,9 @@ fn carry_out(file: &File, action: Action<Bytes>) -> Option<Event<Bytes>> {
 }
 
 impl Device {
-    fn new(path: &PathBuf) -> Device {
-        let (ask, asked) = channel();
-        let (tell, done) = channel();
+    fn new(path: &Path) -> Device {
+        let (ask, asked) = sync_channel(DEPTH);
+        let (tell, done) = sync_channel(DEPTH);
         let asked = Arc::new(Mutex::new(asked));
         for _ in 0..THREADS {
             let (asked, tell) = (Arc::clone(&asked), tell.clone());
@@ -140,7 +142,7 @@ struct Store {
 }
 
 impl Store {
-    fn open(path: &PathBuf, size: u64) -> Store {
+    fn open(path: &Path, size: u64) -> Store {
         let cluster = ClusterId([1; 16]);
         let id = DeviceId([2; 16]);
         let plan = format_plan(&FormatParams {
@@ -272,7 +274,7 @@ fn main() {
     std::fs::remove_file(&path).unwrap();
 }
 
-fn run(path: &PathBuf, size: u64, len: usize, percent: u64) {
+fn run(path: &Path, size: u64, len: usize, percent: u64) {
     let mut store = Store::open(path, size);
     let payload = vec![0xa7; len];
     let stats = store.engine.stats();
