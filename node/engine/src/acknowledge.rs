@@ -106,7 +106,7 @@ impl<M: Memory> Engine<M> {
                 }
                 self.extents.born(extent, len);
                 if let Some(copy) = copy {
-                    self.copied(copy, len);
+                    self.copied(copy, candidate.block, len);
                 }
                 self.written(shard, mem, out);
             }

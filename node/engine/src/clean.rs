@@ -13,8 +13,8 @@
 //! - A shard is never written, deleted and copied at the same time: a copy waits in `writing`, a tombstone that is
 //!   written again in `deleting`, as any other. So no copy is ever younger than a tombstone of its shard, and no
 //!   tombstone that is written again younger than a record that came after it.
-//! - An extent is erased when each of its live records has another one that is whole and durable, and no pin is left
-//!   that was not carried over.
+//! - An extent is erased when each of its live records has another one *outside of it* that is whole and durable (a
+//!   shard may stand twice in one extent, and both go with it), and no pin is left that was not carried over.
 //! - What does not match is neither copied nor let go of: its extent is passed over until something in it changes, or
 //!   one of its shards is written once more.
 //! - Write amplification: no extent is cleaned for which more than [`WRITE_AMPLIFICATION_MAX`] - 1 times as much is
@@ -147,8 +147,10 @@ pub(crate) struct Entry {
     pub len: u64,
     pub payload_len: u32,
     pub payload_crc: u32,
-    /// Another one of the shard is whole and durable.
-    pub covered: bool,
+    /// In this block, outside of the victim, stands another one of the shard that is whole and durable.
+    pub covered: Option<u64>,
+    /// It was read, and does not match.
+    pub damaged: bool,
 }
 
 /// A record that is being copied.
@@ -402,7 +404,8 @@ impl<M: Memory> Engine<M> {
                             len: record_len(entry.payload_len, block_size),
                             payload_len: entry.payload_len,
                             payload_crc: entry.payload_crc,
-                            covered: false,
+                            covered: None,
+                            damaged: false,
                         });
                     }
                 }

@@ -2,8 +2,9 @@
 //!
 //! Invariants: see [`crate::clean`]. Here in particular:
 //! - What is copied was read from the device and matched head, table and payload CRC, and what the extent's table says.
-//! - A record of which another one was found, whole, is not copied: a crash, or an extent that was given up, has left
-//!   it standing twice; or it is damaged, and was mended.
+//! - A record of which another one was found, whole, in another extent, is not copied: a crash, or an extent that was
+//!   given up, has left it standing twice; or it is damaged, and was mended. Of two in the victim itself one is copied,
+//!   and the copy then found for the other: so they are taken on one after the other, and a damaged one last.
 //! - The header of the new life is durable before the empty footer is written, and no root is under way when it is
 //!   handed out ([`crate::chunks`] says why). The footer only saves the search that an extent without one takes.
 //! - The extent counts as sealed until both are done: nobody opens it while they are on their way.
@@ -81,14 +82,16 @@ impl<M: Memory> Engine<M> {
             // It was deleted, and could not be read then.
             return Took::Bad(block);
         }
-        if self.is_in_hand(&shard) {
+        if self.is_in_hand(&shard) || self.waits_for_twin(entry) {
             return Took::Later;
         }
         if !self.may_copy(len) {
             return Took::Enough;
         }
         let others = self.index.candidates(hash);
-        let others = others.filter(|other| other.block != block).collect();
+        let others = others
+            .filter(|other| self.is_outside(other.block))
+            .collect();
         let job = Job {
             others,
             other: None,
@@ -100,6 +103,43 @@ impl<M: Memory> Engine<M> {
         } else {
             Took::Enough
         }
+    }
+
+    /// Whether a block is not the victim's: what stands in there goes with it.
+    fn is_outside(&self, block: u64) -> bool {
+        let no = self
+            .geometry
+            .extent_of(block * u64::from(self.geometry.block_size));
+        let victim = self.cleaner.victim.as_ref().map(|victim| victim.no);
+        no.is_some() && no != victim
+    }
+
+    /// Whether another record of the shard in the victim has to come first: it is being copied; or this one is damaged,
+    /// and that one may not be.
+    fn waits_for_twin(&self, entry: usize) -> bool {
+        let Some(victim) = &self.cleaner.victim else {
+            return false;
+        };
+        let Some(record) = victim.entries.get(entry) else {
+            return false;
+        };
+        let twin = |at: &usize| {
+            victim
+                .entries
+                .get(*at)
+                .is_some_and(|other| *at != entry && other.shard == record.shard)
+        };
+        if victim.jobs.keys().any(twin) {
+            return true;
+        }
+        let whole = |other: &Entry| {
+            let hash = self.index.hash(&other.shard);
+            !other.damaged && other.covered.is_none() && self.index.contains(hash, other.block)
+        };
+        record.damaged
+            && (0..victim.entries.len())
+                .filter(twin)
+                .any(|at| victim.entries.get(at).is_some_and(whole))
     }
 
     /// Whether somebody is writing or deleting the shard.
@@ -187,7 +227,7 @@ impl<M: Memory> Engine<M> {
         if let Some((other, life)) = job.other {
             let pieces = bytes.and_then(|bytes| self.matches(bytes, other.block, life, want));
             if pieces.is_some() && self.index.contains(hash, other.block) {
-                self.cover(id, entry);
+                self.cover(id, entry, other.block);
             } else if !self.read_next(entry, job, mem, out) {
                 self.put_off(entry, true);
             }
@@ -195,6 +235,14 @@ impl<M: Memory> Engine<M> {
         }
         let pieces = bytes.and_then(|bytes| self.matches(bytes, block, Some(life), want));
         let (Some(pieces), Some(mut buf)) = (pieces, buf) else {
+            if let Some(victim) = self.cleaner.victim(id)
+                && let Some(record) = victim.entries.get_mut(entry)
+            {
+                record.damaged = true;
+            }
+            if self.waits_for_twin(entry) {
+                return self.put_off(entry, false);
+            }
             let kind = match result {
                 Ok(()) => FindingKind::RecordPayload,
                 Err(_) => FindingKind::Unreadable,
@@ -272,20 +320,20 @@ impl<M: Memory> Engine<M> {
         (same || mutant!(CopyUnchecked)).then_some(pieces)
     }
 
-    fn cover(&mut self, id: u64, entry: usize) {
+    fn cover(&mut self, id: u64, entry: usize, by: u64) {
         if let Some(victim) = self.cleaner.victim(id) {
             victim.jobs.remove(&entry);
             if let Some(entry) = victim.entries.get_mut(entry) {
-                entry.covered = true;
+                entry.covered = Some(by);
             }
         }
     }
 
     /// A copy is durable, and the index knows it.
-    pub(crate) fn copied(&mut self, copy: CopyOf, len: u64) {
+    pub(crate) fn copied(&mut self, copy: CopyOf, block: u64, len: u64) {
         self.cleaner.figures.records += 1;
         self.cleaner.figures.bytes += len;
-        self.cover(copy.victim, copy.entry);
+        self.cover(copy.victim, copy.entry, block);
     }
 
     /// There was no room for a copy.
@@ -315,10 +363,15 @@ impl<M: Memory> Engine<M> {
         self.index.insert(hash, candidate);
     }
 
-    /// Whether each record that is still live has another one. Those that have none wait again.
+    /// Whether each record that is still live has another one outside. Those that have none wait again.
     fn all_covered(&mut self) -> bool {
         let Some(victim) = &mut self.cleaner.victim else {
             return false;
+        };
+        let no = victim.no;
+        let extent_of = |block| {
+            let block_size = u64::from(self.geometry.block_size);
+            self.geometry.extent_of(block * block_size)
         };
         let mut live = 0;
         for (at, entry) in victim.entries.iter_mut().enumerate() {
@@ -327,8 +380,11 @@ impl<M: Memory> Engine<M> {
                 continue;
             }
             live += 1;
-            entry.covered &= self.index.candidates(hash).nth(1).is_some();
-            if !entry.covered && !mutant!(EraseEarly) {
+            entry.covered.take_if(|by| {
+                let outside = extent_of(*by) != Some(no);
+                !outside || !self.index.contains(hash, *by)
+            });
+            if entry.covered.is_none() && !mutant!(EraseEarly) {
                 victim.waiting.push_back(at);
             }
         }

@@ -13,7 +13,7 @@ use ashlar_layout::record::{RecordHeader, Subject, cover, header_len};
 use ashlar_layout::stamp::Place;
 
 use crate::api::{Action, Memory, Output};
-use crate::append::{Item, Target};
+use crate::append::{Item, Target, What};
 use crate::engine::{Engine, StreamNo};
 use crate::error::{EngineError, Finding, FindingKind};
 use crate::mutants::mutant;
@@ -113,15 +113,15 @@ impl<M: Memory> Engine<M> {
             read.current = next;
             if let Some(mut read) = self.read_candidate(id, read, mem, out) {
                 read.error = Some(self.no_buffer());
-                self.give_up(read, out);
+                self.give_up(read, mem, out);
             }
             return;
         }
-        self.give_up(read, out);
+        self.give_up(read, mem, out);
     }
 
     /// No candidate is left.
-    fn give_up(&mut self, read: Read<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
+    fn give_up(&mut self, read: Read<M::Buf>, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         let shard = read.shard;
         match read.goal {
             Goal::Range { op, .. } => {
@@ -133,6 +133,10 @@ impl<M: Memory> Engine<M> {
             }
             // Not there, or not whole: it is written, be it for the second time.
             Goal::Stored { item, .. } => {
+                if let Some(error @ EngineError::Busy { .. }) = read.error {
+                    // It may well be there. What was not looked at is no reason to write it.
+                    return self.refuse(What::Item(item), &error, mem, out);
+                }
                 self.streams[StreamNo::Data as usize].queue.push_back(item);
             }
             Goal::Doomed {

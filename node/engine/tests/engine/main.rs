@@ -18,3 +18,4 @@ mod roots;
 mod space;
 mod traces;
 mod trims;
+mod twins;
