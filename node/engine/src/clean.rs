@@ -420,7 +420,8 @@ impl<M: Memory> Engine<M> {
         }
         let won = extent.bytes.saturating_sub(cost);
         // What the table does not name would be lost.
-        let all = entries.len() as u64 == u64::from(extent.live);
+        let all = entries.len() as u64 == u64::from(extent.live)
+            && (extent.pins == 0 || self.may_carry(&tombstones));
         if !all || won == 0 || cost > won.saturating_mul(WRITE_AMPLIFICATION_MAX - 1) {
             return self.pass_over(None);
         }

@@ -397,6 +397,18 @@ impl<M: Memory> Engine<M> {
         all && known
     }
 
+    /// Whether tombstones of these shards may be written again: one that is younger than a record that came after it
+    /// would kill that. The index tells of such a record only if all of the device was read.
+    pub(crate) fn may_carry<'a>(&self, shards: impl IntoIterator<Item = &'a ShardId>) -> bool {
+        let free_of_it = |shard: &ShardId| {
+            let hash = self.index.hash(shard);
+            self.index.candidates(hash).next().is_none()
+                && !self.writing.contains_key(shard)
+                && !self.deleting.contains_key(shard)
+        };
+        self.blind.is_none() && shards.into_iter().all(free_of_it)
+    }
+
     /// Writes the tombstones again if they still keep something dead; whether there is nothing more to do.
     fn carry_over(&mut self) -> bool {
         let Some(victim) = &self.cleaner.victim else {
@@ -406,17 +418,20 @@ impl<M: Memory> Engine<M> {
             // Those that are under way do no harm.
             return true;
         }
+        // All of them before the first is written; each once more when it is its turn.
+        if victim.carrying.is_empty()
+            && victim.carried_to.is_empty()
+            && !self.may_carry(&victim.tombstones)
+        {
+            self.pass_over(None);
+            return false;
+        }
         let len = u64::from(self.geometry.block_size);
         while let Some(victim) = &mut self.cleaner.victim {
             let Some(shard) = victim.tombstones.pop() else {
                 return victim.carrying.is_empty();
             };
-            let hash = self.index.hash(&shard);
-            if self.index.candidates(hash).next().is_some()
-                || self.writing.contains_key(&shard)
-                || self.deleting.contains_key(&shard)
-            {
-                // A tombstone that is younger than a record that came after it would kill that.
+            if !self.may_carry([&shard]) {
                 self.pass_over(None);
                 return false;
             }

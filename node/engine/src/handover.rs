@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Of each kind the newest extent goes on, if it is unsealed, has room, and no extent that cannot be read
 //!   hides how new it is; all other unsealed ones are sealed.
-//! - What could not be read is neither free nor written to.
+//! - What could not be read is neither free nor written to; and as it may hold another record of any shard, the
+//!   extents of all tombstones are held then.
 //! - An extent of kind index without a footer is never taken for free here, even if no record was found in it: a page
 //!   may be whole whose record's head is not. Its partition says so ([`crate::holdings`]).
 //! - One with a torn root is sealed, and one that may have lost a root stays as it is ([`crate::roots`]). One that
@@ -133,7 +134,8 @@ impl Work {
         }
         let mut shadows = HashSet::new();
         if self.blind.is_some() {
-            for by in self.graves.empty() {
+            // One that kills what was found may be needed for what was not, as well.
+            for by in self.graves.all() {
                 self.extents.hold(by);
             }
             shadows.extend(self.graves.closed());

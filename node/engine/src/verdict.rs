@@ -158,7 +158,8 @@ impl<M: Memory> Engine<M> {
                         });
                     }
                 } else {
-                    let hold = unverified || (targets.is_empty() && self.blind.is_some());
+                    // A place that cannot be read now may hold another record of it, be it found here or not.
+                    let hold = unverified || self.blind.is_some();
                     let item = Item::Tombstone {
                         shard,
                         targets,

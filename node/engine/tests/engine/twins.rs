@@ -1,5 +1,8 @@
 //! Shards that stand twice, and what the cleaner makes of them.
 
+use ashlar_layout::extent::Geometry;
+use ashlar_layout::ids::ExtentNo;
+
 use crate::model::{Fate, Model};
 use crate::rig::{Answer, Crash, MIB, Rig, payload, shard};
 
@@ -140,4 +143,87 @@ fn without_a_buffer_to_look_a_shard_is_not_written_twice() {
     rig.disk.bad.clear();
     rig.store(1, LEN);
     assert_eq!(places(&rig).len(), 2);
+}
+
+/// Shard 1 stands in the first extent and in the second, whose footer is not there yet.
+fn twice(model: &mut Model) -> (Rig, Geometry) {
+    let mut rig = Rig::new(37, 4096, true);
+    rig.clean_from = Some(0);
+    rig.open();
+    model.write(&mut rig, 1, LEN);
+    for number in 2..=4 {
+        model.write(&mut rig, number, 250_000);
+    }
+    go(&mut rig, model);
+    for number in 2..=4 {
+        model.delete(&mut rig, number);
+    }
+    go(&mut rig, model);
+    model.write(&mut rig, 5, 300_000);
+    go(&mut rig, model);
+    // It is copied; the header that ends the extent's life never arrives.
+    rig.engine().clean_from(Some(u32::MAX));
+    let geometry = rig.engine().geometry();
+    rig.settle_but(geometry.extent_start(ExtentNo(0)));
+    rig.die();
+    rig.disk.settle_loose(|_, _| 0);
+    assert_eq!(places(&rig).len(), 2);
+    (rig, geometry)
+}
+
+/// Writes and deletes until every extent that is free was used again.
+fn turn_over(rig: &mut Rig, model: &mut Model, from: u64) {
+    for round in 0..6 {
+        let numbers: Vec<u64> = (0..60).map(|number| from + round * 60 + number).collect();
+        for number in &numbers {
+            model.write(rig, *number, 60_000);
+            go(rig, model);
+        }
+        for number in &numbers {
+            model.delete(rig, *number);
+            go(rig, model);
+        }
+    }
+    assert_eq!(model.full, 0);
+}
+
+/// An extent that cannot be read for a while holds the one record of a shard, and another extent the other: the
+/// tombstone is there as long as the one that was not seen.
+#[test]
+fn a_shard_of_which_one_record_was_not_seen_stays_deleted() {
+    for deleted_before in [false, true] {
+        let mut model = Model::default();
+        let (mut rig, geometry) = twice(&mut model);
+        if deleted_before {
+            let opened = rig.open();
+            model.verify(&mut rig, &opened);
+            model.delete(&mut rig, 1);
+            go(&mut rig, &mut model);
+            rig.crash(Crash::Power);
+        }
+        let first = geometry.extent_start(ExtentNo(0));
+        rig.disk.bad.extend(first / 512..MIB / 512);
+        for clean in [Some(0), None] {
+            rig.clean_from = clean;
+            rig.open();
+            if model.shards[&1].fate == Fate::Present {
+                assert!(rig.fetch(1) == Answer::Bytes(payload(1, LEN)));
+                model.delete(&mut rig, 1);
+                go(&mut rig, &mut model);
+            }
+            // All else in the second extent.
+            model.delete(&mut rig, 5);
+            go(&mut rig, &mut model);
+            assert_eq!(model.shards[&1].fate, Fate::Absent);
+            let from = 1000 * (2 + u64::from(clean.is_some()));
+            turn_over(&mut rig, &mut model, from);
+            rig.crash(Crash::Power);
+        }
+        let left = places(&rig);
+        let seen = left.iter().any(|at| *at > MIB);
+        assert!(left[0] < MIB && (deleted_before || !seen), "{left:?}");
+        rig.disk.bad.clear();
+        let opened = rig.open();
+        model.verify(&mut rig, &opened);
+    }
 }
