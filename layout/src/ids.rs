@@ -196,8 +196,39 @@ uuid!(
 pub struct StripeId {
     /// Random per writer.
     pub writer: u64,
-    /// Counts up in the writer.
+    /// Counts up in the writer, from 1 on. Of a stripe that was moved, the upper 24 bits are a number of that move.
     pub attempt: u64,
+}
+
+/// Bits of a stripe's number that its writer counts in: enough for a thousand stripes a second for 34 years.
+const ATTEMPT_BITS: u32 = 40;
+
+impl StripeId {
+    /// The id that the stripe's bytes were written under first, wherever they have been moved since: what is encrypted
+    /// goes by this one.
+    pub fn origin(self) -> StripeId {
+        StripeId {
+            attempt: self.attempt & ((1 << ATTEMPT_BITS) - 1),
+            ..self
+        }
+    }
+
+    /// Another id for the same bytes, in another place. Of `turn` the lower 24 bits count: whoever moves it
+    /// counts from elsewhere than others, and gives the number of an earlier move again at 2^-24 each.
+    #[must_use]
+    pub fn moved(self, turn: u64) -> StripeId {
+        let last = self.attempt >> ATTEMPT_BITS;
+        let most = u64::MAX >> ATTEMPT_BITS;
+        // 0 is what was not moved, and a stripe is not moved onto itself.
+        let mut turn = turn & most;
+        while turn == 0 || turn == last {
+            turn = (turn + 1) & most;
+        }
+        StripeId {
+            attempt: self.origin().attempt | turn << ATTEMPT_BITS,
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for StripeId {

@@ -22,6 +22,7 @@ use crate::manifest_v1::OpV1;
 use crate::manifest_v4::OpV4;
 use crate::version::{
     ENTRY_VERSION, ENTRY_VERSION_BOUNDS, ENTRY_VERSION_LOCKS, ENTRY_VERSION_PLAIN,
+    ENTRY_VERSION_RENAME,
 };
 
 /// Bytes of an entry's header.
@@ -177,7 +178,8 @@ pub fn encode_entry(
 ) -> Result<(), EntryError> {
     let at = out.len();
     let version = match op {
-        Op::Rename { .. } => ENTRY_VERSION,
+        Op::Relocate { .. } => ENTRY_VERSION,
+        Op::Rename { .. } => ENTRY_VERSION_RENAME,
         Op::PutVersion { .. } | Op::DropVersion { .. } | Op::LockVersion { .. } => {
             ENTRY_VERSION_LOCKS
         }

@@ -19,6 +19,8 @@ pub mod journal;
 pub mod limits;
 pub mod lock;
 pub mod manifest;
+#[cfg(test)]
+mod manifest_tests;
 mod manifest_v1;
 mod manifest_v4;
 pub mod message;

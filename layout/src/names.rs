@@ -83,6 +83,10 @@ const SUFFIXES: [&str; 5] = ["-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-
 /// this one.
 pub const SYSTEM_BUCKET: &str = "ashlar-system";
 
+/// What the keys of parts of uploads begin with in that bucket: their stripes are an object's as well by the time that
+/// they are put together.
+pub const SYSTEM_PARTS: &str = "parts/";
+
 /// Checks an object's key: any UTF-8 of 1 to [`KEY_MAX`] bytes.
 pub fn check_key(key: &str) -> Result<(), NameError> {
     match key.len() {

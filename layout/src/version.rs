@@ -15,7 +15,9 @@ pub const ROOT_VERSION_PLAIN: u16 = 1;
 pub const WIRE_VERSION: u16 = 5;
 /// Version of the journal entries, on disk and on the wire. An entry with a higher one is refused; one
 /// with a lower one is read.
-pub const ENTRY_VERSION: u16 = 6;
+pub const ENTRY_VERSION: u16 = 7;
+/// Version of entries that give an object another key.
+pub const ENTRY_VERSION_RENAME: u16 = 6;
 /// Version of entries that change versions of objects, and hold nothing which came later.
 pub const ENTRY_VERSION_LOCKS: u16 = 5;
 /// Version of entries that change the partition's bounds, and hold nothing which came later.

@@ -4,7 +4,7 @@
 //! [`content`] makes bytes that can be told apart; [`model`] knows which states a key may be in
 //! after a history of answers and crashes; [`damage`] hurts shards in the files of devices; [`wire`]
 //! speaks to a node's port, well or badly; [`s3`] has the clients of S3; [`pulse`] tells what the
-//! disk did meanwhile.
+//! disk did meanwhile; [`power`] has disks that forget what was not flushed.
 //!
 //! Everything here panics with the whole story when the store does not do what it should: a
 //! test's message is its report.
@@ -22,6 +22,7 @@ mod linear_tests;
 pub mod load;
 pub mod model;
 pub mod nemesis;
+pub mod power;
 pub mod pulse;
 pub mod rig;
 pub mod s3;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ashlar_node_client::{
-    Client, ClientError, Code, DeleteOptions, GetOptions, ListOptions, PutOptions,
+    Client, ClientError, ClientOptions, Code, DeleteOptions, GetOptions, ListOptions, PutOptions,
 };
 use bytes::Bytes;
 
@@ -23,6 +23,28 @@ pub struct Load {
     pub len_max: u64,
     /// Of 100 changes so many are deletes.
     pub deletes: u64,
+}
+
+impl Load {
+    /// Few keys or many, small objects or large ones.
+    pub fn any(random: &mut Random) -> Load {
+        Load {
+            workers: 4 + random.below(12),
+            keys: *random.pick(&[3, 20, 120]),
+            len_max: *random.pick(&[4 << 10, 256 << 10, 9 << 20]),
+            deletes: *random.pick(&[5, 25, 50]),
+        }
+    }
+}
+
+/// For a client that gives up soon: a dead store must not keep who works with it waiting.
+pub fn hasty() -> ClientOptions {
+    ClientOptions {
+        unavailable_wait: Duration::from_millis(50),
+        connect_timeout: Duration::from_millis(200),
+        silence_max: Duration::from_secs(2),
+        ..ClientOptions::default()
+    }
 }
 
 /// The books, shared by the workers.

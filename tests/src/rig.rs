@@ -45,6 +45,8 @@ pub struct Options {
     /// In how many seconds the nodes look at all that is stored, if they do so by themselves: then what is made to rot
     /// is found by whoever comes first.
     pub audit: Option<&'static str>,
+    /// For how many seconds they wait for a device that is away, if not as long as usual. Only with `audit`.
+    pub audit_wait: Option<&'static str>,
     /// An S3 gateway.
     pub gateway: bool,
 }
@@ -61,6 +63,7 @@ impl Default for Options {
             journal_keep: None,
             merge_objects: None,
             audit: None,
+            audit_wait: None,
             gateway: false,
         }
     }
@@ -111,6 +114,7 @@ impl Rig {
             journal_keep,
             merge_objects,
             audit,
+            audit_wait,
             gateway,
         } = self.options;
         let nodes = nodes.to_string();
@@ -128,6 +132,7 @@ impl Rig {
             ("--journal-keep", journal_keep),
             ("--merge-objects", merge_objects),
             ("--audit-pass", audit),
+            ("--audit-wait", audit_wait),
         ] {
             args.extend(value.into_iter().flat_map(|value| [flag, value]));
         }

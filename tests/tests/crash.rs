@@ -1,7 +1,7 @@
 //! Everything dies at once, again and again, under concurrent puts, overwrites and deletes:
 //! what was acknowledged is there, and every object is whole (P1, P4).
 //!
-//! `ASHLAR_CRASH_ROUNDS` rounds (6 by default; CI takes 50). Each prints its seed; `ASHLAR_SEED`
+//! `ASHLAR_CRASH_ROUNDS` rounds (6 by default; CI takes 12). Each prints its seed; `ASHLAR_SEED`
 //! repeats a run's choices (not the kernel's).
 
 use std::sync::{Arc, Mutex};
@@ -15,16 +15,6 @@ use ashlar_tests::rig::{self, Options, Rig};
 
 const ROUNDS: u64 = 6;
 const BUCKET: &str = "crash-loop";
-
-/// Gives up soon: a dead store must not keep the workers of a round waiting.
-fn hasty() -> ClientOptions {
-    ClientOptions {
-        unavailable_wait: Duration::from_millis(50),
-        connect_timeout: Duration::from_millis(200),
-        silence_max: Duration::from_secs(2),
-        ..ClientOptions::default()
-    }
-}
 
 #[test]
 fn acknowledged_changes_survive_the_death_of_everything() {
@@ -48,12 +38,7 @@ fn acknowledged_changes_survive_the_death_of_everything() {
     let mut random = Random::new(seed);
     for round in 1..=rounds {
         let round_seed = random.draw();
-        let load = Load {
-            workers: 4 + random.below(12),
-            keys: *random.pick(&[3, 20, 120]),
-            len_max: *random.pick(&[4 << 10, 256 << 10, 9 << 20]),
-            deletes: *random.pick(&[5, 25, 50]),
-        };
+        let load = Load::any(&mut random);
         let time = Duration::from_millis(100 + random.below(900));
         eprintln!("round {round}/{rounds}: seed {round_seed}, {load:?}, death after {time:?}");
         let before = books.lock().expect("books").acknowledged;
@@ -68,7 +53,7 @@ fn acknowledged_changes_survive_the_death_of_everything() {
             // The workers outlive the store a little, so that some changes meet its death.
             let over = time + Duration::from_millis(300);
             runtime.block_on(async {
-                let client = rig.client(hasty());
+                let client = rig.client(load::hasty());
                 load::run(&client, &books, BUCKET, load, round_seed, over).await;
             });
             killer.join().expect("the killer ends")

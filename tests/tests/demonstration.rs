@@ -1,6 +1,6 @@
 //! The demonstration: a tree and a large file go in and come back whole; two nodes die; a node rots.
 //!
-//! `ASHLAR_DEMO_MIB` is the size of the large file (64 by default; CI takes 512).
+//! `ASHLAR_DEMO_MIB` is the size of the large file (64 by default; CI takes 384).
 
 use std::path::PathBuf;
 

@@ -11,7 +11,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use ashlar_layout::crc::crc32;
 use ashlar_node_client::{Client, ClientOptions, ListOptions, PutOptions};
@@ -33,16 +32,6 @@ fn small() -> Options {
         index_table: Some("64K"),
         journal_keep: Some("256K"),
         ..Options::default()
-    }
-}
-
-/// Gives up soon: a dead store must not keep the lanes waiting.
-fn hasty() -> ClientOptions {
-    ClientOptions {
-        unavailable_wait: Duration::from_millis(50),
-        connect_timeout: Duration::from_millis(200),
-        silence_max: Duration::from_secs(2),
-        ..ClientOptions::default()
     }
 }
 
@@ -187,7 +176,7 @@ fn keys_survive_deaths_over_many_flushes() {
         let death = next.load(Ordering::Relaxed) + keys / rounds / 2 + random.below(keys / 10);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                runtime.block_on(fill(&rig.client(hasty()), &books, &next, end, &dead));
+                runtime.block_on(fill(&rig.client(load::hasty()), &books, &next, end, &dead));
             });
             eventually("the puts get on", PATIENCE, || {
                 (next.load(Ordering::Relaxed) >= death.min(end)).then_some(())

@@ -11,11 +11,14 @@
 //! - whoever begins to go on from a place says so first, and records the more often the more often that has happened:
 //!   so a region that crashes its reader is come through a step at a time, and what crashes it each time is passed
 //!   over;
+//! - what is on devices that are gone is put elsewhere, unless so many are away that a person has to look: each stripe
+//!   is looked at right before that, and it is done only if what is away is gone, and nothing bad of it is uncounted;
 //! - nothing is counted of a record that somebody else has written since it was read: then it is read again.
 
+mod hunt;
 mod repair;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
@@ -102,6 +105,30 @@ impl Looked {
     }
 }
 
+/// How devices are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Those that serve,
+    pub serving: BTreeSet<DeviceNo>,
+    /// and those that do not.
+    pub away: BTreeSet<DeviceNo>,
+    /// Why nothing is to be put elsewhere, if that is so.
+    pub held: Option<String>,
+}
+
+/// A stripe with shards on devices that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prey {
+    /// Which,
+    pub stripe: StripeId,
+    /// and the how many-th of its object.
+    pub nth: u64,
+    /// How many more shards it can lose, if all others are whole.
+    pub margin: i32,
+    /// The devices.
+    pub gone: Vec<DeviceNo>,
+}
+
 /// What happens to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -127,8 +154,12 @@ pub enum Event {
     DayKept,
     /// What was asked for could not be done.
     Failed(String),
-    /// Which devices serve now, and which do not.
-    World(BTreeSet<DeviceNo>, BTreeSet<DeviceNo>),
+    /// Stripes of the object that are on devices which are gone, and the how many-th comes next, if there are more.
+    Tracked(Vec<Prey>, Option<u64>),
+    /// A stripe of the queue was put elsewhere: so it was before.
+    Moved(Looked),
+    /// How devices are now.
+    World(World),
     /// The deadline has come.
     Deadline,
 }
@@ -147,6 +178,12 @@ pub enum Action {
     /// Look at a stripe of the queue, and mend those of its shards that the finding has, if it is said so: no others,
     /// for they are not recorded.
     Mend(Box<Finding>, bool),
+    /// Say which stripes of an object, from so many on, are on these devices: some of them, in their order. No shard
+    /// is to be read for that but those of lists of stripes.
+    Track(Item, u64, BTreeSet<DeviceNo>),
+    /// Look at a stripe of the queue, and put it elsewhere if that is all that is wrong with it: shards of it are on
+    /// these devices, which do not answer. If it is not so, it was looked at: [`Event::Mended`].
+    Move(Box<Finding>, BTreeSet<DeviceNo>),
     /// Make the documents of losses, where they are not there, and then write the record.
     Record(Box<Record>, Vec<Loss>),
     /// Make the document of a day.
@@ -163,6 +200,9 @@ enum Doing {
     Mending(StripeId),
     Recording,
     KeepingDay,
+    /// What is on devices that are gone is looked for.
+    Scouting,
+    Tracking,
 }
 
 /// An object that is being looked at.
@@ -202,6 +242,15 @@ pub struct Audit {
     /// What is due is mended before anything else is looked at.
     draining: bool,
     away: BTreeSet<DeviceNo>,
+    /// How devices are, as far as it was told.
+    world: Option<World>,
+    /// When that was, and how devices that are away were seen so far.
+    told: Option<Instant>,
+    seen: BTreeMap<DeviceNo, hunt::Seen>,
+    /// Objects to be gone through for what is on devices that are gone; where there are more, and the one in hand.
+    prey: VecDeque<Item>,
+    prey_more: Option<Option<Place>>,
+    tracked: Option<(Item, u64, u32)>,
     early: bool,
     pause: Duration,
     until: Option<Instant>,
@@ -229,6 +278,12 @@ impl Audit {
             fresh: false,
             draining: false,
             away: BTreeSet::new(),
+            world: None,
+            told: None,
+            seen: BTreeMap::new(),
+            prey: VecDeque::new(),
+            prey_more: None,
+            tracked: None,
             early: false,
             pause: PAUSE,
             until: None,
@@ -248,7 +303,7 @@ impl Audit {
     /// Something happens.
     pub fn on_event(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
         match (self.doing, event) {
-            (_, Event::World(serving, away)) => self.world(now, &serving, away),
+            (_, Event::World(world)) => self.world(now, world),
             (Doing::Nothing, Event::Start) => self.load(out),
             (Doing::Nothing, Event::Deadline) => {
                 if self.until.is_some_and(|until| until <= now.at) {
@@ -264,6 +319,13 @@ impl Audit {
                 self.behind_open();
             }
             (Doing::Mending(stripe), Event::Mended(looked)) => self.mended(now, stripe, looked),
+            (Doing::Mending(stripe), Event::Moved(looked)) => self.moved(now, stripe, &looked),
+            (Doing::Scouting, Event::Listed(items, more)) => {
+                (self.doing, self.pause) = (Doing::Nothing, PAUSE);
+                (self.prey, self.prey_more) = (items.into(), more.map(Some));
+            }
+            (Doing::Tracking, Event::Tracked(prey, next)) => self.take_prey(now, prey, next),
+            (Doing::Tracking, Event::Changed) => self.behind_prey(),
             (Doing::Recording, Event::Recorded) => {
                 self.doing = Doing::Nothing;
                 (self.dirty, self.must, self.fresh, self.units) = (false, false, false, 0);
@@ -273,7 +335,15 @@ impl Audit {
             (_, Event::Outdated) => {
                 let fresh = Audit::new(self.partition, self.node, self.limits);
                 let away = std::mem::take(&mut self.away);
-                *self = Audit { away, ..fresh };
+                let (world, told) = (self.world.take(), self.told);
+                let seen = std::mem::take(&mut self.seen);
+                *self = Audit {
+                    away,
+                    world,
+                    told,
+                    seen,
+                    ..fresh
+                };
                 self.doing = Doing::Loading;
                 self.failed(now, "");
             }
@@ -320,6 +390,16 @@ impl Audit {
                     return;
                 }
             }
+            Doing::Tracking => {
+                let tries = self.tracked.as_mut().map_or(TRIES, |(.., tries)| {
+                    *tries += 1;
+                    *tries
+                });
+                if tries >= TRIES {
+                    // Passes tell that it cannot be looked at.
+                    return self.behind_prey();
+                }
+            }
             // Its document stays to be made.
             Doing::KeepingDay => self.dirty = true,
             _ => {}
@@ -327,33 +407,6 @@ impl Audit {
         self.doing = Doing::Nothing;
         self.until = Some(now.at + self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
-    }
-
-    /// Times that have not come yet were written by a clock that was ahead: if they were waited for, nothing would be
-    /// audited for as long as it was, and objects would seem to have been there for longer than they were.
-    fn disbelieve(&mut self, now: Now) {
-        let latest = now.wall_ms.saturating_add(CLOCKS_APART_MS);
-        let mend = |ms: &mut u64| {
-            if *ms > latest {
-                *ms = now.wall_ms;
-            }
-        };
-        let record = &mut self.record;
-        if let Some(pass) = &mut record.pass {
-            mend(&mut pass.begun_ms);
-        }
-        if let Some(ended) = &mut record.ended {
-            mend(&mut ended.ended_ms);
-            mend(&mut ended.pass.begun_ms);
-        }
-        let wait = u64::try_from(self.limits.wait.as_millis()).unwrap_or(u64::MAX);
-        for finding in &mut record.open {
-            mend(&mut finding.found_ms);
-            mend(&mut finding.since_ms);
-            if finding.due_ms > latest.saturating_add(wait) {
-                finding.due_ms = now.wall_ms;
-            }
-        }
     }
 
     fn load(&mut self, out: &mut Vec<Action>) {
@@ -382,36 +435,15 @@ impl Audit {
             self.away.extend(away.keys());
         }
         self.loaded = true;
+        let hunt = self.record.hunt.as_ref();
+        self.prey_more = Some(hunt.and_then(|hunt| hunt.after.clone()));
+        self.note_absent(now);
         self.more = Some(
             self.record
                 .pass
                 .as_ref()
                 .and_then(|pass| pass.after.clone()),
         );
-    }
-
-    fn world(&mut self, now: Now, serving: &BTreeSet<DeviceNo>, away: BTreeSet<DeviceNo>) {
-        let back: Vec<DeviceNo> = self.away.intersection(serving).copied().collect();
-        self.away.extend(away);
-        if back.is_empty() {
-            return;
-        }
-        for device in &back {
-            self.away.remove(device);
-            for finding in &mut self.record.open {
-                if finding.away.contains(device) {
-                    finding.due_ms = finding.due_ms.min(now.wall_ms);
-                }
-            }
-        }
-        match &mut self.record.pass {
-            Some(pass) => (pass.again, self.dirty) = (true, true),
-            None => self.early = true,
-        }
-        // It may be waiting for just this.
-        if self.doing == Doing::Nothing && self.loaded {
-            self.until = None;
-        }
     }
 
     fn listed(&mut self, items: Vec<Item>, more: Option<Place>) {
@@ -575,8 +607,12 @@ impl Audit {
             self.doing = Doing::KeepingDay;
             return out.push(Action::KeepDay(closed.clone()));
         }
-        if self.mend_next(now, out) {
+        if self.mend_next(now, out) || self.hunt_next(now, out) {
             return;
+        }
+        // At the end of a hunt that is recorded before anything else.
+        if self.must_record(now) {
+            return self.write(now, out);
         }
         if self.record.pass.is_none() && !self.begin(now) {
             return self.rest(now, out);

@@ -7,7 +7,7 @@ use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
 use ashlar_layout::time::Instant;
 use proptest::prelude::*;
 
-use crate::audit::{Action, Audit, Event, Limits, Looked, Now};
+use crate::audit::{Action, Audit, Event, Limits, Looked, Now, Prey, World};
 use crate::queue::{AWAY_MAX, Finding, OPEN_MAX};
 use crate::record::{Closed, DAY_MS, Item, Loss, Place, Record, decode, encode};
 use crate::tally::{Kind, Tally};
@@ -22,17 +22,22 @@ const SHARDS: usize = 4;
 /// Objects that a page lists.
 const PAGE: usize = 7;
 
-/// Objects of stripes of shards: which are there. Shard i of each is on device i.
-struct Store {
-    objects: BTreeMap<String, Vec<[bool; SHARDS]>>,
-    away: BTreeSet<DeviceNo>,
-    now: Now,
+/// Objects of stripes of shards: which are there. Shard i of each is on device i, or, if it was put elsewhere so many
+/// times, on one a hundred times as far.
+pub(crate) struct Store {
+    pub(crate) objects: BTreeMap<String, Vec<[bool; SHARDS]>>,
+    /// How often stripes were put elsewhere.
+    pub(crate) moves: BTreeMap<(String, usize), u32>,
+    /// Nothing can be put elsewhere now.
+    pub(crate) full: bool,
+    pub(crate) away: BTreeSet<DeviceNo>,
+    pub(crate) now: Now,
     record: Option<Vec<u8>>,
     version: u64,
-    losses: BTreeMap<StripeId, Loss>,
+    pub(crate) losses: BTreeMap<StripeId, Loss>,
     days: BTreeMap<u64, Tally>,
     /// Stripes that were read, in order.
-    read: Vec<StripeId>,
+    pub(crate) read: Vec<StripeId>,
     /// How many are mended before the others, by margin.
     mended: Vec<i32>,
     /// It ends whoever looks at it.
@@ -40,7 +45,8 @@ struct Store {
 }
 
 fn stripe_id(key: &str, nth: usize) -> StripeId {
-    let writer = key.bytes().fold(7u64, |all, b| all * 131 + u64::from(b));
+    let all = |all: u64, b| all.wrapping_mul(131).wrapping_add(u64::from(b));
+    let writer = key.bytes().fold(7, all);
     StripeId {
         writer,
         attempt: nth as u64,
@@ -48,10 +54,12 @@ fn stripe_id(key: &str, nth: usize) -> StripeId {
 }
 
 impl Store {
-    fn new(objects: usize, stripes: usize) -> Store {
+    pub(crate) fn new(objects: usize, stripes: usize) -> Store {
         let object = |i| (format!("key-{i:04}"), vec![[true; SHARDS]; stripes]);
         Store {
             objects: (0..objects).map(object).collect(),
+            moves: BTreeMap::new(),
+            full: false,
             away: BTreeSet::new(),
             now: Now {
                 at: Instant(1),
@@ -67,21 +75,96 @@ impl Store {
         }
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now.at = self.now.at + time;
         self.now.wall_ms += time.as_millis() as u64;
     }
 
-    fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> Record {
         decode(self.record.as_ref().unwrap()).unwrap()
     }
 
+    fn turn(&self, key: &str, nth: usize) -> u32 {
+        let at = (key.to_owned(), nth);
+        self.moves.get(&at).copied().unwrap_or(0)
+    }
+
+    fn name(&self, key: &str, nth: usize) -> StripeId {
+        stripe_id(key, nth).moved_by(self.turn(key, nth))
+    }
+
+    pub(crate) fn devices(&self, key: &str, nth: usize) -> [DeviceNo; SHARDS] {
+        let far = 100 * self.turn(key, nth);
+        std::array::from_fn(|i| DeviceNo(far + i as u32))
+    }
+
+    /// How devices are, as far as it can be told.
+    pub(crate) fn world(&self, held: Option<&str>) -> Event {
+        let all = (0..SHARDS as u32).map(DeviceNo);
+        let (away, serving) = all.partition(|no| self.away.contains(no));
+        let held = held.map(str::to_owned);
+        Event::World(World {
+            serving,
+            away,
+            held,
+        })
+    }
+
+    /// Two stripes at a time at the most.
+    fn track(&self, item: &Item, from: usize, gone: &BTreeSet<DeviceNo>) -> Event {
+        let Some(stripes) = self.objects.get(&item.key) else {
+            return Event::Changed;
+        };
+        let mut found = Vec::new();
+        for nth in from..stripes.len() {
+            let devices = self.devices(&item.key, nth);
+            let gone: Vec<_> = devices.into_iter().filter(|it| gone.contains(it)).collect();
+            if gone.is_empty() {
+                continue;
+            }
+            if found.len() == 2 {
+                return Event::Tracked(found, Some(nth as u64));
+            }
+            found.push(Prey {
+                stripe: self.name(&item.key, nth),
+                nth: nth as u64,
+                margin: i32::try_from(SHARDS - K - gone.len()).unwrap(),
+                gone,
+            });
+        }
+        Event::Tracked(found, None)
+    }
+
+    /// Puts a stripe elsewhere, if all that is wrong with it is that these devices are away.
+    fn relocate(&mut self, finding: &Finding, gone: &BTreeSet<DeviceNo>) -> Event {
+        let nth = finding.nth as usize;
+        if self.name(&finding.item.key, nth) != finding.stripe {
+            return Event::Mended(None);
+        }
+        assert!(finding.item.may_move(), "{finding:?}");
+        let Some(looked) = self.look(&finding.item, nth, &[]) else {
+            return Event::Mended(None);
+        };
+        let is_gone = |(_, device): &(u16, DeviceNo)| gone.contains(device);
+        if !looked.bad.is_empty() || !looked.away.iter().any(is_gone) {
+            return Event::Mended(Some(looked));
+        }
+        if self.full {
+            return Event::Failed("no device has room".to_owned());
+        }
+        *self
+            .moves
+            .entry((finding.item.key.clone(), nth))
+            .or_default() += 1;
+        Event::Moved(looked)
+    }
+
     fn look(&mut self, item: &Item, nth: usize, mends: &[u16]) -> Option<Looked> {
-        let stripe = stripe_id(&item.key, nth);
+        let (stripe, devices) = (self.name(&item.key, nth), self.devices(&item.key, nth));
         let away = self.away.clone();
         let shards = self.objects.get_mut(&item.key)?.get_mut(nth)?;
         self.read.push(stripe);
-        let device = |i| DeviceNo(i as u32);
+        let device = |i: usize| devices[i];
         let mut looked = Looked {
             stripe,
             nth: nth as u64,
@@ -106,7 +189,7 @@ impl Store {
         Some(looked)
     }
 
-    fn all(&self) -> Tally {
+    pub(crate) fn all(&self) -> Tally {
         let mut all = Tally::default();
         for day in self.days.values() {
             all.add(day);
@@ -120,16 +203,29 @@ impl Store {
     }
 }
 
+trait MovedBy {
+    fn moved_by(self, turn: u32) -> StripeId;
+}
+
+impl MovedBy for StripeId {
+    fn moved_by(self, turn: u32) -> StripeId {
+        match turn {
+            0 => self,
+            turn => self.moved(u64::from(turn)),
+        }
+    }
+}
+
 /// Who carries out what the auditor says.
-struct Driver {
-    audit: Audit,
+pub(crate) struct Driver {
+    pub(crate) audit: Audit,
     version: u64,
     open: Option<(Item, usize)>,
-    todo: Vec<Action>,
+    pub(crate) todo: Vec<Action>,
 }
 
 impl Driver {
-    fn new(store: &Store) -> Driver {
+    pub(crate) fn new(store: &Store) -> Driver {
         let mut driver = Driver {
             audit: Audit::new(PartitionId(3), NodeId(1), LIMITS),
             version: 0,
@@ -140,7 +236,7 @@ impl Driver {
         driver
     }
 
-    fn event(&mut self, store: &Store, event: Event) {
+    pub(crate) fn event(&mut self, store: &Store, event: Event) {
         assert!(self.todo.is_empty(), "one thing is under way at a time");
         self.audit.on_event(store.now, event, &mut self.todo);
         assert!(self.todo.len() <= 1, "{:?}", self.todo);
@@ -161,7 +257,7 @@ impl Driver {
     }
 
     /// Carries out one action; false if there is nothing to do now. None: it has ended of it.
-    fn step(&mut self, store: &mut Store) -> Option<bool> {
+    pub(crate) fn step(&mut self, store: &mut Store) -> Option<bool> {
         let Some(action) = self.todo.pop() else {
             if self
                 .audit
@@ -187,8 +283,12 @@ impl Driver {
                 let mut keys: Vec<String> = behind.take(PAGE + 1).cloned().collect();
                 let more = keys.len() > PAGE;
                 keys.truncate(PAGE);
+                let bucket = |key: &str| match key.starts_with("parts/") {
+                    true => ashlar_layout::names::SYSTEM_BUCKET.to_owned(),
+                    false => "bucket".to_owned(),
+                };
                 let item = |key: &String| Item {
-                    bucket: "bucket".into(),
+                    bucket: bucket(key),
                     key: key.clone(),
                     version: 1,
                     id: 1,
@@ -218,8 +318,13 @@ impl Driver {
                 }
                 let known = finding.bad.keys().copied().filter(|_| mends);
                 let known: Vec<u16> = known.collect();
-                Event::Mended(store.look(&finding.item, finding.nth as usize, &known))
+                match store.name(&finding.item.key, finding.nth as usize) == finding.stripe {
+                    false => Event::Mended(None),
+                    true => Event::Mended(store.look(&finding.item, finding.nth as usize, &known)),
+                }
             }
+            Action::Move(finding, gone) => store.relocate(&finding, &gone),
+            Action::Track(item, from, gone) => store.track(&item, from as usize, &gone),
             Action::Record(record, losses) => {
                 for loss in losses {
                     store.losses.entry(loss.stripe).or_insert(loss);
@@ -243,8 +348,24 @@ impl Driver {
         Some(true)
     }
 
+    /// Until it has read the record.
+    pub(crate) fn settle_loading(&mut self, store: &mut Store) {
+        while matches!(self.todo.last(), Some(Action::Load)) {
+            self.step(store);
+        }
+    }
+
+    /// What it is told of devices: whatever is under way.
+    pub(crate) fn event_if_idle(&mut self, store: &Store, event: Event) {
+        if self.todo.is_empty() {
+            self.event(store, event);
+        } else {
+            self.audit.on_event(store.now, event, &mut self.todo);
+        }
+    }
+
     /// Until it waits for the time.
-    fn settle(&mut self, store: &mut Store) {
+    pub(crate) fn settle(&mut self, store: &mut Store) {
         for _ in 0..100_000 {
             match self.step(store) {
                 Some(true) => {}
@@ -387,14 +508,9 @@ fn what_is_away_is_waited_for() {
     let mut store = Store::new(10, 1);
     store.away.insert(DeviceNo(3));
     let mut driver = Driver::new(&store);
-    let world = |store: &Store| {
-        let all = (0..SHARDS as u32).map(DeviceNo);
-        let (away, serving) = all.partition(|no| store.away.contains(no));
-        Event::World(serving, away)
-    };
     driver.settle(&mut store);
-    let event = world(&store);
-    driver.event(&store, event);
+    driver.event(&store, store.world(None));
+    driver.settle(&mut store);
     let record = store.record();
     assert_eq!(record.open.len(), 10);
     let due = store.now.wall_ms + 900_000;
@@ -407,7 +523,7 @@ fn what_is_away_is_waited_for() {
     // It is back, without one of its shards: that is found and made again, without a pass being due.
     store.away.clear();
     assert_eq!(rot(&mut store, 4, 0, 3), 1);
-    let event = world(&store);
+    let event = store.world(None);
     driver.event(&store, event);
     driver.settle(&mut store);
     let tally = store.all();

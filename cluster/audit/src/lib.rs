@@ -23,11 +23,13 @@ pub mod tally;
 #[cfg(test)]
 mod audit_tests;
 #[cfg(test)]
+mod hunt_tests;
+#[cfg(test)]
 mod rates_tests;
 
-pub use audit::{Action, Audit, Event, Limits, Looked};
+pub use audit::{Action, Audit, Event, Limits, Looked, Prey, World};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
 pub use pace::{Charge, Pace, Pacing};
 pub use queue::Finding;
-pub use record::{BadRecord, Closed, Document, Item, Loss, Place, Record};
+pub use record::{Absent, BadRecord, Closed, Document, Item, Loss, Place, Record};
 pub use tally::{Kind, Tally};

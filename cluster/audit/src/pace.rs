@@ -93,6 +93,11 @@ impl Pace {
         }
     }
 
+    /// Whether others do, as was said last.
+    pub fn is_yielding(&self) -> bool {
+        self.yields
+    }
+
     /// Bytes a second that a device is read with now.
     pub fn rate(&self, device: DeviceNo) -> u64 {
         let rate = self.buckets.get(&device).map_or(0, |bucket| bucket.rate);

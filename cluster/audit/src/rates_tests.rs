@@ -318,6 +318,7 @@ fn run(rates: Rates, seed: u64) -> Store {
             Action::Mend(finding, mends) => {
                 Event::Mended(store.look(finding.stripe.attempt, mends))
             }
+            Action::Track(..) | Action::Move(..) => panic!("no device is away"),
             Action::Record(record, losses) => {
                 losses.into_iter().for_each(|loss| store.lose(loss));
                 store.record = Some(*record);

@@ -16,18 +16,22 @@
 //!   whoever makes it makes the same one;
 //! - all of them are bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_layout::crc::crc32;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
+use ashlar_layout::names::{SYSTEM_BUCKET, SYSTEM_PARTS};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::queue::Finding;
 use crate::tally::{Kind, Tally};
 
-/// Version of documents that name kinds of findings which came later: programs that do not know those refuse them.
-pub const VERSION: u32 = 2;
+/// Version of documents that tell of devices which are away, and of what was moved from them: programs that know no
+/// such thing refuse them.
+pub const VERSION: u32 = 3;
+/// Version of those that name kinds of findings which came after the first, and nothing that came later.
+pub const VERSION_KINDS: u32 = 2;
 /// Version of all others: older programs read them.
 pub const VERSION_PLAIN: u32 = 1;
 /// Largest document, in bytes: a full queue of the largest keys, escaped.
@@ -94,6 +98,10 @@ pub enum BadRecord {
 pub trait Document: Serialize + DeserializeOwned {
     /// The kinds of findings that it names.
     fn kinds(&self) -> impl Iterator<Item = Kind>;
+    /// Whether it tells of devices that are away, or of what was moved from them.
+    fn tells_of_moves(&self) -> bool {
+        false
+    }
 }
 
 impl Document for Record {
@@ -103,11 +111,21 @@ impl Document for Record {
         let counted = days.flat_map(Closed::kinds);
         open.map(|(kind, _)| *kind).chain(counted)
     }
+
+    fn tells_of_moves(&self) -> bool {
+        let away = !self.absent.is_empty() || self.hunt.is_some() || self.held.is_some();
+        let mut days = std::iter::once(&self.today).chain(&self.closed);
+        away || days.any(Closed::tells_of_moves)
+    }
 }
 
 impl Document for Closed {
     fn kinds(&self) -> impl Iterator<Item = Kind> {
         self.tally.found.keys().copied()
+    }
+
+    fn tells_of_moves(&self) -> bool {
+        self.tally.moved > 0
     }
 }
 
@@ -119,9 +137,13 @@ impl Document for Loss {
 
 /// As bytes: a line with version, checksum and length, and JSON.
 pub fn encode<T: Document>(document: &T) -> Result<Vec<u8>, BadRecord> {
-    let version = match document.kinds().all(Kind::is_plain) {
-        true => VERSION_PLAIN,
-        false => VERSION,
+    let version = match (
+        document.tells_of_moves(),
+        document.kinds().all(Kind::is_plain),
+    ) {
+        (true, _) => VERSION,
+        (false, false) => VERSION_KINDS,
+        (false, true) => VERSION_PLAIN,
     };
     let json = serde_json::to_vec(document).map_err(|e| BadRecord::Unknown(e.to_string()))?;
     if json.len() > RECORD_MAX {
@@ -194,6 +216,12 @@ pub struct Item {
 }
 
 impl Item {
+    /// Whether its stripes may be put elsewhere. Those of a part of an upload may be an object's as well, which names
+    /// them where they are.
+    pub fn may_move(&self) -> bool {
+        self.bucket != SYSTEM_BUCKET || !self.key.starts_with(SYSTEM_PARTS)
+    }
+
     /// The place behind it.
     pub fn behind(&self) -> Place {
         Place {
@@ -284,6 +312,34 @@ pub struct Closed {
     pub tally: Tally,
 }
 
+/// A device that is away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Absent {
+    /// Since when, by the clock of who saw that first.
+    pub since_ms: u64,
+    /// All objects were gone through for what is on it: that was put elsewhere, or waits.
+    #[serde(default)]
+    pub hunted: bool,
+    /// Shards of it that were made again elsewhere.
+    #[serde(default)]
+    pub moved: u64,
+    /// Stripes of parts of uploads that are on it: they wait for the upload's end.
+    #[serde(default)]
+    pub parts: u64,
+}
+
+/// All objects are gone through for what is on devices that are gone. No shard is read for that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hunt {
+    /// Which devices.
+    pub gone: BTreeSet<DeviceNo>,
+    /// Behind what it goes on; none at the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Place>,
+}
+
 /// What is kept of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -308,6 +364,15 @@ pub struct Record {
     /// and on one that is over, and has no document of its own yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed: Option<Closed>,
+    /// Devices that are away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub absent: BTreeMap<DeviceNo, Absent>,
+    /// Whether what is on them is being looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hunt: Option<Hunt>,
+    /// Why nothing is put elsewhere before a person has looked at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
 }
 
 impl Record {
@@ -451,7 +516,7 @@ mod tests {
         }
         let later = String::from_utf8(plain())
             .unwrap()
-            .replacen(" 1 ", " 3 ", 1);
+            .replacen(" 1 ", " 4 ", 1);
         let unknown = decode::<Record>(later.as_bytes());
         assert!(matches!(unknown, Err(BadRecord::Unknown(_))), "{unknown:?}");
     }

@@ -159,6 +159,13 @@ pub struct Tally {
     pub unqueued: u64,
     /// Passes that came to their end.
     pub passes: u64,
+    /// Shards of devices that are gone, whose stripes were put elsewhere and read back there.
+    #[serde(skip_serializing_if = "is_none")]
+    pub moved: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Tally {
@@ -186,6 +193,7 @@ impl Tally {
             unread,
             unqueued,
             passes,
+            moved,
         } = other;
         for (mine, more) in [
             (&mut self.objects, objects),
@@ -197,6 +205,7 @@ impl Tally {
             (&mut self.object_s, object_s),
             (&mut self.shard_s, shard_s),
             (&mut self.lag_ms, lag_ms),
+            (&mut self.moved, moved),
             (&mut self.repaired, repaired),
             (&mut self.moot, moot),
             (&mut self.repair_ms, repair_ms),

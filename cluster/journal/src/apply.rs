@@ -151,7 +151,28 @@ impl Replica {
                 let object = self.object(seq, modified_ms, manifest, inline);
                 versions::rename_change(bucket, (source, key), object)
             }
-            Op::PutVersion {
+            Op::Relocate {
+                bucket,
+                key,
+                tag: None,
+                modified_ms,
+                manifest,
+                ..
+            } => Change::Put {
+                bucket,
+                key,
+                object: self.object(seq, modified_ms, manifest, inline),
+            },
+            Op::Relocate {
+                bucket,
+                key,
+                tag: Some(tag),
+                current,
+                modified_ms,
+                manifest,
+                ..
+            }
+            | Op::PutVersion {
                 bucket,
                 key,
                 tag,

@@ -87,6 +87,30 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
             }
             return body(manifest, inline);
         }
+        Op::Relocate {
+            bucket,
+            key,
+            tag,
+            current,
+            modified_ms,
+            manifest,
+            ..
+        } => {
+            named(check_bucket(bucket))?;
+            named(check_key(key))?;
+            let nameless = |tag: VersionTag| tag.id == Seq(0) || tag.id == NULL_VERSION;
+            if tag.is_some_and(nameless) {
+                return bad("stripes of a version without a name".to_owned());
+            }
+            if tag.is_none() && !current {
+                return bad("stripes of what is no version, and not current".to_owned());
+            }
+            // 0 would be the entry's own time: the object is older.
+            if *modified_ms == 0 || manifest.body == Body::Inline {
+                return bad("stripes of an object that has none, or no time".to_owned());
+            }
+            return body(manifest, inline);
+        }
         Op::DropVersion {
             bucket,
             key,

@@ -39,7 +39,8 @@ impl Mark {
             | Op::Delete { bucket, key }
             | Op::PutVersion { bucket, key, .. }
             | Op::DropVersion { bucket, key, .. }
-            | Op::LockVersion { bucket, key, .. } => Mark::Slot(slot_of(bucket, key)),
+            | Op::LockVersion { bucket, key, .. }
+            | Op::Relocate { bucket, key, .. } => Mark::Slot(slot_of(bucket, key)),
             Op::Rename {
                 bucket,
                 key,

@@ -166,6 +166,8 @@ impl Replica {
             Op::Put { .. }
             | Op::CreateBucket { .. }
             | Op::LockVersion { .. }
+            // Whoever moves tries again later: no manifest takes the room that deletes need.
+            | Op::Relocate { .. }
             | Op::Rename { .. } => true,
             Op::PutVersion { tag, .. } => !tag.marker,
             _ => false,

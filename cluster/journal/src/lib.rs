@@ -44,6 +44,8 @@ mod reads;
 mod rebase;
 mod recall;
 #[cfg(test)]
+mod relocate_tests;
+#[cfg(test)]
 mod rename_tests;
 mod repair;
 mod replay;
@@ -80,6 +82,8 @@ mod sim_faults;
 mod sim_index;
 #[cfg(test)]
 mod sim_model;
+#[cfg(test)]
+mod sim_moves;
 #[cfg(test)]
 mod sim_reads;
 #[cfg(test)]

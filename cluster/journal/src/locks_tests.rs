@@ -312,19 +312,23 @@ fn what_is_locked_keeps_its_bytes() {
         data_len: 100,
         shard_crcs: vec![1, 2, 3],
     };
-    let made = |tag, stripe| Op::PutVersion {
+    let other = |tag, stripe, crc| Op::PutVersion {
         bucket: "bucket".to_owned(),
         key: "k".to_owned(),
         tag,
         current: true,
         modified_ms: 0,
-        manifest: Manifest::plain(100, 9, Body::Stripes(vec![stripe])),
+        manifest: Manifest::plain(100, crc, Body::Stripes(vec![stripe])),
     };
+    let made = |tag, stripe| other(tag, stripe, 9);
     let kept = new(until(RetentionMode::Compliance, 5000));
     script.done(made(kept, stripe(1)), NONE, b"");
     let tag = named(&script.meta("k", None));
-    let refused = script.refused(made(tag, stripe(2)), NONE, b"");
+    let refused = script.refused(other(tag, stripe(2), 8), NONE, b"");
     assert_eq!(refused, LOCKED);
+    // The same bytes are elsewhere if their stripes were moved: that is for who looks again.
+    let refused = script.refused(made(tag, stripe(2)), NONE, b"");
+    assert_eq!(refused, LOST);
     script.done(made(tag, stripe(1)), NONE, b"");
     // The same of one that is not current, and inline.
     let (id, _) = script.done(version("i", kept, true, b"abc"), NONE, b"abc");

@@ -287,7 +287,8 @@ impl Pending {
             | Op::PutVersion { .. }
             | Op::DropVersion { .. }
             | Op::LockVersion { .. }
-            | Op::Rename { .. } => {
+            | Op::Rename { .. }
+            | Op::Relocate { .. } => {
                 let current = match overlay.and_then(|overlay| overlay.keys.get(key)) {
                     Some(pending) => pending.object.as_ref(),
                     None => facts.object.iter().flatten().next(),
@@ -344,7 +345,8 @@ impl Pending {
             | Op::PutVersion { .. }
             | Op::DropVersion { .. }
             | Op::LockVersion { .. }
-            | Op::Rename { .. } => {
+            | Op::Rename { .. }
+            | Op::Relocate { .. } => {
                 let old = match overlay.keys.get(key) {
                     Some(pending) => Some(pending.object.clone()),
                     None => facts.object,
@@ -471,7 +473,8 @@ pub(crate) fn target(op: &Op) -> (&str, &str) {
         | Op::PutVersion { bucket, key, .. }
         | Op::DropVersion { bucket, key, .. }
         | Op::LockVersion { bucket, key, .. }
-        | Op::Rename { bucket, key, .. } => (bucket, key),
+        | Op::Rename { bucket, key, .. }
+        | Op::Relocate { bucket, key, .. } => (bucket, key),
     }
 }
 

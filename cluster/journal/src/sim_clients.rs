@@ -27,6 +27,7 @@ use crate::pending::{source, target};
 use crate::sim::{MICRO, MILLI, World, node_of};
 use crate::sim_device::Rng;
 use crate::sim_model::{Brief, Contents, Model, Version};
+use crate::sim_moves::moving_op;
 
 const CLIENTS: u64 = 4;
 const OPS: usize = 25;
@@ -160,7 +161,7 @@ fn bucket(rng: &mut Rng) -> String {
     ["first", "second"][rng.below(2) as usize].to_owned()
 }
 
-fn key(rng: &mut Rng) -> String {
+pub(crate) fn key(rng: &mut Rng) -> String {
     ["a", "a/b", "a/c", "é", "z"][rng.below(5) as usize].to_owned()
 }
 
@@ -178,7 +179,7 @@ fn random_op(
     };
     let known = seen.map_or(&[][..], |seen| &seen.versions);
     if rng.one_in(8)
-        && let Some((op, inline)) = rename_op(rng, known)
+        && let Some((op, inline)) = moving_op(rng, known)
     {
         return (op, precondition, inline);
     }
@@ -219,26 +220,6 @@ fn random_op(
             (op, precondition, inline)
         }
     }
-}
-
-/// An object that somebody saw gets another key, or is to get one; as a rule one that is no version.
-fn rename_op(rng: &mut Rng, seen: &[Version]) -> Option<(Op, Bytes)> {
-    let plain = |it: &&Version| it.null && it.id == it.entry && !it.marker;
-    let whole = |it: &&Version| it.payload.len() as u64 == it.manifest.size;
-    let any = rng.one_in(8);
-    let inline = |it: &&Version| it.manifest.body == Body::Inline;
-    let fit = seen.iter().filter(|it| any || plain(it));
-    let fit: Vec<&Version> = fit.filter(|it| !inline(it) || whole(it)).collect();
-    let it = fit.get(rng.below(fit.len().max(1) as u64) as usize)?;
-    let op = Op::Rename {
-        bucket: it.place.0.clone(),
-        key: key(rng),
-        source: it.place.1.clone(),
-        seen: Seq(it.entry),
-        modified_ms: 7,
-        manifest: it.manifest.clone(),
-    };
-    Some((op, it.payload.clone()))
 }
 
 /// Something that an object may be made of, and its bytes, if they are few.
@@ -516,6 +497,7 @@ impl World {
                 match current.op {
                     Op::LockVersion { .. } => self.count("relocked"),
                     Op::Rename { .. } => self.count("renamed"),
+                    Op::Relocate { .. } => self.count("relocated"),
                     _ => {}
                 }
                 self.count("committed");

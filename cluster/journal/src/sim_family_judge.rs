@@ -72,7 +72,8 @@ fn place_of(op: &Op) -> Option<Place> {
         | Op::PutVersion { bucket, key, .. }
         | Op::DropVersion { bucket, key, .. }
         | Op::LockVersion { bucket, key, .. }
-        | Op::Rename { bucket, key, .. } => (bucket.clone(), key.clone()),
+        | Op::Rename { bucket, key, .. }
+        | Op::Relocate { bucket, key, .. } => (bucket.clone(), key.clone()),
         Op::CreateBucket { bucket } | Op::DeleteBucket { bucket } => {
             (bucket.clone(), String::new())
         }

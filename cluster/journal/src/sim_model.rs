@@ -156,7 +156,8 @@ impl Model {
             | Op::PutVersion { bucket, key, .. }
             | Op::DropVersion { bucket, key, .. }
             | Op::LockVersion { bucket, key, .. }
-            | Op::Rename { bucket, key, .. } => (bucket, key),
+            | Op::Rename { bucket, key, .. }
+            | Op::Relocate { bucket, key, .. } => (bucket, key),
         };
         if !exists(bucket) {
             return Some(ErrorCode::NoSuchBucket);
@@ -211,14 +212,19 @@ impl Model {
                 (plain && (!tag.null || kept)).then_some(ErrorCode::NotKept)
             }
             Op::PutVersion {
-                tag, current: true, ..
+                tag,
+                current: true,
+                manifest,
+                ..
             } => {
                 let own_name = |held: &Held| VersionTag {
                     id: Seq(held.entry),
                     ..VersionTag::default()
                 };
                 let same = |held: &Held| {
-                    held.named() == *tag || held.tag.is_none() && *tag == own_name(held)
+                    let named = held.named() == *tag;
+                    let stays = held.manifest.body == manifest.body;
+                    stays && (named || held.tag.is_none() && *tag == own_name(held))
                 };
                 (!current.is_some_and(same)).then_some(ErrorCode::PreconditionFailed)
             }
@@ -244,8 +250,23 @@ impl Model {
                 (!same || is_current(tag.slot()) != *at_top)
                     .then_some(ErrorCode::PreconditionFailed)
             }
-            Op::PutVersion { tag, .. } => match self.kept(place, tag.slot()) {
+            Op::Relocate {
+                tag,
+                seen,
+                current: at_top,
+                ..
+            } => {
+                let slot = tag.map_or(Seq(u64::MAX), VersionTag::slot);
+                let kept = self.kept(place, slot);
+                let Some(held) = (if *at_top { current } else { kept }) else {
+                    return Some(ErrorCode::NotFound);
+                };
+                let same = held.entry == seen.0 && held.tag == *tag;
+                (!same || is_current(slot) != *at_top).then_some(ErrorCode::PreconditionFailed)
+            }
+            Op::PutVersion { tag, manifest, .. } => match self.kept(place, tag.slot()) {
                 None => Some(ErrorCode::NotFound),
+                Some(held) if held.manifest.body != manifest.body => lost,
                 Some(held) if held.named() != *tag => lost,
                 Some(_) if is_current(tag.slot()) => lost,
                 Some(_) => None,
@@ -330,6 +351,13 @@ impl Model {
                 bucket,
                 key,
                 manifest,
+            }
+            | Op::Relocate {
+                bucket,
+                key,
+                tag: None,
+                manifest,
+                ..
             } => {
                 let held = Held {
                     entry: seq,
@@ -356,7 +384,15 @@ impl Model {
                 };
                 self.current.insert((bucket, key), held);
             }
-            Op::PutVersion {
+            Op::Relocate {
+                bucket,
+                key,
+                tag: Some(mut tag),
+                current,
+                manifest,
+                ..
+            }
+            | Op::PutVersion {
                 bucket,
                 key,
                 mut tag,

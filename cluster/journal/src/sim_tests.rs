@@ -185,6 +185,7 @@ fn run_all(name: &str, regressions: &[u64], plan: impl Fn(u64) -> (u8, Plan)) {
             "refused",
             "relocked",
             "renamed",
+            "relocated",
             "locked",
             "crashes",
             "all crashed",

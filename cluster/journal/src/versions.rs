@@ -12,12 +12,14 @@
 //!   meanwhile;
 //! - an object gets another key only if the entry that was looked at still is what is current under the one that it
 //!   has, and its bytes are where they were; versions, and what is put over versions, have no other keys;
+//! - who says that stripes are elsewhere names the entry that wrote the object last, and changes nothing else of it;
+//! - who writes a version anew leaves its bytes where they are by then: what it was looked at with may be freed;
 //! - what a change displaces is named by nothing else: a version's shards are freed when its own entry goes, and not
 //!   before.
 
 use ashlar_cluster_index::{Change, Name, Object, Question};
 use ashlar_layout::ids::Seq;
-use ashlar_layout::manifest::{Manifest, NULL_VERSION, Op, Then, VersionTag};
+use ashlar_layout::manifest::{Body, Manifest, NULL_VERSION, Op, Then, VersionTag};
 use ashlar_layout::message::ErrorCode;
 
 use crate::locks;
@@ -39,6 +41,11 @@ pub(crate) fn depends_on(op: &Op) -> Option<Vec<Seq>> {
         }
         | Op::LockVersion {
             tag,
+            current: false,
+            ..
+        }
+        | Op::Relocate {
+            tag: Some(tag),
             current: false,
             ..
         } => Some(vec![tag.slot()]),
@@ -104,8 +111,12 @@ fn judge_version(
             _ => Ok(()),
         },
         Op::PutVersion {
-            tag, current: true, ..
+            tag,
+            current: true,
+            manifest,
+            ..
         } => match current {
+            Some(held) if !is_where(manifest, &held.manifest) => lost("it is elsewhere by now"),
             Some(held) if held.named() == *tag => Ok(()),
             // It is made a version with a name of its own, for the `null` one has to stay.
             Some(held) if held.tag.is_none() && *tag == with_own_name(held) => Ok(()),
@@ -135,9 +146,30 @@ fn judge_version(
                 }
             }
         },
-        Op::PutVersion { tag, .. } => match first {
+        Op::Relocate {
+            tag,
+            seen,
+            current: is_current,
+            manifest,
+            ..
+        } => match if *is_current { current } else { first } {
+            None => Err((ErrorCode::NotFound, "there is no such object any more")),
+            Some(_) if !is_current && tag.is_some_and(|tag| is_at(current, tag.slot())) => {
+                lost("that version is current by now")
+            }
+            Some(held) if held.version != *seen || held.tag != *tag => {
+                lost("it is another object by now, or was written anew")
+            }
+            Some(held) if !is_the_same(manifest, &held.manifest) => Err((
+                ErrorCode::BadRequest,
+                "something else of it would change than where its stripes are",
+            )),
+            Some(_) => Ok(()),
+        },
+        Op::PutVersion { tag, manifest, .. } => match first {
             None => Err((ErrorCode::NotFound, "there is no such version")),
             Some(held) if held.named() != *tag => lost("it is another version by now"),
+            Some(held) if !is_where(manifest, &held.manifest) => lost("it is elsewhere by now"),
             Some(_) if is_at(current, tag.slot()) => lost("that version is current by now"),
             Some(_) => Ok(()),
         },
@@ -199,6 +231,26 @@ fn has_bytes_of(new: &Manifest, old: &Manifest) -> bool {
     (new.size, new.crc) == (old.size, old.crc) && new.body == old.body
 }
 
+/// Whether a version that is written anew has its bytes where they are, if they are the same bytes. Others are the
+/// matter of its lock.
+fn is_where(new: &Manifest, old: &Manifest) -> bool {
+    new.body == old.body || (new.size, new.crc) != (old.size, old.crc)
+}
+
+/// Whether an object is the same one, but for where its stripes are.
+fn is_the_same(new: &Manifest, old: &Manifest) -> bool {
+    let shape = |manifest: &Manifest| match &manifest.body {
+        Body::Inline => (0, Vec::new()),
+        // Lists may be longer than they were.
+        Body::Stripes(all) => (1, all.iter().map(|it| u64::from(it.data_len)).collect()),
+        Body::Tree(nodes) => (2, vec![nodes.len() as u64]),
+        Body::Parts { bytes, .. } => (3, bytes.clone()),
+    };
+    (new.size, new.crc, new.etag) == (old.size, old.crc, old.etag)
+        && new.attributes == old.attributes
+        && shape(new) == shape(old)
+}
+
 /// What an object is called that was put when no versions were kept, if it is not to be the `null` version.
 fn with_own_name(held: &Held) -> VersionTag {
     VersionTag {
@@ -244,6 +296,12 @@ pub(crate) fn current_after(op: &Op, seq: Seq, before: Option<&Held>) -> Option<
             manifest,
             ..
         } => held(manifest, Some(named(*tag, seq))),
+        Op::Relocate {
+            tag,
+            current: true,
+            manifest,
+            ..
+        } => held(manifest, *tag),
         Op::DropVersion {
             then: Then::Version { tag, manifest, .. },
             ..
@@ -266,6 +324,15 @@ pub(crate) fn displaced(
     versions: Vec<Option<Held>>,
 ) -> Option<Manifest> {
     let first = versions.into_iter().next().flatten();
+    if let Op::Relocate {
+        current: is_current,
+        manifest,
+        ..
+    } = op
+    {
+        let old = if *is_current { current } else { first };
+        return without(old?.manifest, manifest);
+    }
     let plain = current.filter(|held| held.tag.is_none());
     match op {
         // A version's entry keeps what it names.

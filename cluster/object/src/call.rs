@@ -207,13 +207,31 @@ impl StripeIds {
         }
     }
 
-    pub(crate) fn next(&self) -> StripeId {
+    /// None: it has counted as far as it may, and the next number would be taken for that of a move.
+    pub(crate) fn next(&self) -> Option<StripeId> {
         let attempt = self
             .attempt
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        StripeId {
+        let id = StripeId {
             writer: self.writer,
             attempt,
-        }
+        };
+        (id.origin() == id).then_some(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_counted_to_the_bits_of_moves_makes_no_more_ids() {
+        let ids = StripeIds::new(7);
+        assert_eq!(ids.next().map(|id| id.attempt), Some(1));
+        let last = (1 << 40) - 1;
+        ids.attempt
+            .store(last, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(ids.next().map(|id| id.attempt), Some(last));
+        assert_eq!((ids.next(), ids.next()), (None, None));
     }
 }

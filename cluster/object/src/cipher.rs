@@ -7,6 +7,8 @@
 //! Invariants:
 //! - no two plaintexts meet the same key stream: a stripe's id is never used again, not by another attempt to store
 //!   the same bytes either ([`crate::StripeWrite`]), and each of them is encrypted from the plaintext;
+//! - a stripe that is moved gets another id, and keeps its key and what stands there: the key goes by the id that it
+//!   was encrypted under, which its later ones tell ([`StripeId::origin`]);
 //! - what cannot be encrypted is not stored;
 //! - lists of stripes are no data, and are never encrypted;
 //! - a key is not shown by `Debug`, and is wiped when it is dropped.
@@ -60,6 +62,8 @@ impl DataKey {
         let mac = Hmac::<Sha256>::new_from_slice(&self.0[..]);
         let mut mac = mac.map_err(|error| failed(stripe, &error))?;
         mac.update(STRIPE_LABEL);
+        // What is moved is not encrypted anew.
+        let stripe = stripe.origin();
         mac.update(&stripe.writer.to_le_bytes());
         mac.update(&stripe.attempt.to_le_bytes());
         Ok(Zeroizing::new(mac.finalize().into_bytes().into()))

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ashlar_cluster_map::{Class, ClusterMap, PlacementGroup};
-use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, RequestNo, ShardId, StripeId};
+use ashlar_layout::ids::{
+    ClientId, DeviceNo, NodeId, PartitionId, RequestNo, ShardId, StripeId, Term,
+};
 use ashlar_layout::limits::SHARD_SIZE_MAX;
-use ashlar_layout::manifest::Stripe;
+use ashlar_layout::manifest::{Op, Precondition, Stripe};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 
@@ -89,6 +91,7 @@ pub struct Common {
     ids: StripeIds,
     client: ClientId,
     requests: AtomicU64,
+    moves: AtomicU64,
     heads: Mutex<Heads>,
     cache: Mutex<Cache>,
     turn: AtomicU64,
@@ -107,9 +110,11 @@ impl Common {
             ids: StripeIds::new(client.0),
             client,
             requests: AtomicU64::new(1),
+            moves: AtomicU64::new(client.0 >> 20),
             heads: Mutex::default(),
             cache: Mutex::new(Cache::new(tuning.cache_entries, tuning.cache_bytes)),
-            witness_turn: AtomicU64::new(client.0),
+            // Even: see `witness_turn`.
+            witness_turn: AtomicU64::new(client.0 & !1),
             // Clients start at different groups.
             turn: AtomicU64::new(client.0 >> 16),
             codecs: Codecs::default(),
@@ -166,6 +171,19 @@ impl Common {
         RequestNo(self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Asks a partition's head for a change, for the first time: who asks it says in which reign, and what went before.
+    pub fn proposal(&self, partition: PartitionId, precondition: Precondition, op: Op) -> Request {
+        Request::Propose {
+            partition,
+            term: Term(0),
+            client: self.client,
+            request: self.next_request(),
+            retry: None,
+            precondition,
+            op,
+        }
+    }
+
     /// Beliefs about the heads of partitions. Not to be held across another call.
     pub fn heads(&self) -> MutexGuard<'_, Heads> {
         self.heads.lock().unwrap_or_else(PoisonError::into_inner)
@@ -197,9 +215,10 @@ impl Common {
         }
     }
 
-    /// Counts up, so that witnesses that are equally good take turns.
+    /// Counts up, so that witnesses that are equally good take turns: two questions each, because who asks two at once
+    /// has them go out together if they go to the same.
     pub(crate) fn witness_turn(&self) -> u64 {
-        self.witness_turn.fetch_add(1, Ordering::Relaxed)
+        self.witness_turn.fetch_add(1, Ordering::Relaxed) / 2
     }
 
     /// The partition that (bucket, key) falls in.
@@ -214,8 +233,16 @@ impl Common {
         })
     }
 
-    pub(crate) fn next_stripe(&self) -> StripeId {
-        self.ids.next()
+    /// An id for a stripe that is written for the first time.
+    pub(crate) fn next_stripe(&self) -> Result<StripeId, ObjectError> {
+        self.ids.next().ok_or_else(|| ObjectError::BadRequest {
+            detail: "this client has no ids for stripes left: it has to be started anew".to_owned(),
+        })
+    }
+
+    /// Another id for the bytes of a stripe that is moved. Who else moves it counts from elsewhere.
+    pub(crate) fn next_of(&self, stripe: StripeId) -> StripeId {
+        stripe.moved(self.moves.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The group for the next stripe.

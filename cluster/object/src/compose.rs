@@ -17,9 +17,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ashlar_layout::crc::crc32_combine;
-use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::manifest::{Body, Etag, Manifest, Precondition, Stripe};
-use ashlar_layout::message::{Reply, Request};
+use ashlar_layout::message::Reply;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -416,15 +416,11 @@ impl Compose {
             self.fail(now, ObjectError::BadRequest { detail }, out);
             return true;
         }
-        let request = Request::Propose {
-            partition: self.partition,
-            term: Term(0),
-            client: self.common.client(),
-            request: self.common.next_request(),
-            retry: None,
-            precondition: self.precondition,
-            op: self.making.op(&self.bucket, &self.key, manifest),
-        };
+        let request = self.common.proposal(
+            self.partition,
+            self.precondition,
+            self.making.op(&self.bucket, &self.key, manifest),
+        );
         let names = (self.bucket.as_str(), self.key.as_str());
         let common = self.common.clone();
         let mut ask = Ask::new(

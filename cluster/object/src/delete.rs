@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Manifest, Op, Precondition, Then, VersionTag};
-use ashlar_layout::message::{Reply, Request};
+use ashlar_layout::message::Reply;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -106,15 +106,7 @@ impl Delete {
         payload: Bytes,
     ) -> Result<Delete, ObjectError> {
         let partition = common.partition_of(bucket, key)?;
-        let request = Request::Propose {
-            partition,
-            term: Term(0),
-            client: common.client(),
-            request: common.next_request(),
-            retry: None,
-            precondition,
-            op,
-        };
+        let request = common.proposal(partition, precondition, op);
         let names = (bucket, key);
         let ask = Ask::new(common.clone(), ASK_LANE, names, partition, request, payload);
         Ok(Delete {

@@ -5,7 +5,8 @@
 //! - at most `get_stripes` stripes are in memory, given out or not;
 //! - all bytes of one reading are of one version: if a stripe cannot be read because the object was
 //!   replaced or removed, the reading starts over if no byte was given out yet, and fails with
-//!   [`ObjectError::ObjectChanged`] otherwise; it does not wait for a device that is late to see that;
+//!   [`ObjectError::ObjectChanged`] otherwise; it does not wait for a device that is late to see that. If only
+//!   stripes of it were moved, it goes on with those;
 //! - the end of a whole reading is only reached if the CRC-32 of all that was given out is the
 //!   manifest's;
 //! - while the object is only a guess, out of the cache, nothing is given out and nothing fails: what goes
@@ -22,19 +23,18 @@ use ashlar_layout::message::{ObjectMeta, Request};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
+mod doubt;
+
 use crate::ask::Ask;
 use crate::call::{Action, Event, Machine, sooner};
 use crate::cipher::{Chunk, DataKey};
 use crate::common::Common;
 use crate::cursor::Cursor;
 use crate::error::ObjectError;
-use crate::look::{Found, LANES, Look, Looked, found, gone};
+use crate::look::{Found, LANES, Look};
 use crate::range::ByteRange;
 use crate::stripe_read::{Part, StripeRead};
 use crate::tree::decode_node;
-
-/// So often a reading starts over because the object was replaced.
-const RESTARTS_MAX: u32 = 16;
 
 #[derive(Debug)]
 struct Reading {
@@ -82,6 +82,8 @@ pub struct Get {
     crc: u32,
     rebuilt: u64,
     restarts: u32,
+    /// Where it was when it last went on with stripes that had been moved.
+    resumed_at: u64,
     error: Option<ObjectError>,
     finished: bool,
 }
@@ -125,6 +127,7 @@ impl Get {
             crc: 0,
             rebuilt: 0,
             restarts: 0,
+            resumed_at: 0,
             error: None,
             finished: false,
         })
@@ -346,86 +349,6 @@ impl Get {
         }
     }
 
-    /// Shards that are gone of a stripe that waits for those that are late.
-    fn missed_now(&self) -> usize {
-        let reads = self.reads.iter().chain(&self.node);
-        reads.map(|r| r.read.missed()).max().unwrap_or(0)
-    }
-
-    /// Whether the object still stands whose shards are gone: if so, or if its stripes are another one's now, those
-    /// that are late are waited for.
-    fn on_stands(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let told = self.stands.take().and_then(|(_, ask)| ask.into_outcome());
-        let (Some(told), Some(known)) = (told, &self.meta) else {
-            return;
-        };
-        let body = known.manifest.body.clone();
-        let stays = match found((&self.bucket, &self.key), told) {
-            Ok((meta, ..)) => body.without(&meta.manifest.body).is_none(),
-            Err(error) => !gone(&error),
-        };
-        // They may have come while this was asked.
-        if stays || self.missed_now() == 0 {
-            return;
-        }
-        let (bucket, key) = (self.bucket.clone(), self.key.clone());
-        let given = self.read_to - self.range.start;
-        // What it is by now, if it is not that version.
-        self.doubt(now, ObjectError::ObjectChanged { bucket, key, given }, out);
-    }
-
-    /// The object is not what it was.
-    fn start_over(&mut self, found: Looked) {
-        let (bucket, key) = (self.bucket.clone(), self.key.clone());
-        if self.given > 0 || !self.chunks.is_empty() {
-            let given = self.read_to - self.range.start;
-            return self.fail(ObjectError::ObjectChanged { bucket, key, given });
-        }
-        self.restarts += 1;
-        match found {
-            Ok(_) if self.restarts > RESTARTS_MAX => {
-                let given = 0;
-                self.fail(ObjectError::ObjectChanged { bucket, key, given });
-            }
-            Ok((meta, payload, crc)) => self.begin(meta, payload, crc),
-            Err(error) => self.fail(error),
-        }
-    }
-
-    /// The look-up's answer: one because of doubt, or the check of what was missing.
-    fn on_told(&mut self, out: &mut Vec<Action>) {
-        let Some((_, ask)) = self.ask.take() else {
-            return;
-        };
-        let Some(told) = ask.into_outcome() else {
-            return;
-        };
-        let (found, doubt) = (found((&self.bucket, &self.key), told), self.doubt.take());
-        if self.checking {
-            // Only a shard of an object that still stands is missing.
-            if let (Ok((meta, ..)), Some(known)) = (&found, &self.meta)
-                && meta.version == known.version
-            {
-                out.append(&mut self.missing);
-            }
-            self.missing.clear();
-            self.finished = true;
-            return;
-        }
-        match (found, doubt) {
-            (Ok((meta, ..)), Some((version, error))) if meta.version == version => {
-                // The object stands: it is just not readable.
-                out.append(&mut self.missing);
-                self.fail(error);
-            }
-            (Err(error), Some((_, cause))) if !gone(&error) => {
-                // Neither the object nor its head can be read: the first is what was asked for.
-                self.fail(cause);
-            }
-            (found, _) => self.start_over(found),
-        }
-    }
-
     /// Starts to read the object that was found.
     fn begin(&mut self, meta: ObjectMeta, payload: Bytes, payload_crc: u32) {
         self.missing.clear();
@@ -540,21 +463,6 @@ impl Get {
                 None
             }
         }
-    }
-
-    /// A stripe could not be read. Whether that is because the object has changed, the head knows.
-    fn doubt(&mut self, now: Instant, error: ObjectError, out: &mut Vec<Action>) {
-        if self.is_guess() {
-            return self.fail(error);
-        }
-        let Some(version) = self.meta.as_ref().map(|m| m.version) else {
-            return;
-        };
-        self.reads.clear();
-        (self.node, self.stands) = (None, None);
-        self.doubt = Some((version, error));
-        // A restart may find an inline object.
-        self.ask = Some(self.ask(now, self.id, true, out));
     }
 
     /// What came of a stripe, if it could be read.

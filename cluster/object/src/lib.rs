@@ -43,6 +43,7 @@ pub mod mend;
 pub mod pool;
 pub mod put;
 pub mod range;
+pub mod relocate;
 pub mod rename;
 pub mod stripe_read;
 pub mod stripe_write;
@@ -65,6 +66,8 @@ mod late_tests;
 mod mend_tests;
 #[cfg(test)]
 mod object_tests;
+#[cfg(test)]
+mod relocate_tests;
 #[cfg(test)]
 mod rename_tests;
 #[cfg(test)]
@@ -90,6 +93,7 @@ pub use mend::{Mend, Mended, Mends};
 pub use pool::{BufferPool, PoolBuf};
 pub use put::{Put, PutDone};
 pub use range::ByteRange;
+pub use relocate::{Relocate, Relocated, Spot};
 pub use rename::Rename;
 pub use stripe_read::StripeRead;
 pub use stripe_write::StripeWrite;

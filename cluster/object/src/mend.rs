@@ -148,6 +148,12 @@ impl Mend {
         })
     }
 
+    /// The same, with calls of this number.
+    pub(crate) fn with_lane(mut self, lane: u32) -> Mend {
+        self.calls = Calls::new(lane);
+        self
+    }
+
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<&Result<Mended, ObjectError>> {
         self.outcome.as_ref()

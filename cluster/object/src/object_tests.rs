@@ -20,7 +20,7 @@ use crate::range::ByteRange;
 use crate::testing::{Memory, Mood, World, class};
 
 /// Stripes of 4,000 bytes, nodes of 5 stripes, roots of 3: trees are soon needed.
-fn tuning() -> Tuning {
+pub(crate) fn tuning() -> Tuning {
     Tuning {
         tree_fanout: 5,
         compose_fanout: 14,

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use ashlar_cluster_map::Class;
 use ashlar_layout::crc::{crc32, crc32_combine};
-use ashlar_layout::ids::{PartitionId, Seq, StripeId, Term};
+use ashlar_layout::ids::{PartitionId, Seq, StripeId};
 use ashlar_layout::manifest::{Body, Etag, Manifest, Precondition, Stripe};
-use ashlar_layout::message::{Reply, Request};
+use ashlar_layout::message::Reply;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -319,15 +319,11 @@ impl Put {
             let detail = error.to_string();
             return self.fail(now, ObjectError::BadRequest { detail }, out);
         }
-        let request = Request::Propose {
-            partition: self.partition,
-            term: Term(0),
-            client: self.common.client(),
-            request: self.common.next_request(),
-            retry: None,
-            precondition: self.precondition,
-            op: self.making.op(&self.bucket, &self.key, manifest),
-        };
+        let request = self.common.proposal(
+            self.partition,
+            self.precondition,
+            self.making.op(&self.bucket, &self.key, manifest),
+        );
         let names = (self.bucket.as_str(), self.key.as_str());
         let mut ask = Ask::new(
             self.common.clone(),

@@ -10,9 +10,9 @@
 use std::sync::Arc;
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition};
-use ashlar_layout::message::{ObjectMeta, Reply, Request};
+use ashlar_layout::message::{ObjectMeta, Reply};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
@@ -71,14 +71,10 @@ impl Rename {
         };
         // Where the other key is, the head of that one's partition says: whatever map this is, it knows.
         let partition = common.partition_of(bucket, key)?;
-        let request = Request::Propose {
+        let request = common.proposal(
             partition,
-            term: Term(0),
-            client: common.client(),
-            request: common.next_request(),
-            retry: None,
             precondition,
-            op: Op::Rename {
+            Op::Rename {
                 bucket: bucket.to_owned(),
                 key: key.to_owned(),
                 source: source.to_owned(),
@@ -86,7 +82,7 @@ impl Rename {
                 modified_ms: found.modified_ms,
                 manifest,
             },
-        };
+        );
         let names = (bucket, key);
         let ask = Ask::new(common.clone(), ASK_LANE, names, partition, request, payload);
         Ok(Rename {

@@ -21,7 +21,7 @@ use ashlar_layout::ids::{DeviceNo, ShardId, StripeId};
 use ashlar_layout::manifest::Stripe;
 use ashlar_layout::message::{FindingKind, Reply, Request};
 use ashlar_layout::time::Instant;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::call::{Action, Answer, CallId, Calls, Event, Machine, sooner};
 use crate::common::Common;
@@ -89,6 +89,27 @@ pub struct Part {
     pub crcs: Vec<Option<u32>>,
     /// Data shards that had to be rebuilt for it.
     pub rebuilt: u32,
+}
+
+impl Part {
+    /// How many bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+
+    /// The bytes in one piece: copied, if they are not in one.
+    pub(crate) fn joined(&self) -> Bytes {
+        match self.chunks.as_slice() {
+            [one] => one.clone(),
+            chunks => {
+                let mut bytes = BytesMut::with_capacity(self.len());
+                for chunk in chunks {
+                    bytes.extend_from_slice(chunk);
+                }
+                bytes.freeze()
+            }
+        }
+    }
 }
 
 /// The state machine that reads one stripe.

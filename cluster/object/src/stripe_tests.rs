@@ -37,7 +37,7 @@ fn lay(world: &mut World, k: u8, m: u8, data: &Bytes) -> Stripe {
     )
     .unwrap();
     let stripe = Stripe {
-        id: world.common.next_stripe(),
+        id: world.common.next_stripe().unwrap(),
         pg: group.id,
         k,
         m,

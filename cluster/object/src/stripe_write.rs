@@ -114,6 +114,8 @@ pub struct StripeWrite {
     data: StripeBuf,
     /// With it `data` is encrypted, by each attempt anew.
     cipher: Option<DataKey>,
+    /// The stripe whose bytes `data` are, as they are stored, if they are to be moved.
+    from: Option<StripeId>,
     attempt: Option<Attempt>,
     attempts: u32,
     strays: Vec<Stray>,
@@ -132,6 +134,7 @@ impl StripeWrite {
             calls: Calls::new(lane),
             data,
             cipher: None,
+            from: None,
             attempt: None,
             attempts: 0,
             strays: Vec::new(),
@@ -147,6 +150,13 @@ impl StripeWrite {
     #[must_use]
     pub(crate) fn with_cipher(mut self, cipher: Option<DataKey>) -> StripeWrite {
         self.cipher = cipher;
+        self
+    }
+
+    /// Of what is stored as this stripe: each attempt is another id of the same bytes.
+    #[must_use]
+    pub(crate) fn moving(mut self, from: StripeId) -> StripeWrite {
+        self.from = Some(from);
         self
     }
 
@@ -242,8 +252,12 @@ impl StripeWrite {
     fn send_all(&mut self, now: Instant, group: &PlacementGroup, out: &mut Vec<Action>) {
         self.attempts += 1;
         let common = self.common.clone();
-        let id = common.next_stripe();
-        let encoded = match self.encode(id, group) {
+        let id = match self.from {
+            Some(from) => Ok(common.next_of(from)),
+            None => common.next_stripe(),
+        };
+        let encoded = id.and_then(|id| Ok((id, self.encode(id, group)?)));
+        let (id, encoded) = match encoded {
             Ok(encoded) => encoded,
             Err(error) => {
                 self.fail(now, error, out);

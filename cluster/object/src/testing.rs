@@ -478,7 +478,8 @@ impl World {
         let name = match &op {
             Op::Put { bucket, key, .. }
             | Op::Delete { bucket, key }
-            | Op::Rename { bucket, key, .. } => (bucket.clone(), key.clone()),
+            | Op::Rename { bucket, key, .. }
+            | Op::Relocate { bucket, key, .. } => (bucket.clone(), key.clone()),
             _ => panic!("nobody proposes {op:?} here"),
         };
         let version_at = |name| self.objects.get(name).map(|(meta, _)| meta.version);
@@ -497,6 +498,16 @@ impl World {
                 return Some(error(ErrorCode::PreconditionFailed, detail));
             }
             moved = Some(from);
+        }
+        if let Op::Relocate { seen, manifest, .. } = &op {
+            let Some((meta, _)) = self.objects.get(&name).filter(|it| it.0.version == *seen) else {
+                let detail = "it is another object".to_owned();
+                return Some(error(ErrorCode::PreconditionFailed, detail));
+            };
+            let body = meta.manifest.body.clone();
+            let mut same = manifest.clone();
+            same.body = body;
+            assert_eq!(same, meta.manifest, "only its stripes are elsewhere");
         }
         let holds = match precondition {
             Precondition::None => true,
@@ -519,7 +530,9 @@ impl World {
             self.objects.remove(&from);
         }
         let displaced: Option<Manifest> = match op {
-            Op::Put { manifest, .. } | Op::Rename { manifest, .. } => {
+            Op::Put { manifest, .. }
+            | Op::Rename { manifest, .. }
+            | Op::Relocate { manifest, .. } => {
                 self.check_durable(&manifest);
                 let meta = ObjectMeta {
                     version,

@@ -9,7 +9,7 @@
 
 use ashlar_layout::control::{decode_stripes, encode_stripes};
 use ashlar_layout::manifest::Stripe;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::stripe_read::Part;
 
@@ -31,17 +31,7 @@ pub(crate) fn encode_node(stripes: &Vec<Stripe>) -> Bytes {
 
 /// The stripes that a node lists.
 pub fn decode_node(part: &Part) -> Result<Vec<Stripe>, String> {
-    let stripes = match part.chunks.as_slice() {
-        [one] => decode_stripes(one),
-        chunks => {
-            let mut bytes = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
-            for chunk in chunks {
-                bytes.extend_from_slice(chunk);
-            }
-            decode_stripes(&bytes)
-        }
-    };
-    let stripes = stripes.map_err(|error| error.to_string())?;
+    let stripes = decode_stripes(&part.joined()).map_err(|error| error.to_string())?;
     if stripes.is_empty() {
         Err("a node of its tree is empty".to_owned())
     } else {

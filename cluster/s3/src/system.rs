@@ -6,6 +6,7 @@
 
 use ashlar_layout::limits::KEY_MAX;
 use ashlar_layout::lock::Lock;
+use ashlar_layout::names::SYSTEM_PARTS;
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::{Attributes, BadAttributes};
@@ -111,18 +112,22 @@ pub fn upload_marker(bucket: &str, key: &str, id: Option<UploadId>) -> String {
 /// The key of a part that is uploaded now. A number that is uploaded again displaces nothing: which one
 /// counts is decided when the parts are put together.
 pub fn part_key(id: UploadId, number: u16, attempt: [u8; 8]) -> String {
-    format!("parts/{}/{number:05}/{}", id.to_text(), to_hex(&attempt))
+    format!(
+        "{SYSTEM_PARTS}{}/{number:05}/{}",
+        id.to_text(),
+        to_hex(&attempt)
+    )
 }
 
 /// What the keys of an upload's parts begin with.
 pub fn parts_prefix(id: UploadId) -> String {
-    format!("parts/{}/", id.to_text())
+    format!("{SYSTEM_PARTS}{}/", id.to_text())
 }
 
 /// Behind what to go on listing parts after part `number`.
 pub fn part_marker(id: UploadId, number: u16) -> String {
     // Attempts are hexadecimal.
-    format!("parts/{}/{number:05}/g", id.to_text())
+    format!("{SYSTEM_PARTS}{}/{number:05}/g", id.to_text())
 }
 
 /// The number of the part that has this key.
@@ -264,6 +269,8 @@ mod tests {
         }
         let part = part_key(id, 7, [1; 8]);
         assert_eq!(part_number(&part), Some(7));
+        // Nobody moves the stripes of those.
+        assert!(part.starts_with(ashlar_layout::names::SYSTEM_PARTS));
         assert!(part.starts_with(&parts_prefix(id)) && part < part_marker(id, 7));
         assert!(part_marker(id, 7) < part_key(id, 8, [0; 8]));
         assert_eq!(part_number("parts/x/abc/1"), None);

@@ -197,6 +197,15 @@ fn journal_entries_v6() {
 }
 
 #[test]
+fn journal_entries_v7() {
+    let image = golden("journal-entries.v7.bin", &relocation_entries());
+    let got: Vec<_> = journal::entries(&image).map(Result::unwrap).collect();
+    let ops: Vec<Op> = got.iter().map(|entry| entry.op().unwrap()).collect();
+    assert_eq!(ops, relocations());
+    assert!(got.iter().all(|entry| entry.version == 7));
+}
+
+#[test]
 fn frame_v5() {
     let image = golden("frame.v5.bin", &frame().encode());
     assert_eq!(FrameHeader::decode(&image.try_into().unwrap()), Ok(frame()));
@@ -282,6 +291,7 @@ fn fuzz_seeds() {
     seed("entry", 1, ENTRIES_V4);
     seed("entry", 2, &locked_entries());
     seed("entry", 3, &rename_entries());
+    seed("entry", 4, &relocation_entries());
     seed("frame", 0, &frame().encode());
     for (n, request) in requests().iter().enumerate() {
         seed("request", n, &encode_control(request));

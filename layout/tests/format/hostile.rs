@@ -307,14 +307,14 @@ fn forged_entries() {
     let image = entries();
     let len = Entry::decode(&image).unwrap().len();
     let mut bytes = image.clone();
-    forge(&mut bytes, len, 4, 56, &[7, 0]);
+    forge(&mut bytes, len, 4, 56, &[8, 0]);
     let error = Entry::decode(&bytes).unwrap_err();
     assert_eq!(
         error,
         EntryError::NewerVersion {
             at: 0,
-            expected: 6,
-            got: 7
+            expected: 7,
+            got: 8
         }
     );
     for (at, most) in [(48, FRAME_CONTROL_MAX), (52, INLINE_MAX)] {

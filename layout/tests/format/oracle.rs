@@ -67,6 +67,7 @@ fn chain_messages_are_as_bincode_has_them() {
 fn ops_are_as_bincode_has_them() {
     let all = ops().into_iter().chain(parting_ops()).chain(locked_ops());
     let all = all.chain(renames().map(|(op, _)| op));
+    let all = all.chain(relocations());
     tags(all.map(|op| agree!(&op, Op)).collect());
 }
 

@@ -129,6 +129,17 @@ pub fn op() -> impl Strategy<Value = Op> {
                 manifest,
             }
         ),
+        (version.clone(), any::<(bool, bool, u64)>()).prop_map(
+            |((tag, modified_ms, manifest), (current, plain, seen))| Op::Relocate {
+                bucket: "bucket".to_owned(),
+                key: "a\0b".to_owned(),
+                tag: (!plain).then_some(tag),
+                seen: Seq(seen),
+                current,
+                modified_ms,
+                manifest,
+            }
+        ),
         (version, any::<bool>()).prop_map(|((tag, modified_ms, manifest), current)| {
             Op::PutVersion {
                 bucket: "bucket".to_owned(),

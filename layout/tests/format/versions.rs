@@ -150,6 +150,29 @@ pub fn renames() -> [(Op, &'static [u8]); 2] {
     ]
 }
 
+/// Stripes that are elsewhere by now: of an object, and of a version that is not current.
+pub fn relocations() -> [Op; 2] {
+    [(None, true), (Some(tag()), false)].map(|(tag, current)| Op::Relocate {
+        bucket: "photos".to_owned(),
+        key: "2024/å.jpg".to_owned(),
+        tag,
+        seen: Seq(41),
+        current,
+        modified_ms: 1_700_000_000_005,
+        manifest: manifest(),
+    })
+}
+
+/// The entries of those.
+pub fn relocation_entries() -> Vec<u8> {
+    let mut out = Vec::new();
+    for (op, seq) in relocations().iter().zip(51..) {
+        let (client, request) = (ClientId(0xc11e), RequestNo(80));
+        encode_entry(&mut out, Seq(seq), Term(8), client, request, 11, op, b"").unwrap();
+    }
+    out
+}
+
 /// The entries of those.
 pub fn rename_entries() -> Vec<u8> {
     let mut out = Vec::new();

@@ -89,7 +89,9 @@ impl Asked {
         }
         tally.away += found.away;
         tally.changed += u64::from(found.changed);
-        for gone in &found.gone {
+        // A part's stripe may have been moved under the object that it became: that one tells of it.
+        let tells = item.may_move();
+        for gone in found.gone.iter().filter(|_| tells) {
             let bad = gone.found.bad.iter();
             self.losses.push(Loss {
                 item: item.clone(),

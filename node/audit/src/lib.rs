@@ -7,6 +7,7 @@
 //! What is looked at next, mended and counted is decided in `ashlar-cluster-audit`.
 
 pub mod asked;
+pub mod gone;
 pub mod ledger;
 pub mod look;
 pub mod node;

@@ -5,26 +5,28 @@
 //!   again where it is: that costs reads, and nothing is counted twice;
 //! - it may be dropped at any time: what was not recorded is looked at again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ashlar_cluster_audit::{Charge, Event, Limits, Pace, Pacing};
+use ashlar_cluster_audit::{Charge, Limits, Pace, Pacing, World};
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_layout::ids::{NodeId, PartitionId};
 use ashlar_layout::message::NodeStatus;
 use ashlar_node_client::{Client, Clock};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::gone;
 use crate::partition::{self, Led};
 use crate::walk::Range;
 
 /// How often is looked which partitions the node leads, and how busy it is.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often the nodes are asked how their devices are: so many looks.
+/// How often the nodes are asked how their devices are: so many looks at the most, and several times while a device
+/// that is away is waited for.
 const ASK_EVERY: u32 = 15;
 
 /// How a node's auditor is to work.
@@ -36,6 +38,9 @@ pub struct Options {
     pub pass: Duration,
     /// How long is waited for devices that are away, if there is margin.
     pub wait: Duration,
+    /// With more devices away than this nothing is moved from them before a person has looked at it; none: as
+    /// [`crate::gone::held`] has it.
+    pub away_most: Option<usize>,
     /// Bytes a second that a device is read with at the least,
     pub floor: u64,
     /// and at the most.
@@ -66,19 +71,6 @@ pub struct Leads {
     pub requests: u64,
 }
 
-/// How devices are.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct World {
-    serving: BTreeSet<DeviceNo>,
-    away: BTreeSet<DeviceNo>,
-}
-
-impl World {
-    pub(crate) fn event(&self) -> Event {
-        Event::World(self.serving.clone(), self.away.clone())
-    }
-}
-
 /// What the auditors of a node share.
 pub(crate) struct Node {
     pub(crate) client: Client,
@@ -102,6 +94,11 @@ impl Node {
         while let Err(at) = self.paced(|pace| pace.take(self.clock.now(), charges)) {
             sleep_until(self.clock.at(at)).await;
         }
+    }
+
+    /// Whether others want the node for themselves.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.paced(|pace| pace.is_yielding())
     }
 
     /// Asks all nodes how they are.
@@ -134,9 +131,10 @@ impl Node {
             let bytes = (device.bytes_used as f64 * share) as u64;
             self.paced(|pace| pace.holds(now, device.device, bytes));
         }
-        let all = self.client.map();
-        let all = all.devices.iter().map(|device| device.no);
+        let map = self.client.map();
+        let all = map.devices.iter().map(|device| device.no);
         world.away = all.filter(|no| !world.serving.contains(no)).collect();
+        world.held = gone::held(&map, &world.away, self.options.away_most);
         world
     }
 }
@@ -202,6 +200,8 @@ pub async fn run(
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looks = 0u32;
+    let every = u32::try_from(node.options.wait.as_secs() / 4).unwrap_or(ASK_EVERY);
+    let every = every.clamp(1, ASK_EVERY);
     loop {
         look.tick().await;
         let Leads {
@@ -211,7 +211,7 @@ pub async fn run(
         let own = node.asked.swap(0, Ordering::Relaxed);
         let busy = requests.saturating_sub(own) >= node.options.busy;
         node.paced(|pace| pace.yields(node.clock.now(), busy));
-        if looks.is_multiple_of(ASK_EVERY) && !partitions.is_empty() {
+        if looks.is_multiple_of(every) && !partitions.is_empty() {
             let said = node.ask().await;
             tell.send_replace(node.learn(&said, &partitions));
         }

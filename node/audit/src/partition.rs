@@ -1,25 +1,34 @@
 //! One partition's auditor, carried out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ashlar_cluster_audit::audit::Now;
 use ashlar_cluster_audit::record::now_key;
-use ashlar_cluster_audit::{Action, Audit, Charge, Event, Finding, Item, Looked, Loss, Record};
-use ashlar_layout::ids::{PartitionId, Seq};
+use ashlar_cluster_audit::{
+    Action, Audit, Charge, Event, Finding, Item, Looked, Loss, Record, World,
+};
+use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
+use ashlar_layout::manifest::Stripe;
 use ashlar_node_client::{Client, ClientError, Mends, ObjectAudit, Step};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
 use crate::ledger::{self, LedgerError};
-use crate::look::{charges, looked};
-use crate::node::{Node, World};
+use crate::look::{charges, looked, prey};
+use crate::node::Node;
 use crate::walk::{self, Range};
 
 /// Bytes that asking for an object counts as.
 const ASKING: u64 = 4096;
+/// Stripes that are told at once of an object that is gone through.
+const TRACKED: usize = 64;
 /// With no more margin than this, a repair does not wait for its turn.
 const URGENT: i32 = 1;
+/// With no more margin than this, a move does not. With more there are as many of them as a device had stripes: while
+/// others want the devices too, those go at the pace of audits, which has a floor; otherwise one after the other.
+const URGENT_MOVE: i32 = 0;
 
 /// A partition that a node leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +38,7 @@ pub(crate) struct Led {
     /// The partitions that it was made of, and whether there are none of them any more.
     pub(crate) parents: Vec<(PartitionId, bool)>,
     /// The devices of its chain.
-    pub(crate) chain: Vec<ashlar_layout::ids::DeviceNo>,
+    pub(crate) chain: Vec<DeviceNo>,
 }
 
 struct Driver {
@@ -52,7 +61,7 @@ pub(crate) async fn run(node: Arc<Node>, led: Led, mut world: watch::Receiver<Wo
     let mut event = Event::Start;
     loop {
         if world.has_changed().unwrap_or(false) {
-            let seen = world.borrow_and_update().event();
+            let seen = Event::World(world.borrow_and_update().clone());
             audit.on_event(driver.now(), seen, &mut actions);
         }
         audit.on_event(driver.now(), event, &mut actions);
@@ -68,7 +77,7 @@ pub(crate) async fn run(node: Arc<Node>, led: Led, mut world: watch::Receiver<Wo
                 };
                 tokio::select! {
                     changed = world.changed() => match changed {
-                        Ok(()) => world.borrow_and_update().event(),
+                        Ok(()) => Event::World(world.borrow_and_update().clone()),
                         // The node ends.
                         Err(_) => return,
                     },
@@ -124,6 +133,24 @@ impl Driver {
                 Err(error) => {
                     let item = &finding.item;
                     let what = format!("ashlar://{}/{} cannot be mended", item.bucket, item.key);
+                    self.failed(&what, &error)
+                }
+            },
+            Action::Track(item, from, gone) => match self.track(&item, from, &gone).await {
+                Ok(found) => found,
+                Err(error) => {
+                    let what = format!(
+                        "ashlar://{}/{} cannot be gone through",
+                        item.bucket, item.key
+                    );
+                    self.failed(&what, &error)
+                }
+            },
+            Action::Move(finding, gone) => match self.relocate(&finding, &gone).await {
+                Ok(event) => event,
+                Err(error) => {
+                    let item = &finding.item;
+                    let what = format!("ashlar://{}/{} cannot be moved", item.bucket, item.key);
                     self.failed(&what, &error)
                 }
             },
@@ -186,7 +213,8 @@ impl Driver {
         }
     }
 
-    async fn look(&mut self, item: &Item, done: u64) -> Event {
+    /// Waits until an object may be asked for.
+    async fn ask_chain(&self) {
         let chain = self.led.chain.iter();
         let asking = chain.map(|device| Charge {
             device: *device,
@@ -194,6 +222,10 @@ impl Driver {
         });
         self.node.pay(&asking.collect::<Vec<_>>(), false).await;
         self.node.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn look(&mut self, item: &Item, done: u64) -> Event {
+        self.ask_chain().await;
         let slot = item.slot.map(Seq);
         let opened = self.client().audit_object(&item.bucket, &item.key, slot);
         let mut object = match opened.await {
@@ -256,8 +288,8 @@ impl Driver {
         }
     }
 
-    /// Looks at a stripe of an object, and mends it; none if the object does not have it any more.
-    async fn mend(&self, finding: &Finding, mends: bool) -> Result<Option<Looked>, ClientError> {
+    /// The stripe of a finding, where its object names it; none if that does not have it any more.
+    async fn find(&self, finding: &Finding) -> Result<Option<(ObjectAudit, Stripe)>, ClientError> {
         let item = &finding.item;
         let slot = item.slot.map(Seq);
         let opened = self.client().audit_object(&item.bucket, &item.key, slot);
@@ -266,9 +298,11 @@ impl Driver {
         };
         // Another version may have the stripe too: an object that was made longer, or whose tags were changed.
         let mut unread = None;
-        let stripe = loop {
+        loop {
             match object.next().await {
-                Ok(Step::Stripe(stripe)) if stripe.id == finding.stripe => break stripe,
+                Ok(Step::Stripe(stripe)) if stripe.id == finding.stripe => {
+                    return Ok(Some((object, stripe)));
+                }
                 Ok(Step::Stripe(_)) => {}
                 Ok(Step::Changed) => return Ok(None),
                 Ok(Step::Over) => match unread {
@@ -279,6 +313,80 @@ impl Driver {
                 Err(error) if unread.is_none() => unread = Some(error),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// The stripes of an object, from so many on, that are on devices which are gone.
+    async fn track(
+        &self,
+        item: &Item,
+        from: u64,
+        gone: &BTreeSet<DeviceNo>,
+    ) -> Result<Event, ClientError> {
+        self.ask_chain().await;
+        let slot = item.slot.map(Seq);
+        let opened = self.client().audit_object(&item.bucket, &item.key, slot);
+        let Some(mut object) = opened.await? else {
+            return Ok(Event::Changed);
+        };
+        let map = self.client().map();
+        let (mut found, mut nth) = (Vec::new(), 0);
+        loop {
+            let stripe = match object.next().await? {
+                Step::Stripe(stripe) => stripe,
+                Step::Over => return Ok(Event::Tracked(found, None)),
+                Step::Changed => return Ok(Event::Changed),
+            };
+            let prey = prey(&map, &stripe, nth, gone).filter(|_| nth >= from);
+            if found.len() >= TRACKED && prey.is_some() {
+                return Ok(Event::Tracked(found, Some(nth)));
+            }
+            found.extend(prey);
+            nth += 1;
+        }
+    }
+
+    /// Looks at a stripe of an object, and puts it elsewhere if devices that are gone are all that is wrong with it.
+    async fn relocate(
+        &self,
+        finding: &Finding,
+        gone: &BTreeSet<DeviceNo>,
+    ) -> Result<Event, ClientError> {
+        let Some((mut object, stripe)) = self.find(finding).await? else {
+            return Ok(Event::Mended(None));
+        };
+        // It is looked at, read once more, written and read back.
+        let charges = charges(&self.client().map(), &stripe, 4);
+        let alone = finding.margin <= URGENT && !self.node.is_wanted();
+        let urgent = alone || finding.margin <= URGENT_MOVE;
+        self.node.pay(&charges, urgent).await;
+        let Some(found) = object.look(&stripe, false).await? else {
+            return Ok(Event::Mended(None));
+        };
+        let found = looked(&stripe, finding.nth, &found);
+        let is_gone = found.away.iter().any(|(_, device)| gone.contains(device));
+        if !is_gone || !found.bad.is_empty() || found.is_lost() {
+            return Ok(Event::Mended(Some(found)));
+        }
+        let Some(moved) = object.relocate(&stripe).await? else {
+            return Ok(Event::Mended(None));
+        };
+        self.tell(&format!(
+            "ashlar://{}/{}: stripe {}, with {} shards on devices that are gone, is stripe {} now",
+            finding.item.bucket,
+            finding.item.key,
+            finding.stripe,
+            found.away.len(),
+            moved.stripe.id
+        ));
+        Ok(Event::Moved(found))
+    }
+
+    /// Looks at a stripe of an object, and mends it; none if the object does not have it any more.
+    async fn mend(&self, finding: &Finding, mends: bool) -> Result<Option<Looked>, ClientError> {
+        let item = &finding.item;
+        let Some((mut object, stripe)) = self.find(finding).await? else {
+            return Ok(None);
         };
         let times = if mends { 3 } else { 1 };
         let charges = charges(&self.client().map(), &stripe, times);

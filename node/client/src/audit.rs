@@ -4,14 +4,17 @@
 //! - a shard counts as bad only if its object still stands behind that: what is freed is missing rightly;
 //! - it is mended only then as well. An object that is removed at that very moment may leave a shard behind; none that
 //!   is needed is ever taken away, since a stripe may be another object's by then;
-//! - a list of stripes is mended before it is read.
+//! - a list of stripes is mended before it is read;
+//! - a stripe is put elsewhere by what the object is at that moment: if that names another one, nothing is done.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ashlar_cluster_object::stripe_read::StripeRead;
 use ashlar_cluster_object::tree::decode_node;
-use ashlar_cluster_object::{Code, Fault, Mend, Mended, Mends, ObjectError};
+use ashlar_cluster_object::{
+    Code, Fault, Mend, Mended, Mends, ObjectError, Relocate, Relocated, Spot,
+};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_layout::message::{FindingKind, ObjectMeta};
@@ -143,6 +146,8 @@ pub struct ObjectAudit {
     lists: VecDeque<Stripe>,
     /// The list that was looked at last, and is to be read.
     list: Option<Stripe>,
+    /// The list that names what is to be looked at.
+    from: Option<Stripe>,
 }
 
 impl ObjectAudit {
@@ -174,6 +179,7 @@ impl ObjectAudit {
             todo,
             lists,
             list: None,
+            from: None,
         }))
     }
 
@@ -200,7 +206,7 @@ impl ObjectAudit {
     pub async fn next(&mut self) -> Result<Step, ClientError> {
         if let Some(list) = self.list.take() {
             match self.listed(&list).await? {
-                Some(stripes) => self.todo = stripes.into(),
+                Some(stripes) => (self.todo, self.from) = (stripes.into(), Some(list)),
                 None => return Ok(Step::Changed),
             }
         }
@@ -238,6 +244,46 @@ impl ObjectAudit {
             self.list = None;
         }
         Ok(Some(found))
+    }
+
+    /// What is known of the object now, and whether it is the current one: of a version that is, both are to be
+    /// changed.
+    async fn standing(&self) -> Result<Option<(ObjectMeta, bool)>, ClientError> {
+        let name = (&self.bucket[..], &self.key[..]);
+        let current = known(&self.inner, name, None).await?;
+        let Some(slot) = self.id else {
+            return Ok(current.map(|meta| (meta, true)));
+        };
+        let is_it = |meta: &ObjectMeta| meta.tag.is_some_and(|tag| tag.slot() == slot);
+        if let Some(meta) = current.filter(is_it) {
+            return Ok(Some((meta, true)));
+        }
+        let meta = known(&self.inner, name, Some(slot)).await?;
+        Ok(meta.map(|meta| (meta, false)))
+    }
+
+    /// Puts the stripe that [`ObjectAudit::next`] gave last elsewhere: onto devices that serve, read back, and named by
+    /// the object instead of the old one, which is freed. None if the object does not name it any more.
+    pub async fn relocate(&self, stripe: &Stripe) -> Result<Option<Relocated>, ClientError> {
+        let Some(found) = self.standing().await? else {
+            return Ok(None);
+        };
+        // A list that was not read yet is named by the manifest.
+        let is_list = self.list.as_ref() == Some(stripe);
+        let spot = Spot {
+            stripe: stripe.clone(),
+            list: self.from.clone().filter(|_| !is_list),
+        };
+        let common = self.inner.common.clone();
+        let relocate = match Relocate::new(common, &self.bucket, &self.key, found, spot) {
+            Ok(relocate) => relocate,
+            Err(error) if error.code() == Code::ObjectChanged => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut drive = Drive::start(self.inner.clone(), relocate, None);
+        drive.until_answered().await;
+        let outcome = drive.machine().and_then(Relocate::outcome).cloned();
+        Ok(Some(outcome.unwrap_or(Err(ObjectError::Aborted))?))
     }
 
     /// The stripes that a list of them names; none if the object does not stand any more.

@@ -23,7 +23,7 @@ use crate::audit::{self, Audited, ObjectAudit};
 use crate::drive::Drive;
 use crate::error::ClientError;
 use crate::get::GetStream;
-use crate::inner::Inner;
+use crate::inner::{Inner, Links};
 use crate::link::LinkSetup;
 use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
@@ -109,6 +109,21 @@ fn check(bucket: &str, key: Option<&str>) -> Result<(), ClientError> {
 impl Client {
     /// A client of the cluster that `map` describes. Connections are made when they are needed.
     pub fn connect(map: ClusterMap, options: ClientOptions) -> Result<Client, ClientError> {
+        Client::with(map, options, None)
+    }
+
+    /// A client with limits and a cache of its own, which shares this one's connections: what both ask of a node
+    /// at once goes out together ([`crate::corked`]). How connections are made is as this one's options say.
+    pub fn sibling(&self, options: ClientOptions) -> Result<Client, ClientError> {
+        let map = self.map().as_ref().clone();
+        Client::with(map, options, Some(self.inner.links.clone()))
+    }
+
+    fn with(
+        map: ClusterMap,
+        options: ClientOptions,
+        links: Option<Arc<Links>>,
+    ) -> Result<Client, ClientError> {
         map.validate().map_err(|error| ClientError::Setup {
             detail: error.to_string(),
         })?;
@@ -118,12 +133,14 @@ impl Client {
         })?;
         let client = ClientId(u64::from_le_bytes(random));
         let pool = BufferPool::new(options.buffers_kept);
-        let setup = LinkSetup {
-            cluster: map.cluster,
-            connect_timeout: options.connect_timeout,
-            silence_max: options.silence_max,
-            pool: pool.clone(),
-        };
+        let links = links.unwrap_or_else(|| {
+            Arc::new(Links::new(LinkSetup {
+                cluster: map.cluster,
+                connect_timeout: options.connect_timeout,
+                silence_max: options.silence_max,
+                pool: pool.clone(),
+            }))
+        });
         let tuning = Tuning {
             unavailable_wait: options.unavailable_wait,
             put_stripes: options.put_stripes.max(1),
@@ -139,7 +156,7 @@ impl Client {
         };
         let common = Common::new(Arc::new(map), client, pool, tuning);
         Ok(Client {
-            inner: Arc::new(Inner::new(common, options, setup)),
+            inner: Arc::new(Inner::new(common, options, links)),
         })
     }
 
@@ -197,9 +214,11 @@ impl Client {
     /// Makes or replaces an object of all bytes of `parts`, in their order: its manifest names their
     /// stripes, and nothing is moved. None of them may ride in the journal, unless it is empty.
     ///
-    /// Nobody may free the parts while this is under way. If it succeeds their names are to be taken
-    /// away with [`DeleteOptions::taken`]; if it fails and [`ClientError::is_uncertain`], nobody may
-    /// ever free them.
+    /// Nobody may free the parts while this is under way, or move their stripes: nodes leave those alone whose keys
+    /// begin with [`ashlar_layout::names::SYSTEM_PARTS`] in the reserved bucket, and no others.
+    ///
+    /// If it succeeds their names are to be taken away with [`DeleteOptions::taken`]; if it fails and
+    /// [`ClientError::is_uncertain`], nobody may ever free them.
     pub async fn compose(
         &self,
         bucket: &str,

@@ -635,7 +635,8 @@ impl Store {
             | Op::Close { .. }
             | Op::DropVersion { .. }
             | Op::LockVersion { .. }
-            | Op::Rename { .. } => {
+            | Op::Rename { .. }
+            | Op::Relocate { .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
             Op::CreateBucket { bucket } => {

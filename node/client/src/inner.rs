@@ -1,10 +1,12 @@
 //! What the clones of a client share, and what goes on behind its callers.
 //!
 //! Invariants:
-//! - there is one link per address, for as long as the client lives;
+//! - there are two links per address, for as long as a client lives that shares them: one for shards, and one for all
+//!   else, so that no small question waits for the bytes of others. What is about one shard goes one way: nothing
+//!   that frees it comes before what writes it;
 //! - at most `operations_max` writing and as many reading operations are under way, tails included;
 //! - the map is fetched by one task at a time, and only replaced by a newer one of the same cluster;
-//! - when the last clone and the last tail are gone, all connections are closed.
+//! - when the last clone and the last tail of all clients that share them are gone, all connections are closed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,11 +27,71 @@ use crate::link::{Link, LinkSetup, Outgoing, ReplyTo};
 use crate::mailbox::{Arrived, Mailbox};
 use crate::options::{ClientOptions, Drained, OPERATIONS_MAX};
 
+/// What a link is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Use {
+    /// Shards.
+    Shards,
+    /// Everything else.
+    Questions,
+}
+
+impl Use {
+    fn of(request: &Request) -> Use {
+        match request {
+            Request::ShardWrite { .. }
+            | Request::ShardRead { .. }
+            | Request::ShardDelete { .. } => Use::Shards,
+            _ => Use::Questions,
+        }
+    }
+}
+
+/// Connections that several clients share.
+#[derive(Debug)]
+pub(crate) struct Links {
+    setup: LinkSetup,
+    by_address: Mutex<HashMap<(String, Use), Arc<Link>>>,
+}
+
+impl Links {
+    pub(crate) fn new(setup: LinkSetup) -> Links {
+        Links {
+            setup,
+            by_address: Mutex::default(),
+        }
+    }
+
+    fn get(&self, address: &str, using: Use) -> Arc<Link> {
+        let links = self.by_address.lock();
+        let mut links = links.unwrap_or_else(PoisonError::into_inner);
+        let name = (address.to_owned(), using);
+        let link = || Arc::new(Link::new(address.to_owned(), self.setup.clone()));
+        links.entry(name).or_insert_with(link).clone()
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        let links = self.by_address.get_mut();
+        for link in links.unwrap_or_else(PoisonError::into_inner).values() {
+            link.close();
+        }
+    }
+}
+
+/// The links to a device.
+#[derive(Clone, Debug)]
+struct Route {
+    shards: Arc<Link>,
+    questions: Arc<Link>,
+}
+
 /// Links by the devices behind them, for one map.
 #[derive(Debug)]
 struct Routes {
     epoch: Epoch,
-    by_device: HashMap<DeviceNo, Arc<Link>>,
+    by_device: HashMap<DeviceNo, Route>,
 }
 
 #[derive(Debug)]
@@ -39,8 +101,7 @@ pub(crate) struct Inner {
     pub(crate) writers: Arc<Semaphore>,
     pub(crate) readers: Arc<Semaphore>,
     clock: Clock,
-    setup: LinkSetup,
-    links: Mutex<HashMap<String, Arc<Link>>>,
+    pub(crate) links: Arc<Links>,
     routes: RwLock<Arc<Routes>>,
     refreshing: AtomicBool,
     tails: AtomicUsize,
@@ -50,7 +111,7 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(crate) fn new(common: Common, options: ClientOptions, setup: LinkSetup) -> Inner {
+    pub(crate) fn new(common: Common, options: ClientOptions, links: Arc<Links>) -> Inner {
         let permits = options.operations_max.clamp(1, OPERATIONS_MAX);
         let no_routes = Routes {
             epoch: Epoch(0),
@@ -62,8 +123,7 @@ impl Inner {
             readers: Arc::new(Semaphore::new(permits)),
             options,
             clock: Clock::start(),
-            setup,
-            links: Mutex::default(),
+            links,
             routes: RwLock::new(Arc::new(no_routes)),
             refreshing: AtomicBool::new(false),
             tails: AtomicUsize::new(0),
@@ -83,33 +143,36 @@ impl Inner {
         self.clock.at(instant)
     }
 
+    /// The link to the core at an address, for questions.
     pub(crate) fn link(&self, address: &str) -> Arc<Link> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.get(address) {
-            return link.clone();
-        }
-        let link = Arc::new(Link::new(address.to_owned(), self.setup.clone()));
-        links.insert(address.to_owned(), link.clone());
-        link
+        self.links.get(address, Use::Questions)
     }
 
     /// The link to the core that owns a device, and the epoch to say.
-    fn route(&self, device: DeviceNo) -> (Epoch, Option<Arc<Link>>) {
+    fn route(&self, device: DeviceNo, using: Use) -> (Epoch, Option<Arc<Link>>) {
+        let pick = |route: &Route| match using {
+            Use::Shards => route.shards.clone(),
+            Use::Questions => route.questions.clone(),
+        };
         let map = self.common.map();
         {
             let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
             if routes.epoch == map.epoch
-                && let Some(link) = routes.by_device.get(&device)
+                && let Some(route) = routes.by_device.get(&device)
             {
-                return (map.epoch, Some(link.clone()));
+                return (map.epoch, Some(pick(route)));
             }
         }
-        let by_device: HashMap<DeviceNo, Arc<Link>> = map
+        let to = |address: &str| Route {
+            shards: self.links.get(address, Use::Shards),
+            questions: self.links.get(address, Use::Questions),
+        };
+        let by_device: HashMap<DeviceNo, Route> = map
             .devices
             .iter()
-            .filter_map(|d| Some((d.no, self.link(map.address(d.no)?))))
+            .filter_map(|d| Some((d.no, to(map.address(d.no)?))))
             .collect();
-        let link = by_device.get(&device).cloned();
+        let link = by_device.get(&device).map(pick);
         let routes = Arc::new(Routes {
             epoch: map.epoch,
             by_device,
@@ -147,7 +210,7 @@ impl Inner {
         payload_crc: Option<u32>,
         reply_to: ReplyTo,
     ) {
-        match self.route(to) {
+        match self.route(to, Use::of(&request)) {
             (epoch, Some(link)) => {
                 link.submit(Outgoing {
                     request,
@@ -201,7 +264,7 @@ impl Inner {
         };
         let inner = self.clone();
         runtime.spawn(async move {
-            let found = match inner.route(device) {
+            let found = match inner.route(device, Use::Questions) {
                 (_, Some(link)) => {
                     Probed::of(device, inner.ask(&link, Request::Status, PROBE_TIME).await)
                 }
@@ -219,7 +282,7 @@ impl Inner {
         };
         let inner = self.clone();
         runtime.spawn(async move {
-            let (_, Some(link)) = inner.route(device) else {
+            let (_, Some(link)) = inner.route(device, Use::Questions) else {
                 return;
             };
             let answer = inner
@@ -246,7 +309,7 @@ impl Inner {
         }
         let inner = self.clone();
         runtime.spawn(async move {
-            if let (_, Some(link)) = inner.route(device) {
+            if let (_, Some(link)) = inner.route(device, Use::Questions) {
                 let wait = inner.options.connect_timeout + PROBE_TIME;
                 let answer = inner.ask(&link, Request::GetMap, wait).await;
                 if let Answer::Reply {
@@ -298,15 +361,6 @@ impl Inner {
             unfinished: self.tails.load(Ordering::Acquire),
             shards_late_lost: self.late_lost.load(Ordering::Relaxed),
             shards_unfreed: self.unfreed.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let links = self.links.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for link in links.values() {
-            link.close();
         }
     }
 }

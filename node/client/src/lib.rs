@@ -3,14 +3,15 @@
 //! [`Client`] is a tokio driver of the state machines in `ashlar-cluster-object`: what to send, when
 //! to hedge, what a reply means is decided there; here are sockets, timers and tasks.
 //!
-//! A request is written by the task that makes it, in one system call; a connection's own task reads
-//! replies, each with one read if it is small, and wakes who asked.
+//! A request is written by the task that makes it, in one system call, or with others ([`corked`]); a connection's own
+//! task reads replies, each with one read if it is small, and wakes who asked.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
 
 pub mod audit;
 pub mod client;
 mod clock;
+pub mod cork;
 mod drive;
 pub mod error;
 pub mod get;
@@ -46,6 +47,7 @@ pub use ashlar_cluster_object::{
 pub use audit::{Audited, Gone, ObjectAudit, Step};
 pub use client::Client;
 pub use clock::Clock;
+pub use cork::corked;
 pub use error::ClientError;
 pub use get::GetStream;
 pub use options::{

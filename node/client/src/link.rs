@@ -7,7 +7,7 @@
 //! - at most [`UNDER_WAY_MAX`] requests are under way, and [`WAITING_MAX`] wait; above that the
 //!   caller is told that the link is busy;
 //! - a request is written by who asks, in one system call, unless earlier ones still wait for the
-//!   socket; the link's task writes those, and reads;
+//!   socket; the link's task writes those, and reads. Small ones of whoever is [corked](crate::cork) go out together;
 //! - requests on a connection on which nothing came for `silence_max` are given up with it.
 
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +29,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::cork;
 use crate::mailbox::{Arrived, Mailbox};
 use crate::reader::{Incoming, Reader};
 
@@ -103,8 +104,10 @@ struct State {
     /// Sent, or in `unsent`.
     under_way: HashMap<u64, ReplyTo>,
     next_request: u64,
-    /// Frames, or rests of them, that the socket did not take.
+    /// Frames, or rests of them, that the socket did not take, or that wait for more.
     unsent: VecDeque<Bytes>,
+    /// Nobody has tried yet to write what is in `unsent`.
+    corked: bool,
     /// When `under_way` was last empty, or something last came.
     heard: Instant,
 }
@@ -132,6 +135,7 @@ impl Link {
                 under_way: HashMap::new(),
                 next_request: 1,
                 unsent: VecDeque::new(),
+                corked: false,
                 heard: Instant::now(),
             }),
             kick: Notify::new(),
@@ -206,7 +210,7 @@ impl Link {
     }
 
     /// Writes a frame as far as the socket takes it.
-    fn send(&self, state: &mut State, socket: &OwnedWriteHalf, outgoing: Outgoing) {
+    fn send(self: &Arc<Self>, state: &mut State, socket: &OwnedWriteHalf, outgoing: Outgoing) {
         let Outgoing {
             request,
             epoch,
@@ -238,6 +242,13 @@ impl Link {
             state.heard = Instant::now();
         }
         state.under_way.insert(number, reply_to);
+        if payload.is_empty() && (state.corked || state.unsent.is_empty()) && cork::holds(self) {
+            state.corked = true;
+            state
+                .unsent
+                .push_back([&header[..], &control].concat().into());
+            return;
+        }
         let mut sent = 0;
         if state.unsent.is_empty() {
             let parts = [
@@ -270,11 +281,28 @@ impl Link {
                 state.unsent.push_back(part.slice(skipped..));
             }
         }
-        self.kick.notify_one();
+        if !std::mem::take(&mut state.corked) || !Self::write(state, socket).is_ok_and(|all| all) {
+            self.kick.notify_one();
+        }
+    }
+
+    /// Writes what waits for more: nothing else comes.
+    pub(crate) fn uncork(&self) {
+        let mut state = self.state();
+        if !std::mem::take(&mut state.corked) {
+            return;
+        }
+        let Phase::Up(socket) = &state.phase else {
+            return;
+        };
+        let socket = socket.clone();
+        if !Self::write(&mut state, &socket).is_ok_and(|all| all) {
+            self.kick.notify_one();
+        }
     }
 
     /// Sends what waits, as far as it may be under way.
-    fn pump(&self, state: &mut State) {
+    fn pump(self: &Arc<Self>, state: &mut State) {
         let Phase::Up(socket) = &state.phase else {
             return;
         };
@@ -288,7 +316,7 @@ impl Link {
     }
 
     /// The life of one connection.
-    async fn run(&self) {
+    async fn run(self: &Arc<Self>) {
         let (why, refused) = match self.open().await {
             Ok((mut reader, mut half, socket)) => {
                 {
@@ -319,6 +347,7 @@ impl Link {
             };
             state.pause = (state.pause * 2).min(PAUSE_MAX);
             state.unsent.clear();
+            state.corked = false;
             (
                 std::mem::take(&mut state.under_way),
                 std::mem::take(&mut state.waiting),
@@ -392,7 +421,7 @@ impl Link {
     /// Reads replies and writes what the socket did not take, until the connection ends; says why
     /// it did.
     async fn serve(
-        &self,
+        self: &Arc<Self>,
         reader: &mut Reader,
         half: &mut tokio::net::tcp::OwnedReadHalf,
     ) -> String {
@@ -447,7 +476,7 @@ impl Link {
     }
 
     /// Hands over the frames that are whole.
-    fn dispatch(&self, reader: &mut Reader) -> Result<(), String> {
+    fn dispatch(self: &Arc<Self>, reader: &mut Reader) -> Result<(), String> {
         let mut heard = false;
         loop {
             let next = reader.next().map_err(|error| error.to_string())?;
@@ -489,6 +518,12 @@ impl Link {
 
     fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<()> {
         let mut state = self.state();
+        state.corked = false;
+        Self::write(&mut state, socket).map(drop)
+    }
+
+    /// Writes what is unsent; whether the socket took all of it.
+    fn write(state: &mut State, socket: &OwnedWriteHalf) -> io::Result<bool> {
         while !state.unsent.is_empty() {
             let parts: Vec<IoSlice<'_>> = state
                 .unsent
@@ -499,7 +534,7 @@ impl Link {
             let mut sent = match socket.try_write_vectored(&parts) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             };
             while sent > 0 {
@@ -514,7 +549,7 @@ impl Link {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

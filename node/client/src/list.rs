@@ -9,7 +9,7 @@ use std::time::Duration;
 use ashlar_cluster_map::{ClusterMap, Partition};
 use ashlar_cluster_object::common::unexpected;
 use ashlar_cluster_object::{Ask, Look, ObjectError};
-use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::limits::LIST_PAGE_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{
@@ -70,15 +70,7 @@ pub(crate) async fn head(
 
 async fn propose(inner: &Arc<Inner>, bucket: &str, op: Op) -> Result<Seq, ClientError> {
     let partition = inner.common.partition_of(bucket, "")?;
-    let request = Request::Propose {
-        partition,
-        term: Term(0),
-        client: inner.common.client(),
-        request: inner.common.next_request(),
-        retry: None,
-        precondition: Precondition::None,
-        op,
-    };
+    let request = inner.common.proposal(partition, Precondition::None, op);
     match ask(inner, (bucket, ""), partition, request).await? {
         Reply::Committed { seq, .. } => Ok(seq),
         other => Err(unexpected("Committed", &other).into()),

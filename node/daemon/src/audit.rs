@@ -30,8 +30,13 @@ pub struct AuditConfig {
     pub on: bool,
     /// Seconds from the beginning of one pass to that of the next: in this time every shard is read.
     pub pass_secs: u64,
-    /// Seconds for which devices that are away are waited for, where there is margin.
+    /// Seconds for which devices that are away are waited for, where there is margin. What is on them is put elsewhere
+    /// then.
     pub wait_secs: u64,
+    /// With more devices away than this nothing is put elsewhere before a person has looked at it. Not said: a quarter
+    /// of all, and no more than the largest fault domain has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub away_most: Option<usize>,
     /// Bytes a second that a device is read with at the least,
     pub floor: u64,
     /// and at the most.
@@ -47,6 +52,7 @@ impl Default for AuditConfig {
             on: true,
             pass_secs: 7 * 24 * 60 * 60,
             wait_secs: 15 * 60,
+            away_most: None,
             floor: 1 << 20,
             most: 64 << 20,
             busy_requests: 500,
@@ -93,6 +99,7 @@ impl Auditor {
             node: config.node,
             pass: Duration::from_secs(audit.pass_secs),
             wait: Duration::from_secs(audit.wait_secs),
+            away_most: audit.away_most,
             floor: audit.floor,
             most: audit.most,
             busy: audit.busy_requests,

@@ -634,7 +634,8 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         | Op::PutVersion { bucket, key, .. }
         | Op::DropVersion { bucket, key, .. }
         | Op::LockVersion { bucket, key, .. }
-        | Op::Rename { bucket, key, .. } => (bucket, Some(key)),
+        | Op::Rename { bucket, key, .. }
+        | Op::Relocate { bucket, key, .. } => (bucket, Some(key)),
     };
     if let Err(e) = ashlar_layout::names::check_bucket(bucket) {
         return bad(e.to_string());
@@ -648,7 +649,8 @@ fn check_op(op: &Op, header: &FrameHeader, payload: &Bytes) -> Result<(), WireEr
         Op::Put { manifest, .. }
         | Op::PutVersion { manifest, .. }
         | Op::LockVersion { manifest, .. }
-        | Op::Rename { manifest, .. } => Some(manifest),
+        | Op::Rename { manifest, .. }
+        | Op::Relocate { manifest, .. } => Some(manifest),
         Op::DropVersion {
             then: Then::Version { manifest, .. },
             ..

@@ -103,14 +103,15 @@ impl Gateway {
         let mut number = [0; 8];
         getrandom::fill(&mut number).map_err(setup)?;
         // Documents have a client of their own: bodies that stand still do not keep others from being
-        // recognised.
+        // recognised. What both ask goes out together.
         let of_documents = ClientOptions {
             admit_wait: Some(options.limits.admit_wait),
             ..ClientOptions::default()
         };
-        let documents = Client::connect(map.clone(), of_documents)?;
+        let store = Client::connect(map, of_bodies)?;
+        let documents = store.sibling(of_documents)?;
         Ok(Gateway {
-            store: Client::connect(map, of_bodies)?,
+            store,
             directory: Directory::new(documents, options.root.clone()),
             memory: Arc::new(Semaphore::new(options.limits.memory_mib as usize)),
             requests: Arc::new(Semaphore::new(options.limits.requests)),

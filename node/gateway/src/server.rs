@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ashlar_node_client::corked;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -116,8 +117,9 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let limits = gateway.options.limits;
     let service = service_fn(move |request| {
-        let gateway = gateway.clone();
-        async move { Ok::<_, io::Error>(gateway.handle(request, peer, secure).await) }
+        // What it asks of one node at once goes out in one piece.
+        let answer = corked(gateway.clone().handle(request, peer, secure));
+        async move { Ok::<_, io::Error>(answer.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -182,6 +182,12 @@ impl Report {
             "  mended and read back: {}; of objects that were removed before: {}",
             counted.repaired, counted.moot
         ))?;
+        if counted.moved > 0 {
+            output::line(&format!(
+                "  of devices that are gone, made again elsewhere: {}",
+                counted.moved
+            ))?;
+        }
         if let (Some(lag), Some(repair)) = (self.measured.lag_s, self.measured.repair_s) {
             output::line(&format!(
                 "  found after {} at the most in the mean, mended {} later",

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ashlar_cluster_audit::Record;
+use ashlar_cluster_audit::{Absent, Record};
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
 use ashlar_node_audit::ledger;
 use ashlar_node_client::Client;
@@ -162,6 +162,12 @@ struct Row {
     away: BTreeMap<DeviceNo, u64>,
     /// Objects that could not be looked at.
     unread: Vec<String>,
+    /// Devices that are away: since when, and what was put elsewhere.
+    absent: BTreeMap<DeviceNo, Absent>,
+    /// Whether what is on devices that are gone is being looked for now.
+    hunting: bool,
+    /// Why nothing is put elsewhere before a person has looked at it.
+    held: Option<String>,
 }
 
 fn row(record: &Record) -> Option<Row> {
@@ -208,6 +214,9 @@ fn row(record: &Record) -> Option<Row> {
         why,
         away: pass.away.clone(),
         unread: pass.unread.clone(),
+        absent: record.absent.clone(),
+        hunting: record.hunt.is_some(),
+        held: record.held.clone(),
     })
 }
 
@@ -279,6 +288,28 @@ impl Status {
                 output::line(&format!(
                     "  {shards} shards of device {device} were away when they were asked for"
                 ))?;
+            }
+            for (device, absent) in &row.absent {
+                let what = match (absent.hunted, row.hunting, &row.held) {
+                    (_, _, Some(_)) => "nothing is moved from it now",
+                    (true, ..) => "all objects were gone through for it",
+                    (_, true, _) => "objects are being gone through for it",
+                    _ => "it is waited for",
+                };
+                output::line(&format!(
+                    "  device {device} is away since {}: {} of its shards were moved; {what}",
+                    output::time(absent.since_ms),
+                    absent.moved
+                ))?;
+                if absent.parts > 0 {
+                    output::line(&format!(
+                        "  {} stripes on it are parts of uploads: they wait until those have ended",
+                        absent.parts
+                    ))?;
+                }
+            }
+            if let Some(held) = &row.held {
+                output::line(&format!("  waits for a person: {held}"))?;
             }
             for unread in &row.unread {
                 output::line(&format!("  not looked at: {unread}"))?;

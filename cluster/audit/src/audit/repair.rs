@@ -28,6 +28,9 @@ impl Audit {
         if looked.is_lost() {
             return self.lost(now, item, looked);
         }
+        if self.must_stay(item, looked) {
+            return;
+        }
         let is_bad = !looked.bad.is_empty();
         if self.find(looked.stripe).is_none() {
             if !queue::has_room(&self.record.open, is_bad) {
@@ -49,8 +52,10 @@ impl Audit {
             });
         }
         self.add(now, looked);
+        let away = looked.away.iter().map(|(_, device)| *device);
         let wait = match looked.margin() {
             ..=1 => 0,
+            margin if !self.gone_of(away, margin).is_empty() => 0,
             _ => u64::try_from(self.limits.wait.as_millis()).unwrap_or(u64::MAX),
         };
         if let Some(finding) = self.find(looked.stripe)
@@ -88,6 +93,14 @@ impl Audit {
     pub(super) fn lost(&mut self, now: Now, item: &Item, looked: &Looked) {
         let counted = self.find(looked.stripe).map(|it| it.bad.clone());
         let counted = counted.unwrap_or_default();
+        // The object that it became a part of may have it elsewhere by now. If it does not, its own audit tells of it,
+        // or whoever puts the upload together.
+        if !item.may_move() {
+            self.record.today.tally.moot += counted.len() as u64;
+            self.record.open.retain(|it| it.stripe != looked.stripe);
+            self.dirty = true;
+            return;
+        }
         let bad = looked.bad.iter().filter(|(i, ..)| !counted.contains_key(i));
         self.losses.push(Loss {
             item: item.clone(),
@@ -157,14 +170,14 @@ impl Audit {
         if repaired > 0 {
             tally.repair_longest_ms = tally.repair_longest_ms.max(took);
         }
-        if let Some(margins) = self.record.pass.as_mut().map(|pass| &mut pass.margins)
-            && let Some(count) = margins.get_mut(&before).filter(|count| **count > 0)
-        {
-            *count -= 1;
-            *margins.entry(looked.margin()).or_default() += 1;
-            margins.retain(|_, count| *count > 0);
-        }
-        if finding.bad.is_empty() && finding.away.is_empty() {
+        let (unbad, unaway) = (finding.bad.is_empty(), finding.away.is_empty());
+        let item = finding.item.clone();
+        self.has_margin(before, looked.margin());
+        let stays = unbad && self.must_stay(&item, &looked);
+        let Some(finding) = self.record.open.get_mut(at) else {
+            return;
+        };
+        if unbad && unaway || stays {
             self.record.open.swap_remove(at);
         } else if more {
             // What is new is recorded, and then mended at once.
@@ -174,6 +187,17 @@ impl Audit {
                 false => &looked.why,
             };
             finding.later(now.wall_ms, why);
+        }
+    }
+
+    /// A stripe that was looked at in this pass has another margin than it had then.
+    pub(super) fn has_margin(&mut self, before: i32, now: i32) {
+        if let Some(margins) = self.record.pass.as_mut().map(|pass| &mut pass.margins)
+            && let Some(count) = margins.get_mut(&before).filter(|count| **count > 0)
+        {
+            *count -= 1;
+            *margins.entry(now).or_default() += 1;
+            margins.retain(|_, count| *count > 0);
         }
     }
 
@@ -196,7 +220,14 @@ impl Audit {
         }
         self.doing = Doing::Mending(finding.stripe);
         let mends = !finding.bad.is_empty();
-        out.push(Action::Mend(Box::new(finding.clone()), mends));
+        let gone = self.gone_of(finding.away.iter().copied(), finding.margin);
+        let finding = Box::new(finding.clone());
+        out.push(
+            match !mends && !gone.is_empty() && finding.item.may_move() {
+                true => Action::Move(finding, gone),
+                false => Action::Mend(finding, mends),
+            },
+        );
         true
     }
 }
