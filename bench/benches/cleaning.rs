@@ -1,9 +1,9 @@
 //! What cleaning costs: write amplification at several fill levels, and an append beside it.
 //!
-//! `cargo bench -p ashlar-bench --bench cleaning -- [device MiB [shard KiB]]`; without arguments 1024 and 64. The engine
+//! `cargo bench -p ashlar-bench --bench cleaning -- [device MiB [shard KiB]]`; without arguments 512 and 64. The engine
 //! owns a file in the target folder, opened for direct I/O, and four threads carry out its I/O. Shards are overwritten
-//! uniformly at random (the new one written, then an old one deleted) until three times the live bytes were written; the
-//! write amplification is that of the last two thirds. Appends wait one for the other; in turns of some hundred the
+//! uniformly at random (the new one written, then an old one deleted) until three times the live bytes were written;
+//! the write amplification is that of the last two thirds. Appends wait one for the other; in turns of some hundred the
 //! cleaner works, or does not, so that both medians are of the same minute.
 
 #![allow(clippy::unwrap_used, reason = "a bench that fails should stop")]
@@ -207,8 +207,8 @@ impl Store {
         self.take(out);
     }
 
-    /// Does one operation to its end; how long that took.
-    fn finish(&mut self, event: Event<Bytes>) -> Duration {
+    /// Does one operation to its end; how long that took, or nothing if the device was too full.
+    fn finish(&mut self, event: Event<Bytes>) -> Option<Duration> {
         let start = std::time::Instant::now();
         self.answered = None;
         self.event(event);
@@ -217,11 +217,14 @@ impl Store {
             self.event(event);
         }
         let took = start.elapsed();
-        self.answered.take().unwrap().unwrap();
-        took
+        match self.answered.take().unwrap() {
+            Ok(_) => Some(took),
+            Err(EngineError::DeviceFull { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
     }
 
-    fn write(&mut self, number: u64, payload: &[u8]) -> Duration {
+    fn write(&mut self, number: u64, payload: &[u8]) -> Option<Duration> {
         let len = payload.len() as u32;
         let head = self.engine.header_len(len) as usize;
         let record = self.engine.record_len(len) as usize;
@@ -256,7 +259,7 @@ fn shard(number: u64) -> ShardId {
 
 fn main() {
     let mut sizes = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
-    let size: u64 = sizes.next().unwrap_or(1024) << 20;
+    let size: u64 = sizes.next().unwrap_or(512) << 20;
     let len = sizes.next().unwrap_or(64) << 10;
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cleaning.bench");
     println!(
@@ -265,7 +268,8 @@ fn main() {
         len >> 10
     );
     println!(
-        "live of what shards may take | written for each byte | extents cleaned | append alone, beside (us) | ratio"
+        "live of what shards may take | written for each byte | extents cleaned | \
+         append alone, beside (us) | ratio | refused"
     );
     for percent in [50, 70, 85] {
         prepare(&path, size).unwrap();
@@ -282,8 +286,9 @@ fn run(path: &Path, size: u64, len: usize, percent: u64) {
     let count = extents * EXTENT * percent / 100 / store.engine.record_len(len as u32);
     let mut live: Vec<u64> = (0..count).collect();
     for number in 0..count {
-        store.write(number, &payload);
+        store.write(number, &payload).unwrap();
     }
+    let mut refused = 0;
     let mut random = 0x9e37_79b9_7f4a_7c15u64 ^ percent;
     let mut took = [
         Histogram::<u64>::new(3).unwrap(),
@@ -302,20 +307,26 @@ fn run(path: &Path, size: u64, len: usize, percent: u64) {
             store.settle();
         }
         let extents_before = store.engine.cleaned().bytes;
-        let append = store.write(next, &payload);
+        let Some(append) = store.write(next, &payload) else {
+            refused += 1;
+            continue;
+        };
         let cleans = store.engine.cleaned().bytes > extents_before;
         if rests != cleans {
-            took[usize::from(cleans)].saturating_record(append.as_nanos() as u64);
+            let nanos = u64::try_from(append.as_nanos()).unwrap();
+            took[usize::from(cleans)].record(nanos).unwrap();
         }
         random = random
             .wrapping_mul(0x5851_f42d_4c95_7f2d)
             .wrapping_add(0x1405_7b7e_f767_814f);
         let at = (random >> 33) as usize % live.len();
         let old = std::mem::replace(&mut live[at], next);
-        store.finish(Event::DeleteShard {
-            op: 2,
-            shard: shard(old),
-        });
+        store
+            .finish(Event::DeleteShard {
+                op: 2,
+                shard: shard(old),
+            })
+            .unwrap();
     }
     let after = store.engine.cleaned();
     let appended = after.appended - before.appended;
@@ -324,7 +335,7 @@ fn run(path: &Path, size: u64, len: usize, percent: u64) {
         .each_ref()
         .map(|took| took.value_at_quantile(0.5) as f64 / 1000.0);
     println!(
-        "{percent} % | {:.2} | {} | {:.0}, {:.0} ({} and {} of them) | {:.2}",
+        "{percent} % | {:.2} | {} | {:.0}, {:.0} ({} and {} of them) | {:.2} | {refused}",
         (appended + copied) as f64 / appended as f64,
         after.extents - before.extents,
         median[0],

@@ -43,7 +43,7 @@ use crate::index::Candidate;
 /// Bytes written to the device for each byte of shards and tombstones that is appended, at the most.
 pub const WRITE_AMPLIFICATION_MAX: u64 = 5;
 /// Bytes of copies that are being read or written at the most, unless one record alone is longer.
-pub const UNDER_WAY_MAX: u64 = 1024 * 1024;
+pub const UNDER_WAY_MAX: u64 = 256 * 1024;
 /// Records that are, at the most.
 const JOBS_MAX: usize = 16;
 /// Bytes that may be copied at most for what was appended while there was nothing to clean: the largest record, twice.
