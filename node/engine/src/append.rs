@@ -21,8 +21,7 @@
 //! - No header of an extent is written while a root is under way ([`crate::chunks`] says why), and no second root sent
 //!   while a header waits for the first: many partitions' roots do not keep an extent from being opened.
 //! - A record never reaches into the room that the footer of its extent will take.
-//! - A shard is refused while no more extents are free than are kept from shards, even if it fitted into one that was
-//!   opened of these, for a tombstone or a copy.
+//! - Nothing has room before [`crate::room`] allows it.
 //! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
@@ -41,6 +40,7 @@ use crate::mutants::mutant;
 pub(crate) use crate::queue::{
     Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, Target, What,
 };
+use crate::room::Wait;
 
 /// Gathered batches that are under way at most: of the journal, and of data.
 pub const IN_FLIGHT: [usize; 2] = [1, 2];
@@ -150,21 +150,28 @@ impl<M: Memory> Engine<M> {
                 self.streams[stream as usize].put_back(what);
                 break;
             }
-            if let Some(error) = self.too_full_for(&what) {
-                if !plan.is_empty() {
+            let len = record_len(what.payload_len(), block_size);
+            match self.may_take_room(&what, (pos, records, len)) {
+                Wait::No => {}
+                Wait::Later => {
                     self.streams[stream as usize].put_back(what);
                     break;
                 }
-                self.refuse(what, &error, mem, out);
-                return Some(plan);
+                Wait::Refuse(_) if !plan.is_empty() => {
+                    self.streams[stream as usize].put_back(what);
+                    break;
+                }
+                Wait::Refuse(error) => {
+                    self.refuse(what, &error, mem, out);
+                    return Some(plan);
+                }
             }
-            let len = record_len(what.payload_len(), block_size);
             let alone = stream == StreamNo::Index || (what.has_buffer() && len >= ALONE_MIN);
             if !plan.is_empty() && (alone || bytes + len > BATCH_MAX) {
                 self.streams[stream as usize].put_back(what);
                 break;
             }
-            let fits = self.fits(stream, pos, records, len);
+            let fits = self.fits(stream, pos, (records, len), (0, 0));
             if !fits && !plan.is_empty() {
                 self.streams[stream as usize].put_back(what);
                 break;
@@ -177,7 +184,7 @@ impl<M: Memory> Engine<M> {
                 self.refuse(what, &error, mem, out);
                 return Some(plan);
             }
-            if !fits && !self.fits(stream, pos, records, len) {
+            if !fits && !self.fits(stream, pos, (records, len), (0, 0)) {
                 // Longer than an extent: what is accepted is not, but nothing may reach into the next.
                 let error = EngineError::BadPayload {
                     device: self.device,
@@ -230,8 +237,14 @@ impl<M: Memory> Engine<M> {
     }
 
     /// Whether a record of this many bytes has room in the open extent, behind `records` others that
-    /// end at `pos`.
-    fn fits(&self, stream: StreamNo, pos: Option<u64>, records: u64, len: u64) -> bool {
+    /// end at `pos`, and behind it still so many bytes of so many records.
+    pub(crate) fn fits(
+        &self,
+        stream: StreamNo,
+        pos: Option<u64>,
+        (records, len): (u64, u64),
+        more: (u64, u64),
+    ) -> bool {
         let open = self.streams[stream as usize].open.as_ref();
         open.is_some_and(|open| {
             let start = self.geometry.records_start(open.no);
@@ -239,9 +252,10 @@ impl<M: Memory> Engine<M> {
             if stream == StreamNo::Index {
                 at = index_record_at(at, self.geometry.block_size);
             }
-            let count = open.entries.len() + records as usize + 1;
+            let count = open.entries.len() + (records + more.1) as usize + 1;
             let footer = footer_len(count, self.geometry.block_size);
-            footer <= FOOTER_MAX && at + len + footer <= self.geometry.extent_end(open.no)
+            let end = self.geometry.extent_end(open.no);
+            footer <= FOOTER_MAX && at + len + more.0 + footer <= end
         })
     }
 
@@ -260,10 +274,8 @@ impl<M: Memory> Engine<M> {
     ) -> Result<(), Option<EngineError>> {
         let reserve = match what {
             What::Item(Item::Shard { copy: None, .. }) => self.extents.reserve(),
-            What::Item(Item::Shard { .. } | Item::Tombstone { carried: true, .. }) => {
-                TOMBSTONE_RESERVE
-            }
-            What::Item(Item::Tombstone { .. }) => 0,
+            // Whether a tombstone may take the last one was asked before.
+            What::Item(Item::Shard { .. } | Item::Tombstone { .. }) => 0,
             What::Item(Item::Chunk { .. }) => self.extents.chunk_reserve(),
             What::Item(Item::Root { .. }) => TOMBSTONE_RESERVE,
             _ => self.extents.journal_reserve(),
@@ -294,18 +306,7 @@ impl<M: Memory> Engine<M> {
         Ok(())
     }
 
-    /// Why a shard must not even have the room that is left in the open extent, if so.
-    fn too_full_for(&self, what: &What<M::Buf>) -> Option<EngineError> {
-        let What::Item(Item::Shard { copy: None, .. }) = what else {
-            return None;
-        };
-        let open = self.streams[StreamNo::Data as usize].open.as_ref();
-        let reserve = self.extents.reserve();
-        let only_reserve = open.is_some_and(|open| open.spare);
-        (only_reserve && self.extents.free_count() <= reserve).then(|| self.full(reserve))
-    }
-
-    fn full(&self, reserve: u32) -> EngineError {
+    pub(crate) fn full(&self, reserve: u32) -> EngineError {
         EngineError::DeviceFull {
             device: self.device,
             free: u64::from(self.extents.free_count()),
@@ -598,7 +599,9 @@ impl<M: Memory> Engine<M> {
             }
         }
         self.numbers.record += 1;
-        self.extents.wrote(open.no, header.record_len(block_size));
+        let tombstone = matches!(header.subject, Subject::Tombstone(_));
+        self.extents
+            .wrote(open.no, header.record_len(block_size), tombstone);
         let base = u64::from(open.no.0) * self.geometry.extent_size;
         open.entries
             .push(FooterEntry::of(&header, base, block_size));

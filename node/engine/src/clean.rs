@@ -19,9 +19,14 @@
 //!   one of its shards is written once more.
 //! - Write amplification: no extent is cleaned for which more than [`WRITE_AMPLIFICATION_MAX`] - 1 times as much is
 //!   written again as is won. A byte is won once at the most, so in all no more is written than
-//!   [`WRITE_AMPLIFICATION_MAX`] times what was appended (but for what is begun and given up).
-//! - Room: see [`crate::extents`]. Work is begun when no more are free than the mark says, and if chunks could still
-//!   open an extent; so there is one to copy to, and one comes back for it.
+//!   [`WRITE_AMPLIFICATION_MAX`] times what was appended (but for what is begun and given up, and for need).
+//! - Room: work is begun when no more extents are free than the mark says. What is written again was in one extent, and
+//!   fits into one; so one that is free is enough, and one comes back for it. If none is free, work is begun only if
+//!   what is to be written again fits into the open one. Nobody else takes that room meanwhile ([`crate::room`]).
+//! - Need: when chunks of the index have no room any more, nothing holds it back, and no cost is too much. (It ends all
+//!   the same: each extent that is cleaned leaves less on the device that is dead.)
+//! - Nothing is cleaned while part of the device could not be read: a tombstone may stand there, so that what seems to
+//!   be live is dead, and a copy would outlive it; or a younger record, which a tombstone written again would kill.
 //! - Pace: at most [`UNDER_WAY_MAX`] bytes are under way, or one record. While others wait a quarter of it, and no more
 //!   than their own appends allow: for each of their bytes, twice what it takes to win one. Only when shards are
 //!   refused already nothing holds it back. No clock is asked.
@@ -39,6 +44,7 @@ use crate::engine::{Engine, Purpose, Status, StreamNo};
 use crate::error::{FindingKind, extent_finding};
 use crate::extents::Passed;
 use crate::index::Candidate;
+use crate::mutants::mutant;
 
 /// Bytes written to the device for each byte of shards and tombstones that is appended, at the most.
 pub const WRITE_AMPLIFICATION_MAX: u64 = 5;
@@ -46,13 +52,17 @@ pub const WRITE_AMPLIFICATION_MAX: u64 = 5;
 pub const UNDER_WAY_MAX: u64 = 256 * 1024;
 /// Records that are, at the most.
 const JOBS_MAX: usize = 16;
+/// How often a buffer for a footer is asked for before the extent is passed over.
+const FOOTER_TRIES: u32 = 1000;
 /// Bytes that may be copied at most for what was appended while there was nothing to clean: the largest record, twice.
 const ALLOWANCE_MAX: u64 = 2 * (ashlar_layout::limits::SHARD_SIZE_MAX as u64 + 64 * 1024);
 
 /// What the cleaner did since the device was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
-    /// Extents that were cleaned.
+    /// Extents of which cleaning began,
+    pub begun: u64,
+    /// and that were cleaned, and are free.
     pub extents: u64,
     /// Records that were copied,
     pub records: u64,
@@ -62,6 +72,8 @@ pub struct Cleaned {
     pub tombstones: u64,
     /// How often an extent was passed over: something in it did not match, or too little was to be won.
     pub passed: u64,
+    /// How often one was left that may be tried again at once: there was no room, or no buffer.
+    pub left: u64,
     /// Bytes of shards and tombstones that were appended, copies not counted.
     pub appended: u64,
 }
@@ -104,6 +116,8 @@ pub(crate) struct Cleaner {
     next: u64,
     /// When to go to work, if not at the mark of [`crate::extents`].
     from: Option<u32>,
+    /// What was found when the best extent was last looked for, and of what that depends.
+    found: Option<((u64, u64, bool), Option<ExtentNo>)>,
     pub figures: Cleaned,
 }
 
@@ -112,6 +126,8 @@ pub(crate) struct Victim {
     pub id: u64,
     pub no: ExtentNo,
     pub life: Incarnation,
+    /// Most bytes that may be written again for each that is won.
+    pub most: u64,
     pub stage: Stage,
     /// Its records that were live when its table was read.
     pub entries: Vec<Entry>,
@@ -131,8 +147,8 @@ pub(crate) struct Victim {
 pub(crate) enum Stage {
     /// Its trailer or its footer is being read.
     Table,
-    /// There was no buffer for the footer.
-    Footer(u64, u32),
+    /// Its footer is to be read: where it is, its bytes, and how often there was no buffer for it.
+    Footer(u64, u32, u32),
     Copying,
     /// All is copied: the header waits for its turn.
     Copied,
@@ -179,6 +195,17 @@ impl Cleaner {
         stage == Some(Stage::Copied)
     }
 
+    /// Whether this is still the victim.
+    pub fn has(&self, id: u64) -> bool {
+        self.victim.as_ref().is_some_and(|victim| victim.id == id)
+    }
+
+    /// Whether the tombstone of this shard is being written again.
+    pub fn carries(&self, shard: &ShardId) -> bool {
+        let victim = self.victim.as_ref();
+        victim.is_some_and(|victim| victim.carrying.contains(shard))
+    }
+
     /// The victim, if it is still this one.
     pub fn victim(&mut self, id: u64) -> Option<&mut Victim> {
         self.victim.as_mut().filter(|victim| victim.id == id)
@@ -186,8 +213,8 @@ impl Cleaner {
 }
 
 impl<M: Memory> Engine<M> {
-    /// Has the cleaner go to work when no more extents than `free` are free: earlier than it would by itself (`None`), or
-    /// never (0). Room and write amplification are bounded all the same.
+    /// Has the cleaner go to work when no more extents than `free` are free: earlier than it would by itself
+    /// (`None`), or never (0). Room and write amplification are bounded all the same.
     pub fn clean_from(&mut self, free: Option<u32>) {
         self.cleaner.from = free;
     }
@@ -204,23 +231,60 @@ impl<M: Memory> Engine<M> {
         }
         match self.cleaner.victim.as_ref().map(|victim| victim.stage) {
             None => self.choose_victim(mem, out),
-            Some(Stage::Footer(at, len)) => self.ask_footer(at, len, mem, out),
+            Some(Stage::Footer(at, len, tries)) => self.ask_footer((at, len), tries, mem, out),
             Some(Stage::Copying) => self.go_on_copying(mem, out),
             Some(Stage::Copied) => self.erase_again(mem, out),
             Some(Stage::Table | Stage::Erasing(_) | Stage::Closing) => {}
         }
     }
 
-    fn choose_victim(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        let free = self.extents.free_count();
+    /// Whether so few extents are free that not even chunks of the index may take one.
+    fn is_needed(&self) -> bool {
+        self.extents.free_count() <= self.extents.chunk_reserve()
+    }
+
+    /// Most bytes that may be written again for each that is won.
+    fn most(&self) -> u64 {
+        if self.is_needed() {
+            u64::MAX
+        } else {
+            WRITE_AMPLIFICATION_MAX - 1
+        }
+    }
+
+    /// Whether it is time to clean at all.
+    fn is_due(&self) -> bool {
         let mark = self.extents.cleaning_mark();
-        if free > self.cleaner.from.unwrap_or(mark)
-            || free <= self.extents.chunk_reserve()
-            || self.extents.stirred < self.cleaner.look_at
-        {
+        let from = self.cleaner.from.unwrap_or(mark);
+        from > 0
+            && self.extents.free_count() <= from
+            && (self.blind.is_none() || mutant!(CleanUnseen))
+    }
+
+    /// The extent that is to be cleaned next, if any is.
+    pub(crate) fn find_victim(&mut self) -> Option<ExtentNo> {
+        if !self.is_due() {
+            return None;
+        }
+        let free = self.extents.free_count();
+        let most = self.most();
+        let of = (self.extents.changes, most, free == 0);
+        match self.cleaner.found {
+            Some((known, found)) if known == of => found,
+            _ => {
+                let is_gone = |shard: &ShardId| self.is_gone(shard);
+                let found = self.extents.emptiest(most, is_gone);
+                self.cleaner.found = Some((of, found));
+                found
+            }
+        }
+    }
+
+    fn choose_victim(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
+        if !self.is_due() || (!self.is_needed() && self.extents.stirred < self.cleaner.look_at) {
             return;
         }
-        let Some(no) = self.extents.emptiest(WRITE_AMPLIFICATION_MAX - 1) else {
+        let Some(no) = self.find_victim() else {
             self.cleaner.look_at = self.extents.stirred + self.geometry.extent_size / 64;
             return;
         };
@@ -231,10 +295,12 @@ impl<M: Memory> Engine<M> {
         let id = self.cleaner.next;
         self.cleaner.next += 1;
         self.extents.clean(no);
+        self.cleaner.figures.begun += 1;
         self.cleaner.victim = Some(Victim {
             id,
             no,
             life: self.extents.get(no).incarnation,
+            most: self.most(),
             stage: Stage::Table,
             entries: Vec::new(),
             waiting: VecDeque::new(),
@@ -257,18 +323,22 @@ impl<M: Memory> Engine<M> {
     /// cleaned once more.
     pub(crate) fn leave_victim(&mut self) {
         if let Some(victim) = self.cleaner.victim.take() {
-            self.extents.leave(victim.no, None);
+            let extent = self.extents.get(victim.no);
+            // What is there twice by now may have cost the room that the rest would take.
+            let none_free = self.extents.free_count() == 0;
+            let why = none_free.then_some(Passed::NoRoom(extent.live, extent.pins));
+            self.cleaner.figures.left += 1;
+            self.extents.leave(victim.no, why);
         }
     }
 
-    /// The same; it is not tried again before something has changed: what is damaged, or the counts.
-    pub(crate) fn pass_over(&mut self, damaged: Option<u64>) {
+    /// The same; it is not tried again before something has changed: this, or the counts.
+    pub(crate) fn pass_over(&mut self, why: Option<Passed>) {
         if let Some(victim) = self.cleaner.victim.take() {
             let extent = self.extents.get(victim.no);
             let counts = Passed::Counts(extent.live, extent.pins);
-            let why = damaged.map_or(counts, |block| Passed::Damaged { block });
             self.cleaner.figures.passed += 1;
-            self.extents.leave(victim.no, Some(why));
+            self.extents.leave(victim.no, Some(why.unwrap_or(counts)));
         }
     }
 
@@ -326,7 +396,7 @@ impl<M: Memory> Engine<M> {
         match trailer {
             Some(trailer) => {
                 if let Some(victim) = self.cleaner.victim(id) {
-                    victim.stage = Stage::Footer(trailer.footer, trailer.len);
+                    victim.stage = Stage::Footer(trailer.footer, trailer.len, 0);
                 }
             }
             // Some have none: what is in them is known from a search.
@@ -334,11 +404,23 @@ impl<M: Memory> Engine<M> {
         }
     }
 
-    fn ask_footer(&mut self, at: u64, len: u32, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        let Some(buf) = mem.alloc(len as usize) else {
+    fn ask_footer(
+        &mut self,
+        (at, len): (u64, u32),
+        tries: u32,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        if tries > FOOTER_TRIES {
+            // It may be longer than any buffer that there is; other extents' are not.
+            return self.pass_over(None);
+        }
+        let buf = mem.alloc(len as usize);
+        let Some(victim) = &mut self.cleaner.victim else {
             return;
         };
-        let Some(victim) = &mut self.cleaner.victim else {
+        let Some(buf) = buf else {
+            victim.stage = Stage::Footer(at, len, tries + 1);
             return;
         };
         victim.stage = Stage::Table;
@@ -414,16 +496,25 @@ impl<M: Memory> Engine<M> {
             }
         }
         let extent = self.extents.get(no);
+        let pinned = extent.pins > 0;
         let mut cost: u64 = entries.iter().map(|entry| entry.len).sum();
-        if extent.pins > 0 {
+        if pinned {
             cost += tombstones.len() as u64 * u64::from(block_size);
         }
         let won = extent.bytes.saturating_sub(cost);
+        let most = self.cleaner.victim.as_ref().map_or(0, |victim| victim.most);
         // What the table does not name would be lost.
-        let all = entries.len() as u64 == u64::from(extent.live)
-            && (extent.pins == 0 || self.may_carry(&tombstones));
-        if !all || won == 0 || cost > won.saturating_mul(WRITE_AMPLIFICATION_MAX - 1) {
+        let all = entries.len() as u64 == u64::from(extent.live);
+        if !all || won == 0 || cost > won.saturating_mul(most) {
             return self.pass_over(None);
+        }
+        let counts = (extent.live, extent.pins);
+        if pinned && let Some(shard) = self.alive_among(&tombstones) {
+            return self.pass_over(Some(Passed::Tombstone(shard)));
+        }
+        let again = if pinned { tombstones.len() } else { 0 };
+        if self.extents.free_count() == 0 && !self.has_room(&entries, again) {
+            return self.pass_over(Some(Passed::NoRoom(counts.0, counts.1)));
         }
         self.cleaner.rate = 2 * cost.div_ceil(won).max(1);
         if let Some(victim) = self.cleaner.victim(id) {

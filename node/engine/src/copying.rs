@@ -19,6 +19,7 @@ use crate::append::{Item, OpenExtent};
 use crate::clean::{CleanIo, CopyOf, Entry, Job, Stage, Victim};
 use crate::engine::{Engine, Purpose, Status, StreamNo, Writing};
 use crate::error::{Finding, FindingKind};
+use crate::extents::Passed;
 use crate::index::{Candidate, ShardHash};
 use crate::mutants::mutant;
 
@@ -40,7 +41,7 @@ impl<M: Memory> Engine<M> {
                     self.put_off(entry, true);
                     break;
                 }
-                Took::Bad(block) => return self.pass_over(Some(block)),
+                Took::Bad(block) => return self.pass_over(Some(Passed::Damaged { block })),
             }
         }
         let done = |victim: &Victim| victim.waiting.is_empty() && victim.jobs.is_empty();
@@ -106,7 +107,7 @@ impl<M: Memory> Engine<M> {
     }
 
     /// Whether a block is not the victim's: what stands in there goes with it.
-    fn is_outside(&self, block: u64) -> bool {
+    pub(crate) fn is_outside(&self, block: u64) -> bool {
         let no = self
             .geometry
             .extent_of(block * u64::from(self.geometry.block_size));
@@ -221,7 +222,7 @@ impl<M: Memory> Engine<M> {
         }
         if self.shadows.contains(&shard) {
             // It was deleted meanwhile, and could not be read then.
-            return self.pass_over(Some(block));
+            return self.pass_over(Some(Passed::Damaged { block }));
         }
         let bytes = buf.as_deref().and_then(|bytes| bytes.get(..job.len));
         if let Some((other, life)) = job.other {
@@ -256,7 +257,7 @@ impl<M: Memory> Engine<M> {
                 journal: None,
             };
             self.find(finding, out);
-            return self.pass_over(Some(block));
+            return self.pass_over(Some(Passed::Damaged { block }));
         };
         debug_assert!(self.extents.get(no).cleaning);
         if self.is_in_hand(&shard) {
@@ -397,16 +398,24 @@ impl<M: Memory> Engine<M> {
         all && known
     }
 
-    /// Whether tombstones of these shards may be written again: one that is younger than a record that came after it
-    /// would kill that. The index tells of such a record only if all of the device was read.
-    pub(crate) fn may_carry<'a>(&self, shards: impl IntoIterator<Item = &'a ShardId>) -> bool {
-        let free_of_it = |shard: &ShardId| {
-            let hash = self.index.hash(shard);
-            self.index.candidates(hash).next().is_none()
-                && !self.writing.contains_key(shard)
-                && !self.deleting.contains_key(shard)
-        };
-        self.blind.is_none() && shards.into_iter().all(free_of_it)
+    /// Whether nothing is there of a shard, nor is about to be: then its tombstone may be written again. One that is
+    /// younger than a record that came after the first would kill that.
+    pub(crate) fn is_gone(&self, shard: &ShardId) -> bool {
+        let hash = self.index.hash(shard);
+        self.index.candidates(hash).next().is_none()
+            && !self.writing.contains_key(shard)
+            && !self.deleting.contains_key(shard)
+    }
+
+    /// One of these shards that is not gone.
+    pub(crate) fn alive_among<'a>(
+        &self,
+        shards: impl IntoIterator<Item = &'a ShardId>,
+    ) -> Option<ShardId> {
+        shards
+            .into_iter()
+            .find(|shard| !self.is_gone(shard))
+            .copied()
     }
 
     /// Writes the tombstones again if they still keep something dead; whether there is nothing more to do.
@@ -419,11 +428,9 @@ impl<M: Memory> Engine<M> {
             return true;
         }
         // All of them before the first is written; each once more when it is its turn.
-        if victim.carrying.is_empty()
-            && victim.carried_to.is_empty()
-            && !self.may_carry(&victim.tombstones)
-        {
-            self.pass_over(None);
+        let fresh = victim.carrying.is_empty() && victim.carried_to.is_empty();
+        if fresh && let Some(shard) = self.alive_among(&victim.tombstones) {
+            self.pass_over(Some(Passed::Tombstone(shard)));
             return false;
         }
         let len = u64::from(self.geometry.block_size);
@@ -431,8 +438,8 @@ impl<M: Memory> Engine<M> {
             let Some(shard) = victim.tombstones.pop() else {
                 return victim.carrying.is_empty();
             };
-            if !self.may_carry([&shard]) {
-                self.pass_over(None);
+            if !self.is_gone(&shard) {
+                self.pass_over(Some(Passed::Tombstone(shard)));
                 return false;
             }
             if !self.may_copy(len) {

@@ -19,16 +19,18 @@
 //! - Other extents than those of data are not freed for want of live records: their owners free them.
 //!   ([`crate::holdings`] and [`crate::chunks`] say why those of the journal and the index may be.) Such a one holds no
 //!   tombstones and is killed by none: no pin comes of its life as such.
-//! - Who may open an extent, when few are left, in this order: shards, the journal, the cleaner, chunks, roots,
-//!   tombstones. Without chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
-//!   What the cleaner takes it gives back: it begins only where chunks could, and what it has begun it may
-//!   end with all but the tombstones' share.
-//! - `live_bytes` of `bytes` are those of live records; the rest is dead, tombstones included.
+//! - Who may open an extent, when few are left, in this order: shards, the journal, chunks, roots, tombstones, the
+//!   cleaner. Without chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
+//!   The last one is the cleaner's, as long as there is anything to clean: what it takes it gives back, and if it could
+//!   take none nobody would ever get one again. ([`crate::room`] says how.)
+//! - `live_bytes` of `bytes` are those of live records, `tombstone_bytes` those of tombstones; the rest is dead, and
+//!   the tombstones are, too, if nothing is pinned.
+//! - `changes` grows with all that may change the answer of `emptiest`, but for what its caller knows of shards.
 
 use std::collections::BTreeSet;
 
 use ashlar_layout::extent::ExtentKind;
-use ashlar_layout::ids::{ExtentNo, Incarnation};
+use ashlar_layout::ids::{ExtentNo, Incarnation, ShardId};
 
 use crate::append::TOMBSTONE_RESERVE;
 use crate::mutants::mutant;
@@ -51,10 +53,15 @@ pub(crate) enum State {
 /// Why an extent is not cleaned: until that has changed there is no use in trying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passed {
-    /// With so many live records and pins too little is won.
+    /// With so many live records and pins too little is won, or its table does not tell of all of them.
     Counts(u32, u32),
     /// The record in this block does not match.
     Damaged { block: u64 },
+    /// A tombstone in it is of this shard, and something of that is there again.
+    Tombstone(ShardId),
+    /// With so many live records and pins the open extent has no room for what has to be written again, and no other
+    /// one is free.
+    NoRoom(u32, u32),
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +77,8 @@ pub(crate) struct Extent {
     pub live: u32,
     /// Bytes of them,
     pub live_bytes: u64,
+    /// of its tombstones,
+    pub tombstone_bytes: u64,
     /// and of all records, the dead and the tombstones too.
     pub bytes: u64,
     /// Dead records elsewhere that the tombstones in here keep dead.
@@ -89,6 +98,16 @@ impl Extent {
     pub fn is_killed_elsewhere(&self) -> bool {
         !self.killers.is_empty()
     }
+
+    /// Bytes that have to be written again when it is cleaned.
+    pub fn cost(&self) -> u64 {
+        let tombstones = if self.pins > 0 {
+            self.tombstone_bytes
+        } else {
+            0
+        };
+        self.live_bytes + tombstones
+    }
 }
 
 /// All extents of a device.
@@ -99,6 +118,8 @@ pub(crate) struct ExtentTable {
     used: [u32; 5],
     /// Grows with all that may have made an extent worth cleaning: by the bytes that died, or an extent's.
     pub stirred: u64,
+    /// Grows with each of these changes.
+    pub changes: u64,
     extent_size: u64,
 }
 
@@ -112,6 +133,7 @@ impl ExtentTable {
             durable: Incarnation(0),
             live: 0,
             live_bytes: 0,
+            tombstone_bytes: 0,
             bytes: 0,
             pins: 0,
             held: false,
@@ -124,6 +146,7 @@ impl ExtentTable {
             free: (0..count).collect(),
             used: [0; 5],
             stirred: 0,
+            changes: 0,
             extent_size,
         }
     }
@@ -193,6 +216,8 @@ impl ExtentTable {
         extent.kind = Some(kind);
         extent.incarnation = incarnation;
         (extent.live_bytes, extent.bytes, extent.passed) = (0, 0, None);
+        extent.tombstone_bytes = 0;
+        self.changes += 1;
         self.used[kind as usize] += 1;
         Some(ExtentNo(no))
     }
@@ -241,13 +266,18 @@ impl ExtentTable {
             debug_assert!(extent.pins >= count);
             extent.pins -= count;
             self.stirred += self.extent_size;
+            self.changes += 1;
             self.free_if_dead(killer);
         }
     }
 
-    /// A record of so many bytes was appended to it.
-    pub fn wrote(&mut self, no: ExtentNo, len: u64) {
-        self.extents[no.0 as usize].bytes += len;
+    /// A record of so many bytes was appended to it: a tombstone, or another one.
+    pub fn wrote(&mut self, no: ExtentNo, len: u64, tombstone: bool) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.bytes += len;
+        if tombstone {
+            extent.tombstone_bytes += len;
+        }
     }
 
     /// A record in it is live.
@@ -268,6 +298,7 @@ impl ExtentTable {
         extent.live -= 1;
         extent.live_bytes = extent.live_bytes.saturating_sub(len);
         self.stirred += len;
+        self.changes += 1;
         self.pin(target, by);
         self.free_if_dead(target);
     }
@@ -288,32 +319,39 @@ impl ExtentTable {
     /// Whatever the counts say, keep it in this session.
     pub fn hold(&mut self, no: ExtentNo) {
         self.extents[no.0 as usize].held = true;
+        self.changes += 1;
     }
 
     /// No more records will be appended to it.
     pub fn seal(&mut self, no: ExtentNo) {
         self.extents[no.0 as usize].state = State::Sealed;
         self.stirred += self.extent_size;
+        self.changes += 1;
     }
 
-    /// The sealed data extent that is best cleaned: that with the least to copy, if not more than `most` times
-    /// as much is copied as is won.
-    pub fn emptiest(&self, most: u64) -> Option<ExtentNo> {
+    /// The sealed data extent that is best cleaned: that with the least to write again, if not more than `most` times
+    /// as much is written as is won. `is_gone` tells whether nothing of a shard is there.
+    pub fn emptiest(&self, most: u64, is_gone: impl Fn(&ShardId) -> bool) -> Option<ExtentNo> {
+        let none_free = self.free.is_empty();
         let worth = |extent: &Extent| {
-            let passed = match extent.passed {
-                Some(Passed::Counts(live, pins)) => (live, pins) == (extent.live, extent.pins),
+            let counts = (extent.live, extent.pins);
+            let passed = match &extent.passed {
+                Some(Passed::Counts(live, pins)) => (*live, *pins) == counts,
+                Some(Passed::NoRoom(live, pins)) => none_free && (*live, *pins) == counts,
+                Some(Passed::Tombstone(shard)) => !is_gone(shard),
                 Some(Passed::Damaged { .. }) => true,
                 None => false,
             };
+            let cost = extent.cost();
             extent.state == State::Sealed
                 && extent.kind == Some(ExtentKind::Data)
                 && !extent.held
                 && !passed
-                && extent.bytes > extent.live_bytes
-                && extent.live_bytes <= (extent.bytes - extent.live_bytes).saturating_mul(most)
+                && extent.bytes > cost
+                && cost <= (extent.bytes - cost).saturating_mul(most)
         };
         let among = self.iter().filter(|(_, extent)| worth(extent));
-        let least = among.min_by_key(|(no, extent)| (extent.live_bytes, no.0));
+        let least = among.min_by_key(|(no, extent)| (extent.cost(), no.0));
         least.map(|(no, _)| no)
     }
 
@@ -327,12 +365,14 @@ impl ExtentTable {
         let extent = &mut self.extents[no.0 as usize];
         extent.cleaning = false;
         extent.passed = passed;
+        self.changes += 1;
         self.free_if_dead(no);
     }
 
     /// What made the cleaner pass it over may have been mended.
     pub fn try_again(&mut self, no: ExtentNo) {
         if self.extents[no.0 as usize].passed.take().is_some() {
+            self.changes += 1;
             self.stirred += self.extent_size;
         }
     }
@@ -353,6 +393,7 @@ impl ExtentTable {
         let extent = &mut self.extents[no.0 as usize];
         extent.incarnation = incarnation;
         (extent.live, extent.live_bytes, extent.bytes, extent.pins) = (0, 0, 0, 0);
+        extent.tombstone_bytes = 0;
         for extent in &mut self.extents {
             extent.killers.retain(|(killer, _)| *killer != no);
         }
@@ -384,6 +425,7 @@ impl ExtentTable {
     pub fn release(&mut self, no: ExtentNo) {
         let extent = &mut self.extents[no.0 as usize];
         extent.state = State::Free;
+        self.changes += 1;
         if let Some(kind) = extent.kind
             && self.free.insert(no.0)
         {

@@ -41,6 +41,7 @@ mod read;
 mod read_bytes;
 mod recovery;
 mod rewrite;
+mod room;
 mod roots;
 mod scan;
 mod superblocks;

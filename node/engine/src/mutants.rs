@@ -34,12 +34,20 @@ pub enum Mutant {
     CopyUnchecked,
     /// A shard is copied though it is being deleted.
     CopyDeleted,
+    /// While part of the device cannot be read, a tombstone is kept only for what can.
+    ForgetUnseen,
+    /// The same, of those that stood there when the device was opened.
+    ForgetGraves,
+    /// Extents are cleaned though part of the device cannot be read.
+    CleanUnseen,
+    /// Tombstones take the room that the cleaner needs.
+    TakeTheLast,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 13] = [
+    pub const ALL: [Mutant; 17] = [
         Mutant::SkipFlush,
         Mutant::AcknowledgeEarly,
         Mutant::WriteNotDurable,
@@ -53,6 +61,10 @@ impl Mutant {
         Mutant::ForgetTombstones,
         Mutant::CopyUnchecked,
         Mutant::CopyDeleted,
+        Mutant::ForgetUnseen,
+        Mutant::ForgetGraves,
+        Mutant::CleanUnseen,
+        Mutant::TakeTheLast,
     ];
 
     /// Has the engines of this process be the mutant of this name, or none: the first word counts.

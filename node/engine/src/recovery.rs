@@ -608,7 +608,8 @@ impl Work {
         for entry in entries {
             let address = self.address(no, entry);
             let record = record_len(entry.payload_len, self.geometry.block_size);
-            self.extents.wrote(no, record);
+            let tombstone = matches!(entry.subject, Subject::Tombstone(_));
+            self.extents.wrote(no, record, tombstone);
             match entry.subject {
                 Subject::Tombstone(_) => {}
                 Subject::Shard(shard) => {

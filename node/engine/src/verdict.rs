@@ -159,7 +159,8 @@ impl<M: Memory> Engine<M> {
                     }
                 } else {
                     // A place that cannot be read now may hold another record of it, be it found here or not.
-                    let hold = unverified || self.blind.is_some();
+                    let unseen = targets.is_empty() || !mutant!(ForgetUnseen);
+                    let hold = unverified || (unseen && self.blind.is_some());
                     let item = Item::Tombstone {
                         shard,
                         targets,

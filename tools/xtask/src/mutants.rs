@@ -51,7 +51,7 @@ const LAYERS: [Layer; 2] = [
 ];
 
 /// As `ashlar_node_engine::mutants` has them.
-const MUTANTS: [&str; 13] = [
+const MUTANTS: [&str; 17] = [
     "SkipFlush",
     "AcknowledgeEarly",
     "WriteNotDurable",
@@ -65,6 +65,10 @@ const MUTANTS: [&str; 13] = [
     "ForgetTombstones",
     "CopyUnchecked",
     "CopyDeleted",
+    "ForgetUnseen",
+    "ForgetGraves",
+    "CleanUnseen",
+    "TakeTheLast",
 ];
 
 /// Runs all of them, or those whose name contains `only`, and prints the table.
