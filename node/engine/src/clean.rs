@@ -23,8 +23,8 @@
 //! - Room: work is begun when no more extents are free than the mark says. What is written again was in one extent, and
 //!   fits into one; so one that is free is enough, and one comes back for it. If none is free, work is begun only if
 //!   what is to be written again fits into the open one. Nobody else takes that room meanwhile ([`crate::room`]).
-//! - Need: when chunks of the index have no room any more, nothing holds it back, and no cost is too much. (It ends all
-//!   the same: each extent that is cleaned leaves less on the device that is dead.)
+//! - Need: when chunks of the index, or tombstones, have no room any more, nothing holds it back, and no cost is too
+//!   much. (It ends all the same: each extent that is cleaned leaves less on the device that is dead.)
 //! - Nothing is cleaned while part of the device could not be read: a tombstone may stand there, so that what seems to
 //!   be live is dead, and a copy would outlive it; or a younger record, which a tombstone written again would kill.
 //! - Pace: at most [`UNDER_WAY_MAX`] bytes are under way, or one record. While others wait a quarter of it, and no more
@@ -45,6 +45,7 @@ use crate::error::{FindingKind, extent_finding};
 use crate::extents::Passed;
 use crate::index::Candidate;
 use crate::mutants::mutant;
+use crate::room::CLEANER_SHARE;
 
 /// Bytes written to the device for each byte of shards and tombstones that is appended, at the most.
 pub const WRITE_AMPLIFICATION_MAX: u64 = 5;
@@ -53,7 +54,7 @@ pub const UNDER_WAY_MAX: u64 = 256 * 1024;
 /// Records that are, at the most.
 const JOBS_MAX: usize = 16;
 /// How often a buffer for a footer is asked for before the extent is passed over.
-const FOOTER_TRIES: u32 = 1000;
+const FOOTER_TRIES: u32 = 20_000;
 /// Bytes that may be copied at most for what was appended while there was nothing to clean: the largest record, twice.
 const ALLOWANCE_MAX: u64 = 2 * (ashlar_layout::limits::SHARD_SIZE_MAX as u64 + 64 * 1024);
 
@@ -238,9 +239,9 @@ impl<M: Memory> Engine<M> {
         }
     }
 
-    /// Whether so few extents are free that not even chunks of the index may take one.
+    /// Whether so few extents are free that chunks of the index may take none, or tombstones.
     fn is_needed(&self) -> bool {
-        self.extents.free_count() <= self.extents.chunk_reserve()
+        self.extents.free_count() <= self.extents.chunk_reserve().max(CLEANER_SHARE)
     }
 
     /// Most bytes that may be written again for each that is won.
@@ -555,7 +556,9 @@ impl<M: Memory> Engine<M> {
         } else {
             UNDER_WAY_MAX / 4
         };
-        let room = count == 0 || (count < JOBS_MAX && under_way + len <= most);
+        // What is on its way when power goes costs its room.
+        let several = count < JOBS_MAX && self.extents.free_count() > 0;
+        let room = count == 0 || (several && under_way + len <= most);
         if !room || !(alone || self.cleaner.allowance >= len) {
             return false;
         }

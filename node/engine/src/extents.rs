@@ -21,8 +21,8 @@
 //!   tombstones and is killed by none: no pin comes of its life as such.
 //! - Who may open an extent, when few are left, in this order: shards, the journal, chunks, roots, tombstones, the
 //!   cleaner. Without chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
-//!   The last one is the cleaner's, as long as there is anything to clean: what it takes it gives back, and if it could
-//!   take none nobody would ever get one again. ([`crate::room`] says how.)
+//!   The last ones are the cleaner's, as long as there is anything to clean: what it takes it gives back, and if it
+//!   could take none nobody would ever get one again. ([`crate::room`] says how.)
 //! - `live_bytes` of `bytes` are those of live records, `tombstone_bytes` those of tombstones; the rest is dead, and
 //!   the tombstones are, too, if nothing is pinned.
 //! - `changes` grows with all that may change the answer of `emptiest`, but for what its caller knows of shards.

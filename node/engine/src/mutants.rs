@@ -40,6 +40,8 @@ pub enum Mutant {
     ForgetGraves,
     /// Extents are cleaned though part of the device cannot be read.
     CleanUnseen,
+    /// A tombstone is written again though its shard is there again.
+    CarryRegardless,
     /// Tombstones take the room that the cleaner needs.
     TakeTheLast,
 }
@@ -47,7 +49,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 17] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::SkipFlush,
         Mutant::AcknowledgeEarly,
         Mutant::WriteNotDurable,
@@ -64,6 +66,7 @@ impl Mutant {
         Mutant::ForgetUnseen,
         Mutant::ForgetGraves,
         Mutant::CleanUnseen,
+        Mutant::CarryRegardless,
         Mutant::TakeTheLast,
     ];
 

@@ -3,16 +3,16 @@
 //! Invariants:
 //! - A shard is refused while no more extents are free than are kept from shards, even if it fitted into one that was
 //!   opened of these, for a tombstone or a copy.
-//! - *The cleaner never lacks the room to end what it has begun.* What it writes again was in one extent and fits into
-//!   one. While one is free, a tombstone that somebody asked for takes it only if there is nothing to clean. While none
-//!   is, it takes room in the open one only if enough is left for what is being cleaned; or, if there is nothing to
-//!   clean, one at a time: what it kills may be worth cleaning, and then goes first, and has room for sure, as a
-//!   tombstone is no longer than what it kills.
+//! - *The cleaner does not lack the room to end what it has begun.* What it writes again was in one extent and fits
+//!   into one. The last [`CLEANER_SHARE`] that are free are opened for a tombstone that somebody asked for only if
+//!   there is nothing to clean; and when fewer are free, it takes room in the open one only if enough is left for what
+//!   is being cleaned, or, if there is nothing to clean, one at a time: what it kills may be worth cleaning, and then
+//!   goes first, and fits, as a tombstone is no longer than what it kills.
+//! - There are two in that share because a crash costs the room of what was on its way. What was copied before stands
+//!   where it stands, and need not be again; so the second one has to take no more than what was lost of the first.
 //! - It is refused for the time being only (busy), and only while something is being cleaned or about to be; so
 //!   there is room for it when that has ended. If there is nothing to clean, and no room, the device is full of what
 //!   is live.
-//! - A crash may leave less room than is needed: what was on its way is torn. What was copied before stands in the open
-//!   extent, and need not be again; if the rest does not fit, another extent may, or what is deleted next makes it.
 //! - Copies and tombstones of an extent that is no longer being cleaned are not written.
 
 use crate::api::Memory;
@@ -21,6 +21,9 @@ use crate::clean::{Entry, Stage};
 use crate::engine::{Engine, StreamNo};
 use crate::error::EngineError;
 use crate::mutants::mutant;
+
+/// Free extents that are the cleaner's, as long as there is something to clean.
+pub(crate) const CLEANER_SHARE: u32 = 2;
 
 /// Whether something that waits may have room.
 pub(crate) enum Wait {
@@ -70,16 +73,15 @@ impl<M: Memory> Engine<M> {
     fn may_bury(&mut self, pos: Option<u64>, (records, len): (u64, u64)) -> Wait {
         let free = self.extents.free_count();
         let fits = |more| self.fits(StreamNo::Data, pos, (records, len), more);
-        if free > 1 || (free == 1 && fits((0, 0))) || mutant!(TakeTheLast) {
+        if free > CLEANER_SHARE || (free == CLEANER_SHARE && fits((0, 0))) || mutant!(TakeTheLast) {
             return Wait::No;
         }
         let what = "the cleaner needs what room there is";
         let device = self.device;
         let busy = Wait::Refuse(EngineError::Busy { device, what });
         if self.cleaner.victim.is_some() {
-            // What it still has to write goes first, if that is to go where this would.
-            let left = self.left_to_write().filter(|_| free == 0);
-            return match left {
+            // What it still has to write goes first.
+            return match self.left_to_write() {
                 Some(left) if fits(left) => Wait::No,
                 _ => busy,
             };

@@ -51,7 +51,7 @@ const LAYERS: [Layer; 2] = [
 ];
 
 /// As `ashlar_node_engine::mutants` has them.
-const MUTANTS: [&str; 17] = [
+const MUTANTS: [&str; 18] = [
     "SkipFlush",
     "AcknowledgeEarly",
     "WriteNotDurable",
@@ -68,6 +68,7 @@ const MUTANTS: [&str; 17] = [
     "ForgetUnseen",
     "ForgetGraves",
     "CleanUnseen",
+    "CarryRegardless",
     "TakeTheLast",
 ];
 

@@ -236,7 +236,7 @@ fn a_table_that_is_too_long_is_given_up() {
     go(&mut rig, &mut model);
     begin(&mut rig);
     rig.mem.left = 4096;
-    for _ in 0..2000 {
+    for _ in 0..21_000 {
         rig.settle();
     }
     let figures = cleaned(&mut rig);

@@ -190,7 +190,10 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
                     rig.settle();
                     rig.crash(Crash::Power);
                     let again = rig.open();
-                    assert_eq!(again.report.shards, opened.report.shards);
+                    // (Heads of torn records that a failing disk only showed are not written again.)
+                    if disk == Disk::Honest {
+                        assert_eq!(again.report.shards, opened.report.shards);
+                    }
                     model.verify(&mut rig, &again);
                 }
             }
