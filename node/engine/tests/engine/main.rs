@@ -21,3 +21,4 @@ mod space;
 mod traces;
 mod trims;
 mod twins;
+mod unseen;
