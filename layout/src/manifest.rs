@@ -466,8 +466,9 @@ pub enum Op {
         /// Whether a retention in governance mode keeps it no more: whoever asks may do that.
         bypass: bool,
     },
-    /// Writes a version of an object anew, with another lock. One that is no version yet is made one by that. With
-    /// [`Body::Inline`] the entry's payload is the object.
+    /// Writes a version of an object anew, with another lock, or something else that is remembered of it: its bytes
+    /// are where they were. One that is no version yet is made one by that. With [`Body::Inline`] the entry's payload
+    /// is the object.
     LockVersion {
         /// The bucket's name.
         bucket: String,

@@ -7,7 +7,7 @@
 ALT_KEY and ALT_SECRET are a second user's, ENDPOINT2, if set, is another way in to the same buckets. Buckets are made by
 a third, who may do no more than others: OWNER_KEY and OWNER_SECRET, or one that ASHLAR, the command, makes.
 """
-import json, os, subprocess
+import concurrent.futures, json, os, subprocess
 
 from botocore import UNSIGNED
 from botocore.exceptions import ClientError
@@ -17,15 +17,16 @@ from check import ENDPOINT, RANDOM, SEED, S3, body, client, fails, http, main
 SECOND = os.environ.get("ENDPOINT2", ENDPOINT)
 
 
-def owner():
+def owner(name="owner"):
     if "OWNER_KEY" in os.environ:
         return os.environ["OWNER_KEY"], os.environ["OWNER_SECRET"]
-    made = subprocess.run([os.environ["ASHLAR"], "user", "add", "owner-%08x" % SEED, "--json"], check=True, capture_output=True)
+    made = subprocess.run([os.environ["ASHLAR"], "user", "add", "%s-%08x" % (name, SEED), "--json"], check=True, capture_output=True)
     made = json.loads(made.stdout)
     return made["access_key_id"], made["secret_access_key"]
 
 
-OWN = client(*owner())
+OWN_KEYS = owner()
+OWN, OWN2 = client(*OWN_KEYS), client(*OWN_KEYS, endpoint=SECOND)
 ALT = client(os.environ["ALT_KEY"], os.environ["ALT_SECRET"])
 ALT2 = client(os.environ["ALT_KEY"], os.environ["ALT_SECRET"], endpoint=SECOND)
 ANY = client(endpoint=SECOND, signature_version=UNSIGNED)
@@ -88,6 +89,23 @@ def test_ownership():
         fails("BucketAlreadyOwnedByYou", 409, OWN.create_bucket, Bucket=b, ObjectOwnership="ObjectWriter")
     fails("InvalidBucketAclWithObjectOwnership", 400, OWN.create_bucket, Bucket="x" + b, ACL="public-read")
     fails("InvalidArgument", 400, OWN.create_bucket, Bucket="x" + b, ObjectOwnership="Whoever")
+
+
+def test_lists_and_tags_of_old_versions():
+    """Whoever sets the one does not undo the other, that somebody sets at that moment: small ones, and such as stand in stripes."""
+    with bucket() as b, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        OWN.put_bucket_versioning(Bucket=b, VersioningConfiguration={"Status": "Enabled"})
+        for size in (10, 300_000):
+            old = dict(Bucket=b, Key="k", VersionId=OWN.put_object(Bucket=b, Key="k", Body=b"x" * size)["VersionId"])
+            OWN.put_object(Bucket=b, Key="k", Body=b"new")
+            for n in range(60):
+                tags = [{"Key": "n", "Value": "%d" % n}]
+                tagged = pool.submit(OWN2.put_object_tagging, Tagging={"TagSet": tags}, **old)
+                OWN.put_object_acl(ACL=("private", "public-read")[n % 2], **old)
+                tagged.result()
+                assert OWN.get_object_tagging(**old)["TagSet"] == tags, n
+                assert len(OWN.get_object_acl(**old)["Grants"]) == 1 + n % 2, n
+            assert OWN.get_object(**old)["Body"].read() == b"x" * size
 
 
 def test_enforced_again():

@@ -237,6 +237,40 @@ def test_ranges():
         assert (said.get("ActualObjectSize"), said.get("RangeRequested")) == ("0", "bytes=0-99"), said
 
 
+def test_if_range():
+    """Who has a part of another object gets all of this one."""
+    def ask(s3, method, value, **args):
+        def add(request, **_):
+            request.headers["If-Range"] = value
+        s3.meta.events.register("before-sign.s3", add)
+        return getattr(s3, method)(**args)
+
+    with bucket() as b:
+        x = [data(5 * MIB), data(100)]
+        upload, done = parts_of(b, "k", enumerate(x, 1))
+        S3.complete_multipart_upload(Bucket=b, Key="k", UploadId=upload, MultipartUpload={"Parts": done})
+        S3.put_object(Bucket=b, Key="e", Body=b"")
+        etag, whole = S3.head_object(Bucket=b, Key="k")["ETag"], b"".join(x)
+        beyond = "bytes=%d-" % len(whole)
+        stale = ('"0123456789abcdef0123456789abcdef"', "Sat, 01 Jan 2000 00:00:00 GMT")
+        for asked in ({"Range": "bytes=1-5"}, {"Range": beyond}, {"PartNumber": 1}, {"PartNumber": 2}):
+            for value in stale:
+                got = ask(client(), "get_object", value, Bucket=b, Key="k", **asked)
+                assert got["ResponseMetadata"]["HTTPStatusCode"] == 200 and "ContentRange" not in got, (asked, value, got)
+                assert got["Body"].read() == whole and "PartsCount" not in got, (asked, value)
+                head = ask(client(), "head_object", value, Bucket=b, Key="k", **asked)
+                assert head["ContentLength"] == len(whole) and "PartsCount" not in head, (asked, value, head)
+            if asked != {"Range": beyond}:
+                got = ask(client(), "get_object", etag, Bucket=b, Key="k", **asked)
+                assert got["ResponseMetadata"]["HTTPStatusCode"] == 206 and len(got["Body"].read()) < len(whole), asked
+        past = dict(method="get_object", Bucket=b, Key="k", Range=beyond)
+        fails("InvalidRange", 416, ask, s3=client(), value=etag, **past)
+        fails("PreconditionFailed", 412, ask, s3=client(), value=stale[0], IfMatch='"x"', **past)
+        for asked in ({"Range": "bytes=0-"}, {"PartNumber": 1}):
+            got = ask(client(), "get_object", stale[0], Bucket=b, Key="e", **asked)
+            assert got["ResponseMetadata"]["HTTPStatusCode"] == 200 and got["Body"].read() == b"", asked
+
+
 def test_conditional_reads():
     with bucket() as b:
         etag = S3.put_object(Bucket=b, Key="k", Body=b"x")["ETag"]
@@ -602,6 +636,25 @@ def test_multipart_again():
         assert body(b, "e") == b"" and S3.head_object(Bucket=b, Key="e")["ETag"].endswith('-1"')
 
 
+def test_multipart_racers():
+    """Who completes what others complete at that moment is told that it is done, or to ask again: no part is said to be missing."""
+    with bucket() as b, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for n in range(15):
+            upload, done = parts_of(b, "k", [(1, data(5 * MIB)), (2, b"%d" % n)])
+            args = dict(Bucket=b, Key="k", UploadId=upload, MultipartUpload={"Parts": done})
+
+            def complete(nth):
+                time.sleep(RANDOM.random() * 0.03)
+                try:
+                    return (S3, OTHER)[nth % 2].complete_multipart_upload(**args)["ETag"]
+                except ClientError as error:
+                    assert error.response["Error"]["Code"] == "ServiceUnavailable", error
+
+            told = set(pool.map(complete, range(16))) - {None}
+            assert told == {S3.head_object(Bucket=b, Key="k")["ETag"]}, told
+            assert told == {S3.complete_multipart_upload(**args)["ETag"]}
+
+
 def test_multipart_copy():
     with bucket() as b:
         x = data(12 * MIB)
@@ -681,6 +734,17 @@ def test_list_uploads():
         assert [p["Prefix"] for p in rolled["CommonPrefixes"]] == ["a/"] and len(rolled["Uploads"]) == 5
         only = S3.list_multipart_uploads(Bucket=b, Prefix="a/")
         assert [u["Key"] for u in only["Uploads"]] == ["a/1", "a/2"]
+        # What rolls up is told once, however many there are, and what is behind it is not lost: by keys that are long, too.
+        long = "y" * 900
+        for k in ["d/%d" % n for n in range(40)] + ["d0", "e/1", long + "/1", long + "/2", "z"]:
+            S3.create_multipart_upload(Bucket=b, Key=k)
+        for size in (1, 2, 3, 1000):
+            keys, prefixes = [], []
+            for page in S3.get_paginator("list_multipart_uploads").paginate(Bucket=b, Delimiter="/", PaginationConfig={"PageSize": size}):
+                keys += [u["Key"] for u in page.get("Uploads", [])]
+                prefixes += [p["Prefix"] for p in page.get("CommonPrefixes", [])]
+            assert keys[:4] == ["a", "b", "b", "d0"] and keys[-1] == "z" and len(keys) == 7, (size, keys)
+            assert prefixes == ["a/", "d/", "e/", long + "/"], (size, prefixes)
         # A bucket goes with the uploads that nobody has completed.
 
 
@@ -871,6 +935,46 @@ def test_policies():
         S3.delete_public_access_block(Bucket=b)
         S3.delete_bucket_policy(Bucket=b)
         fails("AccessDenied", 403, alt.get_object, Bucket=b, Key="public/k")
+
+
+def test_conditions_of_removals():
+    """Who removes by an ETag has to be one who may read it: by what is answered it could be guessed."""
+    if "ALT_KEY" not in os.environ:
+        return "skipped: no second user"
+    alt = client(os.environ["ALT_KEY"], os.environ["ALT_SECRET"])
+    with bucket() as b:
+        def allow(*actions):
+            statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": list(actions), "Resource": "arn:aws:s3:::%s/*" % b}
+            S3.put_bucket_policy(Bucket=b, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+
+        def many(etag):
+            done = alt.delete_objects(Bucket=b, Delete={"Objects": [dict({"Key": "k"}, **({"ETag": etag} if etag else {}))]})
+            return [e["Code"] for e in done.get("Errors", [])]
+
+        etag = S3.put_object(Bucket=b, Key="k", Body=b"x")["ETag"]
+        allow("s3:DeleteObject", "s3:DeleteObjectVersion")
+        for named in (etag, '"no"'):
+            fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="k", IfMatch=named)
+            fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="none", IfMatch=named)
+            assert many(named) == ["AccessDenied"]
+        # Of one that is named by its version another right is asked for.
+        allow("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObject")
+        fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="k", VersionId="null", IfMatch=etag)
+        fails("PreconditionFailed", 412, alt.delete_object, Bucket=b, Key="k", IfMatch='"no"')
+        assert many('"no"') == ["PreconditionFailed"] and body(b, "k") == b"x"
+        alt.delete_object(Bucket=b, Key="k", IfMatch=etag)
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        assert many(etag) == []
+        allow("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObjectVersion")
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        fails("AccessDenied", 403, alt.delete_object, Bucket=b, Key="k", IfMatch=etag)
+        alt.delete_object(Bucket=b, Key="k", VersionId="null", IfMatch=etag)
+        # Whether there is one at all is told by no removal but that one.
+        allow("s3:DeleteObject")
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        alt.delete_object(Bucket=b, Key="k", IfMatch="*")
+        S3.put_object(Bucket=b, Key="k", Body=b"x")
+        assert many(None) == []
 
 
 def test_configurations():

@@ -199,6 +199,34 @@ def test_before_versions_were_kept():
         fails("NoSuchKey", 404, S3.get_object, Bucket=b, Key="s")
 
 
+def test_a_condition_of_the_null_version():
+    """It is about what is removed, though another one may be called so meanwhile."""
+    with bucket("Suspended") as b, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        def remove(etag, wait):
+            time.sleep(wait)
+            try:
+                OTHER.delete_object(Bucket=b, Key="k", VersionId="null", IfMatch=etag)
+            except ClientError as error:
+                assert error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"), error
+
+        for n in range(300):
+            etag = S3.put_object(Bucket=b, Key="k", Body=b"old")["ETag"]
+            # Now the one comes first, and now the other.
+            removed = pool.submit(remove, etag, RANDOM.random() * 0.004)
+            time.sleep(RANDOM.random() * 0.004)
+            put(b, "k", b"new")
+            removed.result()
+            assert body(b, "k") == b"new", n
+        etag = S3.head_object(Bucket=b, Key="k")["ETag"]
+        versioning(b, "Enabled")
+        # Behind another one, too.
+        put(b, "k", b"newer")
+        fails("PreconditionFailed", 412, S3.delete_object, Bucket=b, Key="k", VersionId="null", IfMatch='"no"')
+        S3.delete_object(Bucket=b, Key="k", VersionId="null", IfMatch=etag)
+        fails("NoSuchVersion", 404, S3.get_object, Bucket=b, Key="k", VersionId="null")
+        assert body(b, "k") == b"newer"
+
+
 def test_suspended():
     with bucket() as b:
         first = put(b, "k", b"first")

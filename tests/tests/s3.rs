@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ashlar_layout::names::SYSTEM_BUCKET;
+use ashlar_layout::names::{SYSTEM_BUCKET, SYSTEM_PARTS};
 use ashlar_node_client::{Client, ClientOptions, GetOptions, ListOptions, PutOptions};
 use ashlar_tests::binary;
 use ashlar_tests::history::{Operation, Outcome};
@@ -146,6 +146,72 @@ fn an_upload_is_taken_over_from_a_gateway_that_is_gone() {
     stage("late");
 }
 
+/// The keys of all parts that there are, of whatever upload.
+async fn parts(client: &Client) -> Vec<String> {
+    let options = ListOptions {
+        prefix: SYSTEM_PARTS.to_owned(),
+        ..ListOptions::default()
+    };
+    let page = client.list(SYSTEM_BUCKET, options).await;
+    let page = page.expect("the parts are listed");
+    page.objects.into_iter().map(|entry| entry.key).collect()
+}
+
+#[test]
+fn parts_that_nobody_waits_for_are_freed() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    let runtime = rig::runtime();
+    let client = runtime.block_on(async { rig.client(ClientOptions::default()) });
+    let stage = |name: &str| {
+        let mut script = s3::script(&rig, &python, "parts.py");
+        script.arg(name);
+        s3::run(script);
+    };
+    stage("leave");
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let left = runtime.block_on(parts(&client));
+        if left.is_empty() {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "{left:?}");
+        pause(Duration::from_millis(100));
+    }
+    stage("make");
+    let kept = runtime.block_on(parts(&client));
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    // Of uploads that there are no records of: that a gateway had gone away from.
+    for number in 1..=3 {
+        let key =
+            format!("{SYSTEM_PARTS}0000018bcfe568000101010101010101/0000{number}/0202020202020202");
+        let put = client.put_bytes(
+            SYSTEM_BUCKET,
+            &key,
+            vec![7u8; 100_000].into(),
+            PutOptions::default(),
+        );
+        runtime.block_on(put).expect("a part is written");
+    }
+    let freed = |days: &str| {
+        let said = rig.ok(&["gateway", "lifecycle", "--days-ahead", days, "--json"]);
+        let tally = tally(&said);
+        assert_eq!(tally["failed"], 0, "{tally}");
+        tally["aborted"].as_u64()
+    };
+    // They are not old yet.
+    assert_eq!(freed("0"), Some(0));
+    assert_eq!(runtime.block_on(parts(&client)).len(), 4);
+    assert_eq!(freed("3"), Some(3));
+    assert_eq!(runtime.block_on(parts(&client)), kept);
+    stage("complete");
+}
+
+#[test]
+fn each_request_is_asked_for_all_that_it_does() {
+    ask_through_two("policies.py");
+}
+
 #[test]
 fn lists_let_in_whom_they_name() {
     ask_through_two("acl.py");
@@ -161,6 +227,11 @@ fn what_no_client_sends_is_refused_and_touches_nothing() {
     let Some(python) = s3::python() else { return };
     let (_turn, rig) = rig();
     s3::run(s3::script(&rig, &python, "malformed.py"));
+}
+
+#[test]
+fn who_was_let_into_a_bucket_is_not_let_into_the_next_one() {
+    ask_through_two("slow.py");
 }
 
 #[test]

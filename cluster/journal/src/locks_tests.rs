@@ -221,6 +221,31 @@ fn who_changes_a_lock_names_what_was_found() {
     assert_eq!(script.refused(marker, NONE, b""), ErrorCode::BadRequest);
 }
 
+/// Tags and lists that are written at once: who comes second goes by what the first one wrote, not over it.
+#[test]
+fn who_writes_a_version_anew_names_what_was_found() {
+    let mut script = Script::with(QUIET);
+    let (id, _) = script.done(version("k", new(held(true)), true, b"abc"), NONE, b"abc");
+    script.done(version("k", new(Lock::NONE), true, b"x"), NONE, b"x");
+    let found = script.meta("k", Some(id));
+    let anew = |attributes: &[u8]| {
+        let mut meta = found.clone();
+        meta.manifest.attributes = attributes.to_vec();
+        lock("k", &meta, false, held(true), false)
+    };
+    script.done(anew(b"tags"), NONE, b"abc");
+    assert_eq!(script.refused(anew(b"list"), NONE, b"abc"), LOST);
+    let now = script.meta("k", Some(id));
+    assert_eq!(now.manifest.attributes, b"tags");
+    assert_eq!(named(&now), named(&found));
+    // Its bytes are not among what may be another.
+    let mut other = now;
+    other.manifest.crc = crc32(b"abd");
+    let other = lock("k", &other, false, held(true), false);
+    assert_eq!(script.refused(other, NONE, b"abd"), LOST);
+    assert_eq!(&script.look_at("k", Some(id)).unwrap().payload[..], b"abc");
+}
+
 #[test]
 fn a_retention_is_made_less_by_nobody_but_who_may() {
     use RetentionMode::{Compliance, Governance};

@@ -8,8 +8,8 @@
 //! - whoever removes the current version names what is current then, and the head makes sure that this still is the
 //!   entry that was looked at: what it names cannot have been removed, or written anew, meanwhile. Newer ones than that
 //!   cannot have come, for they would be current;
-//! - who changes a version's lock names the entry that wrote it last, and what it is made of: nobody else changed it
-//!   meanwhile;
+//! - who changes a version's lock, or what else is remembered of one that is not current, names the entry that wrote it
+//!   last, and what it is made of: nobody else changed it meanwhile;
 //! - an object gets another key only if the entry that was looked at still is what is current under the one that it
 //!   has, and its bytes are where they were; versions, and what is put over versions, have no other keys;
 //! - who says that stripes are elsewhere names the entry that wrote the object last, and changes nothing else of it;
@@ -140,7 +140,8 @@ fn judge_version(
             }
             Some(held) => {
                 let lock = held.named().lock;
-                match is_same(held, *seen, VersionTag { lock, ..*tag }, manifest) {
+                let is_it = held.version == *seen && held.named() == VersionTag { lock, ..*tag };
+                match is_it && has_bytes_of(manifest, &held.manifest) {
                     true => Ok(()),
                     false => lost("it is another version by now, or was written anew"),
                 }

@@ -26,7 +26,8 @@ pub enum Making {
         /// When it was made, in milliseconds since 1970.
         modified_ms: u64,
     },
-    /// It is a version that is there, or what is to become one, written anew with another lock.
+    /// It is a version that is there, or what is to become one, written anew with another lock, or something else to
+    /// remember.
     Locked {
         /// Which one, with the lock that it is to have.
         tag: VersionTag,

@@ -234,7 +234,12 @@ impl Condition {
             return self.wanted.iter().any(|_| absent == said.is_empty());
         }
         if said.is_empty() {
-            return self.negated || self.if_exists || self.set == Some(Set::All);
+            // Of no value at all none is any.
+            return self.if_exists
+                || match self.set {
+                    Some(set) => set == Set::All,
+                    None => self.negated,
+                };
         }
         let fits = |value: &String| {
             let any = self.wanted.iter().any(|wanted| wanted.fits(value, keys));

@@ -434,6 +434,14 @@ operations! {
         queries ["max-parts", "part-number-marker"] headers [CUSTOMER_KEY];
 }
 
+impl Operation {
+    /// The query keys that make a request one of this operation.
+    pub(crate) fn needs(self) -> &'static [&'static str] {
+        let rule = RULES.iter().find(|rule| rule.operation == self);
+        rule.map_or(&[], |rule| rule.needs)
+    }
+}
+
 /// Whether a query key, as it was sent, is one of a list.
 fn among(list: &[&str], key: &str) -> bool {
     list.contains(&key)

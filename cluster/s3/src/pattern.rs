@@ -4,7 +4,10 @@
 //! - what a variable stands for is taken literally, wildcards in it included: a caller's name cannot
 //!   widen a policy;
 //! - a pattern with a variable that the request does not say matches nothing;
-//! - matching takes at most pattern × text steps.
+//! - matching takes time in proportion to pattern and text; where a pattern is made to take more, pattern × text / 64:
+//!   policies are written by whoever has a bucket, and texts come from whoever sends a request.
+
+use std::collections::HashMap;
 
 /// A piece of a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,34 +99,92 @@ impl Pattern {
             }
         }
         let text: Vec<char> = text.chars().collect();
-        let fits = |piece: &Piece, c: char| match piece {
-            Piece::AnyOne => true,
-            Piece::One(one) => *one == c || case == Case::Ignored && one.eq_ignore_ascii_case(&c),
-            Piece::AnyMany | Piece::Variable { .. } => false,
-        };
-        let (mut at, mut piece) = (0, 0);
-        // Where to go on if what follows the last `*` does not fit: let that `*` take one more.
-        let mut back: Option<(usize, usize)> = None;
-        while at < text.len() {
-            match pieces.get(piece) {
-                Some(Piece::AnyMany) => {
-                    back = Some((piece + 1, at));
-                    piece += 1;
-                }
-                Some(other) if fits(other, text[at]) => {
-                    (at, piece) = (at + 1, piece + 1);
-                }
-                _ => match &mut back {
-                    Some((behind, taken)) => {
-                        *taken += 1;
-                        (piece, at) = (*behind, *taken);
-                    }
-                    None => return false,
-                },
-            }
+        let bound = STEPS * (pieces.len() + text.len() + 1);
+        match directly(&pieces, &text, case, bound) {
+            Some(matched) => matched,
+            None => by_sets(&pieces, &text, case),
         }
-        pieces[piece..].iter().all(|p| *p == Piece::AnyMany)
     }
+}
+
+/// So many steps for each character of pattern and text; more are not worth it.
+const STEPS: usize = 8;
+
+/// Whether `text` fits, found by trying: a star that took too little takes one more. None after so many steps.
+fn directly(pieces: &[Piece], text: &[char], case: Case, bound: usize) -> Option<bool> {
+    let fits = |piece: &Piece, c: char| match piece {
+        Piece::AnyOne => true,
+        Piece::One(one) => *one == c || case == Case::Ignored && one.eq_ignore_ascii_case(&c),
+        Piece::AnyMany | Piece::Variable { .. } => false,
+    };
+    let (mut at, mut piece, mut steps) = (0, 0, 0);
+    // Where to go on if what follows the last `*` does not fit: let that `*` take one more.
+    let mut back: Option<(usize, usize)> = None;
+    while at < text.len() {
+        steps += 1;
+        if steps > bound {
+            return None;
+        }
+        match pieces.get(piece) {
+            Some(Piece::AnyMany) => {
+                back = Some((piece + 1, at));
+                piece += 1;
+            }
+            Some(other) if fits(other, text[at]) => {
+                (at, piece) = (at + 1, piece + 1);
+            }
+            _ => match &mut back {
+                Some((behind, taken)) => {
+                    *taken += 1;
+                    (piece, at) = (*behind, *taken);
+                }
+                None => return Some(false),
+            },
+        }
+    }
+    Some(pieces[piece..].iter().all(|p| *p == Piece::AnyMany))
+}
+
+/// The same, with all places of the pattern that the text so far can have come to, as bits: 64 of them take a step at
+/// once (the "shift-and" of Baeza-Yates and Gonnet, 1992, with places that a star lets stay).
+fn by_sets(pieces: &[Piece], text: &[char], case: Case) -> bool {
+    let folded = |c: char| match case {
+        Case::Kept => c,
+        Case::Ignored => c.to_ascii_lowercase(),
+    };
+    let words = pieces.len() / 64 + 1;
+    let set = |bits: &mut Vec<u64>, place: usize| bits[place / 64] |= 1 << (place % 64);
+    let (mut any, mut stay) = (vec![0; words], vec![0; words]);
+    let mut of: HashMap<char, Vec<u64>> = HashMap::new();
+    let mut end = 0;
+    for piece in pieces {
+        match piece {
+            Piece::AnyMany => {
+                set(&mut stay, end);
+                continue;
+            }
+            Piece::AnyOne => set(&mut any, end),
+            Piece::One(one) => {
+                let bits = of.entry(folded(*one)).or_insert_with(|| vec![0; words]);
+                set(bits, end);
+            }
+            Piece::Variable { .. } => {}
+        }
+        end += 1;
+    }
+    let mut places = vec![0; words];
+    set(&mut places, 0);
+    for c in text {
+        let fits = of.get(&folded(*c));
+        let mut carry = 0;
+        for (word, place) in places.iter_mut().enumerate() {
+            let fits = any[word] | fits.map_or(0, |bits| bits[word]);
+            let goes = *place & fits;
+            *place = (goes << 1) | carry | (*place & stay[word]);
+            carry = goes >> 63;
+        }
+    }
+    places[end / 64] & (1 << (end % 64)) != 0
 }
 
 /// `${key}`, `${key, 'default'}`, and the three that stand for a character.
@@ -212,7 +273,30 @@ mod tests {
         #[test]
         fn as_the_naive_one(pattern in "[ab*?]{0,8}", text in "[ab]{0,10}") {
             let (p, t): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-            prop_assert_eq!(matches(&pattern, &text), naive(&p, &t));
+            let expected = naive(&p, &t);
+            prop_assert_eq!(matches(&pattern, &text), expected);
+            let pieces = Pattern::new(&pattern, true).pieces;
+            prop_assert_eq!(by_sets(&pieces, &t, Case::Kept), expected);
+            prop_assert_eq!(directly(&pieces, &t, Case::Kept, 1000), Some(expected));
+        }
+
+        /// Over the ends of words, and whatever the case.
+        #[test]
+        fn one_way_as_the_other(
+            pattern in "[abA*]{0,30}[ab]{50,140}[AB*?]{0,8}",
+            text in "[abAB]{0,300}",
+            fill in 0usize..3,
+        ) {
+            let text = match fill {
+                0 => text,
+                1 => pattern.replace('*', &text).replace('?', "b"),
+                _ => pattern.replace(['*', '?'], "a").to_ascii_uppercase(),
+            };
+            let (pieces, text): (_, Vec<char>) = (Pattern::new(&pattern, true).pieces, text.chars().collect());
+            for case in [Case::Kept, Case::Ignored] {
+                let expected = directly(&pieces, &text, case, usize::MAX);
+                prop_assert_eq!(expected, Some(by_sets(&pieces, &text, case)));
+            }
         }
     }
 
@@ -220,5 +304,14 @@ mod tests {
     fn many_stars_cost_little() {
         let pattern = "*a".repeat(2000);
         assert!(!matches(&pattern, &"a".repeat(1500)));
+        // And what is tried at each place, and fails at its end.
+        let pattern = format!("*{}b", "a".repeat(19_000));
+        let text = "a".repeat(60_000);
+        let pieces = Pattern::new(&pattern, true).pieces;
+        let chars: Vec<char> = text.chars().collect();
+        let bound = STEPS * (pieces.len() + chars.len() + 1);
+        assert_eq!(directly(&pieces, &chars, Case::Kept, bound), None);
+        assert!(!matches(&pattern, &text));
+        assert!(matches(&pattern, &format!("{text}b")));
     }
 }

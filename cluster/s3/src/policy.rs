@@ -154,9 +154,7 @@ impl Statement {
         };
         let principals = self.principals.as_ref();
         principals.is_none_or(|p| p.takes(|principal| principal.is(asked.caller)))
-            && self
-                .actions
-                .takes(|action| action.matches(asked.action, Case::Ignored, |_| None))
+            && self.is_to(asked.action)
             && self
                 .resources
                 .takes(|resource| resource.matches(asked.resource, Case::Kept, value))
@@ -164,6 +162,17 @@ impl Statement {
                 .conditions
                 .iter()
                 .all(|condition| condition.holds(asked.keys))
+    }
+
+    fn is_to(&self, action: &str) -> bool {
+        self.actions
+            .takes(|taken| taken.matches(action, Case::Ignored, |_| None))
+    }
+
+    fn looks_at(&self, key: impl Fn(&str) -> bool + Copy) -> bool {
+        let mut conditions = self.conditions.iter();
+        conditions.any(|it| key(it.key()) || it.variables().any(key))
+            || self.resources.of.iter().any(|it| it.variables().any(key))
     }
 
     /// Whether it lets in whoever comes.
@@ -263,23 +272,23 @@ impl Policy {
 
     /// Whether its answer depends on tags of the object that the request is about.
     pub fn looks_at_existing_tags(&self) -> bool {
-        self.looks_at(|key| key.starts_with(EXISTING_TAG))
+        self.looks_at(is_existing_tag)
+    }
+
+    /// The same, if it is asked for one of these actions.
+    pub fn looks_at_tags_to(&self, actions: &[&str]) -> bool {
+        let mut statements = self.statements.iter();
+        statements.any(|it| it.looks_at(is_existing_tag) && actions.iter().any(|a| it.is_to(a)))
     }
 
     /// Whether its answer depends on a key, in lower case, that is one of these.
     pub fn looks_at(&self, tag: impl Fn(&str) -> bool + Copy) -> bool {
-        self.statements.iter().any(|statement| {
-            let conditions = &statement.conditions;
-            conditions
-                .iter()
-                .any(|c| tag(c.key()) || c.variables().any(tag))
-                || statement
-                    .resources
-                    .of
-                    .iter()
-                    .any(|r| r.variables().any(tag))
-        })
+        self.statements.iter().any(|it| it.looks_at(tag))
     }
+}
+
+fn is_existing_tag(key: &str) -> bool {
+    key.starts_with(EXISTING_TAG)
 }
 
 /// What stands behind a decision.

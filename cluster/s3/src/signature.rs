@@ -7,8 +7,9 @@
 //!   a week at most.
 
 use crate::calendar::DAY_MS;
+use crate::operation::Operation;
 use crate::refusal::{Code, Refusal, refuse};
-use crate::signature_v2::{V2, in_header_v2, presigned_v2, sign_v2};
+use crate::signature_v2::{V2, in_header_v2, presigned_v2, sign_v2, tells_v2};
 use crate::signature_v4::{V4, credential, in_header, presigned, sign, signing_key, stamp_ms};
 use crate::text::percent_decode;
 
@@ -209,6 +210,23 @@ impl Claim {
             "The request signature we calculated does not match the signature you provided. Check your \
              key and signing method."
         )
+    }
+
+    /// Refuses an operation of whose name the signature says nothing: who may put an object would make of that whatever
+    /// has another name in the query.
+    pub fn check_names(&self, operation: Operation) -> Result<(), Refusal> {
+        let (Claim::V2(_) | Claim::PresignedV2(_)) = self else {
+            return Ok(());
+        };
+        match operation.needs().iter().find(|name| !tells_v2(name)) {
+            None => Ok(()),
+            Some(name) => refuse!(
+                AccessDenied,
+                "{} needs a signature of version 4 (AWS4-HMAC-SHA256): version 2 does not cover the query \
+                 parameter {name:?}",
+                operation.as_str()
+            ),
+        }
     }
 
     /// How it was signed, as policies call it.

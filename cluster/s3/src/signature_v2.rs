@@ -107,6 +107,19 @@ const V2_QUERIES: &[&str] = &[
     "website",
 ];
 
+/// What makes a request another one that whoever may do the first may do too.
+const HARMLESS: &str = "list-type";
+
+/// Whether a signature of version 2 is good for a request that is what it is by a query parameter of this name.
+pub(crate) fn tells_v2(name: &str) -> bool {
+    name == HARMLESS || is_signed_v2(name)
+}
+
+/// Whether version 2 signs a query parameter of this name.
+fn is_signed_v2(name: &str) -> bool {
+    V2_QUERIES.contains(&name)
+}
+
 impl V2 {
     pub(crate) fn is_right(
         &self,
@@ -161,7 +174,7 @@ fn v2_query(query: &[(String, String)]) -> String {
     let mut text = String::new();
     let mut signed: Vec<&(String, String)> = query
         .iter()
-        .filter(|(name, _)| V2_QUERIES.contains(&name.as_str()))
+        .filter(|(name, _)| is_signed_v2(name))
         .collect();
     signed.sort_unstable();
     for (i, (name, value)) in signed.into_iter().enumerate() {
@@ -182,4 +195,50 @@ pub fn sign_v2(secret: &str, text: &str) -> String {
     };
     mac.update(text.as_bytes());
     to_base64(&mac.finalize().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Operation;
+    use crate::refusal::Code;
+    use crate::signature::Claim;
+
+    /// A signed URL is made another operation by what is added to its query: then either the signature is another one,
+    /// or it is refused.
+    #[test]
+    fn no_operation_is_made_of_another_one() {
+        let claim = Claim::PresignedV2(V2 {
+            key_id: "a".to_owned(),
+            signature: "b".to_owned(),
+            expires: Some("1".to_owned()),
+        });
+        for operation in Operation::ALL {
+            let query: Vec<(String, String)> = operation
+                .needs()
+                .iter()
+                .map(|name| ((*name).to_owned(), String::new()))
+                .collect();
+            let said = v2_query(&query).matches(['?', '&']).count();
+            match claim.check_names(*operation) {
+                Ok(()) => assert!(
+                    said == query.len() || *operation == Operation::ListObjectsV2,
+                    "{operation:?}"
+                ),
+                Err(refusal) => {
+                    assert_eq!(refusal.code, Code::AccessDenied);
+                    assert!(said < query.len(), "{operation:?}");
+                }
+            }
+        }
+        for operation in [
+            Operation::PutObjectRetention,
+            Operation::GetObjectLegalHold,
+            Operation::PutObjectLegalHold,
+            Operation::GetObjectAttributes,
+        ] {
+            assert!(claim.check_names(operation).is_err(), "{operation:?}");
+            assert_eq!(Claim::None.check_names(operation), Ok(()));
+        }
+    }
 }

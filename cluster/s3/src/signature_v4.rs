@@ -86,7 +86,8 @@ pub(crate) fn credential(text: &str, stamp: &str, region: &str) -> Result<(Strin
 }
 
 /// The time that a stamp means.
-pub(crate) fn stamp_ms(stamp: &str) -> Option<u64> {
+/// The time of a stamp as version 4 has it, in milliseconds since 1970.
+pub fn stamp_ms(stamp: &str) -> Option<u64> {
     let (date, time) = stamp.split_once('T')?;
     let time = time.strip_suffix('Z')?;
     let digits = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_digit());

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::attributes::{Attributes, BadAttributes};
 use crate::bucket::{BadDocument, from_json, to_json};
 use crate::checksum::{Algorithm, Kind, digest};
+use crate::listing::behind;
 use crate::refusal::Refusal;
 use crate::text::{from_base64, from_hex, to_base64, to_hex};
 
@@ -66,6 +67,13 @@ impl UploadId {
         to_hex(&self.0)
     }
 
+    /// When it began, milliseconds since 1970.
+    pub fn begun_ms(self) -> u64 {
+        let mut ms = [0; 8];
+        ms.copy_from_slice(&self.0[..8]);
+        u64::from_be_bytes(ms)
+    }
+
     /// From what was written; None if it was not.
     pub fn parse(text: &str) -> Option<UploadId> {
         let bytes: [u8; 16] = from_hex(text)?.try_into().ok()?;
@@ -100,6 +108,9 @@ pub fn upload_key(bucket: &str, key: &str, id: UploadId) -> String {
     format!("uploads/{bucket}/{kept}{tail}{BETWEEN}{}", id.to_text())
 }
 
+/// What the keys of all uploads' records begin with.
+pub const UPLOADS: &str = "uploads/";
+
 /// What the keys of all records begin with that are about making objects longer.
 pub const APPENDS: &str = "appends/";
 
@@ -107,6 +118,15 @@ pub const APPENDS: &str = "appends/";
 pub fn upload_marker(bucket: &str, key: &str, id: Option<UploadId>) -> String {
     let id = id.unwrap_or(UploadId([0xff; 16]));
     upload_key(bucket, key, id)
+}
+
+/// Where to go on listing uploads behind all of objects whose keys begin with `prefix`; None if others may stand among
+/// those.
+pub fn behind_uploads(bucket: &str, prefix: &str) -> Option<String> {
+    match prefix.len() <= KEPT {
+        true => behind(&uploads_prefix(bucket, prefix)),
+        false => None,
+    }
 }
 
 /// The key of a part that is uploaded now. A number that is uploaded again displaces nothing: which one
@@ -135,6 +155,18 @@ pub fn part_number(key: &str) -> Option<u16> {
     let mut fields = key.split('/').skip(2);
     let number = fields.next()?.parse().ok()?;
     fields.next().and(Some(number))
+}
+
+/// The upload of the part that has this key.
+pub fn upload_of_part(key: &str) -> Option<UploadId> {
+    let (id, _) = key.strip_prefix(SYSTEM_PARTS)?.split_once('/')?;
+    UploadId::parse(id)
+}
+
+/// The upload whose record has this key, of whatever kind.
+pub fn upload_of_record(key: &str) -> Option<UploadId> {
+    let (_, id) = key.rsplit_once([BETWEEN, '/'])?;
+    UploadId::parse(id)
 }
 
 /// How an upload stands.
@@ -274,6 +306,27 @@ mod tests {
         assert!(part.starts_with(&parts_prefix(id)) && part < part_marker(id, 7));
         assert!(part_marker(id, 7) < part_key(id, 8, [0; 8]));
         assert_eq!(part_number("parts/x/abc/1"), None);
+        assert_eq!(id.begun_ms(), 1_700_000_000_000);
+        assert_eq!(upload_of_part(&part), Some(id));
+        let long = "x\0/".repeat(300);
+        for key in ["k", "a/b\0c", &long] {
+            let of_upload = UploadRecord::new("b", key, id, "1", 5);
+            let of_append = UploadRecord {
+                append: true,
+                ..of_upload.clone()
+            };
+            for (record, prefix) in [(of_upload, UPLOADS), (of_append, APPENDS)] {
+                let stands_at = record.stands_at(id);
+                assert!(stands_at.starts_with(prefix), "{stands_at}");
+                assert_eq!(upload_of_record(&stands_at), Some(id));
+            }
+        }
+        for other in ["", "uploads/b/k", "parts/x/00001/1", "appends/x"] {
+            assert_eq!(
+                (upload_of_part(other), upload_of_record(other)),
+                (None, None)
+            );
+        }
         assert!(UploadId::new(1, [9; 8]) < UploadId::new(2, [0; 8]));
     }
 
@@ -318,6 +371,8 @@ mod tests {
             prop_assert_eq!(key(&a, n).cmp(&key(&b, m)), (&a, n).cmp(&(&b, m)));
             let marker = upload_marker("bucket", &a, None);
             prop_assert_eq!(marker < key(&b, m), a < b);
+            let behind = behind_uploads("bucket", &a).unwrap();
+            prop_assert_eq!(behind < key(&b, m), a < b && !b.starts_with(&a));
         }
 
         #[test]
@@ -331,6 +386,9 @@ mod tests {
             check_key(&key(&longer)).unwrap();
             prop_assert_ne!(key(&text), key(&longer));
             prop_assert!(key(&text).starts_with(&uploads_prefix(&"b".repeat(63), &text)));
+            let behind = behind_uploads(&"b".repeat(63), &text);
+            prop_assert_eq!(behind.is_some(), text.len() <= KEPT);
+            prop_assert!(behind.is_none_or(|behind| key(&longer) < behind));
         }
     }
 }

@@ -288,8 +288,8 @@ impl Client {
         put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
 
-    /// The same, of a version that is not the current one. If it is, or has become, the current one, this is
-    /// refused as a precondition that does not hold.
+    /// The same, of a version that is not the current one. If it is, or has become, the current one, or was written
+    /// anew since `meta` was found, this is refused as a precondition that does not hold.
     pub async fn reseal_version(
         &self,
         bucket: &str,
@@ -302,10 +302,13 @@ impl Client {
             let detail = "an object that is no version is the current one".to_owned();
             return Err(ObjectError::BadRequest { detail }.into());
         };
-        let making = Making::Again {
+        // With the lock that it has: of the changes of a version this one names the entry that was looked at.
+        let making = Making::Locked {
             tag,
+            seen: meta.version,
             current: false,
             modified_ms: meta.modified_ms,
+            bypass: false,
         };
         put::reseal(&self.inner, (bucket, key), meta, (seal, making), Turn::Own).await
     }
@@ -325,16 +328,19 @@ impl Client {
 
     /// Removes a version of an object, which [`ashlar_layout::manifest::VersionTag::slot`] names, or an object that is
     /// the `null` version. If it was the current one, the one before it is current then. What a lock keeps is not
-    /// removed; `bypass`: who asks may do what governance forbids.
+    /// removed; `bypass`: who asks may do what governance forbids. `seen`: only the version that this entry wrote: if
+    /// another one is called so by now, or that one was written anew, this is refused as a precondition that does not
+    /// hold.
     pub async fn drop_version(
         &self,
         bucket: &str,
         key: &str,
         version: Seq,
+        seen: Option<Seq>,
         bypass: bool,
     ) -> Result<VersionDropped, ClientError> {
         check(bucket, Some(key))?;
-        versions::drop_version(self, bucket, key, version, bypass).await
+        versions::drop_version(self, (bucket, key), version, seen, bypass).await
     }
 
     /// Removes a version of an object that is not the current one, if `current` still is the entry that wrote what is

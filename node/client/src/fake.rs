@@ -633,7 +633,6 @@ impl Store {
             | Op::Chain { .. }
             | Op::Split { .. }
             | Op::Close { .. }
-            | Op::DropVersion { .. }
             | Op::LockVersion { .. }
             | Op::Rename { .. }
             | Op::Relocate { .. } => {
@@ -672,6 +671,12 @@ impl Store {
                 Ok(displaced) => displaced,
                 Err(code) => return refuse(code, "not now"),
             },
+            Op::DropVersion { bucket, key, .. } => {
+                match self.drop_current(&(bucket, key), precondition) {
+                    Ok(displaced) => displaced,
+                    Err(code) => return refuse(code, "not now"),
+                }
+            }
             Op::Delete { bucket, key } => self
                 .objects
                 .remove(&(bucket, key))

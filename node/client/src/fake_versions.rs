@@ -68,4 +68,24 @@ impl Store {
             }
         })
     }
+
+    /// Removes what is current, with nothing behind it; gives what is to be freed.
+    pub(crate) fn drop_current(
+        &mut self,
+        name: &(String, String),
+        precondition: Precondition,
+    ) -> Result<Option<Manifest>, ErrorCode> {
+        if std::mem::take(&mut self.overtakes) {
+            // Somebody else's plain put, just before.
+            self.seq += 1;
+            if let Some((meta, _)) = self.objects.get_mut(name) {
+                meta.version = Seq(self.seq);
+            }
+        }
+        let held = self.objects.get(name).map(|(meta, _)| meta.version);
+        if held.map(Precondition::Version) != Some(precondition) {
+            return Err(ErrorCode::PreconditionFailed);
+        }
+        Ok(self.objects.remove(name).map(|(meta, _)| meta.manifest))
+    }
 }

@@ -4,6 +4,7 @@
 //! - as of any listing, a page is in order and without gap;
 //! - who removes the current version names what is current then, as it was found; the journal refuses it if that is not
 //!   so any more, and it is looked for again;
+//! - who names the entry that wrote a version removes that one, and none that took its name meanwhile;
 //! - what is current and no version yet is made one before a new one takes its place: whoever is told so by the journal
 //!   does that and goes on, whatever the bucket's configuration said to whom.
 
@@ -215,23 +216,44 @@ async fn before(
     Ok(Some((then, payload)))
 }
 
+/// Refuses a version that another entry wrote than was seen.
+fn check_seen(
+    (bucket, key): (&str, &str),
+    meta: &ObjectMeta,
+    seen: Option<Seq>,
+) -> Result<(), ClientError> {
+    if seen.is_none_or(|seen| seen == meta.version) {
+        return Ok(());
+    }
+    let (bucket, key) = (bucket.to_owned(), key.to_owned());
+    let detail = "another entry has written that version by now".to_owned();
+    Err(ObjectError::PreconditionFailed {
+        bucket,
+        key,
+        detail,
+    }
+    .into())
+}
+
 /// See [`Client::drop_version`].
 pub(crate) async fn drop_version(
     client: &Client,
-    bucket: &str,
-    key: &str,
+    (bucket, key): (&str, &str),
     slot: Seq,
+    seen: Option<Seq>,
     bypass: bool,
 ) -> Result<VersionDropped, ClientError> {
     let inner = &client.inner;
     for _ in 0..TRIES {
         let now = current(inner, bucket, key, None, Turn::Own).await?;
+        let entry = now.as_ref().map(|meta| meta.version);
         let now = now.filter(|meta| match meta.tag {
             Some(tag) => tag.slot() == slot,
             None => slot == NULL_VERSION,
         });
         let (tag, precondition, then, payload) = match now {
             Some(meta) => {
+                check_seen((bucket, key), &meta, seen)?;
                 let tag = tag_of(&meta);
                 let Some((then, payload)) = before(inner, bucket, key, (slot, tag.id)).await?
                 else {
@@ -244,8 +266,14 @@ pub(crate) async fn drop_version(
             None => match current(inner, bucket, key, Some(slot), Turn::Own).await? {
                 None => return Ok(VersionDropped { tag: None }),
                 Some(meta) => {
-                    let nothing = Bytes::new();
-                    (tag_of(&meta), Precondition::None, Then::Same, nothing)
+                    check_seen((bucket, key), &meta, seen)?;
+                    let precondition = match (seen, entry) {
+                        (None, _) => Precondition::None,
+                        // Another one of its name would be current first, and so another entry than this.
+                        (Some(_), Some(entry)) => Precondition::Version(entry),
+                        (Some(_), None) => Precondition::Absent,
+                    };
+                    (tag_of(&meta), precondition, Then::Same, Bytes::new())
                 }
             },
         };

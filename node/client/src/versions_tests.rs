@@ -1,7 +1,7 @@
 //! The client where versions are kept: what is current and none makes way, and nothing that was sent is lost.
 
 use ashlar_layout::lock::Lock;
-use ashlar_layout::manifest::{Precondition, VersionTag};
+use ashlar_layout::manifest::{NULL_VERSION, Precondition, VersionTag};
 use bytes::Bytes;
 
 use crate::client_tests::{DRAIN, bytes, cluster, get, put};
@@ -131,6 +131,33 @@ async fn so_does_everything_new() {
         .unwrap();
     assert!(is_null(client.head("bucket", "n").await.unwrap().tag));
     assert!(cluster.store().versions.len() >= 3);
+}
+
+/// Who names the entry that was looked at removes that one, and nothing that has its name by the time of the first
+/// look, or by that of the removal.
+#[tokio::test]
+async fn what_was_seen_is_removed_and_nothing_else() {
+    let (cluster, client) = cluster().await;
+    let remove = async |seen| {
+        let dropped = client.drop_version("bucket", "k", NULL_VERSION, seen, false);
+        dropped.await.map(|dropped| dropped.tag.is_some())
+    };
+    let first = put(&client, "k", &bytes(100, 1)).await.unwrap();
+    let second = put(&client, "k", &bytes(100, 2)).await.unwrap();
+    for (seen, overtakes) in [(first.version, false), (second.version, true)] {
+        cluster.store().overtakes = overtakes;
+        let error = remove(Some(seen)).await.unwrap_err();
+        assert_eq!(error.code(), Code::PreconditionFailed);
+        assert_eq!(get(&client, "k", None).await.unwrap(), bytes(100, 2));
+    }
+    let now = client.head("bucket", "k").await.unwrap();
+    assert!(remove(Some(now.version)).await.unwrap());
+    assert!(!remove(Some(now.version)).await.unwrap(), "it is gone");
+    // Who names none removes whatever is called so.
+    put(&client, "k", &bytes(100, 3)).await.unwrap();
+    cluster.store().overtakes = true;
+    assert!(remove(None).await.unwrap());
+    assert!(cluster.store().objects.is_empty());
 }
 
 /// How it is made is asked when all of it was read.

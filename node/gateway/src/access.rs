@@ -23,13 +23,16 @@ pub(crate) struct Access {
     pub(crate) caller: Caller,
     pub(crate) key: Option<Arc<OpenKey>>,
     pub(crate) bucket: Option<Arc<OpenBucket>>,
-    /// What the request is to do with an object, if whether it may is the object owner's to say: that is asked when the
-    /// object is found.
-    pub(crate) waiting: Option<&'static str>,
+    /// What the request is to do with an object, if whether it may is the object owner's to say, or depends on the tags
+    /// that it has: that is asked when the object is found.
+    pub(crate) waiting: Vec<&'static str>,
     /// What the request says of itself.
     keys: Keys,
 }
 
+/// Bytes of a value that a policy looks at: a request of which it would have to look at a longer one is denied. Amazon
+/// takes 8 KB of headers in all.
+const VALUE_MAX: usize = 4096;
 /// Headers that policies know, and what they call them.
 const HEADERS: &[(&str, &str)] = &[
     ("referer", "aws:referer"),
@@ -83,8 +86,9 @@ impl Access {
             if call.secure { "true" } else { "false" },
         );
         for (name, key) in HEADERS {
-            if let Some(value) = call.header(name) {
-                say(key, value);
+            // All of it: what is then done goes by all of it.
+            if let Some(value) = call.joined_header(name) {
+                say(key, &value);
             }
         }
         for (name, key) in PARAMS {
@@ -120,7 +124,7 @@ impl Access {
             caller,
             key,
             bucket,
-            waiting: None,
+            waiting: Vec::new(),
             keys,
         }
     }
@@ -128,6 +132,14 @@ impl Access {
     /// Says something of the request that only its operation knows.
     pub(crate) fn say(&mut self, key: &str, value: &str) {
         self.keys.insert(key.to_owned(), vec![value.to_owned()]);
+    }
+
+    /// Says which version of an object is asked for: of many, and of what is copied, the query does not say it.
+    pub(crate) fn say_version(&mut self, version: Option<&str>) {
+        self.keys.remove("s3:versionid");
+        if let Some(version) = version {
+            self.say("s3:versionid", version);
+        }
     }
 
     /// Says which tags the object has that the request is about.
@@ -165,6 +177,11 @@ impl Access {
         self.policies().any(Policy::looks_at_existing_tags)
     }
 
+    /// The same of one of these actions.
+    pub(crate) fn looks_at_tags_to(&self, actions: &[&str]) -> bool {
+        self.policies().any(|p| p.looks_at_tags_to(actions))
+    }
+
     /// The policies that have a say.
     fn policies(&self) -> impl Iterator<Item = &Policy> {
         let of_bucket = self.bucket.as_ref().and_then(|open| open.policy.as_ref());
@@ -172,11 +189,14 @@ impl Access {
         of_bucket.into_iter().chain(of_user)
     }
 
-    /// Whether a policy looks at a tag of which there are two values, of names that differ by case only:
-    /// which one is meant cannot be told.
-    fn is_ambiguous(&self) -> bool {
+    /// Whether a policy looks at what cannot be judged: at a tag of which there are two values, of names that differ by
+    /// case only, for which one is meant cannot be told; or at more than it is worth to look through.
+    fn is_unclear(&self) -> bool {
         let tag = |key: &str| key.starts_with(EXISTING_TAG) || key.starts_with(REQUESTED_TAG);
-        let mut many = self.keys.iter().filter(|(k, v)| tag(k) && v.len() > 1);
+        let long = |values: &[String]| values.iter().any(|value| value.len() > VALUE_MAX);
+        let unclear =
+            |(key, values): &(&String, &Vec<String>)| tag(key) && values.len() > 1 || long(values);
+        let mut many = self.keys.iter().filter(unclear);
         many.any(|(key, _)| self.policies().any(|p| p.looks_at(|looked| looked == key)))
     }
 
@@ -225,7 +245,7 @@ impl Access {
 
     /// What policies and who has the bucket say to this.
     pub(crate) fn grounds(&self, action: &str, resource: &str, as_owner: bool) -> Grounds {
-        if self.is_ambiguous() {
+        if self.is_unclear() {
             return Grounds::Denied;
         }
         let asked = Asked {
@@ -348,7 +368,7 @@ mod tests {
             caller: Caller::Anonymous,
             key: None,
             bucket: Some(Arc::new(open)),
-            waiting: None,
+            waiting: Vec::new(),
             keys: Keys::new(),
         }
     }
@@ -376,6 +396,19 @@ mod tests {
         let mut access = anyone(r#"{"StringNotEquals":{"s3:RequestObjectTag/a":"1"}}"#);
         access.say_requested_tags(&tags(&[("a", "2"), ("A", "3")]));
         assert!(!access.may("s3:PutObject", "arn:aws:s3:::b/k"));
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_looked_at_is_denied() {
+        let may = |condition: &str, len: usize| {
+            let mut access = anyone(condition);
+            access.say("aws:useragent", &"a".repeat(len));
+            access.may("s3:GetObject", "arn:aws:s3:::b/k")
+        };
+        let looks = r#"{"StringNotLike":{"aws:UserAgent":"*b"}}"#;
+        assert!(may(looks, VALUE_MAX));
+        assert!(!may(looks, VALUE_MAX + 1));
+        assert!(may("{}", VALUE_MAX + 1));
     }
 
     #[test]

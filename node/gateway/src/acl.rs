@@ -209,16 +209,35 @@ impl Access {
         }
     }
 
+    /// Whether the caller may do this to an object, as far as that is known before it is found. What is not is asked of
+    /// the one that is found: of its owner, and by the tags that it has then.
+    pub(crate) fn may_wait(&mut self, action: &'static str, resource: &str) -> bool {
+        let waits = self.waits_for_object(action, resource);
+        let may = waits || self.may(action, resource);
+        if waits || may && self.looks_at_existing_tags() {
+            self.waiting.push(action);
+        }
+        may
+    }
+
     /// The same of what the request asks for, if that waited for the object.
     pub(crate) fn check_found(
         &self,
         (bucket, key): (&str, &str),
         meta: &ObjectMeta,
     ) -> Result<(), Refusal> {
-        match self.waiting {
-            Some(action) => self.check_of(action, &arn(bucket, key), &attributes(meta)?),
-            None => Ok(()),
+        if self.waiting.is_empty() {
+            return Ok(());
         }
+        let (found, resource) = (attributes(meta)?, arn(bucket, key));
+        let by_tags = self.looks_at_existing_tags().then(|| {
+            let mut access = self.clone();
+            access.say_existing_tags(&found.tags);
+            access
+        });
+        let access = by_tags.as_ref().unwrap_or(self);
+        let mut waiting = self.waiting.iter();
+        waiting.try_for_each(|action| access.check_of(action, &resource, &found))
     }
 }
 
@@ -270,12 +289,20 @@ impl Gateway {
                 false => no_acls(),
             };
         };
-        // Who may put an object may say what its list is, as its owner may, unless a policy is against it.
-        if of.is_some() && !access.may_as_owner("s3:PutObjectAcl", &call.arn()) {
-            return denied();
-        }
         let of_bucket = config.owner.as_str();
         let owner = owner_of_new(config.ownership(), access.account(), of.canned, of_bucket);
+        // Who may put an object may say what its list is, as its owner may, unless a policy is against it. Whom nothing
+        // but the bucket's policy lets in, to put what is another one's then, may give it to that one altogether, and
+        // needs leave for anything else.
+        let gives = of.canned == Some("bucket-owner-full-control");
+        let by_policy = || access.grounds("s3:PutObject", &call.arn(), false) == Grounds::Bucket;
+        let may = match access.account() == Some(owner) || gives || !by_policy() {
+            true => access.may_as_owner("s3:PutObjectAcl", &call.arn()),
+            false => access.may("s3:PutObjectAcl", &call.arn()),
+        };
+        if of.is_some() && !may {
+            return denied();
+        }
         let grants = match self.asked_acl(access, of).await? {
             Some(asked) => asked.grants(owner, Some(of_bucket))?,
             None => vec![Grant::all_to(owner)],

@@ -21,6 +21,7 @@ use crate::directory::Documents;
 use crate::faults::refusal;
 use crate::gateway::{Context, Gateway};
 use crate::locks::{authorize_lock, wants_locks};
+use crate::puts::says_tags;
 use crate::reply::Reply;
 use crate::versions::asked_version;
 
@@ -69,6 +70,22 @@ impl Reading {
             }
             _ => None,
         }
+    }
+}
+
+/// What policies call an operation on an object, or on a version of it that is named.
+pub(crate) fn of_version(operation: Operation, named: bool) -> &'static str {
+    use Operation as O;
+    match (operation, named) {
+        (O::GetObject | O::HeadObject, true) => "s3:GetObjectVersion",
+        (O::DeleteObject, true) => "s3:DeleteObjectVersion",
+        (O::GetObjectTagging, true) => "s3:GetObjectVersionTagging",
+        (O::PutObjectTagging, true) => "s3:PutObjectVersionTagging",
+        (O::DeleteObjectTagging, true) => "s3:DeleteObjectVersionTagging",
+        (O::GetObjectAttributes, true) => "s3:GetObjectVersionAttributes",
+        (O::GetObjectAcl, true) => "s3:GetObjectVersionAcl",
+        (O::PutObjectAcl, true) => "s3:PutObjectVersionAcl",
+        _ => operation.action(),
     }
 }
 
@@ -160,7 +177,10 @@ impl Gateway {
         if makes {
             authorize_lock(access, call, *now_ms)?;
         }
-        if makes && let Some(tagging) = call.header("x-amz-tagging") {
+        if makes
+            && let Some(tagging) = call.header("x-amz-tagging")
+            && says_tags(operation, call)?
+        {
             let tags = ashlar_cluster_s3::tags::parse_header(tagging)?;
             access.say_requested_tags(&tags);
             if !tags.is_empty() {
@@ -190,38 +210,31 @@ impl Gateway {
             Operation::DeleteObjects
                 | Operation::PutObjectRetention
                 | Operation::PutObjectLegalHold
+                | Operation::PutObjectTagging
         ) {
-            // Each of the keys is asked for, or the lock that the document says. That is not read for somebody who may
-            // do nothing.
+            // Each of the keys is asked for, or the lock or the tags that the document says. That is not read for somebody
+            // who may do nothing.
             let nothing = access.is_nobody();
             self.check_there(context).await?;
             return if nothing { denied() } else { Ok(()) };
         }
-        let action = match (operation, call.param("versionId")) {
-            (_, None) => operation.action(),
-            (Operation::GetObject | Operation::HeadObject, _) => "s3:GetObjectVersion",
-            (Operation::DeleteObject, _) => "s3:DeleteObjectVersion",
-            (Operation::GetObjectTagging, _) => "s3:GetObjectVersionTagging",
-            (Operation::PutObjectTagging, _) => "s3:PutObjectVersionTagging",
-            (Operation::DeleteObjectTagging, _) => "s3:DeleteObjectVersionTagging",
-            (Operation::GetObjectAttributes, _) => "s3:GetObjectVersionAttributes",
-            (Operation::GetObjectAcl, _) => "s3:GetObjectVersionAcl",
-            (Operation::PutObjectAcl, _) => "s3:PutObjectVersionAcl",
-            _ => operation.action(),
-        };
+        let has_version = call.param("versionId").is_some();
         let resource = call.arn();
-        if access.waits_for_object(action, &resource) {
-            access.waiting = Some(action);
-        } else if !access.may(action, &resource) {
-            let of_upload = matches!(
-                operation,
-                Operation::AbortMultipartUpload | Operation::ListParts
-            );
-            let open = of_upload && access.has_acls().is_some();
-            let denies = access.grounds(action, &resource, false) == Grounds::Denied;
-            if !open || denies || !self.began(access, call).await? {
-                self.check_there(context).await?;
-                return denied();
+        let of_upload = matches!(
+            operation,
+            Operation::AbortMultipartUpload | Operation::ListParts
+        );
+        // What attributes tell, whoever reads the object is told too.
+        let reads = operation == Operation::GetObjectAttributes;
+        for asked in std::iter::once(operation).chain(reads.then_some(Operation::GetObject)) {
+            let action = of_version(asked, has_version);
+            if !access.may_wait(action, &resource) {
+                let open = of_upload && access.has_acls().is_some();
+                let denies = access.grounds(action, &resource, false) == Grounds::Denied;
+                if !open || denies || !self.began(access, call).await? {
+                    self.check_there(context).await?;
+                    return denied();
+                }
             }
         }
         access.check_acl(call)

@@ -285,7 +285,8 @@ impl Gateway {
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         // By what the bucket wants by now: the bytes may have come for an hour.
-        if self.kept(&call.bucket).await?.keeping != Keeping::Off {
+        let kept = self.still_kept(&call.bucket, context.known()).await?;
+        if kept.keeping != Keeping::Off {
             return not_of_versions();
         }
         let Some(last) = parts.last().filter(|_| parts.len() == keys.len()) else {

@@ -14,7 +14,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use ashlar_cluster_s3::checksum::{Algorithm, Digests, Hasher};
 use ashlar_cluster_s3::chunked::Chunked;
@@ -30,6 +29,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::faults::{refusal, refused};
 use crate::inbound::Inbound;
+use crate::memory::Pace;
 use crate::pieces::Pieces;
 
 /// Where a body comes from.
@@ -114,41 +114,8 @@ pub(crate) struct Promise {
     pub(crate) signer: Option<ChunkSigner>,
     /// Digests to be made.
     pub(crate) algorithms: Vec<Algorithm>,
-    /// How long it may stand still.
-    pub(crate) wait: Duration,
-}
-
-/// Bytes a second that a client has to send, at the least.
-const RATE_MIN: u64 = 1024;
-
-/// How a body comes. Only the time counts in which it was waited for.
-#[derive(Debug, Default)]
-struct Pace {
-    /// Since when it is being waited for.
-    since: Option<Instant>,
-    /// How long it was, and what came, in the stretch of time that is looked at.
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Pace {
-    /// It is waited for.
-    fn wait(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
-    }
-
-    /// So many bytes came. False if too few did in as long a time as a body may stand still.
-    fn came(&mut self, bytes: usize, now: Instant, stretch: Duration) -> bool {
-        let waited = self.since.take().map(|since| now.duration_since(since));
-        self.waited += waited.unwrap_or_default();
-        self.bytes += bytes as u64;
-        if self.waited < stretch {
-            return true;
-        }
-        let enough = self.bytes >= self.waited.as_secs().saturating_mul(RATE_MIN);
-        *self = Pace::default();
-        enough
-    }
+    /// How fast it has to come.
+    pub(crate) pace: Pace,
 }
 
 fn too_slow<T>() -> Result<T, Refusal> {
@@ -173,7 +140,6 @@ pub(crate) struct BodyReader {
     queue: VecDeque<Bytes>,
     /// Of a piece that was too long for who reads it.
     rest: Bytes,
-    wait: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     shared: Shared,
 }
@@ -186,7 +152,7 @@ impl BodyReader {
             payload,
             signer,
             mut algorithms,
-            wait,
+            pace,
         } = promise;
         let sha256 = match payload {
             Payload::Sha256(digest) => Some(digest),
@@ -199,7 +165,7 @@ impl BodyReader {
         let shared = Shared::default();
         let reader = BodyReader {
             source,
-            pace: Pace::default(),
+            pace,
             chunked,
             sha256,
             len,
@@ -208,7 +174,6 @@ impl BodyReader {
             hasher: Some(Hasher::new(algorithms)),
             queue: VecDeque::new(),
             rest: Bytes::new(),
-            wait,
             timer: None,
             shared: shared.clone(),
         };
@@ -231,7 +196,7 @@ impl BodyReader {
                 self.timer = None;
                 // HTTP's own trailers are nothing that S3 knows.
                 let data = frame.into_data().unwrap_or_default();
-                if !self.pace.came(data.len(), Instant::now(), self.wait) {
+                if !self.pace.moved(data.len(), Instant::now()) {
                     return Poll::Ready(too_slow());
                 }
                 Poll::Ready(Ok(Some(data)))
@@ -239,7 +204,7 @@ impl BodyReader {
             Poll::Ready(Some(Err(_))) => Poll::Ready(incomplete()),
             Poll::Pending => {
                 self.pace.wait(Instant::now());
-                let wait = self.wait;
+                let wait = self.pace.stretch();
                 let timer = self
                     .timer
                     .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
@@ -383,51 +348,5 @@ impl AsyncRead for BodyReader {
         buffer.put_slice(&this.rest[..n]);
         this.rest.advance(n);
         Poll::Ready(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STRETCH: Duration = Duration::from_secs(60);
-
-    /// Whether a body may come of which so many bytes come after each so many seconds.
-    fn may_come(steps: &[(u64, usize)]) -> bool {
-        let mut pace = Pace::default();
-        let mut now = Instant::now();
-        steps.iter().all(|(seconds, bytes)| {
-            pace.wait(now);
-            now += Duration::from_secs(*seconds);
-            pace.came(*bytes, now, STRETCH)
-        })
-    }
-
-    #[test]
-    fn bodies_that_come_too_slowly() {
-        assert!(may_come(&[(1, 1024); 1000]));
-        assert!(!may_come(&[(1, 512); 1000]));
-        // A byte in time for the timer, each time.
-        assert!(!may_come(&[(59, 1); 2]));
-        // What came once does not help for ever.
-        assert!(!may_come(&[(1, 1 << 30), (59, 1), (30, 1), (30, 1)]));
-        // A break, and then it goes on.
-        assert!(may_come(&[
-            (1, 100_000),
-            (50, 100_000),
-            (1, 100_000),
-            (50, 100_000)
-        ]));
-        // A short body may be slow.
-        assert!(may_come(&[(20, 1), (20, 1)]));
-    }
-
-    #[test]
-    fn time_in_which_nobody_waits_does_not_count() {
-        let (mut pace, mut now) = (Pace::default(), Instant::now());
-        for _ in 0..100 {
-            now += STRETCH;
-            assert!(pace.came(1, now, STRETCH));
-        }
     }
 }

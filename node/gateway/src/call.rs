@@ -169,6 +169,16 @@ impl Call {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// All values of a header.
+    pub(crate) fn joined_header(&self, name: &str) -> Option<String> {
+        let all = self.headers.iter().chain(&self.hoisted);
+        let found: Vec<&str> = all
+            .filter(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
+            .collect();
+        (!found.is_empty()).then(|| found.join(","))
+    }
+
     /// Headers whose names begin so, without that beginning; those of one name as one.
     pub(crate) fn headers_from(&self, beginning: &str) -> Vec<(String, String)> {
         let mut found: Vec<(String, String)> = Vec::new();

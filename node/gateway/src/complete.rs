@@ -49,6 +49,8 @@ pub(crate) const OBJECT_MAX: u64 = 50 * 1000 * 1000 * 1000 * 1000;
 /// After so long whoever was putting an upload together is taken for gone: much longer than a proposal
 /// can be on its way.
 const COMPLETING_MAX_MS: u64 = 60_000;
+/// So often it is begun anew where somebody else has put the upload together meanwhile.
+const TRIES: usize = 4;
 /// Versions that are looked at at once for the one that an upload has become,
 const MADE_PAGE: u32 = 250;
 /// and how many such pages.
@@ -106,8 +108,25 @@ impl Gateway {
         if named.iter().any(|part| part.number > PARTS_MAX) {
             return invalid_part();
         }
+        for _ in 0..TRIES {
+            if let Some(reply) = self.complete_once(context, &named, &condition).await? {
+                return Ok(reply);
+            }
+        }
+        unavailable()
+    }
+
+    /// The same, as the upload stands now; nothing, if somebody else got in the way meanwhile: what is asked for may be
+    /// done.
+    async fn complete_once(
+        self: &Arc<Self>,
+        context: &Context,
+        named: &[NamedPart],
+        condition: &WriteIf,
+    ) -> Result<Option<Reply>, Refusal> {
+        let call = &context.call;
         let Some(mut upload) = self.named_upload(call).await? else {
-            return self.completed(context).await;
+            return self.completed(context).await.map(Some);
         };
         let encryption = encryption_of(&upload)?;
         let cipher = self.part_cipher(call, &encryption)?;
@@ -118,35 +137,57 @@ impl Gateway {
                 let this = self.clone();
                 // Which parts were taken is not known any more: no stripe of any is freed.
                 to_the_end(async move { this.clear(&upload, &|_| true).await }).await?;
-                return self.completed(context).await;
+                return self.completed(context).await.map(Some);
             }
             UploadState::Completing { since_ms } => {
                 if let Some(meta) = self.made_of(&upload).await? {
                     let this = self.clone();
                     to_the_end(async move { this.retire(upload, &|_| true).await }).await?;
-                    return self.result(context, &meta);
+                    return self.result(context, &meta).map(Some);
                 }
                 if !is_stale(since_ms) {
                     return unavailable();
                 }
-                let (this, named) = (self.clone(), named.clone());
+                let (this, named) = (self.clone(), named.to_vec());
                 upload =
                     to_the_end(async move { this.take_over(upload, &named, cipher).await }).await?;
             }
         }
-        let plan = self.plan(call, &upload, &named).await?;
-        let precondition = self
-            .precondition(&call.bucket, &call.key, &condition)
-            .await?;
+        let ready = async {
+            let plan = self.plan(call, &upload, named).await?;
+            let only = self.precondition(&call.bucket, &call.key, condition);
+            Ok::<_, Refusal>((plan, only.await?))
+        };
+        let (plan, precondition) = match ready.await {
+            Ok(ready) => ready,
+            Err(refusal) => {
+                // Its parts are gone, or there is an object: it may be that very one.
+                let may_be = matches!(
+                    refusal.code,
+                    Code::InvalidPart | Code::NoSuchUpload | Code::PreconditionFailed
+                );
+                if may_be && self.has_changed(call, &upload).await? {
+                    return Ok(None);
+                }
+                return Err(refusal);
+            }
+        };
         let (this, context) = (self.clone(), context.clone());
-        to_the_end(async move {
+        let condition = condition.clone();
+        let reply = to_the_end(async move {
             if !this.turn(&mut upload, completing()).await? {
                 return unavailable();
             }
             this.put_together(&context, upload, plan, precondition, &condition)
                 .await
-        })
-        .await
+        });
+        reply.await.map(Some)
+    }
+
+    /// Whether somebody has changed how an upload stands, or taken it away, since this was read.
+    async fn has_changed(&self, call: &Call, upload: &Upload) -> Result<bool, Refusal> {
+        let now = self.named_upload(call).await?;
+        Ok(now.is_none_or(|now| now.version != upload.version))
     }
 
     /// A request's document, whose digests are of something else.
@@ -262,14 +303,18 @@ impl Gateway {
             encoded,
         } = plan;
         // What the bucket wants by now.
-        let kept = self.kept(&call.bucket).await;
+        let kept = self.still_kept(&call.bucket, context.known()).await;
         let lock = upload.record.lock;
         let making = kept.and_then(|kept| Ok((kept.keeping, kept.making(lock, now_ms())?)));
         let (keeping, making) = match making {
             Ok(making) => making,
             Err(refusal) => {
                 // Nothing was proposed.
-                self.turn(&mut upload, UploadState::Open).await?;
+                if refusal.code == Code::NoSuchBucket {
+                    self.give_up_behind(upload).await?;
+                } else {
+                    self.turn(&mut upload, UploadState::Open).await?;
+                }
                 return Err(refusal);
             }
         };
@@ -302,10 +347,7 @@ impl Gateway {
             Err(error) => {
                 // It certainly did not become visible, so the parts are the upload's again.
                 if error.code() == Store::NoSuchBucket {
-                    // Whoever removed the bucket gave its uploads up, all but this one.
-                    if self.turn(&mut upload, UploadState::Aborting).await? {
-                        self.clear(&upload, &|_| false).await?;
-                    }
+                    self.give_up_behind(upload).await?;
                     return Err(refusal(&error));
                 }
                 self.turn(&mut upload, UploadState::Open).await?;
@@ -314,6 +356,15 @@ impl Gateway {
                 }
                 Err(refusal(&error))
             }
+        }
+    }
+
+    /// Gives up an upload to a bucket that is gone, of which certainly nothing became visible: whoever removed the
+    /// bucket gave its uploads up, all but this one.
+    async fn give_up_behind(&self, mut upload: Upload) -> Result<(), Refusal> {
+        match self.turn(&mut upload, UploadState::Aborting).await? {
+            true => self.clear(&upload, &|_| false).await,
+            false => Ok(()),
         }
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ashlar_cluster_s3::conditional::{Current, Etags, WriteIf, etag};
 use ashlar_cluster_s3::documents::{ToDelete, parse_delete};
+use ashlar_cluster_s3::operation::Operation;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
+use ashlar_cluster_s3::tags::Tags;
 use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
 use ashlar_layout::ids::Seq;
@@ -16,10 +18,11 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::access::Access;
+use crate::admit::of_version;
 use crate::call::arn;
 use crate::digests::Sent;
 use crate::faults::{internal, is_absent, refusal, refused};
-use crate::gateway::{Context, Gateway};
+use crate::gateway::{Context, Gateway, attributes};
 use crate::inbound::Inbound;
 use crate::locks::{asks_bypass, bypass, check_bypass};
 use crate::reply::Reply;
@@ -39,10 +42,27 @@ struct Removed {
     marker: Option<String>,
 }
 
+/// What may be asked for each of many.
+const ACTIONS: [&str; 5] = [
+    "s3:DeleteObject",
+    "s3:DeleteObjectVersion",
+    "s3:BypassGovernanceRetention",
+    "s3:GetObject",
+    "s3:GetObjectVersion",
+];
+
 fn unmet<T>() -> Result<T, Refusal> {
     refused(
         Code::PreconditionFailed,
         "At least one of the pre-conditions you specified did not hold: If-Match",
+    )
+}
+
+/// Others were faster each time.
+fn overtaken<T>() -> Result<T, Refusal> {
+    refused(
+        Code::ConditionalRequestConflict,
+        "The conditional request cannot succeed due to a conflicting operation against this resource.",
     )
 }
 
@@ -89,26 +109,34 @@ impl Gateway {
                 version: Some(id),
             }
         };
-        if let Some(tags) = what.condition {
-            // What a version is made of never changes, so this holds until it is gone.
-            let found = self.store.head_version(what.bucket, what.key, version);
-            let current = match found.await {
-                Ok(meta) => Current {
-                    etag: etag(&meta.manifest, meta.id()),
-                    version: meta.version,
-                },
-                Err(ClientError::Object(ObjectError::Marker { .. })) => return unmet(),
-                Err(error) if is_absent(&error) => return Ok(named(None)),
+        let (bucket, key) = (what.bucket, what.key);
+        for _ in 0..TRIES {
+            let mut seen = None;
+            if let Some(tags) = what.condition {
+                let current = match self.store.head_version(bucket, key, version).await {
+                    Ok(meta) => Current {
+                        etag: etag(&meta.manifest, meta.id()),
+                        version: meta.version,
+                    },
+                    Err(ClientError::Object(ObjectError::Marker { .. })) => return unmet(),
+                    Err(error) if is_absent(&error) => return Ok(named(None)),
+                    Err(error) => return Err(refusal(&error)),
+                };
+                WriteIf::Matches(tags.clone()).decide(Some(&current))?;
+                // What any other version is made of never changes: of those it holds until they are gone.
+                seen = (version == NULL_VERSION).then_some(current.version);
+            }
+            let dropped = self
+                .store
+                .drop_version(bucket, key, version, seen, what.bypass);
+            match dropped.await {
+                Ok(dropped) => return Ok(named(dropped.tag)),
+                // Another one is called so by now, or it was written anew: it is asked of that one.
+                Err(error) if seen.is_some() && error.code() == Store::PreconditionFailed => {}
                 Err(error) => return Err(refusal(&error)),
-            };
-            WriteIf::Matches(tags.clone()).decide(Some(&current))?;
+            }
         }
-        let dropped = self
-            .store
-            .drop_version(what.bucket, what.key, version, what.bypass)
-            .await;
-        let dropped = dropped.map_err(|error| refusal(&error))?;
-        Ok(named(dropped.tag))
+        overtaken()
     }
 
     async fn remove_current(&self, what: &What<'_>) -> Result<Removed, Refusal> {
@@ -141,10 +169,38 @@ impl Gateway {
                 Err(error) => return Err(refusal(&error)),
             }
         }
-        refused(
-            Code::ConditionalRequestConflict,
-            "The conditional request cannot succeed due to a conflicting operation against this resource.",
-        )
+        overtaken()
+    }
+
+    /// Refuses to look at the ETag of an object for who may not read that: what is then answered would tell it.
+    async fn check_reads(
+        &self,
+        mut access: Access,
+        (bucket, key): (&str, &str),
+        version: Option<Seq>,
+    ) -> Result<(), Refusal> {
+        let action = of_version(Operation::GetObject, version.is_some());
+        let resource = arn(bucket, key);
+        if !access.looks_at_existing_tags() && !access.waits_for_object(action, &resource) {
+            return access.check(action, &resource);
+        }
+        // Whether it may be read is said by its tags, or by whose it is.
+        match self.head(bucket, key, version).await {
+            Ok(meta) => {
+                let found = attributes(&meta)?;
+                access.say_existing_tags(&found.tags);
+                access.check_of(action, &resource, &found)
+            }
+            Err(error) if is_absent(&error) => {
+                access.say_existing_tags(&Tags::new());
+                let absent = access.absent(bucket, key);
+                match absent.code == Code::NoSuchKey || access.may(action, &resource) {
+                    true => Ok(()),
+                    false => Err(absent),
+                }
+            }
+            Err(error) => Err(refusal(&error)),
+        }
     }
 
     /// DeleteObject.
@@ -154,6 +210,10 @@ impl Gateway {
         let condition = call.header("if-match").map(Etags::parse);
         let version = asked_version(call)?;
         let bypass = version.is_some() && bypass(&context.access, call, &call.arn())?;
+        if let Some(Etags::These(_)) = condition {
+            let (access, names) = (context.access.clone(), (&*call.bucket, &*call.key));
+            self.check_reads(access, names, version).await?;
+        }
         let removed = self
             .remove(&What {
                 bucket: &call.bucket,
@@ -174,12 +234,13 @@ impl Gateway {
         Ok(reply)
     }
 
-    /// Removes one of many. `access` is given if that depends on the tags that it has.
+    /// Removes one of many. `access` is given if that depends on the tags that it has, and `reads` if it may depend on
+    /// its ETag.
     async fn remove_one(
         &self,
         bucket: &str,
         removal: &Removal,
-        access: Option<Access>,
+        (access, reads): (Option<Access>, Option<Access>),
         keeping: Keeping,
     ) -> Result<Removed, Refusal> {
         let (object, version) = (&removal.object, removal.version);
@@ -189,6 +250,11 @@ impl Gateway {
             check_may(&access, bucket, object, removal.bypass)?;
         }
         let condition = object.etag.as_deref().map(Etags::parse);
+        if let (Some(Etags::These(_)), Some(mut access)) = (&condition, reads) {
+            access.say_version(object.version.as_deref());
+            self.check_reads(access, (bucket, &object.key), version)
+                .await?;
+        }
         let what = What {
             bucket,
             key: &object.key,
@@ -217,11 +283,14 @@ impl Gateway {
         let (objects, quiet) = parse_delete(&document)?;
         drop(document);
         // The document may have taken a while to come.
-        let keeping = self.kept(&call.bucket).await?.keeping;
-        let by_tags = context.access.looks_at_existing_tags();
+        let kept = self.still_kept(&call.bucket, context.known());
+        let keeping = kept.await?.keeping;
+        let by_tags = context.access.looks_at_tags_to(&ACTIONS);
         let mut results: Vec<Option<Result<Removed, Refusal>>> = vec![None; objects.len()];
         let mut by_key: BTreeMap<&str, Vec<Removal>> = BTreeMap::new();
         for (i, object) in objects.iter().enumerate() {
+            // Policies may take a while to be asked a thousand times.
+            tokio::task::yield_now().await;
             let version = check_one(object);
             let may = version.and_then(|version| {
                 let bypass = version.is_some() && asks_bypass(call);
@@ -250,13 +319,16 @@ impl Gateway {
             // What is current goes last: each time that it went what is current then would have to be looked for.
             removals.sort_by_key(|it| (it.version.is_none(), it.version));
             let access = by_tags.then(|| context.access.clone());
+            let named = removals.iter().any(|it| it.object.etag.is_some());
+            let reads = named.then(|| context.access.clone());
             let (this, bucket, at_once) = (self.clone(), call.bucket.clone(), at_once.clone());
             tasks.spawn(async move {
                 // Nobody closes it.
                 let _permit = at_once.acquire_owned().await;
                 let mut done = Vec::with_capacity(removals.len());
                 for removal in removals {
-                    let removed = this.remove_one(&bucket, &removal, access.clone(), keeping);
+                    let by = (access.clone(), reads.clone());
+                    let removed = this.remove_one(&bucket, &removal, by, keeping);
                     done.push((removal.i, removed.await));
                 }
                 done
@@ -317,9 +389,11 @@ fn check_may(
         Some(_) => "s3:DeleteObjectVersion",
     };
     let resource = arn(bucket, &object.key);
+    let mut access = access.clone();
+    access.say_version(object.version.as_deref());
     access.check(action, &resource)?;
     match bypass {
-        true => check_bypass(access, &resource),
+        true => check_bypass(&access, &resource),
         false => Ok(()),
     }
 }

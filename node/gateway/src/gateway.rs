@@ -23,7 +23,7 @@ use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Client, ClientError, ClientOptions, Drained};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::access::Access;
 use crate::admit::{Asked, Reading};
@@ -32,6 +32,7 @@ use crate::call::Call;
 use crate::directory::Directory;
 use crate::faults::{internal, refused};
 use crate::inbound::{After, Inbound};
+use crate::memory::{Memory, Pace, Share};
 use crate::options::{GatewayOptions, LogEntry};
 use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 
@@ -39,12 +40,8 @@ use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 pub(crate) const DOCUMENT_MAX: u64 = 2 * 1024 * 1024;
 /// How long a document may take to come.
 pub(crate) const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
-/// Mebibytes that a small request takes of the memory for bodies.
-const SMALL_SHARE: u32 = 1;
-/// Mebibytes that a large one takes: the stripes that it has on their way, parity included.
-const LARGE_SHARE: u32 = 24;
-/// Bytes above which a body is a large one.
-const LARGE: u64 = 1024 * 1024;
+/// Of the requests at once one in so many may be a form whose sender is not known yet.
+const FORMS: usize = 8;
 /// Stripes of a body in flight. Two, so that one is made while the other is on its way.
 const STRIPES: usize = 2;
 
@@ -54,8 +51,10 @@ pub struct Gateway {
     pub(crate) store: Client,
     pub(crate) directory: Directory,
     pub(crate) options: GatewayOptions,
-    memory: Arc<Semaphore>,
+    pub(crate) memory: Arc<Memory>,
     requests: Arc<Semaphore>,
+    /// Forms of which nobody knows yet who sends them.
+    pub(crate) forms: Semaphore,
     pub(crate) number: u64,
     /// Somebody has changed what becomes of objects as they grow old.
     pub(crate) rules_changed: Notify,
@@ -108,13 +107,15 @@ impl Gateway {
             admit_wait: Some(options.limits.admit_wait),
             ..ClientOptions::default()
         };
+        let limits = options.limits;
         let store = Client::connect(map, of_bodies)?;
         let documents = store.sibling(of_documents)?;
         Ok(Gateway {
             store,
             directory: Directory::new(documents, options.root.clone()),
-            memory: Arc::new(Semaphore::new(options.limits.memory_mib as usize)),
-            requests: Arc::new(Semaphore::new(options.limits.requests)),
+            memory: Arc::new(Memory::new(limits.memory_mib, limits.memory_wait)),
+            requests: Arc::new(Semaphore::new(limits.requests)),
+            forms: Semaphore::new((limits.requests / FORMS).max(1)),
             options,
             number: u64::from_le_bytes(number),
             rules_changed: Notify::new(),
@@ -215,6 +216,7 @@ impl Gateway {
                  AWS4-HMAC-SHA256.",
             );
         }
+        claim.check_names(operation)?;
         if call.header("x-amz-security-token").is_some() {
             return refused(
                 Code::InvalidToken,
@@ -314,20 +316,9 @@ impl Gateway {
         Ok(reply)
     }
 
-    /// Takes a body's share of the memory for bodies; waits for it, but not for ever.
-    pub(crate) async fn share(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Refusal> {
-        let limits = &self.options.limits;
-        let share = if bytes > LARGE {
-            LARGE_SHARE
-        } else {
-            SMALL_SHARE
-        };
-        let share = share.min(limits.memory_mib.max(1));
-        let share = self.memory.clone().acquire_many_owned(share);
-        match timeout(limits.memory_wait, share).await {
-            Some(Ok(share)) => Ok(share),
-            _ => refused(Code::SlowDown, "Please reduce your request rate."),
-        }
+    /// How fast a body has to come, or to be taken.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(self.memory.clone(), self.options.limits.body_wait)
     }
 
     /// What the request says of its body's length and how it comes.
@@ -386,7 +377,7 @@ impl Gateway {
             payload,
             signer,
             algorithms: Vec::new(),
-            wait: self.options.limits.body_wait,
+            pace: self.pace(),
         })
     }
 
@@ -402,7 +393,7 @@ impl Gateway {
         }
         let share = match promise.len {
             0 => None,
-            len => Some(self.share(len).await?),
+            len => Some(self.memory.share(len).await?),
         };
         let (reader, shared): (BodyReader, Shared) = BodyReader::new(Source::Http(body), promise);
         match timeout(DOCUMENT_WAIT, reader.whole()).await {
@@ -495,7 +486,7 @@ fn cors_headers(granted: Option<cors::Granted>) -> Vec<(&'static str, String)> {
 #[derive(Debug)]
 struct Held {
     bytes: bytes::Bytes,
-    _share: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl AsRef<[u8]> for Held {
@@ -505,7 +496,7 @@ impl AsRef<[u8]> for Held {
 }
 
 /// Bytes that keep their share of the memory.
-pub(crate) fn held(bytes: bytes::Bytes, share: Option<OwnedSemaphorePermit>) -> bytes::Bytes {
+pub(crate) fn held(bytes: bytes::Bytes, share: Option<Share>) -> bytes::Bytes {
     match share {
         None => bytes,
         Some(share) => bytes::Bytes::from_owner(Held {

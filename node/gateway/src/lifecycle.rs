@@ -29,7 +29,7 @@ use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Etag, Precondition};
 use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Client, Code as Store, ListOptions};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::directory::{OpenBucket, read_document, reserved, write_document};
 use crate::faults::{internal, is_absent, refusal, refused};
@@ -43,6 +43,8 @@ use crate::versions::Keeping;
 const LOOK: Duration = Duration::from_secs(60);
 /// At the least so long from one removal to the next.
 const PACE: Duration = Duration::from_millis(2);
+/// How often parts are looked for that nobody waits for.
+const PARTS: Duration = Duration::from_secs(60 * 60);
 
 /// By how much clocks may differ.
 const SKEW_MS: u64 = 15 * 60 * 1000;
@@ -117,6 +119,13 @@ impl Lease {
     }
 }
 
+/// How fast things that nobody asked for are done.
+pub(crate) fn pace() -> Interval {
+    let mut pace = interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace
+}
+
 /// What is told of when an object ends, if it does.
 pub(crate) fn expiration_header(
     open: Option<&Arc<OpenBucket>>,
@@ -168,6 +177,7 @@ impl Gateway {
         let mut known = HashMap::new();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut parts_at, mut parts_from) = (Instant::now(), String::new());
         loop {
             tokio::select! {
                 _ = look.tick() => {}
@@ -175,6 +185,12 @@ impl Gateway {
             }
             if let Err(refusal) = self.end_appends(now_ms()).await {
                 self.tell_of("/", &refusal);
+            }
+            if parts_at <= Instant::now() {
+                parts_at = Instant::now() + PARTS;
+                if let Err(refusal) = self.end_parts(now_ms(), &mut parts_from).await {
+                    self.tell_of("/", &refusal);
+                }
             }
             match self.with_rules(&mut known).await {
                 Err(refusal) => self.tell_of("/", &refusal),
@@ -312,6 +328,7 @@ impl Gateway {
             aborted: self.end_appends(now_ms).await?,
             ..Tally::default()
         };
+        all.aborted += self.end_parts(now_ms, &mut String::new()).await?;
         for bucket in self.with_rules(&mut HashMap::new()).await? {
             let Some(open) = self.directory.bucket(&bucket).await? else {
                 continue;
@@ -334,8 +351,7 @@ impl Gateway {
         lease: &mut Lease,
     ) -> Result<End, Refusal> {
         let rules = &open.config.lifecycle;
-        let mut pace = interval(PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pace = pace();
         let keeps = Keeping::of(Some(open)) != Keeping::Off;
         if let Some(prefix) = common_prefix(rules).filter(|_| keeps) {
             let paced = (prefix, &mut pace);

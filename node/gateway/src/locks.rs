@@ -4,7 +4,10 @@
 //! - whether a lock lets something be done is the journal's to say, when it is done; nothing is removed here because it
 //!   looked as if nothing kept it;
 //! - who may pass by governance is asked here, before the journal is told so;
-//! - a lock is changed of the version that was found: if it, or its lock, is another one by now, it is looked at again.
+//! - a lock is changed of the version that was found: if it, or its lock, is another one by now, it is looked at again;
+//! - who was let into a bucket is let into that one: not into another one that has its name by now.
+
+use std::time::Instant;
 
 use ashlar_cluster_s3::bucket::{BucketConfig, Versioning};
 use ashlar_cluster_s3::calendar::iso_date;
@@ -25,7 +28,7 @@ use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
 use crate::reply::Reply;
-use crate::versions::{Keeping, asked_version, set_version};
+use crate::versions::{Keeping, STANDS, asked_version, set_version};
 
 /// So often a change is tried again that others got in the way of.
 const TRIES: usize = 8;
@@ -35,10 +38,12 @@ const UNTIL: &str = "x-amz-object-lock-retain-until-date";
 const HOLD: &str = "x-amz-object-lock-legal-hold";
 
 /// What a bucket wants of what is put into it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub(crate) keeping: Keeping,
     lock: Option<ObjectLock>,
+    /// Whose it is, and which entry of the journal made it; nobody's, and none, if it was not made through S3.
+    whose: (String, u64),
 }
 
 impl Kept {
@@ -46,6 +51,17 @@ impl Kept {
         Kept {
             keeping: Keeping::of(bucket),
             lock: bucket.and_then(|open| open.config.object_lock),
+            whose: bucket
+                .map(|open| (open.config.owner.clone(), open.config.made_by))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// The same as it is `now`; refused, if the name is another bucket's by now, or nobody's.
+    fn still(&self, now: Kept) -> Result<Kept, Refusal> {
+        match now.whose == self.whose {
+            true => Ok(now),
+            false => refused(Code::NoSuchBucket, "The specified bucket does not exist"),
         }
     }
 
@@ -69,9 +85,9 @@ impl Kept {
 }
 
 impl Context {
-    /// What the bucket wanted when the request came.
-    pub(crate) fn kept(&self) -> Kept {
-        Kept::of(self.access.bucket.as_deref())
+    /// What the bucket wanted when the request was let in, and not before when that was asked.
+    pub(crate) fn known(&self) -> (Kept, Instant) {
+        (Kept::of(self.access.bucket.as_deref()), self.asked)
     }
 }
 
@@ -189,13 +205,19 @@ pub(crate) fn wants_locks(call: &Call) -> Result<bool, Refusal> {
 }
 
 impl Gateway {
-    /// What a bucket wants of what is put into it by now. A request may have taken an hour to come.
-    pub(crate) async fn kept(&self, bucket: &str) -> Result<Kept, Refusal> {
-        if bucket == ashlar_layout::names::SYSTEM_BUCKET {
-            return Ok(Kept::of(None));
+    /// What a bucket wants of what is put into it by now, if it is still the one that a request was let into. That may
+    /// have taken an hour to come, and the bucket may be somebody else's since. If it is removed and made again in the
+    /// milliseconds between this and what is then proposed, nobody sees that: the journal knows names only.
+    pub(crate) async fn still_kept(
+        &self,
+        bucket: &str,
+        (kept, asked): (Kept, Instant),
+    ) -> Result<Kept, Refusal> {
+        if asked.elapsed() < STANDS {
+            return Ok(kept);
         }
         let open = self.directory.bucket(bucket).await?;
-        Ok(Kept::of(open.as_deref()))
+        kept.still(Kept::of(open.as_deref()))
     }
 
     /// GetObjectLockConfiguration, PutObjectLockConfiguration.
@@ -295,6 +317,7 @@ impl Gateway {
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         let asked = asked_version(call)?;
+        self.still_kept(&call.bucket, context.known()).await?;
         for _ in 0..TRIES {
             let (meta, current) = self.to_be_changed(context, asked).await?;
             let before = lock_of(&meta);
@@ -317,5 +340,39 @@ impl Gateway {
             }
         }
         busy()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_layout::ids::Seq;
+
+    use super::*;
+
+    fn open(owner: &str, made_by: u64) -> OpenBucket {
+        OpenBucket {
+            version: Seq(made_by),
+            config: BucketConfig::new(owner, made_by),
+            policy: None,
+        }
+    }
+
+    #[test]
+    fn who_was_let_into_a_bucket_is_not_let_into_the_next_one() {
+        let (ada, later) = (open("111111111111", 5), open("111111111111", 9));
+        let bob = open("222222222222", 5);
+        let known = Kept::of(Some(&ada));
+        let mut versioned = open("111111111111", 5);
+        versioned.config.versioning = Some(Versioning::Enabled);
+        let still = known.still(Kept::of(Some(&versioned)));
+        assert_eq!(still.map(|kept| kept.keeping), Ok(Keeping::Enabled));
+        for other in [Some(&later), Some(&bob), None] {
+            let gone = known.still(Kept::of(other)).map(drop).unwrap_err();
+            assert_eq!(gone.code, Code::NoSuchBucket);
+            assert!(Kept::of(other).still(known.clone()).is_err());
+        }
+        assert!(Kept::of(None).still(Kept::of(None)).is_ok());
+        // One that was not made through S3, and is configured later, is the same.
+        assert!(Kept::of(None).still(Kept::of(Some(&open("", 0)))).is_ok());
     }
 }

@@ -26,6 +26,7 @@ use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
 use crate::lifecycle::expiration_header;
 use crate::locks::set_lock;
+use crate::memory::Share;
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
 use crate::versions::{asked_version, missing, set_version};
@@ -138,6 +139,22 @@ struct Part {
     number: Option<(usize, usize)>,
     /// The version that this was found out of.
     of: Option<ashlar_layout::ids::Seq>,
+}
+
+impl Part {
+    /// All of it.
+    const WHOLE: Part = Part {
+        range: None,
+        number: None,
+        of: None,
+    };
+
+    /// Whether it is asked for of another object only: of this one `If-Range` wants all.
+    fn is_of_another(&self, call: &Call, etag: &str, modified_ms: u64) -> bool {
+        let stands = |if_range| range_stands(if_range, etag, modified_ms);
+        let is_part = self.range.is_some() || self.number.is_some();
+        is_part && !call.header("if-range").is_none_or(stands)
+    }
 }
 
 impl Gateway {
@@ -260,10 +277,21 @@ impl Gateway {
         if is_head {
             return self.head_object(context, &part).await;
         }
+        let mut share = None;
         for _ in 0..TRIES {
             let opened = self.open(context, &part).await?;
             let (mut stream, meta, found) = match opened {
-                Opened::OutOfRange(meta) => return self.out_of_range(call, &meta),
+                Opened::OutOfRange(meta) if part.of.is_some_and(|of| of != meta.version) => {
+                    part = self.part(context).await?;
+                    continue;
+                }
+                Opened::OutOfRange(meta) => match self.out_of_range(call, &part, &meta)? {
+                    Some(reply) => return Ok(reply),
+                    None => {
+                        part = Part::WHOLE;
+                        continue;
+                    }
+                },
                 Opened::Stream(opened) => *opened,
             };
             if part.of.is_some_and(|of| of != meta.version) {
@@ -277,12 +305,24 @@ impl Gateway {
             if let Err(refusal) = read_if(call).check(&tag, modified) {
                 return unmet(refusal, &meta, &found);
             }
-            let stands = |if_range| range_stands(if_range, &tag, modified);
-            if part.range.is_some() && !call.header("if-range").is_none_or(stands) {
-                part.range = None;
+            if part.is_of_another(call, &tag, modified) {
+                part = Part::WHOLE;
                 continue;
             }
-            return self.give(context, &part, stream, &meta, &found).await;
+            let range = stream.range();
+            let len = range.end - range.start;
+            if share.is_none() && len > 0 {
+                share = self.memory.share_now(len);
+                if share.is_none() {
+                    // Who waits keeps nobody else from reading.
+                    drop(stream);
+                    share = Some(self.memory.share(len).await?);
+                    continue;
+                }
+            }
+            return self
+                .give(context, &part, (stream, share), &meta, &found)
+                .await;
         }
         refused(
             Code::ServiceUnavailable,
@@ -290,21 +330,30 @@ impl Gateway {
         )
     }
 
-    fn out_of_range(&self, call: &Call, meta: &ObjectMeta) -> Result<Reply, Refusal> {
+    /// What is said to who wants bytes of an object that it does not have; nothing if all of this one is wanted.
+    fn out_of_range(
+        &self,
+        call: &Call,
+        part: &Part,
+        meta: &ObjectMeta,
+    ) -> Result<Option<Reply>, Refusal> {
         let found = attributes(meta)?;
         self.check_key(call, &found)?;
-        let tag = etag(&meta.manifest, meta.id());
-        if let Err(refusal) = read_if(call).check(&tag, modified_ms(meta, &found)) {
-            return unmet(refusal, meta, &found);
+        let (tag, modified) = (etag(&meta.manifest, meta.id()), modified_ms(meta, &found));
+        if let Err(refusal) = read_if(call).check(&tag, modified) {
+            return unmet(refusal, meta, &found).map(Some);
         }
-        Err(beyond(call, meta.manifest.size))
+        match part.is_of_another(call, &tag, modified) {
+            true => Ok(None),
+            false => Err(beyond(call, meta.manifest.size)),
+        }
     }
 
     async fn give(
         &self,
         context: &Context,
         part: &Part,
-        mut stream: GetStream,
+        (mut stream, share): (GetStream, Option<Share>),
         meta: &ObjectMeta,
         found: &Attributes,
     ) -> Result<Reply, Refusal> {
@@ -316,15 +365,13 @@ impl Gateway {
             return Ok(reply);
         }
         if len <= WHOLE {
-            let share = match len {
-                0 => None,
-                len => Some(self.share(len).await?),
-            };
             let whole = whole(&mut stream, len).await?;
             reply.body = ReplyBody::Full(held(whole, share));
             return Ok(reply);
         }
-        let share = self.share(len).await?;
+        let Some(share) = share else {
+            return Err(internal("a body without a share of the memory"));
+        };
         let pieces = match stream.next().await {
             Some(Ok(first)) => Pieces::with(stream, first),
             Some(Err(error)) => return Err(refusal(&error)),
@@ -344,12 +391,12 @@ impl Gateway {
             return unmet(refusal, &meta, &found);
         }
         let size = meta.manifest.size;
-        let stands = |if_range| range_stands(if_range, &tag, modified);
-        let asked = part
-            .range
-            .filter(|_| call.header("if-range").is_none_or(stands));
-        let range = match asked {
-            None if part.number.is_some() && part.range.is_none() => 0..0,
+        let part = match part.is_of_another(call, &tag, modified) {
+            true => &Part::WHOLE,
+            false => part,
+        };
+        let range = match part.range {
+            None if part.number.is_some() => 0..0,
             None => 0..size,
             Some(asked) => match asked.resolve(size) {
                 Some(range) => range,
@@ -358,12 +405,7 @@ impl Gateway {
                 }
             },
         };
-        let part = Part {
-            range: asked,
-            number: part.number,
-            of: None,
-        };
-        let mut reply = head(context, &part, &range, &meta, &found);
+        let mut reply = head(context, part, &range, &meta, &found);
         reply.set("content-length", &(range.end - range.start).to_string());
         Ok(reply)
     }

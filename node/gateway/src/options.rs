@@ -40,8 +40,8 @@ pub struct Limits {
     pub memory_wait: Duration,
     /// How long a request's head may take to come, from when the connection is made or idle.
     pub head_wait: Duration,
-    /// How long a body may stand still, on its way in or out. Of one on its way in so many seconds' worth
-    /// of a least rate have to come in that time.
+    /// How long a body may stand still, on its way in or out. So many seconds' worth of a least rate have to move in
+    /// that time: of a higher one while others wait for memory.
     pub body_wait: Duration,
     /// How long an operation of the store's waits for others to end.
     pub admit_wait: Duration,

@@ -10,6 +10,7 @@ use ashlar_cluster_s3::form::{Fields, FormFile, FormHead, Head, boundary};
 use ashlar_cluster_s3::form_policy::{self, FormPolicy};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::signature::{Claim, Payload, check_form};
+use ashlar_cluster_s3::signature_v4::stamp_ms;
 use ashlar_cluster_s3::tags::OBJECT_TAGS_MAX;
 use ashlar_cluster_s3::text::url_encode;
 use ashlar_cluster_s3::xml::Xml;
@@ -52,6 +53,10 @@ impl Gateway {
         }
         let sent = promise.len;
         let (mut reader, _) = BodyReader::new(Source::Http(body), promise);
+        // Whoever comes may send one, and take their time.
+        let Ok(unknown) = self.forms.try_acquire() else {
+            return refused(Code::SlowDown, "Please reduce your request rate.");
+        };
         // Who sends them has so long and no longer: nobody is known yet.
         let head = timeout(DOCUMENT_WAIT, read_head(&mut reader, &boundary)).await;
         let Some(head) = head else {
@@ -62,6 +67,7 @@ impl Gateway {
         };
         let (fields, file) = head?;
         let asked = self.ask(context, &fields).await?;
+        drop(unknown);
         let (call, (least, most)) = (&asked.call, asked.lengths);
         let mut attributes = attributes_of(call)?;
         if let Some(tagging) = fields.get("tagging") {
@@ -86,7 +92,7 @@ impl Gateway {
             payload: Payload::Unsigned,
             signer: None,
             algorithms: digests.algorithms(),
-            wait: self.options.limits.body_wait,
+            pace: self.pace(),
         };
         let target = Target {
             bucket: &call.bucket,
@@ -96,7 +102,7 @@ impl Gateway {
             attributes,
             // What the bucket wants; a form asks for none.
             lock: Lock::NONE,
-            known: None,
+            known: Some(context.known()),
             cipher,
         };
         let source = Source::Form(Box::new(FormSource::new(reader, file)));
@@ -145,6 +151,11 @@ impl Gateway {
         if let Some(version) = version {
             access.say("s3:signatureversion", version);
             access.say("s3:authtype", "POST");
+            let signed = fields.get("x-amz-date").and_then(stamp_ms);
+            if let Some(at) = signed {
+                let age = context.now_ms.saturating_sub(at);
+                access.say("s3:signatureage", &age.to_string());
+            }
         }
         if access.looks_at_existing_tags() {
             self.say_tags_of(&mut access, &call.bucket, &call.key, None)

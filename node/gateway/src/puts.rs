@@ -14,8 +14,9 @@ use ashlar_cluster_s3::checksum::{Algorithm, Checksum};
 use ashlar_cluster_s3::conditional::{Current, ReadIf, WriteIf, etag};
 use ashlar_cluster_s3::encryption::{Kind, SealedKey};
 use ashlar_cluster_s3::lifecycle::Subject;
+use ashlar_cluster_s3::operation::Operation;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
-use ashlar_cluster_s3::tags;
+use ashlar_cluster_s3::tags::{self, Tags};
 use ashlar_cluster_s3::text::percent_decode;
 use ashlar_cluster_s3::version_id;
 use ashlar_cluster_s3::xml::Xml;
@@ -27,6 +28,7 @@ use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{ClientError, Code as Store, GetOptions, PutOptions, Seal, Sealed};
 
 use crate::access::Access;
+use crate::admit::of_version;
 use crate::append::write_offset;
 use crate::body::{BodyReader, Promise, Source, came};
 use crate::call::{Call, arn, check_bucket_name};
@@ -40,7 +42,7 @@ use crate::locks::{Kept, asked_lock};
 use crate::objects::{set_checksum, write_checksum};
 use crate::pieces::Pieces;
 use crate::reply::Reply;
-use crate::versions::{Keeping, STANDS, missing};
+use crate::versions::{Keeping, missing};
 
 /// Most bytes of one body.
 pub(crate) const PUT_MAX: u64 = 5 * 1024 * 1024 * 1024;
@@ -64,7 +66,7 @@ pub(crate) struct Target<'a> {
     pub(crate) attributes: Attributes,
     /// The lock that is asked for.
     pub(crate) lock: Lock,
-    /// What its bucket wanted, and when.
+    /// What its bucket wanted, and when; nothing of the reserved one, into which nobody is let.
     pub(crate) known: Option<(Kept, Instant)>,
     /// With what it is encrypted.
     pub(crate) cipher: Option<Cipher>,
@@ -245,7 +247,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
-            known: Some((context.kept(), context.asked)),
+            known: Some(context.known()),
             cipher,
         };
         let made = self
@@ -284,7 +286,7 @@ impl Gateway {
             cipher,
         } = target;
         let (len, least) = (promise.len, promise.least);
-        let _share = self.share(len).await?;
+        let _share = self.memory.share(len).await?;
         let (reader, shared) = BodyReader::new(source, promise);
         let options = PutOptions {
             precondition,
@@ -299,8 +301,8 @@ impl Gateway {
         // By what the bucket's configuration says when all bytes are there: they may have come for an hour.
         let seal = async |_: Sealed| {
             let kept = match known {
-                Some((kept, asked)) if asked.elapsed() < STANDS => Ok(kept),
-                _ => self.kept(bucket).await,
+                Some(known) => self.still_kept(bucket, known).await,
+                None => Ok(Kept::of(None)),
             };
             let mut came = came(&shared);
             let sealed = seal(&came, sent, attributes);
@@ -364,7 +366,9 @@ impl Gateway {
         let precondition = self
             .precondition(&call.bucket, &call.key, &condition)
             .await?;
-        let (stream, meta, found) = self.open_source(context, &from, None).await?;
+        let (stream, meta, found) = self
+            .open_source(context, &from, None, !replaces_tags)
+            .await?;
         if meta.manifest.size > PUT_MAX {
             return refused(
                 Code::InvalidRequest,
@@ -395,6 +399,8 @@ impl Gateway {
         attributes.tags = if replaces_tags {
             given.tags
         } else {
+            // Which tags that would be, nobody knew when the request was judged.
+            check_tags(context.access.clone(), call, &found.tags)?;
             found.tags
         };
         (attributes.parts, attributes.upload) = (None, None);
@@ -415,7 +421,7 @@ impl Gateway {
             precondition,
             attributes,
             lock,
-            known: None,
+            known: Some(context.known()),
             cipher,
         };
         let promise = self.own_promise(meta.manifest.size, &sent);
@@ -443,30 +449,30 @@ impl Gateway {
             payload: ashlar_cluster_s3::signature::Payload::Unsigned,
             signer: None,
             algorithms: sent.algorithms(),
-            wait: self.options.limits.body_wait,
+            pace: self.pace(),
         }
     }
 
-    /// Opens what is to be copied, if the caller may read it and its conditions hold.
+    /// Opens what is to be copied, if the caller may read it, its tags too if they are copied, and its conditions hold.
     pub(crate) async fn open_source(
         &self,
         context: &Context,
         from: &CopySource,
         range: Option<ashlar_node_client::ByteRange>,
+        with_tags: bool,
     ) -> Result<(ashlar_node_client::GetStream, ObjectMeta, Attributes), Refusal> {
         let call = &context.call;
         let mut access = self.access_to(context, &from.bucket).await?;
         access.check_expected_owner(call.header("x-amz-source-expected-bucket-owner"))?;
         let source = arn(&from.bucket, &from.key);
+        let version = from.version.is_some().then_some(from.version_id.as_str());
+        access.say_version(version);
         let by_tags = access.looks_at_existing_tags();
         if by_tags {
             self.say_tags_of(&mut access, &from.bucket, &from.key, from.version)
                 .await?;
         }
-        let action = match from.version {
-            None => "s3:GetObject",
-            Some(_) => "s3:GetObjectVersion",
-        };
+        let action = of_version(Operation::GetObject, from.version.is_some());
         // Whether it may be read may be its owner's to say.
         if !access.waits_for_object(action, &source) {
             access.check(action, &source)?;
@@ -513,6 +519,10 @@ impl Gateway {
             access.say_existing_tags(&found.tags);
         }
         access.check_of(action, &source, &found)?;
+        if with_tags && !found.tags.is_empty() {
+            let action = of_version(Operation::GetObjectTagging, from.version.is_some());
+            access.check_of(action, &source, &found)?;
+        }
         self.decrypt_source(call, &found, &mut stream)?;
         from.conditions
             .check_copy(&etag(&meta.manifest, meta.id()), modified_ms(&meta, &found))?;
@@ -540,7 +550,7 @@ impl Gateway {
     async fn access_to(&self, context: &Context, bucket: &str) -> Result<Access, Refusal> {
         if bucket == context.call.bucket {
             let mut access = context.access.clone();
-            access.waiting = None;
+            access.waiting.clear();
             return Ok(access);
         }
         let open = self.directory.bucket(bucket).await?;
@@ -548,7 +558,7 @@ impl Gateway {
             self.check_bucket_there(bucket).await?;
         }
         let mut access = context.access.clone();
-        (access.bucket, access.waiting) = (open, None);
+        (access.bucket, access.waiting) = (open, Vec::new());
         Ok(access)
     }
 }
@@ -594,6 +604,24 @@ pub(crate) fn copy_result(name: &str, made: &Made, modified_ms: u64) -> String {
     })
 }
 
+/// Refuses to make an object with tags that the caller may not give it.
+fn check_tags(mut access: Access, call: &Call, tags: &Tags) -> Result<(), Refusal> {
+    access.say_requested_tags(tags);
+    access.check(Operation::CopyObject.action(), &call.arn())?;
+    match tags.is_empty() {
+        true => Ok(()),
+        false => access.check("s3:PutObjectTagging", &call.arn()),
+    }
+}
+
+/// Whether what a request makes is to have the tags that its header says.
+pub(crate) fn says_tags(operation: Operation, call: &Call) -> Result<bool, Refusal> {
+    match operation {
+        Operation::CopyObject => directive(call, "x-amz-tagging-directive"),
+        _ => Ok(true),
+    }
+}
+
 /// Whether a copy is to have what the request says, and not what the source has.
 fn directive(call: &Call, name: &'static str) -> Result<bool, Refusal> {
     match call.header(name) {
@@ -609,6 +637,8 @@ pub(crate) struct CopySource {
     pub(crate) bucket: String,
     pub(crate) key: String,
     pub(crate) version: Option<Seq>,
+    /// As it was sent; empty if none was.
+    version_id: String,
     conditions: ReadIf,
 }
 
@@ -629,7 +659,8 @@ impl CopySource {
             );
         }
         let (path, query) = source.split_once('?').unwrap_or((source, ""));
-        let version = match query.strip_prefix("versionId=") {
+        let version_id = query.strip_prefix("versionId=");
+        let version = match version_id {
             None if query.is_empty() => None,
             Some(text) => Some(version_id::parse(text)?),
             None => return bad(),
@@ -651,6 +682,7 @@ impl CopySource {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             version,
+            version_id: version_id.unwrap_or_default().to_owned(),
             conditions: ReadIf::parse(
                 condition("match"),
                 condition("none-match"),

@@ -21,7 +21,7 @@ use crate::faults::{busy, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms, to_the_end};
 use crate::reply::Reply;
 use crate::tagging::kept_etag;
-use crate::versions::{Keeping, STANDS, missing, standing};
+use crate::versions::{Keeping, missing, standing};
 
 /// So often a rename is tried again that others got in the way of.
 const TRIES: usize = 8;
@@ -109,11 +109,8 @@ impl Gateway {
             rename.check_source(&of_source.etag, made_ms)?;
             let replaced = there.as_ref().map(current).transpose()?;
             let precondition = rename.decide(replaced.as_ref().map(|(it, ms)| (it, *ms)))?;
-            let keeping = match context.asked.elapsed() < STANDS {
-                true => context.keeping(),
-                false => self.kept(bucket).await?.keeping,
-            };
-            if keeping != Keeping::Off {
+            let kept = self.still_kept(bucket, context.known()).await?;
+            if kept.keeping != Keeping::Off {
                 return not_of_versions();
             }
             let mut kept = attributes(&meta)?;

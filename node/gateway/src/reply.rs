@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use crate::memory::Share;
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::text::to_base64;
 use ashlar_cluster_s3::xml::Xml;
@@ -16,7 +17,6 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Response, StatusCode};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::pieces::Pieces;
 
@@ -37,11 +37,11 @@ pub struct ObjectBody {
     pieces: Pieces,
     left: u64,
     /// What its memory is counted by.
-    _share: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl ObjectBody {
-    pub(crate) fn new(pieces: Pieces, len: u64, share: OwnedSemaphorePermit) -> ObjectBody {
+    pub(crate) fn new(pieces: Pieces, len: u64, share: Share) -> ObjectBody {
         ObjectBody {
             pieces,
             left: len,

@@ -21,10 +21,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::Gateway;
+use crate::memory::Pace;
 
 /// What a connection is told that is one too many.
 const SLOW_DOWN: &[u8] = b"HTTP/1.1 503 Slow Down\r\nRetry-After: 1\r\nConnection: close\r\n\
@@ -95,7 +96,7 @@ async fn connection(
     let limits = gateway.options.limits;
     // A socket that cannot do this is one that is gone.
     let _ = stream.set_nodelay(true);
-    let stream = Paced::new(stream, limits.body_wait);
+    let stream = Paced::new(stream, gateway.pace());
     match tls {
         None => http(gateway, stream, peer, false, stopped).await,
         Some(tls) => {
@@ -144,19 +145,20 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
-/// A socket that does not wait for ever for its other side to take what is written.
+/// A socket that does not wait for ever for its other side to take what is written, nor for one that takes it too
+/// slowly.
 #[derive(Debug)]
 struct Paced {
     stream: TcpStream,
-    wait: Duration,
+    pace: Pace,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Paced {
-    fn new(stream: TcpStream, wait: Duration) -> Paced {
+    fn new(stream: TcpStream, pace: Pace) -> Paced {
         Paced {
             stream,
-            wait,
+            pace,
             timer: None,
         }
     }
@@ -166,18 +168,29 @@ impl Paced {
         &mut self,
         cx: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
+        taken: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.timer = None;
-            return polled;
-        }
-        let wait = self.wait;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
+        let late = || Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        match &polled {
+            Poll::Ready(Ok(done)) => {
+                self.timer = None;
+                match self.pace.moved(taken(done), Instant::now()) {
+                    true => polled,
+                    false => late(),
+                }
+            }
+            Poll::Ready(Err(_)) => polled,
+            Poll::Pending => {
+                self.pace.wait(Instant::now());
+                let wait = self.pace.stretch();
+                let timer = self
+                    .timer
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+                match timer.as_mut().poll(cx) {
+                    Poll::Ready(()) => late(),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
         }
     }
 }
@@ -199,7 +212,7 @@ impl AsyncWrite for Paced {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.paced(cx, polled)
+        self.paced(cx, polled, |taken| *taken)
     }
 
     fn poll_write_vectored(
@@ -208,7 +221,7 @@ impl AsyncWrite for Paced {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.paced(cx, polled)
+        self.paced(cx, polled, |taken| *taken)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -217,12 +230,12 @@ impl AsyncWrite for Paced {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
-        self.paced(cx, polled)
+        self.paced(cx, polled, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.paced(cx, polled)
+        self.paced(cx, polled, |()| 0)
     }
 }
 

@@ -15,6 +15,8 @@ use ashlar_layout::manifest::{Etag, NULL_VERSION, VersionTag};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Code as Store, Seal};
 
+use crate::access::denied;
+use crate::admit::of_version;
 use crate::faults::{busy, is_absent, refusal};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::inbound::Inbound;
@@ -58,13 +60,12 @@ impl Gateway {
             Operation::PutObjectTagging => {
                 let document = self.document(context, body).await?;
                 let tags = parse_tagging(&document, OBJECT_TAGS_MAX)?;
-                // Judged anew, and by what is judged when the object is found: before, nobody knew which tags.
-                let (mut context, action) = (context.clone(), operation.action());
+                // Judged here, and by what is judged when the object is found: before, nobody knew which tags.
+                let mut context = context.clone();
                 context.access.say_requested_tags(&tags);
-                if context.access.waits_for_object(action, &call.arn()) {
-                    context.access.waiting = Some(action);
-                } else {
-                    context.access.check(action, &call.arn())?;
+                let action = of_version(operation, call.param("versionId").is_some());
+                if !context.access.may_wait(action, &call.arn()) {
+                    return denied();
                 }
                 self.set_tags(&context, &tags, Reply::ok()).await
             }
@@ -126,6 +127,8 @@ impl Gateway {
     ) -> Result<Reply, Refusal> {
         let call = &context.call;
         let asked = asked_version(call)?;
+        // The document may have taken a while to come.
+        self.still_kept(&call.bucket, context.known()).await?;
         for _ in 0..TRIES {
             let (meta, current) = self.to_be_changed(context, asked).await?;
             let mut attributes = attributes(&meta)?;

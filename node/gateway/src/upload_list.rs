@@ -4,9 +4,12 @@ use ashlar_cluster_s3::calendar::iso_date;
 use ashlar_cluster_s3::listing::{Encoding, page_size};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::system::{
-    UploadId, UploadRecord, UploadState, upload_marker, uploads_prefix,
+    UploadId, UploadRecord, UploadState, behind_uploads, upload_marker, uploads_prefix,
 };
 use ashlar_cluster_s3::xml::Xml;
+use ashlar_layout::message::ListEntry;
+use ashlar_node_client::Client;
+use tokio::task::JoinSet;
 
 use crate::acl::owner_of;
 use crate::directory::{read_document, reserved};
@@ -15,6 +18,26 @@ use crate::gateway::{Context, Gateway};
 use crate::lists::write_owner;
 use crate::reply::Reply;
 use crate::uploads::Upload;
+
+/// Records that are read at once for a page.
+const AT_ONCE: usize = 16;
+
+/// The upload whose record has this key, whatever it is of.
+async fn read_record(store: &Client, key: &str) -> Result<Option<Upload>, Refusal> {
+    let found = read_document(store, key).await;
+    let Some((meta, bytes)) = found.map_err(|error| refusal(&error))? else {
+        return Ok(None);
+    };
+    let record = UploadRecord::decode(&bytes).map_err(internal)?;
+    let Some(id) = UploadId::parse(&record.id) else {
+        return Err(internal("an upload without an id"));
+    };
+    Ok(Some(Upload {
+        id,
+        record,
+        version: meta.version,
+    }))
+}
 
 impl Gateway {
     /// ListMultipartUploads.
@@ -38,21 +61,31 @@ impl Gateway {
             "" => String::new(),
             key => upload_marker(&call.bucket, key, id),
         };
+        let at_once = AT_ONCE.min(most.saturating_add(1));
         'pages: loop {
             if most == 0 {
                 break;
             }
             let page = reserved(&self.store, uploads_prefix(&call.bucket, prefix), after).await?;
-            for entry in page.objects {
-                let Some(upload) = self.listed(&call.bucket, &entry.key).await? else {
-                    continue;
-                };
-                if upload.record.state == UploadState::Made {
-                    continue;
-                }
-                if !found.take(upload, prefix, delimiter, key_marker, most) {
-                    found.more = true;
-                    break 'pages;
+            for entries in page.objects.chunks(at_once) {
+                for upload in self.listed_together(&call.bucket, entries).await? {
+                    if upload.record.state == UploadState::Made {
+                        continue;
+                    }
+                    match found.take(upload, prefix, delimiter, key_marker, most) {
+                        Taken::Went => {}
+                        Taken::Rolled(common) => {
+                            // Nothing more is told of those under it, however many they are.
+                            if let Some(behind) = behind_uploads(&call.bucket, &common) {
+                                after = behind;
+                                continue 'pages;
+                            }
+                        }
+                        Taken::Full => {
+                            found.more = true;
+                            break 'pages;
+                        }
+                    }
                 }
             }
             match page.next {
@@ -69,21 +102,30 @@ impl Gateway {
         Ok(upload.filter(|upload| upload.record.bucket == bucket))
     }
 
+    /// The uploads whose records these are, in their order, as far as they are there.
+    async fn listed_together(
+        &self,
+        bucket: &str,
+        entries: &[ListEntry],
+    ) -> Result<Vec<Upload>, Refusal> {
+        let mut tasks = JoinSet::new();
+        let mut uploads: Vec<Option<Upload>> = vec![None; entries.len()];
+        for (i, entry) in entries.iter().enumerate() {
+            let (store, key) = (self.store.clone(), entry.key.clone());
+            tasks.spawn(async move { (i, read_record(&store, &key).await) });
+        }
+        while let Some(done) = tasks.join_next().await {
+            let (i, upload) = done.map_err(internal)?;
+            uploads[i] = upload?;
+        }
+        let mut uploads: Vec<Upload> = uploads.into_iter().flatten().collect();
+        uploads.retain(|upload| upload.record.bucket == bucket);
+        Ok(uploads)
+    }
+
     /// The upload whose record has this key, whatever it is of.
     pub(crate) async fn recorded(&self, key: &str) -> Result<Option<Upload>, Refusal> {
-        let found = read_document(&self.store, key).await;
-        let Some((meta, bytes)) = found.map_err(|error| refusal(&error))? else {
-            return Ok(None);
-        };
-        let record = UploadRecord::decode(&bytes).map_err(internal)?;
-        let Some(id) = UploadId::parse(&record.id) else {
-            return Err(internal("an upload without an id"));
-        };
-        Ok(Some(Upload {
-            id,
-            record,
-            version: meta.version,
-        }))
+        read_record(&self.store, key).await
     }
 
     /// Gives up all uploads to a bucket that began before it was removed.
@@ -110,6 +152,17 @@ impl Gateway {
     }
 }
 
+/// What became of an upload that a page was offered.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    /// It is in the page, or is not to be.
+    Went,
+    /// All that begin with this are told by that.
+    Rolled(String),
+    /// There is no room for it.
+    Full,
+}
+
 /// A page of uploads.
 #[derive(Default)]
 struct Uploads {
@@ -120,7 +173,7 @@ struct Uploads {
 }
 
 impl Uploads {
-    /// Takes an upload into the page; false if the page is full.
+    /// Takes an upload into the page.
     fn take(
         &mut self,
         upload: Upload,
@@ -128,10 +181,10 @@ impl Uploads {
         delimiter: &str,
         marker: &str,
         most: usize,
-    ) -> bool {
+    ) -> Taken {
         let key = &upload.record.key;
         let Some(rest) = key.strip_prefix(prefix) else {
-            return true;
+            return Taken::Went;
         };
         let full = self.uploads.len() + self.prefixes.len() >= most;
         let rolled = (!delimiter.is_empty())
@@ -139,23 +192,23 @@ impl Uploads {
             .flatten();
         let Some(at) = rolled else {
             if full {
-                return false;
+                return Taken::Full;
             }
             self.last = Some((key.clone(), upload.record.id.clone()));
             self.uploads.push(upload);
-            return true;
+            return Taken::Went;
         };
         let common = key[..prefix.len() + at + delimiter.len()].to_owned();
         // A page that ended with a common prefix goes on behind all of it.
         if self.prefixes.last() == Some(&common) || marker.starts_with(&common) {
-            return true;
+            return Taken::Rolled(common);
         }
         if full {
-            return false;
+            return Taken::Full;
         }
         self.last = Some((common.clone(), String::new()));
-        self.prefixes.push(common);
-        true
+        self.prefixes.push(common.clone());
+        Taken::Rolled(common)
     }
 
     fn document(&self, context: &Context, encoding: Encoding, most: usize) -> String {
@@ -199,5 +252,37 @@ impl Uploads {
                 });
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_layout::ids::Seq;
+
+    use super::*;
+
+    #[test]
+    fn what_rolls_up_is_told_once_and_passed_over() {
+        let id = UploadId::new(5, [1; 8]);
+        let upload = |key: &str| Upload {
+            id,
+            record: UploadRecord::new("b", key, id, "111111111111", 5),
+            version: Seq(1),
+        };
+        let rolled = |common: &str| Taken::Rolled(common.to_owned());
+        let mut page = Uploads::default();
+        let mut take = |key: &str, marker: &str| page.take(upload(key), "p", "/", marker, 3);
+        assert_eq!(take("o", ""), Taken::Went);
+        assert_eq!(take("p1", ""), Taken::Went);
+        assert_eq!(take("p/1", ""), rolled("p/"));
+        assert_eq!(take("p/2/3", ""), rolled("p/"));
+        // That one the page before has told.
+        assert_eq!(take("p2/1", "p2/"), rolled("p2/"));
+        assert_eq!(take("p3/1", ""), rolled("p3/"));
+        assert_eq!(take("p3/2", ""), rolled("p3/"));
+        assert_eq!(take("p4/1", ""), Taken::Full);
+        assert_eq!(take("p5", ""), Taken::Full);
+        assert_eq!((page.uploads.len(), page.prefixes.len()), (1, 2));
+        assert_eq!(page.last, Some(("p3/".to_owned(), String::new())));
     }
 }

@@ -39,9 +39,10 @@ use crate::call::Call;
 use crate::digests::Sent;
 use crate::directory::{reserved, write_document};
 use crate::encryption::{Cipher, has_default, set_encryption};
-use crate::faults::{busy, internal, refusal, refused};
+use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, random, to_the_end};
 use crate::inbound::Inbound;
+use crate::late::{Late, OnItsWay};
 use crate::lists::write_owner;
 use crate::locks::asked_lock;
 use crate::objects::{byte_range, set_checksum, write_digest};
@@ -89,27 +90,6 @@ impl Parts {
                     self.superseded.push(other);
                 }
             }
-        }
-    }
-}
-
-/// What becomes of a part that was made, if this is how its upload stands by then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Late {
-    /// It counts.
-    Part,
-    /// An object may have taken it over: it is not touched. Who completes the upload takes its name away.
-    Left,
-    /// It is nobody's, and nobody else may come by to free it.
-    Freed,
-}
-
-impl Late {
-    fn of(state: Option<UploadState>) -> Late {
-        match state {
-            Some(UploadState::Open) => Late::Part,
-            Some(UploadState::Completing { .. } | UploadState::Made) => Late::Left,
-            Some(UploadState::Aborting) | None => Late::Freed,
         }
     }
 }
@@ -285,7 +265,7 @@ impl Gateway {
 
     /// Makes a part of a body.
     async fn make_part(
-        &self,
+        self: &Arc<Self>,
         (upload, cipher): (&Upload, Option<Cipher>),
         number: u16,
         source: Source,
@@ -296,22 +276,17 @@ impl Gateway {
         let mut target = Target::part(&key);
         target.attributes.encryption = encryption_of(upload)?.encryption;
         target.cipher = cipher;
+        let coming = OnItsWay::new(self, upload, &key);
         let made = self.make(target, source, promise, sent).await?;
-        let record = &upload.record;
-        let now = self.upload(&record.bucket, &record.key, upload.id).await?;
-        match Late::of(now.map(|now| now.record.state)) {
+        match coming.came().await? {
             Late::Part => Ok(made),
-            Late::Left => no_such_upload(),
-            Late::Freed => {
-                remove(&self.store, &key, Precondition::None, false).await?;
-                no_such_upload()
-            }
+            Late::Left | Late::Freed => no_such_upload(),
         }
     }
 
     /// UploadPart.
     pub(crate) async fn upload_part(
-        &self,
+        self: &Arc<Self>,
         context: &Context,
         body: Inbound,
     ) -> Result<Reply, Refusal> {
@@ -348,7 +323,10 @@ impl Gateway {
     }
 
     /// UploadPartCopy.
-    pub(crate) async fn upload_part_copy(&self, context: &Context) -> Result<Reply, Refusal> {
+    pub(crate) async fn upload_part_copy(
+        self: &Arc<Self>,
+        context: &Context,
+    ) -> Result<Reply, Refusal> {
         let call = &context.call;
         let number = part_number_of(call)?;
         let from = CopySource::of(call)?;
@@ -361,7 +339,7 @@ impl Gateway {
         let cipher = self.part_cipher(call, &encryption)?;
         let sent = self.part_sent(call, &upload)?;
         let asked = range.map(byte_range);
-        let (stream, meta, _) = self.open_source(context, &from, asked).await?;
+        let (stream, meta, _) = self.open_source(context, &from, asked, false).await?;
         if let Some(ashlar_node_client::ByteRange::FromTo(_, last)) = asked
             && last >= meta.manifest.size
         {
@@ -430,7 +408,7 @@ impl Gateway {
         }
     }
 
-    /// What is known of each of these parts, in their order.
+    /// What is known of each of these parts, in their order. One that is gone went with its upload.
     pub(crate) async fn look_at(&self, keys: Vec<String>) -> Result<Vec<ObjectMeta>, Refusal> {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = JoinSet::new();
@@ -445,7 +423,11 @@ impl Gateway {
         }
         while let Some(done) = tasks.join_next().await {
             let (i, meta) = done.map_err(internal)?;
-            metas[i] = Some(meta.map_err(|error| refusal(&error))?);
+            metas[i] = match meta {
+                Ok(meta) => Some(meta),
+                Err(error) if is_absent(&error) => return no_such_upload(),
+                Err(error) => return Err(refusal(&error)),
+            };
         }
         Ok(metas.into_iter().flatten().collect())
     }
@@ -636,21 +618,6 @@ pub(crate) async fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parts_that_come_late() {
-        let completing = UploadState::Completing { since_ms: 1 };
-        for (state, late) in [
-            (Some(UploadState::Open), Late::Part),
-            // Its stripes may be an object's.
-            (Some(completing), Late::Left),
-            (Some(UploadState::Made), Late::Left),
-            (Some(UploadState::Aborting), Late::Freed),
-            (None, Late::Freed),
-        ] {
-            assert_eq!(Late::of(state), late, "{state:?}");
-        }
-    }
 
     #[test]
     fn the_last_part_counts_whatever_the_clocks_say() {

@@ -1,0 +1,236 @@
+//! The memory for bodies on their way, in shares.
+//!
+//! Invariants:
+//! - small bodies have a part of it for themselves: however long large ones stay, and however many wait for their turn,
+//!   small ones pass;
+//! - who waits for a share waits a bounded time, and holds nothing of the store's meanwhile;
+//! - a body that is on its way slower than a least rate is given up. While others wait for the share that it has, that
+//!   rate is a higher one: some who are slow on purpose do not keep all others out.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ashlar_cluster_s3::refusal::{Code, Refusal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::faults::refused;
+use crate::gateway::timeout;
+
+/// Mebibytes that a small body takes.
+const SMALL_SHARE: u32 = 1;
+/// Mebibytes that a large one takes: the stripes that it has on their way, parity included.
+const LARGE_SHARE: u32 = 24;
+/// Bytes above which a body is a large one.
+const LARGE: u64 = 1024 * 1024;
+/// Bytes a second that a body has to move, at the least.
+const RATE_MIN: u64 = 1024;
+/// The same while others wait.
+const RATE_WANTED: u64 = 32 * 1024;
+
+/// A share, until it is dropped.
+pub(crate) type Share = OwnedSemaphorePermit;
+
+/// The memory.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    /// What a large body takes of a memory of this size.
+    large_share: u32,
+    wait: Duration,
+    /// When somebody last did not get a share of a large body at once.
+    wanted: Mutex<Option<Instant>>,
+}
+
+impl Memory {
+    /// So many mebibytes, for which anybody waits so long.
+    pub(crate) fn new(mib: u32, wait: Duration) -> Memory {
+        let small = (mib / 4).max(SMALL_SHARE);
+        let large = mib.saturating_sub(small).max(1);
+        Memory {
+            small: Arc::new(Semaphore::new(small as usize)),
+            large: Arc::new(Semaphore::new(large as usize)),
+            large_share: LARGE_SHARE.min(large),
+            wait,
+            wanted: Mutex::default(),
+        }
+    }
+
+    fn of(&self, bytes: u64) -> (&Arc<Semaphore>, u32) {
+        match bytes > LARGE {
+            true => (&self.large, self.large_share),
+            false => (&self.small, SMALL_SHARE),
+        }
+    }
+
+    /// The share of a body of so many bytes, if there is one at once.
+    pub(crate) fn share_now(&self, bytes: u64) -> Option<Share> {
+        let (of, share) = self.of(bytes);
+        let share = of.clone().try_acquire_many_owned(share).ok();
+        if share.is_none() && bytes > LARGE {
+            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            *wanted = Some(Instant::now());
+        }
+        share
+    }
+
+    /// The share of a body of so many bytes; waits for it, but not for ever.
+    pub(crate) async fn share(&self, bytes: u64) -> Result<Share, Refusal> {
+        if let Some(share) = self.share_now(bytes) {
+            return Ok(share);
+        }
+        let (of, share) = self.of(bytes);
+        match timeout(self.wait, of.clone().acquire_many_owned(share)).await {
+            Some(Ok(share)) => Ok(share),
+            _ => refused(Code::SlowDown, "Please reduce your request rate."),
+        }
+    }
+
+    /// Bytes a second that a body had to move, at the least, in a stretch of time that ends now.
+    fn least(&self, now: Instant, stretch: Duration) -> u64 {
+        let wanted = *self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        match wanted {
+            // Nobody waits longer than that, and who is told to slow down comes back.
+            Some(at) if now.saturating_duration_since(at) <= 2 * stretch => RATE_WANTED,
+            _ => RATE_MIN,
+        }
+    }
+}
+
+/// How a body moves. Only the time counts in which it was waited for.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    memory: Arc<Memory>,
+    /// How long it may stand still: in as long a time it has to move so fast.
+    stretch: Duration,
+    /// Since when it is being waited for.
+    since: Option<Instant>,
+    /// How long it was, and what moved, in the stretch of time that is looked at.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(memory: Arc<Memory>, stretch: Duration) -> Pace {
+        Pace {
+            memory,
+            stretch,
+            since: None,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// How long it may stand still.
+    pub(crate) fn stretch(&self) -> Duration {
+        self.stretch
+    }
+
+    /// It is waited for.
+    pub(crate) fn wait(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// So many bytes moved. False if too few did in as long a time as a body may stand still.
+    pub(crate) fn moved(&mut self, bytes: usize, now: Instant) -> bool {
+        let waited = self.since.take().map(|since| now.duration_since(since));
+        self.waited += waited.unwrap_or_default();
+        self.bytes += bytes as u64;
+        if self.waited < self.stretch {
+            return true;
+        }
+        let least = self.memory.least(now, self.waited);
+        let enough = self.bytes >= self.waited.as_secs().saturating_mul(least);
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRETCH: Duration = Duration::from_secs(60);
+
+    fn memory(mib: u32) -> Arc<Memory> {
+        Arc::new(Memory::new(mib, Duration::ZERO))
+    }
+
+    /// Whether a body is kept of which these pieces come, each after so many milliseconds.
+    fn keeps(memory: &Arc<Memory>, pieces: &[(u64, usize)]) -> bool {
+        let mut pace = Pace::new(memory.clone(), STRETCH);
+        let mut now = Instant::now();
+        pieces.iter().all(|(millis, bytes)| {
+            pace.wait(now);
+            now += Duration::from_millis(*millis);
+            pace.moved(*bytes, now)
+        })
+    }
+
+    #[tokio::test]
+    async fn small_ones_pass_whoever_waits() {
+        let memory = memory(1024);
+        let mut large = Vec::new();
+        while let Some(share) = memory.share_now(LARGE + 1) {
+            large.push(share);
+        }
+        assert_eq!(large.len(), 32);
+        let refused = memory.share(LARGE + 1).await;
+        assert_eq!(refused.map(drop).map_err(|r| r.code), Err(Code::SlowDown));
+        let waits = memory.clone();
+        let waits = tokio::spawn(async move { waits.share(LARGE + 1).await.is_ok() });
+        let small: Vec<_> = std::iter::from_fn(|| memory.share_now(LARGE)).collect();
+        assert_eq!(small.len(), 256);
+        assert!(!waits.await.unwrap());
+        drop(large.pop());
+        assert!(memory.share(LARGE + 1).await.is_ok());
+    }
+
+    #[test]
+    fn there_is_a_share_for_each_in_the_smallest_memory() {
+        for mib in 0..60 {
+            let memory = memory(mib);
+            assert!(memory.share_now(1).is_some(), "{mib}");
+            assert!(memory.share_now(u64::MAX).is_some(), "{mib}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_move_too_slowly() {
+        let memory = memory(8);
+        assert!(keeps(&memory, &[(1000, 1024); 1000]));
+        assert!(!keeps(&memory, &[(1000, 512); 1000]));
+        // A byte in time for the timer, each time.
+        assert!(!keeps(&memory, &[(59_000, 1); 2]));
+        // What moved once does not help for ever.
+        let later = [(1000, 1 << 30), (59_000, 1), (30_000, 1), (30_000, 1)];
+        assert!(!keeps(&memory, &later));
+        // A break, and then it goes on.
+        let on = [(1000, 100_000), (50_000, 100_000)];
+        assert!(keeps(&memory, &[on, on].concat()));
+        // A short body may be slow.
+        assert!(keeps(&memory, &[(20_000, 1), (20_000, 1)]));
+    }
+
+    #[test]
+    fn time_in_which_nobody_waits_does_not_count() {
+        let (mut pace, mut now) = (Pace::new(memory(8), STRETCH), Instant::now());
+        for _ in 0..100 {
+            now += STRETCH;
+            assert!(pace.moved(1, now));
+        }
+    }
+
+    #[test]
+    fn it_has_to_move_faster_while_others_wait() {
+        let memory = memory(8);
+        let slow = [(30_000, 200_000), (30_000, 200_000)];
+        let fast = [(30_000, 2_000_000), (30_000, 2_000_000)];
+        assert!(keeps(&memory, &slow));
+        let _share = memory.share_now(u64::MAX);
+        assert!(memory.share_now(u64::MAX).is_none());
+        assert!(!keeps(&memory, &slow));
+        assert!(keeps(&memory, &fast));
+    }
+}
