@@ -126,6 +126,9 @@ pub struct DeviceConfig {
     /// Whether a write is durable only after a flush.
     #[serde(default)]
     pub cache: CacheMode,
+    /// It is cleaned when no more extents than so many are free; if nothing is said, as the engine thinks best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean_from: Option<u32>,
 }
 
 /// Whether a device's write cache loses data when the power goes.

@@ -496,6 +496,12 @@ impl Core {
         }
     }
 
+    /// Extents that were cleaned on the devices that serve, since each was opened.
+    pub fn extents_cleaned(&self) -> u64 {
+        let each = self.devices.iter().map(|device| device.cleaned().extents);
+        each.sum()
+    }
+
     /// How it went, after the loop.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, PartitionId};
 use ashlar_layout::message::{DeviceStatus, ErrorCode, FindingCount, FindingKind, Reply};
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Action, IoFailure};
+use ashlar_node_engine::clean::Cleaned;
 use ashlar_node_engine::error::{EngineError, OpenError};
 use ashlar_node_engine::opening::{OpenParams, Opened};
 use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Driver, OpenOptions};
@@ -32,6 +33,8 @@ const REOPEN_MAX: Duration = Duration::from_secs(10);
 /// taken for a failure: one that was just killed may need a moment to let go.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 const BUSY_MAX: Duration = Duration::from_secs(5);
+/// After so many extents at the most it is said again what was cleaned.
+const CLEANED_SAID: u64 = 1024;
 /// The kinds that findings are counted by.
 const KINDS: [FindingKind; FindingKind::ALL.len()] = FindingKind::ALL;
 
@@ -56,6 +59,9 @@ pub struct DeviceSlot {
     cluster: ClusterId,
     path: PathBuf,
     cache: CacheMode,
+    clean_from: Option<u32>,
+    /// Extents that were cleaned or given up, when that was last said.
+    said_cleaned: u64,
     dev: Option<Dev>,
     generation: u32,
     pub(crate) phase: Phase,
@@ -94,6 +100,8 @@ impl DeviceSlot {
             cluster: map.cluster,
             path: config.path.clone(),
             cache: config.cache,
+            clean_from: config.clean_from,
+            said_cleaned: 0,
             dev: None,
             generation: 0,
             phase: Phase::Closed {
@@ -115,7 +123,9 @@ impl DeviceSlot {
     }
 
     /// Its journal is replayed: it serves.
-    pub(crate) fn serve(&mut self, engine: Engine) {
+    pub(crate) fn serve(&mut self, mut engine: Engine) {
+        engine.clean_from(self.clean_from);
+        self.said_cleaned = 0;
         self.phase = Phase::Serving(Box::new(engine));
         self.served = true;
         self.reopen_after = REOPEN_MIN;
@@ -151,6 +161,25 @@ impl DeviceSlot {
             Phase::Serving(engine) => engine.room().free,
             _ => 0,
         }
+    }
+
+    /// What its engine cleaned since it was opened; nothing while it does not serve.
+    pub(crate) fn cleaned(&self) -> Cleaned {
+        match &self.phase {
+            Phase::Serving(engine) => engine.cleaned(),
+            _ => Cleaned::default(),
+        }
+    }
+
+    /// What it cleaned, if that is to be said now: ever less often, up to every so many extents.
+    fn cleaned_news(&mut self) -> Option<Cleaned> {
+        let cleaned = self.cleaned();
+        let count = cleaned.extents + cleaned.passed + cleaned.left;
+        let due = count >= self.said_cleaned + self.said_cleaned.clamp(1, CLEANED_SAID);
+        due.then(|| {
+            self.said_cleaned = count;
+            cleaned
+        })
     }
 
     /// Which opening of it this is.
@@ -421,6 +450,25 @@ impl Core {
                 &mut self.devices[device].phase
             {
                 engine.kick(now, &mut self.memory, &mut actions);
+            }
+            if let Some(cleaned) = self.devices[device].cleaned_news() {
+                let Cleaned {
+                    begun,
+                    extents,
+                    records,
+                    bytes,
+                    tombstones,
+                    passed,
+                    left,
+                    ..
+                } = cleaned;
+                let percent = cleaned.write_amplification_percent();
+                say!(
+                    "device {}: cleaned {extents} of {begun} extents, {passed} passed over, {left} given up; \
+                     {records} shards and {tombstones} tombstones written again, {bytes} bytes; {percent} bytes \
+                     written for 100 appended",
+                    self.devices[device].no
+                );
             }
             if !actions.is_empty() {
                 any = true;

@@ -51,8 +51,18 @@ impl<M: Memory> Engine<M> {
             return Err(bad("CRC", u64::from(payload_crc), u64::from(crc)));
         }
         buf[to..len as usize].fill(0);
-        if self.shadows.contains(&shard) || self.deleting.contains_key(&shard) {
+        if self.shadows.contains(&shard) {
             return Err(EngineError::Deleted { device, shard });
+        }
+        match self.deleting.get(&shard) {
+            None => {}
+            Some(ops) if ops.is_empty() => {
+                return Err(EngineError::Busy {
+                    device,
+                    what: "the shard's tombstone is being written again",
+                });
+            }
+            Some(_) => return Err(EngineError::Deleted { device, shard }),
         }
         if let Some(writing) = self.writing.get_mut(&shard) {
             if writing.payload_crc != payload_crc || writing.payload_len != payload_len {
@@ -80,6 +90,7 @@ impl<M: Memory> Engine<M> {
             payload_len,
             payload_crc,
             pieces,
+            copy: None,
         };
         let hash = self.index.hash(&shard);
         if self.index.candidates(hash).next().is_some() {
@@ -197,6 +208,7 @@ impl<M: Memory> Engine<M> {
                 targets: Vec::new(),
                 hold: true,
                 shadow: false,
+                carried: false,
             };
             stream.queue.push_back(item);
         } else if let Err(error) = self.check_doomed(shard, mem, out) {

@@ -12,7 +12,7 @@ use ashlar_layout::footer::Footer;
 use ashlar_layout::ids::{ExtentNo, ShardId};
 
 use crate::api::{Action, IoFailure, Memory, Output};
-use crate::append::{Appended, Batch, Item, Seal, What};
+use crate::append::{Appended, Batch, Item, Seal, Target, What};
 use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::mutants::mutant;
@@ -91,9 +91,23 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) {
         match record {
-            Appended::Shard { shard, candidate } => {
-                self.index.insert(self.index.hash(&shard), candidate);
-                self.extents.born(extent);
+            Appended::Shard {
+                shard,
+                candidate,
+                len,
+                copy,
+            } => {
+                let hash = self.index.hash(&shard);
+                if copy.is_none() {
+                    self.rewritten(hash);
+                }
+                if !mutant!(TurnIndexEarly) || copy.is_none() {
+                    self.index.insert(hash, candidate);
+                }
+                self.extents.born(extent, len);
+                if let Some(copy) = copy {
+                    self.copied(copy, candidate.block, len);
+                }
                 self.written(shard, mem, out);
             }
             Appended::Tombstone {
@@ -101,20 +115,26 @@ impl<M: Memory> Engine<M> {
                 targets,
                 hold,
                 shadow,
+                carried,
             } => {
+                if carried {
+                    self.carried(shard, extent);
+                }
                 let hash = self.index.hash(&shard);
+                self.extents.changes += 1;
                 if hold {
                     self.extents.hold(extent);
                 }
                 if shadow || self.blind.is_some() {
                     self.shadows.insert(shard);
                 }
-                for block in targets {
+                for record in targets {
+                    let Target { block, .. } = record;
                     let address = block * u64::from(self.geometry.block_size);
                     if self.index.remove(hash, block)
                         && let Some(target) = self.geometry.extent_of(address)
                     {
-                        self.extents.killed(target, extent);
+                        self.extents.killed(target, record, extent);
                     }
                 }
                 for op in self.deleting.remove(&shard).unwrap_or_default() {
@@ -193,14 +213,41 @@ impl<M: Memory> Engine<M> {
         let mut deletes = None;
         let ops = match what {
             What::Header => Vec::new(),
+            What::Item(Item::Shard {
+                shard,
+                copy: Some(copy),
+                buf,
+                payload_len,
+                payload_crc,
+                pieces,
+            }) => {
+                self.copy_refused(copy);
+                let item = Item::Shard {
+                    shard,
+                    buf,
+                    payload_len,
+                    payload_crc,
+                    pieces,
+                    copy: None,
+                };
+                return self.not_copied(shard, item, mem, out);
+            }
             What::Item(Item::Shard { shard, .. }) => {
                 let writing = self.writing.remove(&shard);
                 let (ops, waiting) = writing.map_or_else(Default::default, |w| (w.ops, w.deletes));
                 deletes = Some((shard, waiting));
                 ops
             }
-            What::Item(Item::Tombstone { shard, .. }) => {
-                self.deleting.remove(&shard).unwrap_or_default()
+            What::Item(Item::Tombstone { shard, carried, .. }) => {
+                let ops = self.deleting.remove(&shard).unwrap_or_default();
+                if carried {
+                    self.carry_refused(shard);
+                    // The first one is still there: the shard is as it was.
+                    deletes = Some((shard, ops));
+                    Vec::new()
+                } else {
+                    ops
+                }
             }
             What::Item(
                 Item::Journal { op, .. } | Item::Chunk { op, .. } | Item::Root { op, .. },
@@ -231,11 +278,48 @@ impl<M: Memory> Engine<M> {
                 result: Err(error.clone()),
             });
         }
+        self.extents.changes += 1;
         // There may be an older, damaged record of it.
         if let Some((shard, ops)) = deletes {
             for op in ops {
                 self.delete_shard(op, shard, mem, out);
             }
+        }
+    }
+
+    /// A shard is not copied after all. Who wrote it meanwhile is answered by what is there of it.
+    fn not_copied(
+        &mut self,
+        shard: ShardId,
+        item: Item<M::Buf>,
+        mem: &mut M,
+        out: &mut Vec<Action<M::Buf>>,
+    ) {
+        let Some(writing) = self.writing.remove(&shard) else {
+            return;
+        };
+        if !writing.ops.is_empty() {
+            let hash = self.index.hash(&shard);
+            let known = self.index.candidates(hash).next().is_some();
+            let begun = if known {
+                self.check_stored(shard, item, mem, out)
+            } else {
+                self.streams[StreamNo::Data as usize].queue.push_back(item);
+                Ok(())
+            };
+            let Err(error) = begun else {
+                self.writing.insert(shard, writing);
+                return;
+            };
+            for op in writing.ops {
+                out.push(Action::Done {
+                    op,
+                    result: Err(error.clone()),
+                });
+            }
+        }
+        for op in writing.deletes {
+            self.delete_shard(op, shard, mem, out);
         }
     }
 

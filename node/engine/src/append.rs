@@ -21,6 +21,7 @@
 //! - No header of an extent is written while a root is under way ([`crate::chunks`] says why), and no second root sent
 //!   while a header waits for the first: many partitions' roots do not keep an extent from being opened.
 //! - A record never reaches into the room that the footer of its extent will take.
+//! - Nothing has room before [`crate::room`] allows it.
 //! - A batch that cannot get its buffers leaves everything as it was: position, numbers, queue.
 
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
@@ -36,7 +37,10 @@ use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::EngineError;
 use crate::index::{Candidate, UNIT};
 use crate::mutants::mutant;
-pub(crate) use crate::queue::{Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, What};
+pub(crate) use crate::queue::{
+    Appended, Batch, Item, OpenExtent, Planned, Seal, Stream, Target, What,
+};
+use crate::room::Wait;
 
 /// Gathered batches that are under way at most: of the journal, and of data.
 pub const IN_FLIGHT: [usize; 2] = [1, 2];
@@ -57,7 +61,7 @@ const BATCH_MAX: u64 = 4 * 1024 * 1024;
 /// Free extents that nothing but tombstones may take: they need a place to go.
 pub(crate) const TOMBSTONE_RESERVE: u32 = 1;
 /// Bytes of a footer at most; it is written from one buffer, and read into one.
-const FOOTER_MAX: u64 = 4 * 1024 * 1024;
+pub(crate) const FOOTER_MAX: u64 = 4 * 1024 * 1024;
 
 impl<M: Memory> Engine<M> {
     /// Sends off what waits in a stream, as long as there is room for another batch.
@@ -147,12 +151,27 @@ impl<M: Memory> Engine<M> {
                 break;
             }
             let len = record_len(what.payload_len(), block_size);
+            match self.may_take_room(&what, (pos, records, len)) {
+                Wait::No => {}
+                Wait::Later => {
+                    self.streams[stream as usize].put_back(what);
+                    break;
+                }
+                Wait::Refuse(_) if !plan.is_empty() => {
+                    self.streams[stream as usize].put_back(what);
+                    break;
+                }
+                Wait::Refuse(error) => {
+                    self.refuse(what, &error, mem, out);
+                    return Some(plan);
+                }
+            }
             let alone = stream == StreamNo::Index || (what.has_buffer() && len >= ALONE_MIN);
             if !plan.is_empty() && (alone || bytes + len > BATCH_MAX) {
                 self.streams[stream as usize].put_back(what);
                 break;
             }
-            let fits = self.fits(stream, pos, records, len);
+            let fits = self.fits(stream, pos, (records, len), (0, 0));
             if !fits && !plan.is_empty() {
                 self.streams[stream as usize].put_back(what);
                 break;
@@ -165,7 +184,7 @@ impl<M: Memory> Engine<M> {
                 self.refuse(what, &error, mem, out);
                 return Some(plan);
             }
-            if !fits && !self.fits(stream, pos, records, len) {
+            if !fits && !self.fits(stream, pos, (records, len), (0, 0)) {
                 // Longer than an extent: what is accepted is not, but nothing may reach into the next.
                 let error = EngineError::BadPayload {
                     device: self.device,
@@ -218,8 +237,14 @@ impl<M: Memory> Engine<M> {
     }
 
     /// Whether a record of this many bytes has room in the open extent, behind `records` others that
-    /// end at `pos`.
-    fn fits(&self, stream: StreamNo, pos: Option<u64>, records: u64, len: u64) -> bool {
+    /// end at `pos`, and behind it still so many bytes of so many records.
+    pub(crate) fn fits(
+        &self,
+        stream: StreamNo,
+        pos: Option<u64>,
+        (records, len): (u64, u64),
+        more: (u64, u64),
+    ) -> bool {
         let open = self.streams[stream as usize].open.as_ref();
         open.is_some_and(|open| {
             let start = self.geometry.records_start(open.no);
@@ -227,9 +252,10 @@ impl<M: Memory> Engine<M> {
             if stream == StreamNo::Index {
                 at = index_record_at(at, self.geometry.block_size);
             }
-            let count = open.entries.len() + records as usize + 1;
+            let count = open.entries.len() + (records + more.1) as usize + 1;
             let footer = footer_len(count, self.geometry.block_size);
-            footer <= FOOTER_MAX && at + len + footer <= self.geometry.extent_end(open.no)
+            let end = self.geometry.extent_end(open.no);
+            footer <= FOOTER_MAX && at + len + more.0 + footer <= end
         })
     }
 
@@ -247,20 +273,16 @@ impl<M: Memory> Engine<M> {
         what: &What<M::Buf>,
     ) -> Result<(), Option<EngineError>> {
         let reserve = match what {
-            What::Item(Item::Shard { .. }) => self.extents.reserve(),
-            What::Item(Item::Tombstone { .. }) => 0,
+            What::Item(Item::Shard { copy: None, .. }) => self.extents.reserve(),
+            // Whether a tombstone may take the last one was asked before.
+            What::Item(Item::Shard { .. } | Item::Tombstone { .. }) => 0,
             What::Item(Item::Chunk { .. }) => self.extents.chunk_reserve(),
             What::Item(Item::Root { .. }) => TOMBSTONE_RESERVE,
             _ => self.extents.journal_reserve(),
         };
         let free = self.extents.free_count();
         if free <= reserve {
-            let (free, reserve) = (u64::from(free), u64::from(reserve));
-            return Err(Some(EngineError::DeviceFull {
-                device: self.device,
-                free,
-                reserve,
-            }));
+            return Err(Some(self.full(reserve)));
         }
         let incarnation = self.take_incarnation().ok_or(None)?;
         let kind = self.streams[stream as usize].kind;
@@ -271,6 +293,7 @@ impl<M: Memory> Engine<M> {
             incarnation,
             pos,
             entries: Vec::new(),
+            spare: free <= self.extents.reserve(),
         };
         if let Some(full) = self.streams[stream as usize].open.replace(open) {
             self.seals.push(Seal {
@@ -281,6 +304,14 @@ impl<M: Memory> Engine<M> {
             });
         }
         Ok(())
+    }
+
+    pub(crate) fn full(&self, reserve: u32) -> EngineError {
+        EngineError::DeviceFull {
+            device: self.device,
+            free: u64::from(self.extents.free_count()),
+            reserve: u64::from(reserve),
+        }
     }
 
     /// Makes writes of a plan. False if there is no buffer for the first of them; all is as it was then.
@@ -455,6 +486,7 @@ impl<M: Memory> Engine<M> {
                 payload_len,
                 payload_crc,
                 pieces,
+                copy,
             }) => {
                 header.subject = Subject::Shard(shard);
                 header.payload_crc = payload_crc;
@@ -469,14 +501,29 @@ impl<M: Memory> Engine<M> {
                     block,
                     units: len.div_ceil(UNIT) as u16,
                 };
-                batch.records.push(Appended::Shard { shard, candidate });
+                if mutant!(TurnIndexEarly) && copy.is_some() {
+                    self.turn_early(shard, candidate);
+                }
+                if copy.is_none() {
+                    self.cleaner.appended(len);
+                }
+                batch.records.push(Appended::Shard {
+                    shard,
+                    candidate,
+                    len,
+                    copy,
+                });
             }
             What::Item(Item::Tombstone {
                 shard,
                 targets,
                 hold,
                 shadow,
+                carried,
             }) => {
+                if !carried {
+                    self.cleaner.appended(u64::from(block_size));
+                }
                 header.subject = Subject::Tombstone(shard);
                 if let Some(room) = room {
                     encode_head(&mut header, &[], room, block_size);
@@ -486,6 +533,7 @@ impl<M: Memory> Engine<M> {
                     targets,
                     hold,
                     shadow,
+                    carried,
                 });
             }
             // Journal items always come gathered.
@@ -551,6 +599,9 @@ impl<M: Memory> Engine<M> {
             }
         }
         self.numbers.record += 1;
+        let tombstone = matches!(header.subject, Subject::Tombstone(_));
+        self.extents
+            .wrote(open.no, header.record_len(block_size), tombstone);
         let base = u64::from(open.no.0) * self.geometry.extent_size;
         open.entries
             .push(FooterEntry::of(&header, base, block_size));

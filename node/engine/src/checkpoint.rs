@@ -145,6 +145,7 @@ impl<M: Memory> Engine<M> {
             incarnation,
             pos,
             entries: Vec::new(),
+            spare: false,
         };
         let header = self.extent_header(&open, pos).encode();
         let checkpoint = Checkpoint {
@@ -211,7 +212,7 @@ impl<M: Memory> Engine<M> {
                 incarnation: extent.durable,
                 records: extent.live,
                 used_blocks: 0,
-                live_bytes: 0,
+                live_bytes: extent.live_bytes,
             }
         };
         self.extents.iter().map(entry).collect()

@@ -156,7 +156,7 @@ impl<M: Memory> Engine<M> {
             let new = |open: &OpenExtent| open.pos == self.geometry.extent_start(open.no);
             stream.open.as_ref().is_some_and(new) && !stream.queue.is_empty()
         });
-        !self.root_flying() || !(waits || self.checkpoint_due())
+        !self.root_flying() || !(waits || self.checkpoint_due() || self.cleaner.waits_to_erase())
     }
 
     /// Hands out the flush that syncs wait for: one at a time, so that what comes meanwhile shares the next.

@@ -1,7 +1,8 @@
 //! The running engine of one device.
 //!
 //! This file holds its state and takes events apart; `accept` queues, `append` writes, `read` reads
-//! and verifies, `chunks` tends the index and the journal's extents, `checkpoint` keeps the superblock.
+//! and verifies, `clean` makes room, `chunks` tends the index and the journal's extents, `checkpoint`
+//! keeps the superblock.
 //!
 //! Invariants:
 //! - Every operation is answered exactly once. It waits in one place only: writes of shards in
@@ -23,6 +24,7 @@ use ashlar_layout::time::Instant;
 use crate::api::{Action, Event, IoFailure, Memory};
 use crate::append::{Item, Seal, Stream};
 use crate::checkpoint::Keeping;
+use crate::clean::{CleanIo, Cleaned, Cleaner};
 use crate::error::{Blind, EngineError, Finding, FindingKind};
 use crate::extents::ExtentTable;
 use crate::holdings::Holdings;
@@ -96,6 +98,8 @@ pub struct Stats {
     pub writes: u64,
     /// Flushes.
     pub flushes: u64,
+    /// What the cleaner did.
+    pub cleaned: Cleaned,
 }
 
 /// Which of the streams.
@@ -124,6 +128,8 @@ pub(crate) enum Purpose {
     Settle(ExtentNo),
     /// A checkpoint.
     Checkpoint,
+    /// Something of the cleaner's.
+    Clean(CleanIo),
 }
 
 /// A shard that is being written.
@@ -188,6 +194,7 @@ pub struct Engine<M: Memory> {
     pub(crate) next_io: u64,
     pub(crate) next_id: u64,
     pub(crate) shutdown: Option<u64>,
+    pub(crate) cleaner: Cleaner,
     pub(crate) findings: [u64; FindingKind::ALL.len()],
     pub(crate) records: u64,
     pub(crate) batches: u64,
@@ -241,6 +248,7 @@ impl<M: Memory> Engine<M> {
             next_io: recovered.next_io,
             next_id: 0,
             shutdown: None,
+            cleaner: Cleaner::default(),
             findings: recovered.findings,
             records: 0,
             batches: 0,
@@ -298,13 +306,14 @@ impl<M: Memory> Engine<M> {
             extents_checkpoint: used(ExtentKind::Checkpoint),
             chunk_bytes_live: self.holdings.live_bytes(),
             partitions_awaited: self.holdings.awaited().count() as u32,
-            shards_live: self.index.len(),
+            shards_live: self.index.shards(),
             index_bytes: self.index.memory_bytes(),
             findings: self.findings,
             records: self.records,
             batches: self.batches,
             writes: self.writes,
             flushes: self.flushes,
+            cleaned: self.cleaner.figures,
         }
     }
 
@@ -451,6 +460,7 @@ impl<M: Memory> Engine<M> {
         }
         self.keep_numbers(mem, out);
         self.send_sync(out);
+        self.clean(mem, out);
         for stream in [StreamNo::Journal, StreamNo::Data, StreamNo::Index] {
             self.send_batches(stream, mem, out);
         }
@@ -517,6 +527,7 @@ impl<M: Memory> Engine<M> {
             }
             Purpose::Footer(no) => self.footer_done(no, result, out),
             Purpose::Checkpoint => self.checkpoint_written(result, mem, out),
+            Purpose::Clean(what) => self.clean_done(what, result, buf, mem, out),
         }
     }
 

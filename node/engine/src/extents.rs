@@ -10,6 +10,7 @@
 //!   the same instant and need no pin.)
 //! - A sealed data extent is freed when no live record and no pin is left in it. Freeing changes
 //!   nothing on the device: after a crash the same extent is found dead again, by the same tombstones.
+//!   (Not so one that is cleaned: see [`crate::clean`]. As long as it is, nothing else frees it.)
 //! - Pins point from an extent to one that was opened no later (a tombstone is written after its
 //!   record, and one data extent is open at a time), so they form no circle: of all dead extents, the
 //!   one opened first can always be freed.
@@ -18,16 +19,22 @@
 //! - Other extents than those of data are not freed for want of live records: their owners free them.
 //!   ([`crate::holdings`] and [`crate::chunks`] say why those of the journal and the index may be.) Such a one holds no
 //!   tombstones and is killed by none: no pin comes of its life as such.
-//! - Who may open an extent, when few are left, in this order: shards, the journal, chunks, roots, tombstones. Without
-//!   chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
+//! - Who may open an extent, when few are left, in this order: shards, the journal, chunks, roots, tombstones, the
+//!   cleaner. Without chunks and roots the journal could not be trimmed, and without tombstones nothing be deleted.
+//!   The last ones are the cleaner's, as long as there is anything to clean: what it takes it gives back, and if it
+//!   could take none nobody would ever get one again. ([`crate::room`] says how.)
+//! - `live_bytes` of `bytes` are those of live records, `tombstone_bytes` those of tombstones; the rest is dead, and
+//!   the tombstones are, too, if nothing is pinned.
+//! - `changes` grows with all that may change the answer of `emptiest`, but for what its caller knows of shards.
 
 use std::collections::BTreeSet;
 
 use ashlar_layout::extent::ExtentKind;
-use ashlar_layout::ids::{ExtentNo, Incarnation};
+use ashlar_layout::ids::{ExtentNo, Incarnation, ShardId};
 
 use crate::append::TOMBSTONE_RESERVE;
 use crate::mutants::mutant;
+use crate::queue::Target;
 
 /// What is being done with an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,20 @@ pub(crate) enum State {
     Quarantined,
 }
 
+/// Why an extent is not cleaned: until that has changed there is no use in trying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// With so many live records and pins too little is won, or its table does not tell of all of them.
+    Counts(u32, u32),
+    /// The record in this block does not match.
+    Damaged { block: u64 },
+    /// A tombstone in it is of this shard, and something of that is there again.
+    Tombstone(ShardId),
+    /// With so many live records and pins the open extent has no room for what has to be written again, and no other
+    /// one is free.
+    NoRoom(u32, u32),
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Extent {
     pub state: State,
@@ -54,10 +75,20 @@ pub(crate) struct Extent {
     pub durable: Incarnation,
     /// Live records.
     pub live: u32,
+    /// Bytes of them,
+    pub live_bytes: u64,
+    /// of its tombstones,
+    pub tombstone_bytes: u64,
+    /// and of all records, the dead and the tombstones too.
+    pub bytes: u64,
     /// Dead records elsewhere that the tombstones in here keep dead.
     pub pins: u32,
     /// Keep it for this session whatever the counts say.
     pub held: bool,
+    /// It is being cleaned.
+    pub cleaning: bool,
+    /// Why it could not be cleaned.
+    pub passed: Option<Passed>,
     /// Which extents hold tombstones for records in this one, and how many.
     killers: Vec<(ExtentNo, u32)>,
 }
@@ -67,6 +98,16 @@ impl Extent {
     pub fn is_killed_elsewhere(&self) -> bool {
         !self.killers.is_empty()
     }
+
+    /// Bytes that have to be written again when it is cleaned.
+    pub fn cost(&self) -> u64 {
+        let tombstones = if self.pins > 0 {
+            self.tombstone_bytes
+        } else {
+            0
+        };
+        self.live_bytes + tombstones
+    }
 }
 
 /// All extents of a device.
@@ -75,25 +116,38 @@ pub(crate) struct ExtentTable {
     free: BTreeSet<u32>,
     /// How many of each kind are not free.
     used: [u32; 5],
+    /// Grows with all that may have made an extent worth cleaning: by the bytes that died, or an extent's.
+    pub stirred: u64,
+    /// Grows with each of these changes.
+    pub changes: u64,
+    extent_size: u64,
 }
 
 impl ExtentTable {
-    /// `count` extents, all free and never used.
-    pub fn new(count: u32) -> ExtentTable {
+    /// `count` extents of so many bytes, all free and never used.
+    pub fn new(count: u32, extent_size: u64) -> ExtentTable {
         let extent = Extent {
             state: State::Free,
             kind: None,
             incarnation: Incarnation(0),
             durable: Incarnation(0),
             live: 0,
+            live_bytes: 0,
+            tombstone_bytes: 0,
+            bytes: 0,
             pins: 0,
             held: false,
+            cleaning: false,
+            passed: None,
             killers: Vec::new(),
         };
         ExtentTable {
             extents: vec![extent; count as usize],
             free: (0..count).collect(),
             used: [0; 5],
+            stirred: 0,
+            changes: 0,
+            extent_size,
         }
     }
 
@@ -126,6 +180,11 @@ impl ExtentTable {
         TOMBSTONE_RESERVE + self.index_share().min(1)
     }
 
+    /// Free extents at which the cleaner goes to work: it has to be ahead of the shards that come.
+    pub fn cleaning_mark(&self) -> u32 {
+        self.reserve() + (self.count() / 32).max(2)
+    }
+
     /// What is kept for the index: room to write a table out, and to merge a little. On a device of few extents
     /// there is not that much to keep.
     fn index_share(&self) -> u32 {
@@ -156,6 +215,9 @@ impl ExtentTable {
         extent.state = State::Open;
         extent.kind = Some(kind);
         extent.incarnation = incarnation;
+        (extent.live_bytes, extent.bytes, extent.passed) = (0, 0, None);
+        extent.tombstone_bytes = 0;
+        self.changes += 1;
         self.used[kind as usize] += 1;
         Some(ExtentNo(no))
     }
@@ -203,20 +265,40 @@ impl ExtentTable {
             let extent = &mut self.extents[killer.0 as usize];
             debug_assert!(extent.pins >= count);
             extent.pins -= count;
+            self.stirred += self.extent_size;
+            self.changes += 1;
             self.free_if_dead(killer);
         }
     }
 
+    /// A record of so many bytes was appended to it: a tombstone, or another one.
+    pub fn wrote(&mut self, no: ExtentNo, len: u64, tombstone: bool) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.bytes += len;
+        if tombstone {
+            extent.tombstone_bytes += len;
+        }
+    }
+
     /// A record in it is live.
-    pub fn born(&mut self, no: ExtentNo) {
-        self.extents[no.0 as usize].live += 1;
+    pub fn born(&mut self, no: ExtentNo, len: u64) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.live += 1;
+        extent.live_bytes += len;
     }
 
     /// A live record in `target` was killed by a durable tombstone in `by`.
-    pub fn killed(&mut self, target: ExtentNo, by: ExtentNo) {
+    pub fn killed(&mut self, target: ExtentNo, record: Target, by: ExtentNo) {
+        let Target { block, len } = record;
         let extent = &mut self.extents[target.0 as usize];
-        debug_assert!(extent.live > 0);
+        extent
+            .passed
+            .take_if(|passed| *passed == Passed::Damaged { block });
+        debug_assert!(extent.live > 0 && extent.live_bytes >= len);
         extent.live -= 1;
+        extent.live_bytes = extent.live_bytes.saturating_sub(len);
+        self.stirred += len;
+        self.changes += 1;
         self.pin(target, by);
         self.free_if_dead(target);
     }
@@ -237,11 +319,91 @@ impl ExtentTable {
     /// Whatever the counts say, keep it in this session.
     pub fn hold(&mut self, no: ExtentNo) {
         self.extents[no.0 as usize].held = true;
+        self.changes += 1;
     }
 
     /// No more records will be appended to it.
     pub fn seal(&mut self, no: ExtentNo) {
         self.extents[no.0 as usize].state = State::Sealed;
+        self.stirred += self.extent_size;
+        self.changes += 1;
+    }
+
+    /// The sealed data extent that is best cleaned: that with the least to write again, if not more than `most` times
+    /// as much is written as is won. `is_gone` tells whether nothing of a shard is there.
+    pub fn emptiest(&self, most: u64, is_gone: impl Fn(&ShardId) -> bool) -> Option<ExtentNo> {
+        let none_free = self.free.is_empty();
+        let worth = |extent: &Extent| {
+            let counts = (extent.live, extent.pins);
+            let passed = match &extent.passed {
+                Some(Passed::Counts(live, pins)) => (*live, *pins) == counts,
+                Some(Passed::NoRoom(live, pins)) => none_free && (*live, *pins) == counts,
+                Some(Passed::Tombstone(shard)) => !is_gone(shard),
+                Some(Passed::Damaged { .. }) => true,
+                None => false,
+            };
+            let cost = extent.cost();
+            extent.state == State::Sealed
+                && extent.kind == Some(ExtentKind::Data)
+                && !extent.held
+                && !passed
+                && extent.bytes > cost
+                && cost <= (extent.bytes - cost).saturating_mul(most)
+        };
+        let among = self.iter().filter(|(_, extent)| worth(extent));
+        let least = among.min_by_key(|(no, extent)| (extent.cost(), no.0));
+        least.map(|(no, _)| no)
+    }
+
+    /// The cleaner begins with it.
+    pub fn clean(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].cleaning = true;
+    }
+
+    /// The cleaner leaves it as it is.
+    pub fn leave(&mut self, no: ExtentNo, passed: Option<Passed>) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.cleaning = false;
+        extent.passed = passed;
+        self.changes += 1;
+        self.free_if_dead(no);
+    }
+
+    /// What made the cleaner pass it over may have been mended.
+    pub fn try_again(&mut self, no: ExtentNo) {
+        if self.extents[no.0 as usize].passed.take().is_some() {
+            self.changes += 1;
+            self.stirred += self.extent_size;
+        }
+    }
+
+    /// Tombstones of `from` are in `to` again: `to` keeps dead what `from` does. (All targets: which tombstone is for
+    /// which is not known.)
+    pub fn carry(&mut self, from: ExtentNo, to: ExtentNo) {
+        for target in (0..self.count()).map(ExtentNo) {
+            let killers = &self.extents[target.0 as usize].killers;
+            if killers.iter().any(|(killer, _)| *killer == from) {
+                self.pin(target, to);
+            }
+        }
+    }
+
+    /// It has durably got a new header: nothing that was in it can be found any more. It is not free yet.
+    pub fn erased(&mut self, no: ExtentNo, incarnation: Incarnation) {
+        let extent = &mut self.extents[no.0 as usize];
+        extent.incarnation = incarnation;
+        (extent.live, extent.live_bytes, extent.bytes, extent.pins) = (0, 0, 0, 0);
+        extent.tombstone_bytes = 0;
+        for extent in &mut self.extents {
+            extent.killers.retain(|(killer, _)| *killer != no);
+        }
+        self.header_durable(no);
+    }
+
+    /// It was cleaned, and is free.
+    pub fn cleaned(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].cleaning = false;
+        self.release(no);
     }
 
     /// Frees it if it is a sealed data extent of which nothing is needed any more.
@@ -251,7 +413,8 @@ impl ExtentTable {
             && extent.kind == Some(ExtentKind::Data)
             && extent.live == 0
             && (extent.pins == 0 || mutant!(FreeTombstones))
-            && !extent.held;
+            && !extent.held
+            && !extent.cleaning;
         if dead {
             self.release(no);
         }
@@ -262,6 +425,7 @@ impl ExtentTable {
     pub fn release(&mut self, no: ExtentNo) {
         let extent = &mut self.extents[no.0 as usize];
         extent.state = State::Free;
+        self.changes += 1;
         if let Some(kind) = extent.kind
             && self.free.insert(no.0)
         {
@@ -275,6 +439,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const RECORD: Target = Target {
+        block: 9,
+        len: 8192,
+    };
+
     fn sealed(table: &mut ExtentTable, incarnation: u64) -> ExtentNo {
         let no = table
             .open(ExtentKind::Data, Incarnation(incarnation), 0)
@@ -286,11 +455,11 @@ mod tests {
 
     #[test]
     fn a_tombstone_outlives_what_it_kills() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         let old = sealed(&mut table, 1);
-        table.born(old);
+        table.born(old, 8192);
         let killer = sealed(&mut table, 2);
-        table.killed(old, killer);
+        table.killed(old, RECORD, killer);
         assert_eq!(
             table.get(old).state,
             State::Free,
@@ -313,16 +482,16 @@ mod tests {
 
     #[test]
     fn record_and_tombstone_in_one_extent_need_no_pin() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         let no = sealed(&mut table, 1);
-        table.born(no);
-        table.killed(no, no);
+        table.born(no, 8192);
+        table.killed(no, RECORD, no);
         assert_eq!(table.get(no).state, State::Free);
     }
 
     #[test]
     fn the_reserve_is_kept_from_data() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         assert_eq!(table.reserve(), 2);
         assert!(
             table
@@ -344,7 +513,7 @@ mod tests {
 
     #[test]
     fn held_and_open_extents_stay() {
-        let mut table = ExtentTable::new(4);
+        let mut table = ExtentTable::new(4, 1 << 20);
         let held = table.open(ExtentKind::Data, Incarnation(1), 0).unwrap();
         table.hold(held);
         table.seal(held);

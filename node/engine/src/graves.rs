@@ -18,8 +18,6 @@ struct Grave {
     /// In which extent.
     by: ExtentNo,
     sequence: u64,
-    /// A record was found that it kills.
-    kills: bool,
     /// A record was found that is younger.
     outlived: bool,
 }
@@ -36,7 +34,6 @@ impl Graves {
             let grave = Grave {
                 by,
                 sequence,
-                kills: false,
                 outlived: false,
             };
             self.0.insert(shard, grave);
@@ -47,17 +44,15 @@ impl Graves {
     pub fn claim(&mut self, shard: &ShardId, sequence: u64) -> Option<ExtentNo> {
         let grave = self.0.get_mut(shard)?;
         if sequence < grave.sequence {
-            grave.kills = true;
             return Some(grave.by);
         }
         grave.outlived = true;
         None
     }
 
-    /// Extents of tombstones that seem to kill nothing.
-    pub fn empty(&self) -> impl Iterator<Item = ExtentNo> {
-        let empty = self.0.values().filter(|grave| !grave.kills);
-        empty.map(|grave| grave.by)
+    /// Extents of the tombstones that count.
+    pub fn all(&self) -> impl Iterator<Item = ExtentNo> {
+        self.0.values().map(|grave| grave.by)
     }
 
     /// Shards that are known to be dead.

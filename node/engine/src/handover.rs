@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Of each kind the newest extent goes on, if it is unsealed, has room, and no extent that cannot be read
 //!   hides how new it is; all other unsealed ones are sealed.
-//! - What could not be read is neither free nor written to.
+//! - What could not be read is neither free nor written to; and as it may hold another record of any shard, the
+//!   extents of all tombstones are held then.
 //! - An extent of kind index without a footer is never taken for free here, even if no record was found in it: a page
 //!   may be whole whose record's head is not. Its partition says so ([`crate::holdings`]).
 //! - One with a torn root is sealed, and one that may have lost a root stays as it is ([`crate::roots`]). One that
@@ -18,6 +19,7 @@ use crate::api::Memory;
 use crate::append::{OpenExtent, Seal, Stream};
 use crate::engine::{Engine, Numbers, Recovered};
 use crate::extents::State;
+use crate::mutants::mutant;
 use crate::opening::{Opened, RecoveryReport};
 use crate::recovery::Work;
 use crate::superblocks::Superblocks;
@@ -83,7 +85,8 @@ impl Work {
                     }
                 }
             } else if seen.skip || self.extents.get(no).state == State::Free {
-                self.extents.adopt(no, State::Free, None, seen.floor);
+                let incarnation = seen.incarnation.max(seen.floor);
+                self.extents.adopt(no, State::Free, None, incarnation);
             }
         }
         // Of each kind the newest extent goes on, if it is unsealed and there is room in it. An older one
@@ -118,6 +121,7 @@ impl Work {
                 incarnation,
                 pos,
                 entries,
+                spare: true,
             };
             match streams.iter_mut().find(|stream| stream.kind == kind) {
                 Some(stream) if goes_on => stream.open = Some(open),
@@ -131,7 +135,8 @@ impl Work {
         }
         let mut shadows = HashSet::new();
         if self.blind.is_some() {
-            for by in self.graves.empty() {
+            // One that kills what was found may be needed for what was not, as well.
+            for by in self.graves.all().filter(|_| !mutant!(ForgetGraves)) {
                 self.extents.hold(by);
             }
             shadows.extend(self.graves.closed());
@@ -147,7 +152,7 @@ impl Work {
         let (roots, damaged_roots) = self.settle_roots(numbers.record);
         self.index.trim();
         self.journal.sort_by_key(|record| record.sequence);
-        report.shards = self.index.len();
+        report.shards = self.index.shards();
         let findings = report.findings;
         let mut engine = Engine::new(Recovered {
             superblocks,

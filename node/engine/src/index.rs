@@ -7,6 +7,8 @@
 //! which the record's header on the device confirms.
 //!
 //! Invariants:
+//! - slots of one hash are counted: those behind the first are doubles (a shard's old record and its copy, or a
+//!   collision);
 //! - every shard that was inserted and not removed is among the candidates of its hash; so may be
 //!   a few others (a 47-bit collision), and the same shard twice;
 //! - a slot's home is computed from its tag alone, so a table grows without a look at the device;
@@ -63,6 +65,8 @@ pub struct Index {
     segments: Vec<Segment>,
     seeds: [u64; 2],
     len: u64,
+    /// Slots whose hash another one has, too, but for one of each hash.
+    doubles: u64,
 }
 
 #[derive(Default)]
@@ -88,6 +92,7 @@ impl Index {
             segments,
             seeds: [word(a), word(b)],
             len: 0,
+            doubles: 0,
         }
     }
 
@@ -110,6 +115,11 @@ impl Index {
     /// Slots in use.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Slots in use, those of one hash counted once: how many shards there are, but for collisions.
+    pub fn shards(&self) -> u64 {
+        self.len - self.doubles
     }
 
     /// Whether no slot is in use.
@@ -150,11 +160,12 @@ impl Index {
     /// Adds a place. `units` is not 0, and `block` fits into 40 bits: see [`Index::fits`].
     pub fn insert(&mut self, hash: ShardHash, candidate: Candidate) {
         debug_assert!(Index::fits(candidate));
-        self.segments[hash.segment()].insert(Slot {
+        let double = self.segments[hash.segment()].insert(Slot {
             tag: hash.tag(),
             candidate,
         });
         self.len += 1;
+        self.doubles += u64::from(double);
     }
 
     /// Whether a slot can hold it: true for all records of all geometries.
@@ -181,8 +192,10 @@ impl Index {
 
     /// Takes a place out; false if it is not there.
     pub fn remove(&mut self, hash: ShardHash, block: u64) -> bool {
+        let double = self.candidates(hash).nth(1).is_some();
         let removed = self.segments[hash.segment()].remove(hash.tag(), block);
         self.len -= u64::from(removed);
+        self.doubles -= u64::from(removed && double);
         removed
     }
 }
@@ -254,21 +267,26 @@ impl Segment {
         })
     }
 
-    fn insert(&mut self, slot: Slot) {
+    /// Whether the tag was there already.
+    fn insert(&mut self, slot: Slot) -> bool {
         let capacity = self.capacity();
         if (u64::from(self.len) + 1) * 10 > u64::from(capacity) * 9 {
             self.resize((capacity + capacity / 4).max(capacity + 1).max(SLOTS_MIN));
         }
-        self.place(slot);
         self.len += 1;
+        self.place(slot)
     }
 
-    fn place(&mut self, slot: Slot) {
+    /// All slots of its tag stand between the tag's home and the first gap.
+    fn place(&mut self, slot: Slot) -> bool {
         let mut at = self.home(slot.tag);
-        while self.get(at).is_some() {
+        let mut known = false;
+        while let Some(there) = self.get(at) {
+            known |= there.tag == slot.tag;
             at = self.next(at);
         }
         self.put(at, Some(slot));
+        known
     }
 
     fn remove(&mut self, tag: u64, block: u64) -> bool {
@@ -436,6 +454,8 @@ mod tests {
                 blocks.sort_unstable();
                 prop_assert_eq!(&got, &*blocks);
             }
+            let hashes = model.values().filter(|blocks| !blocks.is_empty()).count();
+            prop_assert_eq!(index.shards(), hashes as u64);
             prop_assert_eq!(index.len(), model.values().map(|b| b.len() as u64).sum::<u64>());
         }
     }

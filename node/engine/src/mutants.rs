@@ -24,12 +24,32 @@ pub enum Mutant {
     FreeTombstones,
     /// Recovery does not mind tombstones.
     Resurrect,
+    /// A cleaned extent is erased while copies of its records are still on their way.
+    EraseEarly,
+    /// The index points to a copy as soon as that is handed out.
+    TurnIndexEarly,
+    /// The tombstones of a cleaned extent are not written again.
+    ForgetTombstones,
+    /// A record is copied though it does not match.
+    CopyUnchecked,
+    /// A shard is copied though it is being deleted.
+    CopyDeleted,
+    /// While part of the device cannot be read, a tombstone is kept only for what can.
+    ForgetUnseen,
+    /// The same, of those that stood there when the device was opened.
+    ForgetGraves,
+    /// Extents are cleaned though part of the device cannot be read.
+    CleanUnseen,
+    /// A tombstone is written again though its shard is there again.
+    CarryRegardless,
+    /// Tombstones take the room that the cleaner needs.
+    TakeTheLast,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 8] = [
+    pub const ALL: [Mutant; 18] = [
         Mutant::SkipFlush,
         Mutant::AcknowledgeEarly,
         Mutant::WriteNotDurable,
@@ -38,6 +58,16 @@ impl Mutant {
         Mutant::ReuseIncarnation,
         Mutant::FreeTombstones,
         Mutant::Resurrect,
+        Mutant::EraseEarly,
+        Mutant::TurnIndexEarly,
+        Mutant::ForgetTombstones,
+        Mutant::CopyUnchecked,
+        Mutant::CopyDeleted,
+        Mutant::ForgetUnseen,
+        Mutant::ForgetGraves,
+        Mutant::CleanUnseen,
+        Mutant::CarryRegardless,
+        Mutant::TakeTheLast,
     ];
 
     /// Has the engines of this process be the mutant of this name, or none: the first word counts.

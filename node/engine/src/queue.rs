@@ -12,6 +12,7 @@ use ashlar_layout::footer::FooterEntry;
 use ashlar_layout::ids::{ExtentNo, Incarnation, PartitionId, Seq, ShardId};
 use bytes::Bytes;
 
+use crate::clean::CopyOf;
 use crate::index::Candidate;
 
 /// An append that waits.
@@ -22,15 +23,19 @@ pub(crate) enum Item<B> {
         payload_len: u32,
         payload_crc: u32,
         pieces: Vec<u32>,
+        /// It is a copy that the cleaner makes.
+        copy: Option<CopyOf>,
     },
     Tombstone {
         shard: ShardId,
-        /// Blocks of the records that it kills.
-        targets: Vec<u64>,
+        /// The records that it kills.
+        targets: Vec<Target>,
         /// It may kill more than it knows of: keep its extent.
         hold: bool,
         /// The index goes on pointing to a record of the shard that could not be read.
         shadow: bool,
+        /// The cleaner writes it again.
+        carried: bool,
     },
     Journal {
         op: u64,
@@ -52,6 +57,15 @@ pub(crate) enum Item<B> {
     },
 }
 
+/// A record that is to be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Its block number on the device.
+    pub block: u64,
+    /// Its bytes.
+    pub len: u64,
+}
+
 /// One of the streams.
 pub(crate) struct Stream<B> {
     pub kind: ExtentKind,
@@ -67,6 +81,8 @@ pub(crate) struct OpenExtent {
     /// Where the next record goes; the extent's start if its header has not gone out.
     pub pos: u64,
     pub entries: Vec<FooterEntry>,
+    /// It was opened of what is kept from shards: they may use it when there is more again.
+    pub spare: bool,
 }
 
 /// An extent to which no more is appended, and whose footer is still to be written.
@@ -102,12 +118,15 @@ pub(crate) enum Appended {
     Shard {
         shard: ShardId,
         candidate: Candidate,
+        len: u64,
+        copy: Option<CopyOf>,
     },
     Tombstone {
         shard: ShardId,
-        targets: Vec<u64>,
+        targets: Vec<Target>,
         hold: bool,
         shadow: bool,
+        carried: bool,
     },
     Journal {
         partition: PartitionId,

@@ -11,13 +11,13 @@
 //!   [`EngineError::NotFound`]; and so is a shard of which a record may stand where recovery could not
 //!   read, unless it is known to be deleted.
 
-use ashlar_layout::ids::ShardId;
+use ashlar_layout::ids::{Incarnation, ShardId};
 use ashlar_layout::limits::{PIECE_SIZE, SHARD_SIZE_MAX};
 use ashlar_layout::record::header_len;
 use ashlar_layout::stamp::HEAD_LEN;
 
 use crate::api::{Action, IoFailure, Memory};
-use crate::append::Item;
+use crate::append::{Item, Target};
 use crate::engine::{Engine, Purpose};
 use crate::error::{Blind, EngineError, Finding, FindingKind};
 use crate::index::{Candidate, ShardHash, UNIT};
@@ -32,7 +32,10 @@ pub(crate) enum Goal<B> {
     /// The same shard is being written: is it there, whole?
     Stored { item: Item<B> },
     /// It is to be deleted: which of the candidates are it?
-    Doomed { targets: Vec<u64>, unverified: bool },
+    Doomed {
+        targets: Vec<Target>,
+        unverified: bool,
+    },
 }
 
 /// A shard's record being read.
@@ -42,6 +45,10 @@ pub(crate) struct Read<B> {
     pub hash: ShardHash,
     pub current: Candidate,
     pub rest: Vec<Candidate>,
+    /// The life of the extent of `current` when its reading began.
+    pub life: Option<Incarnation>,
+    /// The index let go of a candidate while it was read.
+    pub moved: bool,
     pub spans: Vec<Span<B>>,
     pub error: Option<EngineError>,
 }
@@ -130,6 +137,8 @@ impl<M: Memory> Engine<M> {
             hash,
             current,
             rest,
+            life: None,
+            moved: false,
             spans: Vec::new(),
             error: None,
         };
@@ -160,7 +169,9 @@ impl<M: Memory> Engine<M> {
         mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) -> Option<Read<M::Buf>> {
-        let (_, reach) = self.reach(read.current);
+        let (address, reach) = self.reach(read.current);
+        let life = |no| self.extents.get(no).incarnation;
+        read.life = self.geometry.extent_of(address).map(life);
         let block_size = self.geometry.block_size;
         let block = u64::from(block_size);
         // The record's length is known up to a unit, so its header's is known up to a block.

@@ -123,7 +123,7 @@ impl Work {
             scans: BTreeSet::new(),
             order: Vec::new(),
             index: Index::new(device),
-            extents: ExtentTable::new(count),
+            extents: ExtentTable::new(count, geometry.extent_size),
             graves: Graves::default(),
             holdings: Holdings::new(geometry),
             roots: Roots::default(),
@@ -566,8 +566,12 @@ impl Work {
                 None if records.iter().any(|entry| is_index(&entry.subject)) => ExtentKind::Index,
                 None => ExtentKind::Data,
             };
-            self.extents
-                .adopt(no, State::Sealed, Some(kind), seen.incarnation);
+            // One that was cleaned is free at once: it must not seem to be newer than what is appended to.
+            let state = match kind {
+                ExtentKind::Data if records.is_empty() => State::Free,
+                _ => State::Sealed,
+            };
+            self.extents.adopt(no, state, Some(kind), seen.incarnation);
             if kind == ExtentKind::Journal {
                 let tail = self.seen[no.0 as usize].tail;
                 let gaps = gaps(&self.geometry, no, &records, tail);
@@ -603,6 +607,9 @@ impl Work {
         let mut tails: HashMap<PartitionId, (Seq, u64)> = HashMap::new();
         for entry in entries {
             let address = self.address(no, entry);
+            let record = record_len(entry.payload_len, self.geometry.block_size);
+            let tombstone = matches!(entry.subject, Subject::Tombstone(_));
+            self.extents.wrote(no, record, tombstone);
             match entry.subject {
                 Subject::Tombstone(_) => {}
                 Subject::Shard(shard) => {
@@ -613,14 +620,13 @@ impl Work {
                         report.shards_dead += 1;
                         continue;
                     }
-                    let len = record_len(entry.payload_len, self.geometry.block_size);
-                    let units = len.div_ceil(UNIT) as u16;
+                    let units = record.div_ceil(UNIT) as u16;
                     let candidate = Candidate {
                         block: address / self.block(),
                         units,
                     };
                     self.index.insert(self.index.hash(&shard), candidate);
-                    self.extents.born(no);
+                    self.extents.born(no, record);
                     report.shards += 1;
                 }
                 Subject::Journal {
@@ -631,10 +637,9 @@ impl Work {
                     let tail = tails.entry(partition).or_insert((last, entry.sequence));
                     *tail = (tail.0.max(last), tail.1.max(entry.sequence));
                     if entry.damaged {
-                        let len = record_len(entry.payload_len, self.geometry.block_size);
                         self.damaged.push(DamagedJournal {
                             offset: address,
-                            len,
+                            len: record,
                             entries: Some((partition, first, last)),
                         });
                         continue;

@@ -4,7 +4,8 @@
 //! - Bytes go out only if the record's head and table match their CRCs, the head names this shard,
 //!   this device, extent, incarnation and address, and every piece that the bytes lie in matches its CRC.
 //! - What does not match is a finding, unless the index has let go of the place meanwhile: then the
-//!   shard was deleted, and its extent perhaps used again, while the read was under way.
+//!   shard was deleted or copied elsewhere, and its extent perhaps used again, while the read was under way. A read
+//!   for a client then asks the index once more; writes and deletes of a shard are not under way while it is copied.
 //! - Of several candidates the first that is whole is the answer; an error only if none is.
 
 use ashlar_layout::diagnosis::diagnose;
@@ -12,7 +13,7 @@ use ashlar_layout::record::{RecordHeader, Subject, cover, header_len};
 use ashlar_layout::stamp::Place;
 
 use crate::api::{Action, Memory, Output};
-use crate::append::Item;
+use crate::append::{Item, Target, What};
 use crate::engine::{Engine, StreamNo};
 use crate::error::{EngineError, Finding, FindingKind};
 use crate::mutants::mutant;
@@ -27,8 +28,8 @@ pub(crate) enum Verdict<B> {
         start: usize,
         len: usize,
     },
-    /// It is the shard; only its head was asked for.
-    Named,
+    /// It is the shard; only its head was asked for. Bytes of its record.
+    Named(u64),
     /// It is another shard, or the place was let go.
     Other,
     /// It is the shard, and there is no such range.
@@ -73,9 +74,10 @@ impl<M: Memory> Engine<M> {
                 Goal::Stored { .. } => return self.found_stored(read, &header, mem, out),
                 Goal::Doomed { .. } => {}
             },
-            Verdict::Named => {
+            Verdict::Named(len) => {
                 if let Goal::Doomed { targets, .. } = &mut read.goal {
-                    targets.push(read.current.block);
+                    let block = read.current.block;
+                    targets.push(Target { block, len });
                 }
             }
             Verdict::Other => {}
@@ -102,19 +104,24 @@ impl<M: Memory> Engine<M> {
                 }
             },
         }
+        if read.rest.is_empty() && read.moved && matches!(read.goal, Goal::Range { .. }) {
+            // It was copied elsewhere since the index was asked, or deleted.
+            read.moved = false;
+            read.rest = self.index.candidates(read.hash).collect();
+        }
         if let Some(next) = read.rest.pop() {
             read.current = next;
             if let Some(mut read) = self.read_candidate(id, read, mem, out) {
                 read.error = Some(self.no_buffer());
-                self.give_up(read, out);
+                self.give_up(read, mem, out);
             }
             return;
         }
-        self.give_up(read, out);
+        self.give_up(read, mem, out);
     }
 
     /// No candidate is left.
-    fn give_up(&mut self, read: Read<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
+    fn give_up(&mut self, read: Read<M::Buf>, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         let shard = read.shard;
         match read.goal {
             Goal::Range { op, .. } => {
@@ -126,6 +133,10 @@ impl<M: Memory> Engine<M> {
             }
             // Not there, or not whole: it is written, be it for the second time.
             Goal::Stored { item, .. } => {
+                if let Some(error @ EngineError::Busy { .. }) = read.error {
+                    // It may well be there. What was not looked at is no reason to write it.
+                    return self.refuse(What::Item(item), &error, mem, out);
+                }
                 self.streams[StreamNo::Data as usize].queue.push_back(item);
             }
             Goal::Doomed {
@@ -147,12 +158,15 @@ impl<M: Memory> Engine<M> {
                         });
                     }
                 } else {
-                    let hold = unverified || (targets.is_empty() && self.blind.is_some());
+                    // A place that cannot be read now may hold another record of it, be it found here or not.
+                    let unseen = targets.is_empty() || !mutant!(ForgetUnseen);
+                    let hold = unverified || (unseen && self.blind.is_some());
                     let item = Item::Tombstone {
                         shard,
                         targets,
                         hold,
                         shadow: unverified,
+                        carried: false,
                     };
                     self.streams[StreamNo::Data as usize].queue.push_back(item);
                 }
@@ -217,7 +231,10 @@ impl<M: Memory> Engine<M> {
             shard,
             journal: None,
         };
-        let gone = !self.index.contains(read.hash, read.current.block);
+        let life = |no| self.extents.get(no).incarnation;
+        let gone = !self.index.contains(read.hash, read.current.block)
+            || self.geometry.extent_of(address).map(life) != read.life;
+        read.moved |= gone;
         for span in &read.spans {
             if let SpanState::Failed(failure) = span.state {
                 if gone {
@@ -271,7 +288,7 @@ impl<M: Memory> Engine<M> {
             return Verdict::Other;
         }
         let (offset, len) = match read.goal {
-            Goal::Doomed { .. } => return Verdict::Named,
+            Goal::Doomed { .. } => return Verdict::Named(header.record_len(block_size)),
             Goal::Stored { .. } => (0, header.payload_len),
             Goal::Range {
                 offset,

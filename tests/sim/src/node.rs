@@ -61,6 +61,8 @@ pub struct Node {
     pub drives: Vec<Drive>,
     /// The process, if it runs.
     pub core: Option<Core>,
+    /// Extents that its processes cleaned that were killed.
+    pub cleaned_before: u64,
     /// What its threads share.
     pub shared: Option<Arc<Shared>>,
     /// The map in its file.
@@ -138,6 +140,7 @@ impl Node {
                 no: device.no,
                 path: PathBuf::from(path),
                 cache: CacheMode::Auto,
+                clean_from: plan.clean_from,
             });
         }
         let config = Config {
@@ -162,6 +165,7 @@ impl Node {
             port: Port::new(infos, wires),
             drives,
             core: None,
+            cleaned_before: 0,
             shared: None,
             map: map.clone(),
             life: 0,
@@ -213,6 +217,7 @@ impl Node {
 
     /// The process ends, in the middle of everything; the power with it if `power`.
     pub fn kill(&mut self, power: bool) {
+        self.cleaned_before += self.cleaned();
         self.core = None;
         self.shared = None;
         self.news.clear();
@@ -246,6 +251,11 @@ impl Node {
             shared.adopt((**map).clone());
             self.news.push_back(News::Time);
         }
+    }
+
+    /// Extents that this process has cleaned.
+    pub fn cleaned(&self) -> u64 {
+        self.core.as_ref().map_or(0, Core::extents_cleaned)
     }
 
     /// One round of the core's loop; then what it wants is begun.

@@ -51,6 +51,8 @@ pub struct Plan {
     pub tidy: bool,
     /// The devices are so small that they fill up: then nothing need go on, and what is answered has to be right.
     pub crowded: bool,
+    /// Free extents from which devices are cleaned, if not when they are almost full.
+    pub clean_from: Option<u32>,
     /// Any device may be damaged, and not only one: answers may fail then, and may not be wrong.
     pub beyond: bool,
     /// The disks call durable what is not: what a checker has to notice.
@@ -95,6 +97,8 @@ impl Plan {
             faults: u32::MAX,
             tidy: seed.is_multiple_of(3),
             crowded: seed % 7 == 3,
+            // Few ever fill up.
+            clean_from: (seed % 4 < 3).then_some(u32::MAX),
             beyond: seed % 5 == 4,
             lying: false,
         }

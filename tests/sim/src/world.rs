@@ -315,6 +315,10 @@ impl World {
             );
             self.story.wrong(now, what);
         }
+        let cleaned = |node: &Node| node.cleaned_before + node.cleaned();
+        for _ in 0..self.nodes.iter().map(cleaned).sum::<u64>() {
+            self.story.mark("extent cleaned");
+        }
         self.story.mark(if untidy {
             "stock taken, untidy"
         } else {

@@ -30,6 +30,7 @@ const MARKS: &[&str] = &[
     "cut one way",
     "device gone, or back",
     "disk stuck",
+    "extent cleaned",
     "list across partitions",
     "map changed",
     "network slow",

@@ -275,6 +275,7 @@ fn config(args: &JoinArgs) -> Result<String, Fail> {
         no: d.no,
         path: path(d),
         cache: CacheMode::Auto,
+        clean_from: None,
     };
     let config = Config {
         node: args.node,

@@ -395,6 +395,7 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
             no: DeviceNo(node),
             path,
             cache: CacheMode::Auto,
+            clean_from: None,
         }],
         pool_bytes: POOL_BYTES,
         spin_us: 0,

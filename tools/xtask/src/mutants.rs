@@ -51,7 +51,7 @@ const LAYERS: [Layer; 2] = [
 ];
 
 /// As `ashlar_node_engine::mutants` has them.
-const MUTANTS: [&str; 8] = [
+const MUTANTS: [&str; 18] = [
     "SkipFlush",
     "AcknowledgeEarly",
     "WriteNotDurable",
@@ -60,6 +60,16 @@ const MUTANTS: [&str; 8] = [
     "ReuseIncarnation",
     "FreeTombstones",
     "Resurrect",
+    "EraseEarly",
+    "TurnIndexEarly",
+    "ForgetTombstones",
+    "CopyUnchecked",
+    "CopyDeleted",
+    "ForgetUnseen",
+    "ForgetGraves",
+    "CleanUnseen",
+    "CarryRegardless",
+    "TakeTheLast",
 ];
 
 /// Runs all of them, or those whose name contains `only`, and prints the table.

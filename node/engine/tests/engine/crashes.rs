@@ -346,3 +346,91 @@ fn extents_of_the_index_are_used_again() {
         counts.overtaken
     );
 }
+
+/// From here on the device cleans whatever is worth it.
+fn clean(rig: &mut Rig) {
+    rig.clean_from = Some(u32::MAX);
+    rig.engine().clean_from(Some(u32::MAX));
+}
+
+/// One record is copied out of an extent of dead ones, deleted behind the copy, and the extent used again.
+#[test]
+fn an_extent_is_cleaned() {
+    let counts = every_crash(|rig, model, settle| {
+        model.write(rig, 1, 1000);
+        model.write(rig, 2, 500_000);
+        model.write(rig, 3, 400_000);
+        rig.settle();
+        for number in [2, 3] {
+            model.delete(rig, number);
+        }
+        model.write(rig, 4, 200_000);
+        rig.settle();
+        model.hear(rig);
+        clean(rig);
+        if !settle(rig, model) {
+            return;
+        }
+        let cleaned = rig.engine().stats().cleaned;
+        assert_eq!((cleaned.extents, cleaned.records), (1, 1));
+        model.write(rig, 5, 2000);
+        model.delete(rig, 1);
+        if !settle(rig, model) {
+            return;
+        }
+        model.write(rig, 6, 900_000);
+        settle(rig, model);
+    });
+    assert!(
+        counts.states > 150 && counts.exhausted > 3,
+        "{} {}",
+        counts.states,
+        counts.exhausted
+    );
+}
+
+/// An extent whose tombstones are still needed, and then that of which they are; deleted and written meanwhile.
+#[test]
+fn tombstones_are_carried() {
+    let counts = every_crash(|rig, model, settle| {
+        for number in 1..=3 {
+            model.write(rig, number, 300_000);
+        }
+        rig.settle();
+        model.write(rig, 4, 1000);
+        model.write(rig, 5, 600_000);
+        rig.settle();
+        for number in [1, 5] {
+            model.delete(rig, number);
+        }
+        rig.settle();
+        model.write(rig, 6, 500_000);
+        rig.settle();
+        model.hear(rig);
+        clean(rig);
+        rig.kick();
+        if rig.step() {
+            rig.kick();
+            rig.step();
+        }
+        model.write(rig, 7, 100);
+        model.delete(rig, 2);
+        if !settle(rig, model) {
+            return;
+        }
+        let cleaned = rig.engine().stats().cleaned;
+        assert!(
+            cleaned.extents >= 2 && cleaned.tombstones >= 1,
+            "{cleaned:?}"
+        );
+        model.delete(rig, 4);
+        model.write(rig, 8, 700_000);
+        settle(rig, model);
+    });
+    assert!(
+        counts.states > 300 && counts.exhausted > 1,
+        "{} {}",
+        counts.states,
+        counts.exhausted
+    );
+}

@@ -1,6 +1,9 @@
 //! The engine over a simulated disk: histories against a model, crashes, faults, limits.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod brink;
+mod carrying;
+mod cleaning;
 mod crashes;
 mod disk;
 mod doubt;
@@ -17,3 +20,5 @@ mod roots;
 mod space;
 mod traces;
 mod trims;
+mod twins;
+mod unseen;

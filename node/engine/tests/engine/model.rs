@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_node_engine::api::Event;
+use ashlar_node_engine::clean::Cleaned;
 use ashlar_node_engine::error::EngineError;
 
 use crate::disk::Rng;
@@ -68,6 +69,8 @@ pub struct Model {
     pub acknowledged: u64,
     pub reads_checked: u64,
     pub damaged: u64,
+    /// What was cleaned up to each crash.
+    pub cleaned: Cleaned,
     /// Extents that were opened again after they had been freed.
     pub reused: u64,
 }
@@ -249,6 +252,14 @@ impl Model {
             _ if refused => {}
             _ => panic!("read of {number}: {answer:?}"),
         }
+    }
+
+    /// The engine is about to go: what it cleaned is added up.
+    pub fn count_cleaned(&mut self, rig: &mut Rig) {
+        let more = rig.engine().stats().cleaned;
+        self.cleaned.extents += more.extents;
+        self.cleaned.records += more.records;
+        self.cleaned.tombstones += more.tombstones;
     }
 
     /// After a crash: asks for everything, and holds it against what may be.

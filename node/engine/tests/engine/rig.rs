@@ -105,6 +105,8 @@ pub struct Rig {
     pub disk_rots_after: Option<(u64, u64)>,
     /// The next write lands here.
     pub misdirect: Option<u64>,
+    /// With no more free extents than these it is cleaned; `None`: as the engine thinks best.
+    pub clean_from: Option<u32>,
 }
 
 pub fn format_params(block_size: u32, extent_size: u64, device_size: u64) -> FormatParams {
@@ -170,6 +172,7 @@ impl Rig {
             fail_in: None,
             disk_rots_after: None,
             misdirect: None,
+            clean_from: None,
         }
     }
 
@@ -372,6 +375,8 @@ impl Rig {
             report,
         } = opened;
         self.engine = Some(engine);
+        let from = self.clean_from;
+        self.engine().clean_from(from);
         self.fenced = None;
         Opened2 {
             journal,
