@@ -20,7 +20,7 @@ const BUCKET: &str = "crash-loop";
 fn acknowledged_changes_survive_the_death_of_everything() {
     let seed = seed("crash");
     let rounds = setting("ASHLAR_CRASH_ROUNDS", ROUNDS);
-    // Nothing cleans dead extents yet, so the devices must hold everything that is ever written.
+    // Devices hold everything that is ever written: none is so full that requests are refused meanwhile.
     let size = if rounds > 12 { "4G" } else { "1G" };
     let rig = Rig::up(Options {
         size,

@@ -226,7 +226,7 @@ fn clients(field: &Field, count: u32) -> Vec<Client> {
 fn nothing_is_lost_stale_or_done_twice_while_nodes_fail_one_at_a_time() {
     let seed = seed("failover");
     let seconds = setting("ASHLAR_FAILOVER_SECONDS", SECONDS);
-    // Nothing cleans dead extents yet, so the devices must hold everything that is ever written.
+    // Devices hold everything that is ever written: none is so full that requests are refused meanwhile.
     let (size, bytes) = if seconds > 40 {
         ("4G", 4 << 30)
     } else {

@@ -157,6 +157,13 @@ pub(crate) enum Stage {
     Closing,
 }
 
+impl Victim {
+    /// Whether it can stay as it is: from when its header is written over on it cannot.
+    fn can_be_left(&self) -> bool {
+        !matches!(self.stage, Stage::Erasing(_) | Stage::Closing)
+    }
+}
+
 /// A live record.
 pub(crate) struct Entry {
     pub shard: ShardId,
@@ -323,7 +330,7 @@ impl<M: Memory> Engine<M> {
     /// Gives up the extent that is being cleaned: nothing was lost of it. What was copied stands twice until it is
     /// cleaned once more.
     pub(crate) fn leave_victim(&mut self) {
-        if let Some(victim) = self.cleaner.victim.take() {
+        if let Some(victim) = self.cleaner.victim.take_if(|it| it.can_be_left()) {
             let extent = self.extents.get(victim.no);
             // What is there twice by now may have cost the room that the rest would take.
             let none_free = self.extents.free_count() == 0;
@@ -335,7 +342,7 @@ impl<M: Memory> Engine<M> {
 
     /// The same; it is not tried again before something has changed: this, or the counts.
     pub(crate) fn pass_over(&mut self, why: Option<Passed>) {
-        if let Some(victim) = self.cleaner.victim.take() {
+        if let Some(victim) = self.cleaner.victim.take_if(|it| it.can_be_left()) {
             let extent = self.extents.get(victim.no);
             let counts = Passed::Counts(extent.live, extent.pins);
             self.cleaner.figures.passed += 1;
