@@ -465,8 +465,8 @@ impl Core {
                 let percent = cleaned.write_amplification_percent();
                 say!(
                     "device {}: cleaned {extents} of {begun} extents, {passed} passed over, {left} given up; \
-                     {records} shards and {tombstones} tombstones written again, {bytes} bytes; {percent} bytes \
-                     written for 100 appended",
+                     {records} shards and {tombstones} tombstones written again, {bytes} bytes; \
+                     {percent} bytes written for 100 appended",
                     self.devices[device].no
                 );
             }
