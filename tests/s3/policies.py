@@ -196,6 +196,20 @@ def test_grants_are_seen_whole():
                 assert status in said, (headers, said)
 
 
+def test_what_comes_twice_is_judged_as_it_is_done():
+    """Of other headers the first one counts: for policies as well."""
+    with bucket() as b:
+        url = urllib.parse.urlsplit("%s/%s/k" % (ENDPOINT, b))
+        policy(b, allow("s3:PutObject", "s3:PutObjectAcl"), deny("s3:PutObject", StringEquals={"s3:x-amz-acl": "public-read"}))
+        for lists, status in ((("public-read", "private"), b" 403 "), (("private", "public-read"), b" 200 ")):
+            with socket.create_connection((url.hostname, url.port), timeout=60) as line:
+                headers = "".join("x-amz-acl: %s\r\n" % acl for acl in lists)
+                line.sendall(("PUT %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 1\r\n%s\r\nx" % (url.path, url.netloc, headers)).encode())
+                said = line.recv(100)
+                assert status in said, (lists, said)
+        denied(ANY.get_object, Bucket=b, Key="k")
+
+
 def test_none_is_not_any():
     with bucket(ownership=None) as b:
         policy(b, allow("s3:PutObject", "s3:PutObjectTagging", **{"ForAnyValue:StringNotEquals": {"s3:RequestObjectTagKeys": "secret"}}))
@@ -238,6 +252,24 @@ def test_patterns_cost_little():
         policy(b, allow("s3:*"), deny("s3:*", StringLike={"aws:UserAgent": "*" + "a" * 4000 + "b"}))
         assert http("GET", "%s/%s/k" % (ENDPOINT, b), {"User-Agent": "a" * 4001 + "b"})[0] == 403
         return "a hundred keys by a bad pattern: %.1f s" % took
+
+
+def test_documents_that_do_not_come_keep_no_bodies_out():
+    with bucket(ownership=None) as b:
+        policy(b, allow("s3:GetObject", "s3:PutObject"))
+        at = urllib.parse.urlsplit(ENDPOINT)
+        lines = []
+        for _ in range(150):
+            line = socket.create_connection((at.hostname, at.port), timeout=60)
+            line.sendall(("POST /%s?delete HTTP/1.1\r\nHost: %s\r\nContent-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==\r\nContent-Length: 1500000\r\n\r\n"
+                          % (b, at.netloc)).encode())
+            lines.append(line)
+        ANY.put_object(Bucket=b, Key="large", Body=data(3 * MIB))
+        assert len(body(b, "large", ANY)) == 3 * MIB
+        ANY.put_object(Bucket=b, Key="small", Body=b"1")
+        assert body(b, "small", ANY) == b"1"
+        for line in lines:
+            line.close()
 
 
 def test_slow_readers_keep_nobody_out():

@@ -88,17 +88,33 @@ impl Pattern {
 
     /// Whether `text` fits. `value` is what the request says of a variable's key.
     pub fn matches(&self, text: &str, case: Case, value: impl Fn(&str) -> Option<String>) -> bool {
+        let text: Vec<char> = text.chars().collect();
         let mut pieces = Vec::with_capacity(self.pieces.len());
+        // Each piece but a star takes one character: with more of them than there are, it does not fit, whatever else
+        // is said. So what variables stand for is no longer than that.
+        let mut takes = 0;
         for piece in &self.pieces {
             match piece {
+                Piece::AnyMany => pieces.push(Piece::AnyMany),
                 Piece::Variable { key, default } => match value(key).or_else(|| default.clone()) {
-                    Some(said) => pieces.extend(said.chars().map(Piece::One)),
+                    Some(said) => {
+                        takes += said.chars().count();
+                        if takes > text.len() {
+                            return false;
+                        }
+                        pieces.extend(said.chars().map(Piece::One));
+                    }
                     None => return false,
                 },
-                other => pieces.push(other.clone()),
+                one => {
+                    takes += 1;
+                    pieces.push(one.clone());
+                }
             }
         }
-        let text: Vec<char> = text.chars().collect();
+        if takes > text.len() {
+            return false;
+        }
         let bound = STEPS * (pieces.len() + text.len() + 1);
         match directly(&pieces, &text, case, bound) {
             Some(matched) => matched,
@@ -314,5 +330,17 @@ mod tests {
         assert_eq!(directly(&pieces, &chars, Case::Kept, bound), None);
         assert!(!matches(&pattern, &text));
         assert!(matches(&pattern, &format!("{text}b")));
+        // Nor do variables that stand for much, many times.
+        let many = Pattern::new(&"${aws:useragent}".repeat(1200), true);
+        let said = "a".repeat(4096);
+        let asked = std::cell::Cell::new(0);
+        let value = |_: &str| {
+            asked.set(asked.get() + 1);
+            Some(said.clone())
+        };
+        assert!(!many.matches(&said, Case::Kept, value));
+        assert_eq!(asked.get(), 2, "as much as fits, and one more");
+        let one = Pattern::new("*${aws:useragent}*", true);
+        assert!(one.matches(&said, Case::Kept, value));
     }
 }

@@ -86,8 +86,12 @@ impl Access {
             if call.secure { "true" } else { "false" },
         );
         for (name, key) in HEADERS {
-            // All of it: what is then done goes by all of it.
-            if let Some(value) = call.joined_header(name) {
+            // What is then done goes by the first one that came; of grants, by all of them.
+            let value = match name.starts_with("x-amz-grant-") {
+                true => call.joined_header(name),
+                false => call.header(name).map(str::to_owned),
+            };
+            if let Some(value) = value {
                 say(key, &value);
             }
         }

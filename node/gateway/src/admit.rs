@@ -17,11 +17,11 @@ use ashlar_node_client::ListOptions;
 
 use crate::access::{Access, denied};
 use crate::call::Call;
+use crate::copies::says_tags;
 use crate::directory::Documents;
 use crate::faults::refusal;
 use crate::gateway::{Context, Gateway};
 use crate::locks::{authorize_lock, wants_locks};
-use crate::puts::says_tags;
 use crate::reply::Reply;
 use crate::versions::asked_version;
 

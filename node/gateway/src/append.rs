@@ -268,7 +268,7 @@ impl Gateway {
             Err(error) => return Err(refusal(&error)),
         };
         let (key, sent) = (part_key(id, 1, random()?), Sent::default());
-        let promise = self.own_promise(old.manifest.size, &sent);
+        let promise = self.own_promise(old.manifest.size, &sent, None);
         let source = Source::Object(Pieces::new(stream));
         self.make(Target::part(&key), source, promise, &sent)
             .await?;

@@ -29,7 +29,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::faults::{refusal, refused};
 use crate::inbound::Inbound;
-use crate::memory::Pace;
+use crate::memory::{Pace, Share};
 use crate::pieces::Pieces;
 
 /// Where a body comes from.
@@ -116,6 +116,8 @@ pub(crate) struct Promise {
     pub(crate) algorithms: Vec<Algorithm>,
     /// How fast it has to come.
     pub(crate) pace: Pace,
+    /// The memory that it takes, if that is its own already.
+    pub(crate) share: Option<Share>,
 }
 
 fn too_slow<T>() -> Result<T, Refusal> {
@@ -153,6 +155,7 @@ impl BodyReader {
             signer,
             mut algorithms,
             pace,
+            share: _,
         } = promise;
         let sha256 = match payload {
             Payload::Sha256(digest) => Some(digest),

@@ -523,7 +523,7 @@ impl Gateway {
             let mut target = Target::part(&key);
             target.attributes.encryption = found.encryption;
             target.cipher = cipher.clone();
-            let promise = self.own_promise(stream.meta().manifest.size, &sent);
+            let promise = self.own_promise(stream.meta().manifest.size, &sent, None);
             let source = Source::Object(Pieces::new(stream));
             self.make(target, source, promise, &sent).await?;
             made.insert(key);

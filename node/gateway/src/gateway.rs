@@ -32,7 +32,7 @@ use crate::call::Call;
 use crate::directory::Directory;
 use crate::faults::{internal, refused};
 use crate::inbound::{After, Inbound};
-use crate::memory::{Memory, Pace, Share};
+use crate::memory::{Class, Memory, Pace, Sends, Share};
 use crate::options::{GatewayOptions, LogEntry};
 use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 
@@ -40,8 +40,11 @@ use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 pub(crate) const DOCUMENT_MAX: u64 = 2 * 1024 * 1024;
 /// How long a document may take to come.
 pub(crate) const DOCUMENT_WAIT: Duration = Duration::from_secs(30);
-/// Of the requests at once one in so many may be a form whose sender is not known yet.
+/// Of the requests at once one in so many may be a form whose sender is not known yet, and of the memory for bodies so
+/// much is for documents.
 const FORMS: usize = 8;
+/// A document's share is that of a body of so many bytes: a small one.
+const DOCUMENT_SHARE: u64 = 1024 * 1024;
 /// Stripes of a body in flight. Two, so that one is made while the other is on its way.
 const STRIPES: usize = 2;
 
@@ -55,6 +58,8 @@ pub struct Gateway {
     requests: Arc<Semaphore>,
     /// Forms of which nobody knows yet who sends them.
     pub(crate) forms: Semaphore,
+    /// Documents on their way.
+    documents: Semaphore,
     pub(crate) number: u64,
     /// Somebody has changed what becomes of objects as they grow old.
     pub(crate) rules_changed: Notify,
@@ -116,6 +121,7 @@ impl Gateway {
             memory: Arc::new(Memory::new(limits.memory_mib, limits.memory_wait)),
             requests: Arc::new(Semaphore::new(limits.requests)),
             forms: Semaphore::new((limits.requests / FORMS).max(1)),
+            documents: Semaphore::new((limits.memory_mib as usize / FORMS).max(1)),
             options,
             number: u64::from_le_bytes(number),
             rules_changed: Notify::new(),
@@ -316,9 +322,16 @@ impl Gateway {
         Ok(reply)
     }
 
-    /// How fast a body has to come, or to be taken.
-    pub(crate) fn pace(&self) -> Pace {
-        Pace::new(self.memory.clone(), self.options.limits.body_wait)
+    /// How fast a body of so many bytes has to come.
+    pub(crate) fn pace(&self, bytes: u64) -> Pace {
+        let of = Sends::default();
+        of.set(Class::of(bytes));
+        self.pace_of(of)
+    }
+
+    /// How fast has to be taken what a connection sends.
+    pub(crate) fn pace_of(&self, sends: Sends) -> Pace {
+        Pace::new(self.memory.clone(), self.options.limits.body_wait, sends)
     }
 
     /// What the request says of its body's length and how it comes.
@@ -377,7 +390,8 @@ impl Gateway {
             payload,
             signer,
             algorithms: Vec::new(),
-            pace: self.pace(),
+            pace: self.pace(len),
+            share: None,
         })
     }
 
@@ -391,9 +405,14 @@ impl Gateway {
         if promise.len > DOCUMENT_MAX {
             return refused(Code::MaxMessageLengthExceeded, "Your request was too big.");
         }
+        // Of many it is not known yet what they may do: those who send none of it keep no bodies out, but documents.
+        let place = timeout(self.options.limits.memory_wait, self.documents.acquire());
+        let Some(Ok(_place)) = place.await else {
+            return refused(Code::SlowDown, "Please reduce your request rate.");
+        };
         let share = match promise.len {
             0 => None,
-            len => Some(self.memory.share(len).await?),
+            len => Some(self.memory.share(len.min(DOCUMENT_SHARE)).await?),
         };
         let (reader, shared): (BodyReader, Shared) = BodyReader::new(Source::Http(body), promise);
         match timeout(DOCUMENT_WAIT, reader.whole()).await {

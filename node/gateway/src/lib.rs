@@ -20,6 +20,7 @@ mod buckets;
 mod call;
 mod complete;
 mod configure;
+mod copies;
 mod deletes;
 mod digests;
 mod directory;

@@ -21,7 +21,7 @@ use ashlar_layout::lock::{Lock, Retention};
 use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Code as Store, Making};
 
-use crate::access::Access;
+use crate::access::{Access, denied};
 use crate::call::Call;
 use crate::directory::OpenBucket;
 use crate::faults::{busy, internal, is_absent, refusal, refused};
@@ -36,6 +36,9 @@ const TRIES: usize = 8;
 const MODE: &str = "x-amz-object-lock-mode";
 const UNTIL: &str = "x-amz-object-lock-retain-until-date";
 const HOLD: &str = "x-amz-object-lock-legal-hold";
+
+/// What passing by governance is called by policies.
+const BYPASS: &str = "s3:BypassGovernanceRetention";
 
 /// What a bucket wants of what is put into it.
 #[derive(Clone, Debug)]
@@ -157,7 +160,7 @@ pub(crate) fn asks_bypass(call: &Call) -> bool {
 
 /// Refuses to pass by governance, if that is not allowed.
 pub(crate) fn check_bypass(access: &Access, resource: &str) -> Result<(), Refusal> {
-    access.check("s3:BypassGovernanceRetention", resource)
+    access.check(BYPASS, resource)
 }
 
 /// Whether the caller asks to pass by governance; refused if that is not allowed.
@@ -267,26 +270,35 @@ impl Gateway {
             Operation::PutObjectRetention => {
                 let document = self.document(context, body).await?;
                 let retention = parse_retention(&document, context.now_ms)?;
-                let mut access = context.access.clone();
+                let mut context = context.clone();
+                let access = &mut context.access;
                 if let Some(retention) = &retention {
-                    say_retention(&mut access, retention, context.now_ms);
+                    say_retention(access, retention, context.now_ms);
                 }
-                access.check(operation.action(), &call.arn())?;
-                let bypass = bypass(&access, call, &call.arn())?;
+                if !access.may_wait(operation.action(), &call.arn()) {
+                    return denied();
+                }
+                let bypass = bypass(access, call, &call.arn())?;
+                if bypass && access.looks_at_existing_tags() {
+                    access.waiting.push(BYPASS);
+                }
                 let set = |lock: Lock| Lock { retention, ..lock };
-                self.relock(context, set, bypass).await
+                self.relock(&context, set, bypass).await
             }
             Operation::PutObjectLegalHold => {
                 let document = self.document(context, body).await?;
                 let held = parse_legal_hold(&document)?;
-                let mut access = context.access.clone();
+                let mut context = context.clone();
+                let access = &mut context.access;
                 access.say("s3:object-lock-legal-hold", hold_name(held));
-                access.check(operation.action(), &call.arn())?;
+                if !access.may_wait(operation.action(), &call.arn()) {
+                    return denied();
+                }
                 let set = |lock: Lock| Lock {
                     hold: Some(held),
                     ..lock
                 };
-                self.relock(context, set, false).await
+                self.relock(&context, set, false).await
             }
             operation => {
                 let meta = self.find(context).await?;

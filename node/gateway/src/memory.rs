@@ -4,9 +4,10 @@
 //! - small bodies have a part of it for themselves: however long large ones stay, and however many wait for their turn,
 //!   small ones pass;
 //! - who waits for a share waits a bounded time, and holds nothing of the store's meanwhile;
-//! - a body that is on its way slower than a least rate is given up. While others wait for the share that it has, that
-//!   rate is a higher one: some who are slow on purpose do not keep all others out.
+//! - a body that is on its way slower than a least rate is given up. While others wait for a share like the one that it
+//!   has, that rate is a higher one: some who are slow on purpose do not keep all others out.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,11 +26,48 @@ const LARGE_SHARE: u32 = 24;
 const LARGE: u64 = 1024 * 1024;
 /// Bytes a second that a body has to move, at the least.
 const RATE_MIN: u64 = 1024;
-/// The same while others wait.
-const RATE_WANTED: u64 = 32 * 1024;
+/// The same while others wait: a small body that is not whole after a minute is slower than this.
+const RATE_WANTED: u64 = 16 * 1024;
 
 /// A share, until it is dropped.
 pub(crate) type Share = OwnedSemaphorePermit;
+
+/// Which memory a body is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// None: it is no body that anybody waits for.
+    None,
+    Small,
+    Large,
+}
+
+impl Class {
+    pub(crate) fn of(bytes: u64) -> Class {
+        match bytes {
+            0 => Class::None,
+            _ if bytes > LARGE => Class::Large,
+            _ => Class::Small,
+        }
+    }
+}
+
+/// The class of what a connection sends now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sends(Arc<AtomicU8>);
+
+impl Sends {
+    pub(crate) fn set(&self, class: Class) {
+        self.0.store(class as u8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Class {
+        match self.0.load(Ordering::Relaxed) {
+            1 => Class::Small,
+            2 => Class::Large,
+            _ => Class::None,
+        }
+    }
+}
 
 /// The memory.
 #[derive(Debug)]
@@ -39,8 +77,8 @@ pub(crate) struct Memory {
     /// What a large body takes of a memory of this size.
     large_share: u32,
     wait: Duration,
-    /// When somebody last did not get a share of a large body at once.
-    wanted: Mutex<Option<Instant>>,
+    /// When somebody last did not get the share of a small body at once, and that of a large one.
+    wanted: Mutex<[Option<Instant>; 2]>,
 }
 
 impl Memory {
@@ -57,22 +95,27 @@ impl Memory {
         }
     }
 
-    fn of(&self, bytes: u64) -> (&Arc<Semaphore>, u32) {
-        match bytes > LARGE {
-            true => (&self.large, self.large_share),
-            false => (&self.small, SMALL_SHARE),
+    fn of(&self, class: Class) -> (&Arc<Semaphore>, u32) {
+        match class {
+            Class::Large => (&self.large, self.large_share),
+            Class::Small | Class::None => (&self.small, SMALL_SHARE),
         }
     }
 
-    /// The share of a body of so many bytes, if there is one at once.
+    /// The share of a body of so many bytes, if there is one at once. What large ones leave is for small ones, too.
     pub(crate) fn share_now(&self, bytes: u64) -> Option<Share> {
-        let (of, share) = self.of(bytes);
-        let share = of.clone().try_acquire_many_owned(share).ok();
-        if share.is_none() && bytes > LARGE {
+        let class = Class::of(bytes);
+        let (of, share) = self.of(class);
+        let found = of.clone().try_acquire_many_owned(share).ok();
+        let found = found.or_else(|| match class {
+            Class::Large => None,
+            _ => self.large.clone().try_acquire_owned().ok(),
+        });
+        if found.is_none() {
             let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-            *wanted = Some(Instant::now());
+            wanted[usize::from(class == Class::Large)] = Some(Instant::now());
         }
-        share
+        found
     }
 
     /// The share of a body of so many bytes; waits for it, but not for ever.
@@ -80,7 +123,7 @@ impl Memory {
         if let Some(share) = self.share_now(bytes) {
             return Ok(share);
         }
-        let (of, share) = self.of(bytes);
+        let (of, share) = self.of(Class::of(bytes));
         match timeout(self.wait, of.clone().acquire_many_owned(share)).await {
             Some(Ok(share)) => Ok(share),
             _ => refused(Code::SlowDown, "Please reduce your request rate."),
@@ -88,9 +131,13 @@ impl Memory {
     }
 
     /// Bytes a second that a body had to move, at the least, in a stretch of time that ends now.
-    fn least(&self, now: Instant, stretch: Duration) -> u64 {
-        let wanted = *self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        match wanted {
+    fn least(&self, class: Class, now: Instant, stretch: Duration) -> u64 {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match class {
+            Class::None => None,
+            class => wanted[usize::from(class == Class::Large)],
+        };
+        match at {
             // Nobody waits longer than that, and who is told to slow down comes back.
             Some(at) if now.saturating_duration_since(at) <= 2 * stretch => RATE_WANTED,
             _ => RATE_MIN,
@@ -102,6 +149,8 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct Pace {
     memory: Arc<Memory>,
+    /// Which of it the body takes.
+    of: Sends,
     /// How long it may stand still: in as long a time it has to move so fast.
     stretch: Duration,
     /// Since when it is being waited for.
@@ -112,9 +161,10 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    pub(crate) fn new(memory: Arc<Memory>, stretch: Duration) -> Pace {
+    pub(crate) fn new(memory: Arc<Memory>, stretch: Duration, of: Sends) -> Pace {
         Pace {
             memory,
+            of,
             stretch,
             since: None,
             waited: Duration::ZERO,
@@ -140,7 +190,7 @@ impl Pace {
         if self.waited < self.stretch {
             return true;
         }
-        let least = self.memory.least(now, self.waited);
+        let least = self.memory.least(self.of.get(), now, self.waited);
         let enough = self.bytes >= self.waited.as_secs().saturating_mul(least);
         (self.waited, self.bytes) = (Duration::ZERO, 0);
         enough
@@ -159,7 +209,17 @@ mod tests {
 
     /// Whether a body is kept of which these pieces come, each after so many milliseconds.
     fn keeps(memory: &Arc<Memory>, pieces: &[(u64, usize)]) -> bool {
-        let mut pace = Pace::new(memory.clone(), STRETCH);
+        keeps_of(Class::Large, memory, pieces)
+    }
+
+    fn pace(memory: &Arc<Memory>, class: Class) -> Pace {
+        let of = Sends::default();
+        of.set(class);
+        Pace::new(memory.clone(), STRETCH, of)
+    }
+
+    fn keeps_of(class: Class, memory: &Arc<Memory>, pieces: &[(u64, usize)]) -> bool {
+        let mut pace = pace(memory, class);
         let mut now = Instant::now();
         pieces.iter().all(|(millis, bytes)| {
             pace.wait(now);
@@ -181,7 +241,7 @@ mod tests {
         let waits = memory.clone();
         let waits = tokio::spawn(async move { waits.share(LARGE + 1).await.is_ok() });
         let small: Vec<_> = std::iter::from_fn(|| memory.share_now(LARGE)).collect();
-        assert_eq!(small.len(), 256);
+        assert_eq!(small.len(), 256, "and nothing that somebody waits for");
         assert!(!waits.await.unwrap());
         drop(large.pop());
         assert!(memory.share(LARGE + 1).await.is_ok());
@@ -215,7 +275,7 @@ mod tests {
 
     #[test]
     fn time_in_which_nobody_waits_does_not_count() {
-        let (mut pace, mut now) = (Pace::new(memory(8), STRETCH), Instant::now());
+        let (mut pace, mut now) = (pace(&memory(8), Class::Small), Instant::now());
         for _ in 0..100 {
             now += STRETCH;
             assert!(pace.moved(1, now));
@@ -232,5 +292,11 @@ mod tests {
         assert!(memory.share_now(u64::MAX).is_none());
         assert!(!keeps(&memory, &slow));
         assert!(keeps(&memory, &fast));
+        // Others than those for whose memory somebody waits may be slow.
+        assert!(keeps_of(Class::Small, &memory, &slow));
+        let small: Vec<_> = std::iter::from_fn(|| memory.share_now(1)).collect();
+        assert_eq!(small.len(), 2);
+        assert!(!keeps_of(Class::Small, &memory, &slow));
+        assert!(keeps_of(Class::None, &memory, &slow));
     }
 }

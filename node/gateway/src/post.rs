@@ -92,7 +92,8 @@ impl Gateway {
             payload: Payload::Unsigned,
             signer: None,
             algorithms: digests.algorithms(),
-            pace: self.pace(),
+            pace: self.pace(sent),
+            share: None,
         };
         let target = Target {
             bucket: &call.bucket,

@@ -9,7 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use crate::memory::Share;
+use crate::memory::{Class, Share};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::text::to_base64;
 use ashlar_cluster_s3::xml::Xml;
@@ -46,6 +46,17 @@ impl ObjectBody {
             pieces,
             left: len,
             _share: share,
+        }
+    }
+}
+
+impl ReplyBody {
+    /// Which memory it takes.
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            ReplyBody::Empty => Class::None,
+            ReplyBody::Full(_) => Class::Small,
+            ReplyBody::Object(_) => Class::Large,
         }
     }
 }

@@ -25,7 +25,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::Gateway;
-use crate::memory::Pace;
+use crate::memory::{Pace, Sends};
 
 /// What a connection is told that is one too many.
 const SLOW_DOWN: &[u8] = b"HTTP/1.1 503 Slow Down\r\nRetry-After: 1\r\nConnection: close\r\n\
@@ -96,14 +96,15 @@ async fn connection(
     let limits = gateway.options.limits;
     // A socket that cannot do this is one that is gone.
     let _ = stream.set_nodelay(true);
-    let stream = Paced::new(stream, gateway.pace());
+    let sends = Sends::default();
+    let stream = Paced::new(stream, gateway.pace_of(sends.clone()));
     match tls {
-        None => http(gateway, stream, peer, false, stopped).await,
+        None => http(gateway, (stream, sends), peer, false, stopped).await,
         Some(tls) => {
             // One that does not shake hands is nobody's.
             if let Ok(Ok(stream)) = tokio::time::timeout(limits.head_wait, tls.accept(stream)).await
             {
-                http(gateway, stream, peer, true, stopped).await;
+                http(gateway, (stream, sends), peer, true, stopped).await;
             }
         }
     }
@@ -111,7 +112,7 @@ async fn connection(
 
 async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     gateway: Arc<Gateway>,
-    stream: S,
+    (stream, sends): (S, Sends),
     peer: SocketAddr,
     secure: bool,
     mut stopped: watch::Receiver<bool>,
@@ -120,7 +121,12 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let service = service_fn(move |request| {
         // What it asks of one node at once goes out in one piece.
         let answer = corked(gateway.clone().handle(request, peer, secure));
-        async move { Ok::<_, io::Error>(answer.await) }
+        let sends = sends.clone();
+        async move {
+            let answer = answer.await;
+            sends.set(answer.body().class());
+            Ok::<_, io::Error>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

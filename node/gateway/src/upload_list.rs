@@ -67,24 +67,31 @@ impl Gateway {
                 break;
             }
             let page = reserved(&self.store, uploads_prefix(&call.bucket, prefix), after).await?;
-            for entries in page.objects.chunks(at_once) {
+            let mut rest = page.objects.as_slice();
+            while !rest.is_empty() {
+                let (entries, more) = rest.split_at(at_once.min(rest.len()));
+                rest = more;
+                let mut behind = None;
                 for upload in self.listed_together(&call.bucket, entries).await? {
                     if upload.record.state == UploadState::Made {
                         continue;
                     }
                     match found.take(upload, prefix, delimiter, key_marker, most) {
                         Taken::Went => {}
-                        Taken::Rolled(common) => {
-                            // Nothing more is told of those under it, however many they are.
-                            if let Some(behind) = behind_uploads(&call.bucket, &common) {
-                                after = behind;
-                                continue 'pages;
-                            }
-                        }
+                        Taken::Rolled(common) => behind = behind_uploads(&call.bucket, &common),
                         Taken::Full => {
                             found.more = true;
                             break 'pages;
                         }
+                    }
+                }
+                // Nothing more is told of those under a prefix, however many they are: they are not read.
+                if let Some(behind) = behind {
+                    let rolled = rest.partition_point(|entry| entry.key <= behind);
+                    rest = &rest[rolled..];
+                    if rest.is_empty() && page.next.is_some() {
+                        after = behind;
+                        continue 'pages;
                     }
                 }
             }

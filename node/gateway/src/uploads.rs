@@ -36,6 +36,7 @@ use tokio::task::JoinSet;
 use crate::acl::owner_of;
 use crate::body::Source;
 use crate::call::Call;
+use crate::copies::{CopySource, copy_result, set_source_version};
 use crate::digests::Sent;
 use crate::directory::{reserved, write_document};
 use crate::encryption::{Cipher, has_default, set_encryption};
@@ -47,9 +48,7 @@ use crate::lists::write_owner;
 use crate::locks::asked_lock;
 use crate::objects::{byte_range, set_checksum, write_digest};
 use crate::pieces::Pieces;
-use crate::puts::{
-    CopySource, Made, PUT_MAX, Target, attributes_of, copy_result, set_source_version,
-};
+use crate::puts::{Made, PUT_MAX, Target, attributes_of};
 use crate::reply::Reply;
 
 /// Parts that are looked at, or removed, at once.
@@ -339,7 +338,7 @@ impl Gateway {
         let cipher = self.part_cipher(call, &encryption)?;
         let sent = self.part_sent(call, &upload)?;
         let asked = range.map(byte_range);
-        let (stream, meta, _) = self.open_source(context, &from, asked, false).await?;
+        let ((stream, meta, _), share) = self.open_to_copy(context, &from, asked, false).await?;
         if let Some(ashlar_node_client::ByteRange::FromTo(_, last)) = asked
             && last >= meta.manifest.size
         {
@@ -356,7 +355,7 @@ impl Gateway {
                  5368709120",
             );
         }
-        let promise = self.own_promise(len, &sent);
+        let promise = self.own_promise(len, &sent, Some(share));
         let source = Source::Object(Pieces::new(stream));
         let made = self
             .make_part((&upload, cipher), number, source, promise, &sent)
