@@ -254,6 +254,19 @@ def test_patterns_cost_little():
         return "a hundred keys by a bad pattern: %.1f s" % took
 
 
+def answered(lines, count, reply):
+    """The first so many of these lines that are answered, each so; and the others."""
+    first = []
+    while len(first) < count:
+        ready, _, _ = select.select([line for line in lines if line not in first], [], [], 60)
+        assert ready, "only %d were answered" % len(first)
+        for line in ready:
+            said = line.recv(len(reply))
+            assert said == reply, said
+        first += ready
+    return first, [line for line in lines if line not in first]
+
+
 def test_documents_that_do_not_come_keep_no_bodies_out():
     with bucket(ownership=None) as b:
         policy(b, allow("s3:GetObject", "s3:PutObject"))
@@ -261,9 +274,11 @@ def test_documents_that_do_not_come_keep_no_bodies_out():
         lines = []
         for _ in range(150):
             line = socket.create_connection((at.hostname, at.port), timeout=60)
-            line.sendall(("POST /%s?delete HTTP/1.1\r\nHost: %s\r\nContent-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==\r\nContent-Length: 1500000\r\n\r\n"
-                          % (b, at.netloc)).encode())
+            line.sendall(("POST /%s?delete HTTP/1.1\r\nHost: %s\r\nContent-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==\r\n"
+                          "Content-Length: 1500000\r\nExpect: 100-continue\r\n\r\n" % (b, at.netloc)).encode())
             lines.append(line)
+        # Of so many at the least the document is waited for.
+        answered(lines, 100, b"HTTP/1.1 100")
         ANY.put_object(Bucket=b, Key="large", Body=data(3 * MIB))
         assert len(body(b, "large", ANY)) == 3 * MIB
         ANY.put_object(Bucket=b, Key="small", Body=b"1")
@@ -288,16 +303,13 @@ def test_slow_readers_keep_nobody_out():
             line.sendall(("GET /%s/large HTTP/1.1\r\nHost: %s\r\n\r\n" % (b, at.netloc)).encode())
             lines.append(line)
         # So many as there is memory for are answered, and the others wait for theirs.
-        told = []
-        while len(told) < 20:
-            ready, _, _ = select.select([line for line in lines if line not in told], [], [], 60)
-            assert ready, "only %d were answered" % len(told)
-            for line in ready:
-                assert line.recv(12) == b"HTTP/1.1 200"
-            told += ready
+        _, others = answered(lines, 20, b"HTTP/1.1 200")
         for _ in range(50):
             assert body(b, "small", ANY) == b"s" * 4096
             OWN.put_object(Bucket=b, Key="small", Body=b"s" * 4096)
+        # And that not because they had given up by then.
+        ready, _, _ = select.select(others, [], [], 0)
+        assert len(ready) < len(others), "nobody waits any more"
         for line in lines:
             line.close()
 

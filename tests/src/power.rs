@@ -18,6 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -93,8 +94,8 @@ pub struct Cut {
 /// Files whose power can fail.
 pub struct Disks {
     shared: Arc<Shared>,
-    /// Unmounts when it goes.
-    _session: BackgroundSession,
+    folder: PathBuf,
+    session: Option<BackgroundSession>,
 }
 
 impl Shared {
@@ -254,7 +255,8 @@ impl Disks {
         let session = fuser::spawn_mount(Served(shared.clone()), folder, &Config::default())?;
         Ok(Disks {
             shared,
-            _session: session,
+            folder: folder.to_owned(),
+            session: Some(session),
         })
     }
 
@@ -291,9 +293,18 @@ impl Disks {
 }
 
 impl Drop for Disks {
-    /// Whoever waits would keep the file system from being unmounted.
+    /// Unmounts. A process that was killed may have its files open for a moment longer: so the folder is empty at once,
+    /// and the file system is gone when the last file is closed.
     fn drop(&mut self) {
         self.shared.turn(Phase::Off);
+        let umount = Command::new("umount").arg("-l").arg(&self.folder).status();
+        match umount {
+            Ok(status) if status.success() => {
+                // It has nothing to tell that anybody could still use.
+                let _ = self.session.take().map(BackgroundSession::join);
+            }
+            failed => eprintln!("{} stays mounted: {failed:?}", self.folder.display()),
+        }
     }
 }
 

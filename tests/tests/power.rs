@@ -24,10 +24,10 @@ use tokio::runtime::Runtime;
 const ROUNDS: u64 = 6;
 const BUCKET: &str = "power";
 
-/// A rig on disks whose power can fail. The rig goes first when they are dropped.
+/// A rig on disks whose power can fail. They are unmounted before its folder goes, and after its nodes are gone.
 struct Field {
-    rig: Rig,
     disks: Disks,
+    rig: Rig,
     runtime: Runtime,
     books: Books,
 }
@@ -61,8 +61,8 @@ impl Field {
                 .unwrap_or_else(|e| panic!("no bucket: {e}"));
         });
         Field {
-            rig,
             disks,
+            rig,
             runtime,
             books: Arc::new(Mutex::new(Model::default())),
         }
@@ -128,6 +128,13 @@ impl Field {
         });
     }
 
+    /// Takes all of it away.
+    fn end(self) {
+        let folder = self.rig.scratch().to_owned();
+        drop(self);
+        assert!(!folder.exists(), "{} is left", folder.display());
+    }
+
     /// What is not as it was acknowledged.
     fn wrong(&self) -> Vec<String> {
         self.runtime.block_on(async {
@@ -138,6 +145,12 @@ impl Field {
 
     fn acknowledged(&self) -> u64 {
         self.books.lock().expect("books").acknowledged
+    }
+}
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        self.is_dead();
     }
 }
 
@@ -192,6 +205,7 @@ fn acknowledged_changes_survive_the_loss_of_power() {
     assert!(total.lost > 0, "no cut took anything: {total:?}");
     println!("doubt: {count} power cuts");
     println!("doubt: {} sectors lost by power cuts", total.lost);
+    field.end();
 }
 
 /// The test above can fail: where flushes are answered and make nothing durable, what was acknowledged is gone.
@@ -217,4 +231,5 @@ fn disks_that_lie_lose_what_was_acknowledged() {
         !field.wrong().is_empty(),
         "everything is there, although no flush made anything durable"
     );
+    field.end();
 }

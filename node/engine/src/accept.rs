@@ -92,12 +92,7 @@ impl<M: Memory> Engine<M> {
             pieces,
             copy: None,
         };
-        let hash = self.index.hash(&shard);
-        if self.index.candidates(hash).next().is_some() {
-            self.check_stored(shard, item, mem, out)?;
-        } else {
-            self.streams[StreamNo::Data as usize].queue.push_back(item);
-        }
+        self.check_stored(shard, item, mem, out)?;
         let writing = Writing {
             payload_len,
             payload_crc,

@@ -213,23 +213,17 @@ impl<M: Memory> Engine<M> {
         let mut deletes = None;
         let ops = match what {
             What::Header => Vec::new(),
-            What::Item(Item::Shard {
-                shard,
-                copy: Some(copy),
-                buf,
-                payload_len,
-                payload_crc,
-                pieces,
-            }) => {
-                self.copy_refused(copy);
-                let item = Item::Shard {
+            What::Item(
+                mut item @ Item::Shard {
                     shard,
-                    buf,
-                    payload_len,
-                    payload_crc,
-                    pieces,
-                    copy: None,
-                };
+                    copy: Some(of),
+                    ..
+                },
+            ) => {
+                self.copy_refused(of);
+                if let Item::Shard { copy, .. } = &mut item {
+                    *copy = None;
+                }
                 return self.not_copied(shard, item, mem, out);
             }
             What::Item(Item::Shard { shard, .. }) => {
@@ -299,15 +293,7 @@ impl<M: Memory> Engine<M> {
             return;
         };
         if !writing.ops.is_empty() {
-            let hash = self.index.hash(&shard);
-            let known = self.index.candidates(hash).next().is_some();
-            let begun = if known {
-                self.check_stored(shard, item, mem, out)
-            } else {
-                self.streams[StreamNo::Data as usize].queue.push_back(item);
-                Ok(())
-            };
-            let Err(error) = begun else {
+            let Err(error) = self.check_stored(shard, item, mem, out) else {
                 self.writing.insert(shard, writing);
                 return;
             };

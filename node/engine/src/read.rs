@@ -18,7 +18,7 @@ use ashlar_layout::stamp::HEAD_LEN;
 
 use crate::api::{Action, IoFailure, Memory};
 use crate::append::{Item, Target};
-use crate::engine::{Engine, Purpose};
+use crate::engine::{Engine, Purpose, StreamNo};
 use crate::error::{Blind, EngineError, Finding, FindingKind};
 use crate::index::{Candidate, ShardHash, UNIT};
 
@@ -94,7 +94,7 @@ impl<M: Memory> Engine<M> {
         self.start_read(Goal::Range { op, offset, len }, shard, mem, out)
     }
 
-    /// A shard is to be written that the index may know already.
+    /// A shard is to be written; what the index may know already of it is looked at before.
     pub(crate) fn check_stored(
         &mut self,
         shard: ShardId,
@@ -102,6 +102,11 @@ impl<M: Memory> Engine<M> {
         mem: &mut M,
         out: &mut Vec<Action<M::Buf>>,
     ) -> Result<(), EngineError> {
+        let hash = self.index.hash(&shard);
+        if self.index.candidates(hash).next().is_none() {
+            self.streams[StreamNo::Data as usize].queue.push_back(item);
+            return Ok(());
+        }
         self.start_read(Goal::Stored { item }, shard, mem, out)
     }
 

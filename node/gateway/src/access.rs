@@ -3,6 +3,7 @@
 //! Invariant: every operation asks here, with the action and the resource that it is about, before it
 //! reads or changes anything; what is decided is decided by [`ashlar_cluster_s3::policy::decide`].
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ashlar_cluster_s3::bucket::Ownership;
@@ -88,8 +89,8 @@ impl Access {
         for (name, key) in HEADERS {
             // What is then done goes by the first one that came; of grants, by all of them.
             let value = match name.starts_with("x-amz-grant-") {
-                true => call.joined_header(name),
-                false => call.header(name).map(str::to_owned),
+                true => call.joined_header(name).map(Cow::Owned),
+                false => call.header(name).map(Cow::Borrowed),
             };
             if let Some(value) = value {
                 say(key, &value);

@@ -28,8 +28,8 @@ use crate::encryption::{Cipher, has_default, says_how, set_kind};
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, modified_ms};
 use crate::locks::asked_lock;
-use crate::memory::Share;
-use crate::objects::write_checksum;
+use crate::memory::{Share, Waited};
+use crate::objects::{TRIES, too_fast, write_checksum};
 use crate::pieces::Pieces;
 use crate::puts::{Made, PUT_MAX, Target, attributes_of, write_if};
 use crate::reply::Reply;
@@ -138,16 +138,18 @@ impl Gateway {
         range: Option<ByteRange>,
         with_tags: bool,
     ) -> Result<(Opened, Share), Refusal> {
-        let opened = self.open_source(context, from, range, with_tags).await?;
-        let of = opened.0.range();
-        let len = of.end - of.start;
-        if let Some(share) = self.memory.share_now(len) {
-            return Ok((opened, share));
+        let mut waited = Waited::default();
+        for _ in 0..TRIES {
+            let opened = self.open_source(context, from, range, with_tags).await?;
+            let of = opened.0.range();
+            let len = of.end - of.start;
+            if let Some(share) = self.memory.share_of(len, &mut waited) {
+                return Ok((opened, share));
+            }
+            drop(opened);
+            self.memory.wait(len, &mut waited).await?;
         }
-        drop(opened);
-        let share = self.memory.share(len).await?;
-        let opened = self.open_source(context, from, range, with_tags).await?;
-        Ok((opened, share))
+        too_fast()
     }
 
     /// Opens what is to be copied, if the caller may read it, its tags too if they are copied, and its conditions hold.

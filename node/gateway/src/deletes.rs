@@ -389,11 +389,16 @@ fn check_may(
         Some(_) => "s3:DeleteObjectVersion",
     };
     let resource = arn(bucket, &object.key);
-    let mut access = access.clone();
-    access.say_version(object.version.as_deref());
+    // The request itself names no version.
+    let named = object.version.as_deref().map(|version| {
+        let mut access = access.clone();
+        access.say_version(Some(version));
+        access
+    });
+    let access = named.as_ref().unwrap_or(access);
     access.check(action, &resource)?;
     match bypass {
-        true => check_bypass(&access, &resource),
+        true => check_bypass(access, &resource),
         false => Ok(()),
     }
 }

@@ -51,6 +51,10 @@ impl Class {
     }
 }
 
+/// A share that was waited for while nothing was open that it could be of.
+#[derive(Debug, Default)]
+pub(crate) struct Waited(Option<(Class, Share)>);
+
 /// The class of what a connection sends now.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sends(Arc<AtomicU8>);
@@ -128,6 +132,19 @@ impl Memory {
             Some(Ok(share)) => Ok(share),
             _ => refused(Code::SlowDown, "Please reduce your request rate."),
         }
+    }
+
+    /// The share of a body of so many bytes, if there is one at once, or one like it was waited for.
+    pub(crate) fn share_of(&self, bytes: u64, waited: &mut Waited) -> Option<Share> {
+        let class = Class::of(bytes);
+        let like = waited.0.take().filter(|(of, _)| *of == class);
+        like.map_or_else(|| self.share_now(bytes), |(_, share)| Some(share))
+    }
+
+    /// Waits for the share of a body of so many bytes, which is opened again then: it may be another one by that time.
+    pub(crate) async fn wait(&self, bytes: u64, waited: &mut Waited) -> Result<(), Refusal> {
+        waited.0 = Some((Class::of(bytes), self.share(bytes).await?));
+        Ok(())
     }
 
     /// Bytes a second that a body had to move, at the least, in a stretch of time that ends now.
@@ -245,6 +262,21 @@ mod tests {
         assert!(!waits.await.unwrap());
         drop(large.pop());
         assert!(memory.share(LARGE + 1).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_was_waited_for_is_for_a_body_like_that() {
+        let memory = memory(8);
+        let mut waited = Waited::default();
+        memory.wait(LARGE + 1, &mut waited).await.unwrap();
+        assert!(memory.share_now(LARGE + 1).is_none());
+        let share = memory.share_of(LARGE + 2, &mut waited);
+        assert_eq!(share.map(|share| share.num_permits()), Some(6));
+        // One of another length is counted by its own.
+        memory.wait(1, &mut waited).await.unwrap();
+        let share = memory.share_of(LARGE + 1, &mut waited);
+        assert_eq!(share.map(|share| share.num_permits()), Some(6));
+        assert_eq!(memory.small.available_permits(), 2);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::faults::{internal, is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway, attributes, held, modified_ms, quoted_etag};
 use crate::lifecycle::expiration_header;
 use crate::locks::set_lock;
-use crate::memory::Share;
+use crate::memory::{Share, Waited};
 use crate::pieces::Pieces;
 use crate::reply::{ObjectBody, Reply, ReplyBody};
 use crate::versions::{asked_version, missing, set_version};
@@ -34,7 +34,7 @@ use crate::versions::{asked_version, missing, set_version};
 /// An object of at most so many bytes is read to its end before anything is answered.
 const WHOLE: u64 = 1024 * 1024;
 /// So often a reading starts over because the object was replaced before a byte was given out.
-const TRIES: usize = 8;
+pub(crate) const TRIES: usize = 8;
 
 /// The part of an object that is asked for.
 pub(crate) fn byte_range(wanted: Wanted) -> ByteRange {
@@ -122,6 +122,14 @@ fn describe(reply: &mut Reply, call: &Call, meta: &ObjectMeta, attributes: &Attr
 pub(crate) fn set_checksum(reply: &mut Reply, checksum: &Checksum) {
     reply.set(checksum.algorithm.header(), &checksum.to_string());
     reply.set("x-amz-checksum-type", checksum.kind.as_str());
+}
+
+/// What is said where an object was another one each time that it was opened.
+pub(crate) fn too_fast<T>() -> Result<T, Refusal> {
+    refused(
+        Code::ServiceUnavailable,
+        "The object changes too fast to be read. Please try again.",
+    )
 }
 
 /// What is said to who wants bytes of an object that it does not have. Amazon's CRT reads an empty object by what it
@@ -249,10 +257,7 @@ impl Gateway {
                 Err(error) => return Err(refusal(&error)),
             }
         }
-        refused(
-            Code::ServiceUnavailable,
-            "The object changes too fast to be read. Please try again.",
-        )
+        too_fast()
     }
 
     /// GetObject and HeadObject.
@@ -277,7 +282,7 @@ impl Gateway {
         if is_head {
             return self.head_object(context, &part).await;
         }
-        let mut share = None;
+        let mut waited = Waited::default();
         for _ in 0..TRIES {
             let opened = self.open(context, &part).await?;
             let (mut stream, meta, found) = match opened {
@@ -311,23 +316,21 @@ impl Gateway {
             }
             let range = stream.range();
             let len = range.end - range.start;
+            let share = match len {
+                0 => None,
+                len => self.memory.share_of(len, &mut waited),
+            };
             if share.is_none() && len > 0 {
-                share = self.memory.share_now(len);
-                if share.is_none() {
-                    // Who waits keeps nobody else from reading.
-                    drop(stream);
-                    share = Some(self.memory.share(len).await?);
-                    continue;
-                }
+                // Who waits keeps nobody else from reading.
+                drop(stream);
+                self.memory.wait(len, &mut waited).await?;
+                continue;
             }
             return self
                 .give(context, &part, (stream, share), &meta, &found)
                 .await;
         }
-        refused(
-            Code::ServiceUnavailable,
-            "The object changes too fast to be read. Please try again.",
-        )
+        too_fast()
     }
 
     /// What is said to who wants bytes of an object that it does not have; nothing if all of this one is wanted.

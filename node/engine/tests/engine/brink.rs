@@ -3,18 +3,13 @@
 use ashlar_node_engine::error::EngineError;
 
 use crate::disk::Rng;
-use crate::model::{Fate, Model};
+use crate::model::{Fate, Model, crash_and_verify, go, present};
 use crate::rig::{Answer, Crash, Rig};
 
 fn opened(seed: u64) -> Rig {
     let mut rig = Rig::new(seed, 4096, true);
     rig.open();
     rig
-}
-
-fn go(rig: &mut Rig, model: &mut Model) {
-    rig.settle();
-    model.hear(rig);
 }
 
 /// Writes shards of so many bytes until the device takes no more.
@@ -30,12 +25,6 @@ fn fill(rig: &mut Rig, model: &mut Model, len: usize) {
     }
 }
 
-fn present(model: &Model) -> Vec<u64> {
-    let all = model.shards.iter();
-    let present = all.filter(|(_, shard)| shard.fate == Fate::Present);
-    present.map(|(number, _)| *number).collect()
-}
-
 /// Deletes all of these at once: every one is looked at before the first tombstone goes out.
 fn burst(rig: &mut Rig, model: &mut Model, numbers: &[u64]) {
     for some in numbers.chunks(4000) {
@@ -44,6 +33,13 @@ fn burst(rig: &mut Rig, model: &mut Model, numbers: &[u64]) {
         }
         while rig.step() {}
         rig.kick();
+    }
+}
+
+fn some_crash(rng: &mut Rng) -> Crash {
+    match rng.chance(70) {
+        true => Crash::Power,
+        false => Crash::Kill,
     }
 }
 
@@ -83,9 +79,7 @@ fn takes_writes(rig: &mut Rig, model: &mut Model) {
         go(rig, model);
     }
     assert_eq!(model.full, full, "{:?}", rig.engine().stats());
-    rig.crash(Crash::Power);
-    let opened = rig.open();
-    model.verify(rig, &opened);
+    crash_and_verify(rig, model, Crash::Power);
 }
 
 /// One of so many, chosen by chance.
@@ -133,14 +127,7 @@ fn a_restart_at_the_brink_changes_nothing() {
             }
             at_the_brink += u32::from(free(&mut rig) <= 1);
             model.hear(&mut rig);
-            let how = if rng.chance(70) {
-                Crash::Power
-            } else {
-                Crash::Kill
-            };
-            rig.crash(how);
-            let opened = rig.open();
-            model.verify(&mut rig, &opened);
+            crash_and_verify(&mut rig, &mut model, some_crash(&mut rng));
         }
         insist(&mut rig, &mut model, &doomed);
         takes_writes(&mut rig, &mut model);
@@ -173,9 +160,7 @@ fn an_index_that_grows_on_a_full_device_is_given_room() {
         burst(&mut rig, &mut model, &doomed);
         insist(&mut rig, &mut model, &doomed);
         assert!(chunk(&mut rig), "{:?}", rig.engine().stats());
-        rig.crash(Crash::Power);
-        let opened = rig.open();
-        model.verify(&mut rig, &opened);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
         if percent > 20 {
             takes_writes(&mut rig, &mut model);
         }
@@ -248,14 +233,7 @@ fn history(seed: u64) -> Reached {
         model.hear(&mut rig);
         if rng.chance(60) {
             reached.note(&mut rig);
-            let how = if rng.chance(70) {
-                Crash::Power
-            } else {
-                Crash::Kill
-            };
-            rig.crash(how);
-            let opened = rig.open();
-            model.verify(&mut rig, &opened);
+            crash_and_verify(&mut rig, &mut model, some_crash(&mut rng));
         }
     }
     reached.rounds = insist(&mut rig, &mut model, &doomed);

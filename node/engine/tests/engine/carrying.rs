@@ -3,23 +3,11 @@
 use ashlar_node_engine::clean::Cleaned;
 use ashlar_node_engine::error::EngineError;
 
-use crate::model::{Fate, Model};
+use crate::model::{Fate, Model, crash_and_verify, go};
 use crate::rig::{Answer, Crash, Flying, MIB, Rig, payload, shard};
 
 /// Fifteen fit into an extent.
 const LEN: usize = 60_000;
-
-fn idle(seed: u64) -> Rig {
-    let mut rig = Rig::new(seed, 4096, true);
-    rig.clean_from = Some(0);
-    rig.open();
-    rig
-}
-
-fn go(rig: &mut Rig, model: &mut Model) {
-    rig.settle();
-    model.hear(rig);
-}
 
 fn write(rig: &mut Rig, model: &mut Model, number: u64, len: usize) {
     model.write(rig, number, len);
@@ -41,15 +29,9 @@ fn cleaned(rig: &mut Rig) -> Cleaned {
     rig.engine().cleaned()
 }
 
-fn crash_and_verify(rig: &mut Rig, model: &mut Model) {
-    rig.crash(Crash::Power);
-    let opened = rig.open();
-    model.verify(rig, &opened);
-}
-
 /// The first extent is cold, but for shards 1 and 2, whose tombstones are in the second, most of which is dead.
 fn two_to_carry(model: &mut Model) -> Rig {
-    let mut rig = idle(17);
+    let mut rig = Rig::idle(17);
     for number in 1..=18 {
         write(&mut rig, model, number, LEN);
     }
@@ -87,7 +69,7 @@ fn a_shard_that_is_there_again_keeps_its_tombstones_extent() {
     let figures = cleaned(&mut rig);
     assert_eq!((figures.extents, figures.tombstones), (1, 2), "{figures:?}");
     for _ in 0..3 {
-        crash_and_verify(&mut rig, &mut model);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
 }
 
@@ -109,7 +91,7 @@ fn a_shard_that_comes_back_meanwhile_is_not_killed() {
             assert!(rig.fetch(2) == Answer::Bytes(payload(2, LEN)), "{seed}");
         }
         for _ in 0..3 {
-            crash_and_verify(&mut rig, &mut model);
+            crash_and_verify(&mut rig, &mut model, Crash::Power);
         }
     }
 }
@@ -143,7 +125,7 @@ fn a_write_comes_again_when_the_tombstone_is_written() {
     assert_eq!(cleaned(&mut rig).tombstones, 2);
     write(&mut rig, &mut model, 2, LEN);
     assert_eq!(model.shards[&2].fate, Fate::Present);
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 /// Tombstones that keep something dead are no room to be won: an extent full of them is not tried at all, and after a
@@ -151,7 +133,7 @@ fn a_write_comes_again_when_the_tombstone_is_written() {
 #[test]
 fn an_extent_of_needed_tombstones_is_left_alone() {
     let mut model = Model::default();
-    let mut rig = idle(19);
+    let mut rig = Rig::idle(19);
     for number in 1..=2600 {
         model.write(&mut rig, number, 0);
     }
@@ -166,7 +148,7 @@ fn an_extent_of_needed_tombstones_is_left_alone() {
     begin(&mut rig);
     go(&mut rig, &mut model);
     assert_eq!(cleaned(&mut rig).begun, 0, "{:?}", cleaned(&mut rig));
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
     go(&mut rig, &mut model);
     assert_eq!(cleaned(&mut rig).begun, 0, "{:?}", cleaned(&mut rig));
 }
@@ -177,7 +159,7 @@ fn an_extent_of_needed_tombstones_is_left_alone() {
 fn who_waits_for_a_copy_that_is_not_made_is_answered() {
     for seed in 0..8 {
         let mut model = Model::default();
-        let mut rig = idle(23);
+        let mut rig = Rig::idle(23);
         for (number, len) in [(1, 30_000), (2, 30_000), (3, 300_000), (4, 300_000)] {
             write(&mut rig, &mut model, number, len);
         }
@@ -225,7 +207,7 @@ fn who_waits_for_a_copy_that_is_not_made_is_answered() {
 #[test]
 fn a_table_that_is_too_long_is_given_up() {
     let mut model = Model::default();
-    let mut rig = idle(29);
+    let mut rig = Rig::idle(29);
     for number in 1..=600 {
         model.write(&mut rig, number, 0);
     }
@@ -242,8 +224,8 @@ fn a_table_that_is_too_long_is_given_up() {
     let figures = cleaned(&mut rig);
     assert_eq!((figures.begun, figures.passed), (1, 1), "{figures:?}");
     rig.mem.left = usize::MAX;
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
     go(&mut rig, &mut model);
     assert!(cleaned(&mut rig).extents > 0);
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }

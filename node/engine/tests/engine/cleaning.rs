@@ -7,23 +7,10 @@ use ashlar_node_engine::clean::WRITE_AMPLIFICATION_MAX;
 use ashlar_node_engine::error::{EngineError, FindingKind};
 
 use crate::disk::Rng;
-use crate::model::{Fate, Model};
+use crate::model::{Fate, Model, crash_and_verify, go, present};
 use crate::rig::{Answer, Crash, Flying, MIB, Rig, payload, shard};
 
 const LEN: usize = 60_000;
-
-/// A device that does not clean.
-fn idle(seed: u64) -> Rig {
-    let mut rig = Rig::new(seed, 4096, true);
-    rig.clean_from = Some(0);
-    rig.open();
-    rig
-}
-
-fn go(rig: &mut Rig, model: &mut Model) {
-    rig.settle();
-    model.hear(rig);
-}
 
 /// Writes shards until the device is full; the number of the next one.
 fn fill(rig: &mut Rig, model: &mut Model, mut next: u64) -> u64 {
@@ -48,20 +35,6 @@ fn thin_out(rig: &mut Rig, model: &mut Model, rng: &mut Rng, percent: u64) -> u6
         }
     }
     deleted
-}
-
-fn present(model: &Model) -> Vec<u64> {
-    let present = model
-        .shards
-        .iter()
-        .filter(|(_, shard)| shard.fate == Fate::Present);
-    present.map(|(number, _)| *number).collect()
-}
-
-fn crash_and_verify(rig: &mut Rig, model: &mut Model) {
-    rig.crash(Crash::Power);
-    let opened = rig.open();
-    model.verify(rig, &opened);
 }
 
 /// The extent in which a shard stands last.
@@ -97,7 +70,7 @@ fn what_is_deleted_at_random_makes_room() {
             "{stats:?}"
         );
         let figures = stats.cleaned;
-        crash_and_verify(&mut rig, &mut model);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
         (first, shares, figures)
     };
     let (first, without, none) = refilled(false);
@@ -146,13 +119,13 @@ fn overwritten_at_random_it_goes_on_within_its_bound() {
             figures.bytes <= figures.appended * (WRITE_AMPLIFICATION_MAX - 1),
             "{figures:?}"
         );
-        crash_and_verify(&mut rig, &mut model);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
 }
 
 /// One live shard, 1, among dead ones in a sealed extent, and the copying about to begin.
 fn one_to_copy(model: &mut Model) -> Rig {
-    let mut rig = idle(11);
+    let mut rig = Rig::idle(11);
     model.write(&mut rig, 1, 30_000);
     for number in 2..=4 {
         model.write(&mut rig, number, 250_000);
@@ -209,7 +182,7 @@ fn a_shard_that_is_deleted_while_it_is_copied_stays_deleted() {
     go(&mut rig, &mut model);
     assert_eq!(model.shards[&1].fate, Fate::Absent);
     assert_eq!(cleaned(&mut rig).records, 1, "it was on its way");
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 #[test]
@@ -228,7 +201,7 @@ fn a_shard_that_is_being_deleted_is_not_copied() {
         model.delete(&mut rig, 1);
         go(&mut rig, &mut model);
         assert_eq!(model.shards[&1].fate, Fate::Absent);
-        crash_and_verify(&mut rig, &mut model);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
     go(&mut rig, &mut model);
     assert_eq!(cleaned(&mut rig).extents, 1);
@@ -256,7 +229,7 @@ fn a_shard_that_was_deleted_unread_is_not_copied() {
     go(&mut rig, &mut model);
     let figures = cleaned(&mut rig);
     assert_eq!((figures.records, figures.passed), (0, 1), "{figures:?}");
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 /// Written again while it is copied: acknowledged when the copy is durable, not before.
@@ -276,7 +249,7 @@ fn a_shard_that_is_written_again_while_it_is_copied_is_written_once() {
     assert!(matches!(rig.flying[copy], Flying::Write { .. }));
     assert_eq!(rig.finish(op), Answer::Durable);
     assert_eq!(rig.engine().stats().shards_live, 2);
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 /// A read that began on the old address ends well, whatever has become of that.
@@ -318,7 +291,7 @@ fn readers_of_the_old_address_are_not_hurt() {
 #[test]
 fn a_rotten_record_keeps_its_extent_until_it_is_mended() {
     for unreadable in [false, true] {
-        let mut rig = idle(13);
+        let mut rig = Rig::idle(13);
         let mut model = Model::default();
         for number in 1..=60 {
             model.write(&mut rig, number, LEN);
@@ -397,7 +370,7 @@ fn a_rotten_record_keeps_its_extent_until_it_is_mended() {
 /// Tombstones that still keep something dead go with the live records; those that do not vanish.
 #[test]
 fn tombstones_are_carried_as_long_as_they_are_needed() {
-    let mut rig = idle(17);
+    let mut rig = Rig::idle(17);
     let mut model = Model::default();
     // Cold: all live but one, which is killed from the next extent.
     for number in 1..=16 {
@@ -431,7 +404,7 @@ fn tombstones_are_carried_as_long_as_they_are_needed() {
     let figures = cleaned(&mut rig);
     assert_eq!((figures.extents, figures.tombstones), (1, 1), "{figures:?}");
     assert_ne!(extent_of(&rig, 18, LEN), killer);
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
     // Its extent is used again: nothing of the first tombstone is left.
     rig.engine().clean_from(Some(0));
     for number in 50..=80 {
@@ -439,7 +412,7 @@ fn tombstones_are_carried_as_long_as_they_are_needed() {
         go(&mut rig, &mut model);
     }
     assert!((50..=80).any(|number| extent_of(&rig, number, LEN) == killer));
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
     // The cold extent dies and is written over: the tombstone is of no more use, and its extent comes to be free.
     for number in present(&model) {
         model.delete(&mut rig, number);
@@ -453,7 +426,7 @@ fn tombstones_are_carried_as_long_as_they_are_needed() {
         }
         thin_out(&mut rig, &mut model, &mut rng, 100);
     }
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
     assert!(
         rig.engine().stats().extents_data <= 4,
         "{:?}",
@@ -482,7 +455,7 @@ fn what_stands_twice_after_a_crash_is_one_shard() {
         (1, 0),
         "it was copied already: {figures:?}"
     );
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
     // Once more, and deleted while there are two.
     let mut model = Model::default();
     let mut rig = one_to_copy(&mut model);
@@ -495,7 +468,7 @@ fn what_stands_twice_after_a_crash_is_one_shard() {
     model.delete(&mut rig, 1);
     go(&mut rig, &mut model);
     for _ in 0..3 {
-        crash_and_verify(&mut rig, &mut model);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
     assert_eq!(model.shards[&1].fate, Fate::Absent);
 }
@@ -525,7 +498,7 @@ fn a_cleaned_extent_is_free_after_a_crash() {
 /// The cleaner's figures, and the order of who opens an extent: a full device cleans, deletes, and takes no shard.
 #[test]
 fn shards_do_not_take_what_was_opened_for_others() {
-    let mut rig = idle(23);
+    let mut rig = Rig::idle(23);
     let mut model = Model::default();
     let next = fill(&mut rig, &mut model, 1);
     let reserve = rig.engine().stats().extents_reserved;
@@ -548,13 +521,13 @@ fn shards_do_not_take_what_was_opened_for_others() {
         opened.first().is_some_and(|free| free + 1 >= reserve),
         "{opened:?}"
     );
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 /// While others wait no more is copied than they append, and little at once.
 #[test]
 fn cleaning_is_paced_by_what_others_append() {
-    let mut rig = idle(29);
+    let mut rig = Rig::idle(29);
     let mut model = Model::default();
     for number in 1..=300 {
         model.write(&mut rig, number, LEN);
@@ -592,7 +565,7 @@ fn cleaning_is_paced_by_what_others_append() {
     go(&mut rig, &mut model);
     let after = cleaned(&mut rig);
     assert!(after.extents > 5, "{after:?}");
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 /// Without buffers it waits, and with them goes on.
@@ -608,7 +581,7 @@ fn without_buffers_the_cleaner_waits() {
         rig.settle();
     }
     assert_eq!(cleaned(&mut rig).extents, 1);
-    crash_and_verify(&mut rig, &mut model);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }
 
 /// A failed write of the cleaner's fences the device as any other; nothing is lost of it.
@@ -629,6 +602,6 @@ fn a_failed_write_of_the_cleaners_loses_nothing() {
         let opened = rig.open();
         model.verify(&mut rig, &opened);
         go(&mut rig, &mut model);
-        crash_and_verify(&mut rig, &mut model);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
 }

@@ -20,7 +20,7 @@ use ashlar_node_engine::error::EngineError;
 
 use crate::disk::Rng;
 use crate::replicas::{AskedIndex, Replicas};
-use crate::rig::{Answer, Opened2, Rig, payload, shard};
+use crate::rig::{Answer, Crash, Opened2, Rig, payload, shard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -397,4 +397,24 @@ impl Model {
             *list = keep;
         }
     }
+}
+
+/// Lets all that is under way end, and takes in what came of it.
+pub fn go(rig: &mut Rig, model: &mut Model) {
+    rig.settle();
+    model.hear(rig);
+}
+
+/// What is there for certain.
+pub fn present(model: &Model) -> Vec<u64> {
+    let all = model.shards.iter();
+    let present = all.filter(|(_, shard)| shard.fate == Fate::Present);
+    present.map(|(number, _)| *number).collect()
+}
+
+/// It goes down so, and comes back with all that it has to hold.
+pub fn crash_and_verify(rig: &mut Rig, model: &mut Model, how: Crash) {
+    rig.crash(how);
+    let opened = rig.open();
+    model.verify(rig, &opened);
 }

@@ -144,6 +144,14 @@ pub fn payload(number: u64, len: usize) -> Vec<u8> {
 }
 
 impl Rig {
+    /// An open one that does not clean until it is told to.
+    pub fn idle(seed: u64) -> Rig {
+        let mut rig = Rig::new(seed, 4096, true);
+        rig.clean_from = Some(0);
+        rig.open();
+        rig
+    }
+
     pub fn new(seed: u64, block_size: u32, volatile: bool) -> Rig {
         Rig::sized(seed, block_size, volatile, MIB, 64 * MIB)
     }

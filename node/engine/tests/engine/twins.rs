@@ -3,7 +3,7 @@
 use ashlar_layout::extent::Geometry;
 use ashlar_layout::ids::ExtentNo;
 
-use crate::model::{Fate, Model};
+use crate::model::{Fate, Model, crash_and_verify, go};
 use crate::rig::{Answer, Crash, MIB, Rig, payload, shard};
 
 const LEN: usize = 30_000;
@@ -47,11 +47,6 @@ fn places(rig: &Rig) -> Vec<u64> {
     (0..4 * MIB).step_by(4096).filter(stands).collect()
 }
 
-fn go(rig: &mut Rig, model: &mut Model) {
-    rig.settle();
-    model.hear(rig);
-}
-
 fn clean(rig: &mut Rig) -> ashlar_node_engine::clean::Cleaned {
     rig.clean_from = Some(u32::MAX);
     rig.engine().clean_from(Some(u32::MAX));
@@ -70,9 +65,7 @@ fn two_records_in_one_extent_do_not_cover_each_other() {
         assert!(rig.fetch(1) == Answer::Bytes(payload(1, LEN)));
         assert_eq!((figures.extents, figures.records), (1, 1), "{figures:?}");
         assert_eq!(rig.engine().stats().shards_live, 2);
-        rig.crash(Crash::Power);
-        let opened = rig.open();
-        model.verify(&mut rig, &opened);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
 }
 
@@ -95,9 +88,7 @@ fn a_damaged_record_goes_with_its_whole_twin() {
             }
             assert_eq!((figures.extents, figures.records), (1, 1), "{figures:?}");
             assert!(rig.findings.is_empty(), "{:?}", rig.findings);
-            rig.crash(Crash::Power);
-            let opened = rig.open();
-            model.verify(&mut rig, &opened);
+            crash_and_verify(&mut rig, &mut model, Crash::Power);
         }
     }
 }
@@ -111,9 +102,7 @@ fn two_records_in_one_extent_are_deleted_together() {
     go(&mut rig, &mut model);
     clean(&mut rig);
     for _ in 0..3 {
-        rig.crash(Crash::Power);
-        let opened = rig.open();
-        model.verify(&mut rig, &opened);
+        crash_and_verify(&mut rig, &mut model, Crash::Power);
     }
     assert_eq!(model.shards[&1].fate, Fate::Absent);
 }
@@ -269,7 +258,5 @@ fn what_only_seems_to_be_live_is_not_copied() {
     // Now that all can be read, it is cleaned.
     let figures = clean(&mut rig);
     assert!(figures.extents > 0, "{figures:?}");
-    rig.crash(Crash::Power);
-    let opened = rig.open();
-    model.verify(&mut rig, &opened);
+    crash_and_verify(&mut rig, &mut model, Crash::Power);
 }

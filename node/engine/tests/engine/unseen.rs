@@ -4,13 +4,8 @@
 use ashlar_layout::ids::ExtentNo;
 
 use crate::disk::Rng;
-use crate::model::{Fate, Model};
+use crate::model::{Fate, Model, go};
 use crate::rig::{Crash, Rig};
-
-fn go(rig: &mut Rig, model: &mut Model) {
-    rig.settle();
-    model.hear(rig);
-}
 
 /// Has some part of some of the extents in use fail.
 fn go_blind(rig: &mut Rig, rng: &mut Rng, geometry: ashlar_layout::extent::Geometry) {
