@@ -81,7 +81,10 @@ impl Access {
         let mut say = |key: &str, value: &str| {
             keys.insert(key.to_owned(), vec![value.to_owned()]);
         };
-        say("aws:sourceip", &call.peer.ip().to_canonical().to_string());
+        say(
+            "aws:sourceip",
+            &call.address.ip().to_canonical().to_string(),
+        );
         say(
             "aws:securetransport",
             if call.secure { "true" } else { "false" },

@@ -1,13 +1,13 @@
 //! Who is let in, and what is read for them before that is known.
 //!
 //! Invariants:
-//! - nothing is told or done before the store has said, after the request came, by which documents it is judged;
+//! - nothing is told or done before the store has said by which documents it is judged: after the request came, or so
+//!   shortly before that nobody was told yet of a change since (see [`crate::kept`]);
 //! - what is read ahead of that is judged by documents that are kept here, and given out only if the store says that
 //!   the very same still stand; otherwise it is dropped, and all is done by the new ones;
 //! - nothing is read ahead for somebody whom the kept documents do not let in.
 
 use std::pin::pin;
-use std::time::Instant;
 
 use ashlar_cluster_s3::operation::{Level, Operation};
 use ashlar_cluster_s3::policy::Grounds;
@@ -32,8 +32,6 @@ pub(crate) struct Asked {
     pub(crate) call: Call,
     pub(crate) claim: Claim,
     pub(crate) now_ms: u64,
-    /// Not before this the store was asked by which documents it is judged.
-    pub(crate) asked: Instant,
 }
 
 impl Asked {
@@ -137,9 +135,8 @@ impl Gateway {
             call,
             claim,
             now_ms,
-            asked,
         } = request;
-        let Documents { key, bucket } = documents;
+        let Documents { key, bucket, asked } = documents;
         let access = Access::new(&call, &claim, key, bucket, now_ms);
         access.check_expected_owner(call.header("x-amz-expected-bucket-owner"))?;
         let mut context = Context {

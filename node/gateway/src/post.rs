@@ -54,7 +54,7 @@ impl Gateway {
         let sent = promise.len;
         let (mut reader, _) = BodyReader::new(Source::Http(body), promise);
         // Whoever comes may send one, and take their time.
-        let Ok(unknown) = self.forms.try_acquire() else {
+        let Some(unknown) = self.forms.take_now(context.call.peer(), 1) else {
             return refused(Code::SlowDown, "Please reduce your request rate.");
         };
         // Who sends them has so long and no longer: nobody is known yet.
@@ -93,6 +93,7 @@ impl Gateway {
             signer: None,
             algorithms: digests.algorithms(),
             pace: self.pace(sent),
+            peer: call.peer(),
             share: None,
         };
         let target = Target {
