@@ -10,7 +10,7 @@ a third: OWNER_KEY and OWNER_SECRET, or one that ASHLAR, the command, makes.
 import base64, hashlib, json, os, select, socket, subprocess, threading, time, urllib.parse
 
 from acl import ALT, ANY, OWN, SECOND, bucket, denied, owner
-from check import ENDPOINT, MIB, RANDOM, SEED, body, client, data, fails, http, main
+from check import ENDPOINT, MIB, RANDOM, SEED, body, client, data, fails, form, http, main
 
 
 def allow(*actions, who="*", on=None, effect="Allow", **condition):
@@ -246,6 +246,26 @@ def test_versions_of_sources_and_of_many():
         assert [d["VersionId"] for d in gone["Deleted"]] == [other]
         assert [(e["VersionId"], e["Code"]) for e in gone["Errors"]] == [(kept, "AccessDenied")]
         OWN.delete_bucket_policy(Bucket=b)
+
+
+def test_conditions_can_be_asked_for():
+    """Amazon's own example: whoever may put may not put over anything, in one piece or in parts."""
+    with bucket(ownership=None) as b:
+        policy(b, allow("s3:PutObject", Null={"s3:if-none-match": "false"}),
+               allow("s3:PutObject", Bool={"s3:ObjectCreationOperation": "false"}))
+        put = lambda **args: ALT.put_object(Bucket=b, Key="k", Body=b"x", **args)
+        denied(put)
+        put(IfNoneMatch="*")
+        upload = dict(Bucket=b, Key="parts", UploadId=ALT.create_multipart_upload(Bucket=b, Key="parts")["UploadId"])
+        part = ALT.upload_part(**upload, PartNumber=1, Body=b"part")["ETag"]
+        complete = lambda **args: ALT.complete_multipart_upload(
+            **upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part}]}, **args)
+        denied(complete)
+        complete(IfNoneMatch="*")
+        assert body(b, "parts", OWN) == b"part"
+        given = ALT.generate_presigned_post(b, "form")
+        headers, text = form(given["fields"], b"x")
+        assert http("POST", given["url"], headers, text)[0] == 403
 
 
 def test_grants_are_seen_whole():

@@ -31,6 +31,9 @@ pub(crate) struct Access {
     keys: Keys,
 }
 
+/// Whether a request makes an object, of those that need the right to: parts of one come without a condition, and
+/// policies tell them apart by this.
+pub(crate) const CREATES: &str = "s3:objectcreationoperation";
 /// Bytes of a value that a policy looks at: a request of which it would have to look at a longer one is denied. Amazon
 /// takes 8 KB of headers in all.
 const VALUE_MAX: usize = 4096;

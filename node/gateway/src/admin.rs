@@ -167,10 +167,6 @@ impl Admin {
         let bytes = key.encode()?;
         let at = key_key(&key.id);
         write_document(&self.client, &at, bytes, Etag::NONE, precondition).await?;
-        // An id is used for one key: of a new one there is none before.
-        if precondition != Precondition::Absent {
-            settle().await;
-        }
         Ok(())
     }
 
@@ -299,6 +295,8 @@ impl Admin {
             self.write_key(&key, Precondition::Version(meta.version))
                 .await?;
         }
+        // For keys that somebody else is taking away at the moment, too.
+        settle().await;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use ashlar_cluster_s3::refusal::Refusal;
 use ashlar_cluster_s3::signature::Claim;
 use ashlar_node_client::ListOptions;
 
-use crate::access::{Access, denied};
+use crate::access::{Access, CREATES, denied};
 use crate::call::Call;
 use crate::copies::says_tags;
 use crate::directory::Documents;
@@ -87,6 +87,15 @@ pub(crate) fn of_version(operation: Operation, named: bool) -> &'static str {
     }
 }
 
+/// Whether an operation makes an object, if that is what it needs a right for.
+fn creates(operation: Operation) -> Option<&'static str> {
+    use Operation as O;
+    match operation {
+        O::CreateMultipartUpload | O::UploadPart | O::UploadPartCopy => Some("false"),
+        _ => (operation.action() == "s3:PutObject").then_some("true"),
+    }
+}
+
 impl Gateway {
     /// By which documents a request is judged, as the store has them now; and what it reads, if that could be done
     /// meanwhile, by the very same documents: whoever is answered with that was let in.
@@ -137,7 +146,10 @@ impl Gateway {
             now_ms,
         } = request;
         let Documents { key, bucket, asked } = documents;
-        let access = Access::new(&call, &claim, key, bucket, now_ms);
+        let mut access = Access::new(&call, &claim, key, bucket, now_ms);
+        if let Some(creates) = creates(operation) {
+            access.say(CREATES, creates);
+        }
         access.check_expected_owner(call.header("x-amz-expected-bucket-owner"))?;
         let mut context = Context {
             call,

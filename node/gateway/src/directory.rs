@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use ashlar_cluster_s3::bucket::BucketConfig;
 use ashlar_cluster_s3::checksum::md5;
-use ashlar_cluster_s3::operation::Level;
+use ashlar_cluster_s3::operation::{Level, Operation};
 use ashlar_cluster_s3::policy::{Of, Policy};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::system::{USERS, bucket_key, key_key};
@@ -29,7 +29,7 @@ use ashlar_node_client::{
 };
 use bytes::{Bytes, BytesMut};
 
-use crate::admit::Asked;
+use crate::admit::{Asked, Reading};
 use crate::faults::{busy, internal, is_absent, refusal, refused};
 use crate::kept::{Kept, Since, Stands, settle};
 use crate::together::Together;
@@ -294,7 +294,10 @@ impl Directory {
     }
 
     /// The same, as the store has it now.
-    async fn ask_bucket(&self, bucket: &str) -> Result<Since<Option<Arc<OpenBucket>>>, Refusal> {
+    pub(crate) async fn ask_bucket(
+        &self,
+        bucket: &str,
+    ) -> Result<Since<Option<Arc<OpenBucket>>>, Refusal> {
         let question = || self.read_bucket(bucket);
         self.asked_buckets.ask(bucket, question).await
     }
@@ -450,24 +453,33 @@ impl Directory {
         Ok(())
     }
 
-    /// Takes away the configuration of a bucket that is no more, unless it is another one's by now.
-    pub(crate) async fn forget_bucket(&self, bucket: &str, version: Seq) -> Result<(), Refusal> {
-        let options = DeleteOptions {
-            precondition: Precondition::Version(version),
-            ..DeleteOptions::default()
-        };
-        let deleted = self
-            .client
-            .delete(SYSTEM_BUCKET, &bucket_key(bucket), options)
-            .await;
-        match deleted {
-            Err(error) if error.code() == Store::PreconditionFailed => Ok(()),
-            Err(error) => Err(refusal(&error)),
-            Ok(_) => {
-                settle().await;
-                Ok(())
+    /// Takes away the configuration of a bucket that is no more, unless it is another one's by now. `authorized`: what
+    /// it was when the caller was found to be allowed to remove it.
+    pub(crate) async fn forget_bucket(
+        &self,
+        bucket: &str,
+        authorized: Option<&Arc<OpenBucket>>,
+    ) -> Result<(), Refusal> {
+        for _ in 0..TRIES {
+            let (Some(now), _) = self.ask_bucket(bucket).await? else {
+                break;
+            };
+            if !is_same(authorized.map(|open| &open.config), Some(&now.config)) {
+                break;
+            }
+            let options = DeleteOptions {
+                precondition: Precondition::Version(now.version),
+                ..DeleteOptions::default()
+            };
+            let key = bucket_key(bucket);
+            match self.client.delete(SYSTEM_BUCKET, &key, options).await {
+                Err(error) if error.code() == Store::PreconditionFailed => {}
+                Err(error) => return Err(refusal(&error)),
+                Ok(_) => break,
             }
         }
+        settle().await;
+        Ok(())
     }
 
     /// Makes the bucket that all this stands in, if it is not there.
@@ -497,6 +509,17 @@ pub(crate) async fn reserved(
     };
     let page = client.list(SYSTEM_BUCKET, options).await;
     page.map_err(|error| refusal(&error))
+}
+
+/// Whether a request is judged by what the store says after it came, for it changes what others are judged by: whoever
+/// lost the right to do that does not undo what took it.
+fn is_judged_anew(request: &Asked) -> bool {
+    use Operation as O;
+    let of_objects = match request.operation {
+        O::PostObject | O::DeleteObjects | O::HeadBucket => true,
+        operation => Reading::of(operation).is_some(),
+    };
+    request.call.level == Level::Bucket && !of_objects
 }
 
 /// Whether two documents, if there are any, are about the same bucket, of the same owner.

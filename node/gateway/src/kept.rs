@@ -4,8 +4,8 @@
 //! - a document stands for [`LEASE`] from when the store was asked for it, by a clock that nobody sets. No longer,
 //!   whatever was asked since and is not answered;
 //! - whoever changed a document, or took it away, waits for [`SETTLE`] from when the store has done it, before
-//!   anybody is told that it is done. That is longer than a lease: whoever asks for something after they were told is judged, at
-//!   every gateway, by what the store was asked for after the change;
+//!   anybody is told that it is done. That is longer than a lease: whoever asks for something after they were told is
+//!   judged, at every gateway, by what the store was asked for after the change;
 //! - of what is not there nothing is kept: no lease says that there is none.
 //!
 //! Both count how long something took, on two machines, and compare no clocks: Gray and Cheriton, "Leases: an efficient
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ashlar_layout::ids::Seq;
 
 /// How long a document stands.
-const LEASE: Duration = Duration::from_millis(45);
+pub(crate) const LEASE: Duration = Duration::from_millis(45);
 /// After so much of that it is asked for again beside the requests that it serves: who comes often never waits.
 const RENEW: Duration = Duration::from_millis(15);
 /// How long is waited for leases to end. Clocks that count a tenth too slow are borne.

@@ -117,8 +117,8 @@ impl Memory {
             Class::Large => None,
             _ => self.large.take_now(peer, SMALL_SHARE),
         });
-        // Nobody has to hurry for somebody who waits for itself.
-        if found.is_none() && !of.has_its_part(peer, share) {
+        // Of those who wait for their own part, too: many may be behind one address.
+        if found.is_none() {
             let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             wanted[usize::from(class == Class::Large)] = Some(Instant::now());
         }
@@ -293,9 +293,9 @@ mod tests {
         let small = of_one(1);
         assert_eq!(small.len(), 192);
         assert!(memory.share_now(peer(2), 1).is_some());
-        // Who waits for itself makes nobody hurry.
+        // And one who waits for what is behind its own address is not kept waiting by who is slow there.
         let slow = [(30_000, 200_000), (30_000, 200_000)];
-        assert!(keeps(&memory, &slow));
+        assert!(!keeps(&memory, &slow));
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use hyper::StatusCode;
 
 use ashlar_cluster_s3::conditional::WriteIf;
 
-use crate::access::Access;
+use crate::access::{Access, CREATES};
 use crate::body::{BodyReader, FormSource, Promise, Source};
 use crate::call::Call;
 use crate::digests::Sent;
@@ -150,6 +150,7 @@ impl Gateway {
         }
         let bucket = context.access.bucket.clone();
         let mut access = Access::new(&call, &context.claim, open, bucket, context.now_ms);
+        access.say(CREATES, "true");
         if let Some(version) = version {
             access.say("s3:signatureversion", version);
             access.say("s3:authtype", "POST");
