@@ -658,8 +658,13 @@ impl World {
                 position,
                 pins,
             } => {
-                let device = &mut self.nodes[usize::from(node)].device;
-                device.trim(partition, (through, position, pins));
+                let held = &mut self.nodes[usize::from(node)];
+                // What it begins with is on its way, and pinned: it has not heard of that when it says that it needs nothing.
+                let expected = held.replicas.get(&partition).is_some_and(|it| it.expected);
+                if expected && through == Seq(0) && pins.is_empty() {
+                    return;
+                }
+                held.device.trim(partition, (through, position, pins));
             }
         }
     }

@@ -132,7 +132,8 @@ impl Core {
     }
 
     fn deliver(&mut self, replica: usize, newborn: Newborn) {
-        let slot = &self.replicas[replica];
+        let slot = &mut self.replicas[replica];
+        slot.delivered = true;
         let (device, partition) = (slot.device, slot.partition);
         let ats = newborn
             .shared_chunks()

@@ -46,6 +46,9 @@ pub struct ReplicaSlot {
     heir: bool,
     /// Its partition is over: nothing is left of it.
     pub(crate) over: bool,
+    /// What it begins with was made, and is on its way to it or there: what that needs of the journal the device was
+    /// told.
+    pub(crate) delivered: bool,
     /// Who is to be in the chain, by the map.
     desired: Vec<DeviceNo>,
     /// The peer that holds each other device of the chain.
@@ -94,6 +97,7 @@ impl ReplicaSlot {
             founders,
             heir,
             over: false,
+            delivered: false,
             desired: Vec::new(),
             peers: BTreeMap::new(),
             replica: None,
@@ -293,6 +297,7 @@ impl Core {
         let slot = &mut self.replicas[replica];
         slot.replica = Some(started);
         slot.life += 1;
+        slot.delivered = false;
         slot.lane = 0;
         slot.full = false;
         slot.no_room = None;
@@ -457,7 +462,12 @@ impl Core {
                     position,
                     pins,
                 } => {
-                    let partition = self.replicas[replica].partition;
+                    let slot = &self.replicas[replica];
+                    let partition = slot.partition;
+                    // It has not heard yet of what it begins with, which is pinned: it says that it needs nothing.
+                    if slot.delivered && through == Seq(0) && pins.is_empty() {
+                        continue;
+                    }
                     let event = api::Event::TrimJournal {
                         partition,
                         through,
