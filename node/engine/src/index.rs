@@ -19,7 +19,8 @@
 use ashlar_layout::ids::{DeviceId, ShardId};
 
 const SEGMENT_BITS: u32 = 10;
-const SEGMENTS: usize = 1 << SEGMENT_BITS;
+/// Tables that it is made of.
+pub(crate) const SEGMENTS: usize = 1 << SEGMENT_BITS;
 const SLOT_LEN: usize = 11;
 const ADDRESS_BITS: u32 = 40;
 const UNIT_BITS: u32 = 11;
@@ -182,6 +183,30 @@ impl Index {
             .probe(tag)
             .filter(move |(_, slot)| slot.tag == tag)
             .map(|(_, slot)| slot.candidate)
+    }
+
+    /// The slots of a segment, with what [`Index::hash`] gives for their shards, as far as it is kept.
+    pub(crate) fn slots(
+        &self,
+        segment: usize,
+    ) -> impl Iterator<Item = (ShardHash, Candidate)> + '_ {
+        let table = self.segments.get(segment);
+        let slots = table.into_iter().flat_map(|table| {
+            let all = 0..table.capacity();
+            all.filter_map(|at| table.get(at))
+        });
+        slots.map(move |slot| {
+            let high = (segment as u64) << (64 - SEGMENT_BITS);
+            let hash = ShardHash(high | slot.tag << (64 - SEGMENT_BITS - TAG_BITS));
+            (hash, slot.candidate)
+        })
+    }
+
+    /// How many slots of a segment are in use.
+    pub(crate) fn slots_in(&self, segment: usize) -> u64 {
+        self.segments
+            .get(segment)
+            .map_or(0, |table| u64::from(table.len))
     }
 
     /// Whether this very place is still there.

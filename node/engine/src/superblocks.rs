@@ -8,6 +8,7 @@
 //!   first is durable. (Always writing 0 and 1 first would lose the device to two crashes in a row:
 //!   one that tears 2 and 3, and one that then tears 0 and 1.)
 //! - The sequence number is above every one that was seen on any copy, believed or not.
+//! - A copy that an audit found to be bad counts as no holder from then on, so it is written first, too.
 //! - One turn at a time. A failed write ends the turn; what is believed is then not known, and the
 //!   owner reopens the device.
 
@@ -79,6 +80,11 @@ where
     /// The highest sequence number that was seen on any copy.
     pub fn newest(&self) -> u64 {
         self.newest
+    }
+
+    /// This copy was found not to hold it: the next turn writes it first, and the good ones afterwards.
+    pub fn lost(&mut self, copy: u8) {
+        self.holders[usize::from(copy)] = false;
     }
 
     pub fn turning(&self) -> bool {

@@ -1,0 +1,264 @@
+//! Audits of an engine whose memory is not what the device says: only a bug, or bad memory, makes it so.
+
+use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, ExtentNo, NodeId, ShardId, StripeId};
+use ashlar_layout::superblock::Labels;
+use ashlar_layout::time::Instant;
+
+use crate::api::{Action, Event, Memory, Output};
+use crate::audit::Step;
+use crate::engine::Engine;
+use crate::error::{Finding, FindingKind};
+use crate::format::{FormatParams, format_plan};
+use crate::index::Candidate;
+use crate::opening::{OpenParams, Opening};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+const CLUSTER: ClusterId = ClusterId([1; 16]);
+const DEVICE: DeviceId = DeviceId([2; 16]);
+const NOW: Instant = Instant(0);
+
+struct Heap;
+
+impl Memory for Heap {
+    type Buf = Vec<u8>;
+
+    fn alloc(&mut self, len: usize) -> Option<Vec<u8>> {
+        Some(vec![0; len])
+    }
+}
+
+fn shard(number: u64) -> ShardId {
+    ShardId {
+        stripe: StripeId {
+            writer: 1,
+            attempt: number,
+        },
+        index: 0,
+    }
+}
+
+/// A device that does at once what it is told.
+struct Rig {
+    bytes: Vec<u8>,
+    engine: Option<Engine<Heap>>,
+    findings: Vec<Finding>,
+    answers: Vec<Output<Vec<u8>>>,
+}
+
+impl Rig {
+    fn carry_out(&mut self, actions: Vec<Action<Vec<u8>>>) -> Vec<Event<Vec<u8>>> {
+        let mut events = Vec::new();
+        let mut done = |io, buf| {
+            events.push(Event::IoDone {
+                io,
+                result: Ok(()),
+                buf,
+            });
+        };
+        for action in actions {
+            match action {
+                Action::Write {
+                    io,
+                    offset,
+                    buf,
+                    len,
+                    ..
+                } => {
+                    let at = offset as usize;
+                    self.bytes[at..at + len].copy_from_slice(&buf[..len]);
+                    done(io, Some(buf));
+                }
+                Action::Read {
+                    io,
+                    offset,
+                    mut buf,
+                    len,
+                } => {
+                    let at = offset as usize;
+                    buf[..len].copy_from_slice(&self.bytes[at..at + len]);
+                    done(io, Some(buf));
+                }
+                Action::Flush { io } => done(io, None),
+                Action::Done { result, .. } => self.answers.push(result.unwrap()),
+                Action::Finding(finding) => self.findings.push(finding),
+                Action::Fenced { error } => panic!("{error}"),
+            }
+        }
+        events
+    }
+
+    fn open() -> Rig {
+        let mut rig = Rig {
+            bytes: vec![0; SIZE as usize],
+            engine: None,
+            findings: Vec::new(),
+            answers: Vec::new(),
+        };
+        let params = FormatParams {
+            cluster: CLUSTER,
+            device: DEVICE,
+            device_size: SIZE,
+            block_size: 4096,
+            extent_size: MIB,
+            node: NodeId(1),
+            device_no: DeviceNo(1),
+            labels: Labels::default(),
+        };
+        for (offset, bytes) in format_plan(&params).unwrap() {
+            rig.bytes[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        let mut opening = Opening::new(OpenParams {
+            cluster: CLUSTER,
+            device: Some(DEVICE),
+            device_size: SIZE,
+            logical_block: 512,
+            volatile_cache: true,
+        });
+        let mut out = Vec::new();
+        let mut opened = opening.start(&mut Heap, &mut out);
+        while opened.is_none() {
+            let events = rig.carry_out(std::mem::take(&mut out));
+            for event in events {
+                opened = opened.or(opening.on_event(NOW, event, &mut Heap, &mut out));
+            }
+        }
+        rig.engine = opened.map(|opened| opened.unwrap().engine);
+        rig
+    }
+
+    fn engine(&mut self) -> &mut Engine<Heap> {
+        self.engine.as_mut().unwrap()
+    }
+
+    fn ask(&mut self, event: Event<Vec<u8>>) {
+        let mut events = vec![event];
+        while !events.is_empty() {
+            let mut out = Vec::new();
+            for event in events.drain(..) {
+                self.engine().on_event(NOW, event, &mut Heap, &mut out);
+            }
+            self.engine().kick(NOW, &mut Heap, &mut out);
+            events = self.carry_out(out);
+        }
+    }
+
+    fn store(&mut self, number: u64) {
+        let payload = vec![number as u8; 60_000];
+        let head = self.engine().header_len(60_000) as usize;
+        let mut buf = vec![0; self.engine().record_len(60_000) as usize];
+        buf[head..head + 60_000].copy_from_slice(&payload);
+        self.ask(Event::WriteShard {
+            op: number,
+            shard: shard(number),
+            buf,
+            payload_len: 60_000,
+            payload_crc: crc32fast::hash(&payload),
+        });
+    }
+
+    fn pass(&mut self) -> Vec<(FindingKind, u64)> {
+        let mut step = Some(Step::Superblocks);
+        while let Some(next) = step {
+            self.answers.clear();
+            self.ask(Event::Audit { op: 0, step: next });
+            let Some(Output::Audited(audited)) = self.answers.pop() else {
+                panic!("no answer to {next:?}");
+            };
+            step = audited.next;
+        }
+        let found = self.findings.drain(..);
+        found.map(|it| (it.kind, it.offset)).collect()
+    }
+}
+
+/// Sixty shards, in four sealed extents.
+fn populated() -> Rig {
+    let mut rig = Rig::open();
+    for number in 1..=65 {
+        rig.store(number);
+    }
+    assert_eq!(rig.pass(), []);
+    rig
+}
+
+/// Where the index has a shard.
+fn block(rig: &mut Rig, number: u64) -> u64 {
+    let engine = rig.engine();
+    let hash = engine.index.hash(&shard(number));
+    engine.index.candidates(hash).next().unwrap().block
+}
+
+#[test]
+fn a_record_that_the_index_has_forgotten() {
+    let mut rig = populated();
+    let at = block(&mut rig, 7);
+    let engine = rig.engine();
+    assert!(engine.index.remove(engine.index.hash(&shard(7)), at));
+    let no = engine.geometry.extent_of(at * 4096).unwrap();
+    let size = engine.geometry.extent_end(no) - engine.geometry.extent_start(no);
+    assert!(size > 900_000);
+    let start = engine.geometry.extent_start(no);
+    // What each extent is said to hold is not what the index has any more, either.
+    let expected = [
+        (FindingKind::Unindexed, at * 4096),
+        (FindingKind::Astray, start),
+        (FindingKind::Astray, 0),
+    ];
+    assert_eq!(rig.pass(), expected);
+}
+
+#[test]
+fn a_slot_that_points_nowhere() {
+    // Into free room, behind the last extent, into a header, and into what is no record's beginning.
+    for (at, inside) in [
+        (50 * 256, false),
+        (1 << 39, false),
+        (256, false),
+        (300, true),
+    ] {
+        let mut rig = populated();
+        let engine = rig.engine();
+        let hash = engine.index.hash(&shard(1000));
+        let candidate = Candidate {
+            block: at,
+            units: 15,
+        };
+        engine.index.insert(hash, candidate);
+        let found = rig.pass();
+        let told = found.contains(&(FindingKind::Astray, at * 4096));
+        assert_eq!(told, !inside, "{at}: {found:?}");
+        // All are counted with one; and the table of that extent does not name it.
+        assert!(found.contains(&(FindingKind::Astray, 0)), "{found:?}");
+    }
+    // Counted in, as a record would be: the table of its extent does not name it.
+    let mut rig = populated();
+    let engine = rig.engine();
+    let hash = engine.index.hash(&shard(1000));
+    engine.index.insert(
+        hash,
+        Candidate {
+            block: 300,
+            units: 15,
+        },
+    );
+    engine.extents.born(ExtentNo(1), 60_000);
+    assert_eq!(rig.pass(), [(FindingKind::Astray, 300 * 4096)]);
+}
+
+#[test]
+fn a_slot_with_another_length() {
+    let mut rig = populated();
+    let at = block(&mut rig, 9);
+    let engine = rig.engine();
+    let hash = engine.index.hash(&shard(9));
+    assert!(engine.index.remove(hash, at));
+    engine.index.insert(
+        hash,
+        Candidate {
+            block: at,
+            units: 3,
+        },
+    );
+    assert_eq!(rig.pass(), [(FindingKind::WrongRecord, at * 4096)]);
+}
