@@ -19,8 +19,8 @@
 //!   [`EngineError::Busy`].
 //! - A step reads [`STEP_BYTES`] and one table more at the most, and goes through [`SLOTS_MAX`] slots of the index and
 //!   one segment more at the most; what is left of it is kept for the event that asks for the same step again.
-//! - Where it goes on is a number that it says itself ([`Audited::next`]): whoever drives it keeps nothing else, and may
-//!   begin anywhere.
+//! - Where it goes on is a number that it says itself ([`Audited::next`]): whoever drives it keeps nothing else, and
+//!   may begin anywhere.
 
 use ashlar_layout::checkpoint::Checkpoint;
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
@@ -58,15 +58,33 @@ pub enum Step {
     Index(u32),
 }
 
+impl Step {
+    /// What comes behind it, for whom it cannot be made.
+    pub fn behind(self) -> Option<Step> {
+        match self {
+            Step::Superblocks => Some(Step::Checkpoint),
+            Step::Checkpoint => Some(Step::Extent(ExtentNo(0))),
+            Step::Extent(no) => Some(match no.0.checked_add(1) {
+                Some(next) => Step::Extent(ExtentNo(next)),
+                None => Step::Index(0),
+            }),
+            Step::Index(from) => {
+                let next = from.checked_add(1).map(Step::Index);
+                next.filter(|_| (from as usize) + 1 < SEGMENTS)
+            }
+        }
+    }
+}
+
 /// What a step came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Audited {
     /// Where to go on; none at the end of a pass.
     pub next: Option<Step>,
     /// Bytes that were read.
     pub bytes: u64,
-    /// Findings that were told.
-    pub findings: u32,
+    /// The kinds of the findings that were told.
+    pub found: Vec<FindingKind>,
     /// It was left out: what was to be looked at changed again and again, or is being cleaned.
     pub left_out: bool,
 }
@@ -79,6 +97,8 @@ pub(crate) struct Audit<B> {
     next: u64,
     /// A copy of the superblock is bad: it is to be written once more.
     pub turn_wanted: bool,
+    /// [`STEP_BYTES`] and [`SLOTS_MAX`], but for tests.
+    pub most: (u64, u64),
 }
 
 /// A step under way.
@@ -94,7 +114,7 @@ pub(crate) struct Job<B> {
     left: usize,
     bytes: u64,
     tries: u32,
-    told: u32,
+    told: Vec<FindingKind>,
     /// What this look came to,
     pub found: Vec<Finding>,
     /// and the first one, if this is the second.
@@ -133,6 +153,7 @@ impl<B> Default for Audit<B> {
             kept: None,
             next: 0,
             turn_wanted: false,
+            most: (STEP_BYTES, SLOTS_MAX),
         }
     }
 }
@@ -194,7 +215,7 @@ impl<M: Memory> Engine<M> {
             Some(kept) => Some(Job {
                 op,
                 bytes: 0,
-                told: 0,
+                told: Vec::new(),
                 ..kept
             }),
             None => self.new_job(op, step),
@@ -206,9 +227,7 @@ impl<M: Memory> Engine<M> {
                 let next = Some(Step::Index(0));
                 let audited = Audited {
                     next,
-                    bytes: 0,
-                    findings: 0,
-                    left_out: false,
+                    ..Audited::default()
                 };
                 let result = Ok(Output::Audited(audited));
                 out.push(Action::Done { op, result });
@@ -248,7 +267,7 @@ impl<M: Memory> Engine<M> {
             left: 0,
             bytes: 0,
             tries: 0,
-            told: 0,
+            told: Vec::new(),
             found: Vec::new(),
             before: None,
         })
@@ -287,7 +306,7 @@ impl<M: Memory> Engine<M> {
     fn go_on_auditing(&mut self, mut job: Job<M::Buf>, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
         loop {
             match self.look(&mut job) {
-                Turn::Read(reads) if job.bytes < STEP_BYTES => {
+                Turn::Read(reads) if job.bytes < self.audit.most.0 => {
                     return self.ask_for(job, reads, mem, out);
                 }
                 Turn::Read(reads) => {
@@ -391,8 +410,7 @@ impl<M: Memory> Engine<M> {
         let audited = Audited {
             next: Some(job.step),
             bytes: job.bytes,
-            findings: 0,
-            left_out: false,
+            ..Audited::default()
         };
         let result = Ok(Output::Audited(audited));
         out.push(Action::Done { op: job.op, result });
@@ -409,26 +427,21 @@ impl<M: Memory> Engine<M> {
         if !left_out {
             for finding in std::mem::take(&mut job.found) {
                 self.follow_up(job.step, &finding);
-                job.told += 1;
+                job.told.push(finding.kind);
                 self.find(finding, out);
             }
         }
         let next = match job.step {
-            Step::Superblocks => Some(Step::Checkpoint),
-            Step::Checkpoint => Some(Step::Extent(ExtentNo(0))),
-            Step::Extent(no) if no.0 + 1 < self.extents.count() => {
-                Some(Step::Extent(ExtentNo(no.0 + 1)))
-            }
-            Step::Extent(_) => Some(Step::Index(0)),
             Step::Index(from) => {
                 let to = self.segments_from(from).end;
                 ((to as usize) < SEGMENTS).then_some(Step::Index(to))
             }
+            step => step.behind(),
         };
         let audited = Audited {
             next,
             bytes: job.bytes,
-            findings: job.told,
+            found: job.told,
             left_out,
         };
         let result = Ok(Output::Audited(audited));
@@ -562,7 +575,7 @@ impl<M: Memory> Engine<M> {
     /// The segments that are looked at together.
     fn segments_from(&self, from: u32) -> std::ops::Range<u32> {
         let (mut to, mut slots) = (from, 0);
-        while (to as usize) < SEGMENTS && (to == from || slots < SLOTS_MAX) {
+        while (to as usize) < SEGMENTS && (to == from || slots < self.audit.most.1) {
             slots += self.index.slots_in(to as usize);
             to += 1;
         }

@@ -4,10 +4,10 @@
 //! the extent ([`Extent::live`] counts these). So each of them is named. Where the numbers differ the index is gone
 //! through for those that are not, and what stands there is looked at.
 //!
-//! *Device to index*: a record that the table names and the index does not know has to be dead. A tombstone of its shard
-//! with a higher sequence number stands in the same table, or in one of the extents that are pinned by this one; those
-//! are read. (They cannot be freed before this extent's life has ended, and if one is cleaned its tombstones are in
-//! another one that is pinned instead.)
+//! *Device to index*: a record that the table names and the index does not know has to be dead. A tombstone of its
+//! shard with a higher sequence number stands in the same table, or in one of the extents that are pinned by this one;
+//! those are read. (They cannot be freed before this extent's life has ended, and if one is cleaned its tombstones are
+//! in another one that is pinned instead.)
 //!
 //! Invariants:
 //! - The table of a sealed extent does not change in one life; it is compared with the index, and with which extents
@@ -29,7 +29,7 @@ use ashlar_layout::stamp::Place;
 
 use crate::api::Memory;
 use crate::append::FOOTER_MAX;
-use crate::audit::{FINDINGS_MAX, Job, SLOTS_MAX, Turn, head_fault};
+use crate::audit::{FINDINGS_MAX, Job, Turn, head_fault};
 use crate::engine::Engine;
 use crate::error::{Finding, FindingKind, extent_finding};
 use crate::extents::State;
@@ -381,7 +381,7 @@ impl<M: Memory> Engine<M> {
         let block_size = u64::from(self.geometry.block_size);
         let mut slots = 0;
         while look.segment < SEGMENTS && look.strays.len() < STRAYS_MAX {
-            if slots >= SLOTS_MAX {
+            if slots >= self.audit.most.1 {
                 return Turn::Keep;
             }
             slots += self.index.slots_in(look.segment);

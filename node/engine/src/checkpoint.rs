@@ -109,7 +109,7 @@ impl<M: Memory> Engine<M> {
         }
     }
 
-    /// The one that there is cannot be used: the next one is written as soon as there is room for it.
+    /// The one that there is cannot be used: the next one is written at once, if there is room for it.
     pub(crate) fn want_checkpoint(&mut self) {
         self.seals_since_checkpoint = CHECKPOINT_SEALS;
     }

@@ -3,7 +3,8 @@
 //! A failing run prints its seed: `ASHLAR_SEED=<seed> cargo test -p ashlar-node-engine replay`
 //! runs that one alone, `ASHLAR_SEED=2000..9000` many. Seeds that once failed stay in [`REGRESSIONS`].
 //! Seeds above [`WITH_INDEX`] are of histories with indexes and trimmed journals among all that; those above
-//! [`WITH_CLEANING`], too, and they clean whatever is worth it; those above [`WITH_AUDITS`] are audited beside all that.
+//! [`WITH_CLEANING`], too, and they clean whatever is worth it; those above [`WITH_AUDITS`] are audited beside all
+//! that.
 
 use std::collections::{HashMap, HashSet};
 
