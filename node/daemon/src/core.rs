@@ -89,6 +89,8 @@ pub(crate) enum Pending {
     Replay { device: usize, record: usize },
     /// The last operation of a device.
     Shutdown { device: usize },
+    /// A step of a device's audit.
+    Audit(crate::own_audit::Reply),
 }
 
 /// An inline object on its way to a client.
@@ -408,6 +410,7 @@ impl Core {
                 }
                 self.replayed(device, record, result, now, io);
             }
+            Some(Pending::Audit(reply)) => crate::own_audit::answer(reply, result),
             Some(Pending::Shutdown { device }) => {
                 let draining = self.draining();
                 self.devices[device].shut_down(draining, now, io);
@@ -576,6 +579,7 @@ impl<D: Driver> Handler<D> for Core {
         self.tend_peers(now, io);
         self.tend_replicas(now, io);
         self.unpark(now);
+        self.take_audits();
         self.work(now, io);
         if std::mem::take(&mut self.forwards) {
             io.send_first();
