@@ -6,9 +6,11 @@
 //! Invariants:
 //! - a step is paid for before the next one is made, so that no more is read than the pace of the device allows, but
 //!   for one step;
-//! - a device that is away is waited for, and a step that cannot be made is left out after a while: a pass ends;
+//! - a device that is away is waited for, and a step that cannot be made is left out after a while, be parts of it made
+//!   or not: a pass ends;
 //! - what was counted is recorded with what the day's document had; one that somebody else has written meanwhile is
-//!   read again. What was counted since it was last recorded is lost with the process: it is counted by the next pass.
+//!   read again. What was counted since it was last recorded is lost with the process: it is counted by the next pass;
+//! - nothing is counted twice: of a sum whose writing failed it is seen first whether it stands there.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -38,7 +40,7 @@ const RECORD_MS: u64 = 600_000;
 /// The devices of a node.
 pub trait Devices: Send + Sync + 'static {
     /// A step of a pass through one of them.
-    type Step: Copy + Send + Sync;
+    type Step: Copy + PartialEq + Send + Sync;
 
     /// Which there are.
     fn all(&self) -> Vec<DeviceNo>;
@@ -75,9 +77,13 @@ pub struct Seen<S> {
     pub next: Option<S>,
     /// Bytes that were read.
     pub bytes: u64,
+    /// Bytes of memory that were gone through.
+    pub memory: u64,
     /// The names of what is wrong.
     pub found: Vec<&'static str>,
-    /// Nothing could be seen.
+    /// How many of these were only counted, and not told one by one.
+    pub untold: u64,
+    /// Nothing could be seen, or not all.
     pub left_out: bool,
 }
 
@@ -88,6 +94,7 @@ struct Walk<S> {
     tries: u32,
     /// What it came to.
     found: u64,
+    untold: u64,
     left_out: u64,
     bytes: u64,
 }
@@ -99,12 +106,13 @@ enum Then {
     Wait,
 }
 
-impl<S: Copy> Walk<S> {
+impl<S: Copy + PartialEq> Walk<S> {
     fn new(first: S) -> Walk<S> {
         Walk {
             step: Some(first),
             tries: 0,
             found: 0,
+            untold: 0,
             left_out: 0,
             bytes: 0,
         }
@@ -130,10 +138,14 @@ impl<S: Copy> Walk<S> {
                 Then::Wait
             }
             Answer::Seen(seen) => {
-                self.tries = 0;
+                // A part of a step is no end of it.
+                if seen.next != self.step {
+                    self.tries = 0;
+                }
                 self.step = seen.next;
                 self.bytes = self.bytes.saturating_add(seen.bytes);
                 self.found += seen.found.len() as u64;
+                self.untold += seen.untold;
                 self.left_out += u64::from(seen.left_out);
                 counted.device_bytes = counted.device_bytes.saturating_add(seen.bytes);
                 counted.device_left_out += u64::from(seen.left_out);
@@ -141,9 +153,60 @@ impl<S: Copy> Walk<S> {
                 for name in seen.found {
                     *counted.device_found.entry(name.to_owned()).or_default() += 1;
                 }
-                Then::Pay(seen.bytes.max(ASKING))
+                Then::Pay(seen.bytes.saturating_add(seen.memory).max(ASKING))
             }
         }
+    }
+}
+
+/// What was counted of a device, and what is known to be recorded of it.
+#[derive(Default)]
+struct Sums {
+    /// What was counted, and is in no sum.
+    counted: Tally,
+    /// What the document of this day says, as far as is known.
+    known: Option<(Option<Seq>, Closed)>,
+    /// The sum that was last tried to be written, and what of it is new. Whether it stands there is not known.
+    tried: Option<(Closed, Tally)>,
+}
+
+impl Sums {
+    /// Whether there is anything to record.
+    fn is_due(&self) -> bool {
+        self.tried.is_some() || self.counted.tells_of_devices()
+    }
+
+    /// The day whose document has to be read first.
+    fn unsettled(&self) -> Option<u64> {
+        self.tried.as_ref().map(|(sum, _)| sum.day)
+    }
+
+    /// This stands there, of the day of the sum that was tried: that is recorded, or is yet to be.
+    fn settle(&mut self, there: Option<(Seq, Closed)>) {
+        let Some((sum, part)) = self.tried.take() else {
+            return;
+        };
+        match there.filter(|(_, there)| *there == sum) {
+            Some((version, sum)) => self.known = Some((Some(version), sum)),
+            None => {
+                self.known = None;
+                self.counted.add(&part);
+            }
+        }
+    }
+
+    /// What is to be written over what this day's document says.
+    fn attempt(&mut self, mut sum: Closed) -> Closed {
+        let part = std::mem::take(&mut self.counted);
+        sum.tally.add(&part);
+        self.known = None;
+        self.tried = Some((sum.clone(), part));
+        sum
+    }
+
+    /// It is written.
+    fn written(&mut self, version: Seq) {
+        self.known = self.tried.take().map(|(sum, _)| (Some(version), sum));
     }
 }
 
@@ -151,10 +214,7 @@ impl<S: Copy> Walk<S> {
 struct Book {
     node: Arc<Node>,
     device: DeviceNo,
-    /// What was counted, and is not recorded.
-    counted: Tally,
-    /// What the document of this day says, as far as is known.
-    known: Option<(Option<Seq>, Closed)>,
+    sums: Sums,
     recorded_ms: u64,
     failed: bool,
 }
@@ -167,16 +227,16 @@ impl Book {
     /// Records what was counted, if it is time to.
     async fn record(&mut self, at_end: bool) {
         let since = ledger::wall_ms().abs_diff(self.recorded_ms);
-        let news = at_end || !self.counted.device_found.is_empty();
+        let found = !self.sums.counted.device_found.is_empty();
+        let news = at_end || found || self.sums.tried.is_some();
         let due = if news { RECORD_FOUND_MS } else { RECORD_MS };
-        if !self.counted.tells_of_devices() || since < due {
+        if !self.sums.is_due() || since < due {
             return;
         }
         self.recorded_ms = ledger::wall_ms();
         match self.write().await {
             Ok(()) => self.failed = false,
             Err(error) => {
-                self.known = None;
                 if !std::mem::replace(&mut self.failed, true) {
                     self.tell(&format!("it cannot be recorded: {error}"));
                 }
@@ -186,9 +246,16 @@ impl Book {
 
     async fn write(&mut self) -> Result<(), LedgerError> {
         let client = &self.node.client;
+        if let Some(day) = self.sums.unsettled() {
+            let there = ledger::read::<Closed>(client, &device_day(day, self.device)).await?;
+            self.sums.settle(there);
+        }
+        if !self.sums.is_due() {
+            return Ok(());
+        }
         let day = self.recorded_ms / DAY_MS;
         let key = device_day(day, self.device);
-        let fresh = self.known.take_if(|(_, closed)| closed.day == day);
+        let fresh = self.sums.known.take_if(|(_, closed)| closed.day == day);
         let (version, closed) = match fresh {
             Some(known) => known,
             None => {
@@ -204,19 +271,11 @@ impl Book {
                 )
             }
         };
-        let mut sum = closed.clone();
-        sum.tally.add(&self.counted);
-        let mut written = ledger::write(client, &key, &sum, version).await?;
-        if written.is_none() {
+        let sum = self.sums.attempt(closed);
+        match ledger::write(client, &key, &sum, version).await? {
+            Some(version) => self.sums.written(version),
             // It may be ours, by an answer that was lost: then it is recorded.
-            let there = ledger::read::<Closed>(client, &key).await?;
-            written = there
-                .filter(|(_, there)| *there == sum)
-                .map(|(version, _)| version);
-        }
-        if written.is_some() {
-            self.counted = Tally::default();
-            self.known = Some((written, sum));
+            None => self.sums.settle(ledger::read(client, &key).await?),
         }
         Ok(())
     }
@@ -227,8 +286,7 @@ pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: 
     let mut book = Book {
         node: node.clone(),
         device,
-        counted: Tally::default(),
-        known: None,
+        sums: Sums::default(),
         // The end of the first pass is.
         recorded_ms: ledger::wall_ms().saturating_sub(RECORD_FOUND_MS),
         failed: false,
@@ -240,7 +298,12 @@ pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: 
         let mut walk = Walk::new(devices.first());
         while let Some(step) = walk.step {
             let answer = devices.look(device, step).await;
-            match walk.take(answer, |step| devices.behind(step), &mut book.counted) {
+            let told = walk.untold;
+            let then = walk.take(answer, |step| devices.behind(step), &mut book.sums.counted);
+            if told == 0 && walk.untold > 0 {
+                book.tell("so much is wrong that the rest of some kind is only counted, up to the end of this pass");
+            }
+            match then {
                 Then::Wait => sleep(WAIT).await,
                 Then::Pay(bytes) => pay(&node, device, bytes).await,
             }
@@ -249,13 +312,15 @@ pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: 
         book.record(true).await;
         let Walk {
             found,
+            untold,
             left_out,
             bytes,
             ..
         } = walk;
         if found > 0 || left_out > 0 {
             book.tell(&format!(
-                "it looked at itself, {bytes} bytes read: {found} findings, {left_out} steps left out"
+                "it looked at itself, {bytes} bytes read: {found} findings, of which {untold} are only counted; \
+                 {left_out} steps left out, or parts of them"
             ));
         }
         sleep_until(next).await;
@@ -284,7 +349,9 @@ mod tests {
         Answer::Seen(Seen {
             next,
             bytes,
+            memory: 0,
             found: found.to_vec(),
+            untold: 0,
             left_out: false,
         })
     }
@@ -321,5 +388,80 @@ mod tests {
             walk.take(Answer::Busy, behind, &mut tally);
         }
         assert_eq!((walk.step, walk.left_out), (None, 2));
+    }
+
+    #[test]
+    fn what_is_gone_through_in_memory_is_paid_for_and_not_counted_as_read() {
+        let (mut walk, mut tally) = (Walk::new(0u32), Tally::default());
+        let looked = Answer::Seen(Seen {
+            next: Some(1),
+            bytes: 100,
+            memory: 45_056,
+            found: Vec::new(),
+            untold: 7,
+            left_out: true,
+        });
+        assert_eq!(walk.take(looked, behind, &mut tally), Then::Pay(45_156));
+        assert_eq!((walk.bytes, walk.untold, walk.left_out), (100, 7, 1));
+        assert_eq!((tally.device_bytes, tally.device_left_out), (100, 1));
+    }
+
+    /// A step of which parts are made, and for which there is no room in between.
+    #[test]
+    fn a_step_that_does_not_end_is_left_out() {
+        let (mut walk, mut tally) = (Walk::new(1u32), Tally::default());
+        for _ in 0..TRIES_MAX {
+            assert_eq!(walk.step, Some(1));
+            walk.take(seen(Some(1), 9000, &[]), behind, &mut tally);
+            walk.take(Answer::Busy, behind, &mut tally);
+        }
+        assert_eq!((walk.step, walk.left_out), (Some(2), 1));
+    }
+
+    fn counted(bytes: u64) -> Tally {
+        Tally {
+            device_bytes: bytes,
+            ..Tally::default()
+        }
+    }
+
+    fn day(bytes: u64) -> Closed {
+        Closed {
+            day: 7,
+            tally: counted(bytes),
+        }
+    }
+
+    #[test]
+    fn what_was_written_and_not_answered_is_not_added_twice() {
+        // It was: what was counted since is added to that.
+        let mut sums = Sums {
+            counted: counted(5),
+            ..Sums::default()
+        };
+        assert_eq!(sums.attempt(day(100)), day(105));
+        sums.counted.add(&counted(2));
+        assert_eq!(sums.unsettled(), Some(7));
+        sums.settle(Some((Seq(3), day(105))));
+        assert_eq!(
+            (&sums.known, sums.unsettled()),
+            (&Some((Some(Seq(3)), day(105))), None)
+        );
+        assert_eq!(sums.attempt(day(105)), day(107));
+        sums.written(Seq(4));
+        assert_eq!(sums.known, Some((Some(Seq(4)), day(107))));
+        assert!(!sums.is_due());
+        // It was not, and another's stands there.
+        for there in [None, Some((Seq(9), day(100)))] {
+            let mut sums = Sums {
+                counted: counted(5),
+                ..Sums::default()
+            };
+            sums.attempt(day(100));
+            sums.counted.add(&counted(2));
+            assert!(sums.is_due());
+            sums.settle(there);
+            assert_eq!((sums.known.clone(), sums.counted.device_bytes), (None, 7));
+        }
     }
 }

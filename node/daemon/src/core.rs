@@ -227,6 +227,8 @@ pub struct Core {
     pub(crate) draining_until: Option<Instant>,
     pub(crate) drain: Drain,
     pub(crate) finished: bool,
+    /// How often devices had been asked to look at themselves when this core last saw to it.
+    pub(crate) audits_seen: u64,
 }
 
 impl Core {
@@ -264,6 +266,9 @@ impl Core {
         devices: Vec<DeviceSlot>,
         now: Instant,
     ) -> Core {
+        shared
+            .audits
+            .are_here(devices.iter().map(|device| device.no));
         Core {
             shared,
             core,
@@ -287,6 +292,7 @@ impl Core {
             draining_until: None,
             drain: Drain::Heads(Instant(0)),
             finished: false,
+            audits_seen: 0,
         }
     }
 

@@ -1,5 +1,5 @@
 //! The audit of a device by itself: superblock, checkpoint, extents and index, a step at a time. [`crate::auditing`]
-//! looks at extents.
+//! looks at extents, [`crate::walking`] goes through the index.
 //!
 //! | step | what has to be so |
 //! |---|---|
@@ -11,14 +11,17 @@
 //! Invariants:
 //! - Nothing is changed by looking, and a read that fails fences nothing. What follows from a finding is what happens
 //!   anyway: the superblock is turned, the copies that are bad first; the next checkpoint is written. All else is told
-//!   only.
-//! - A finding is told when two looks in a row came to the same. What is compared is compared in one event, in which
+//!   only. No turn follows where a copy is whole and is not of a turn that this engine made: somebody else may have.
+//! - A finding is told when two looks in a row came to the same; of the index, which is looked at in one event, when
+//!   one did. What is compared is compared in one event, in which
 //!   neither the device's table (of a sealed extent, in one life) nor memory can change; a look during which the
 //!   superblock was turned, or the extent freed, opened or cleaned, counts for nothing.
 //! - One step at a time. It always has a read under way, or is answered: it never waits for room, but ends as
 //!   [`EngineError::Busy`].
-//! - A step reads [`STEP_BYTES`] and one table more at the most, and goes through [`SLOTS_MAX`] slots of the index and
-//!   one segment more at the most; what is left of it is kept for the event that asks for the same step again.
+//! - A step reads [`STEP_BYTES`] and one table more at the most, and goes through [`SLOTS_MAX`] slots of the index, or
+//!   somewhat more; what is left of it is kept for the event that asks for the same step again. So it is of a step that
+//!   there was no room for.
+//! - Of each kind [`TOLD_MAX`] findings are told one by one in a pass; the others are only counted.
 //! - Where it goes on is a number that it says itself ([`Audited::next`]): whoever drives it keeps nothing else, and
 //!   may begin anywhere.
 
@@ -27,19 +30,22 @@ use ashlar_layout::extent::{ExtentHeader, ExtentKind};
 use ashlar_layout::ids::{ExtentNo, Incarnation};
 use ashlar_layout::limits::SUPERBLOCK_COPIES;
 use ashlar_layout::stamp::{HeadError, HeadFault, Place};
-use ashlar_layout::superblock::{self, CheckpointRef, SUPERBLOCK_LEN, Superblock};
+use ashlar_layout::superblock::{self, CheckpointRef, SUPERBLOCK_LEN, Superblock, SuperblockError};
 
 use crate::api::{Action, IoFailure, Memory, Output};
-use crate::auditing::ExtentLook;
+use crate::auditing::{ExtentLook, KILLERS_MAX};
 use crate::engine::{Engine, Purpose, Status};
 use crate::error::{EngineError, Finding, FindingKind, extent_finding};
-use crate::extents::State;
-use crate::index::{Candidate, SEGMENTS, UNIT};
+use crate::index::{SLOT_LEN, WALK_END, WALK_SEGMENT};
+use crate::superblocks::Holding;
 
 /// Bytes that a step reads at the most, but for the last of its reads.
 pub const STEP_BYTES: u64 = 4 * 1024 * 1024;
-/// Slots of the index that a step looks at, but for the last segment.
-pub const SLOTS_MAX: u64 = 64 * 1024;
+/// Slots of the index that a step looks at in one event, more or less: a core has other things to do.
+pub const SLOTS_MAX: u64 = 4096;
+/// Findings of one kind that are told one by one in a pass: a device that cannot be read at all has some of each
+/// extent.
+pub const TOLD_MAX: u32 = 100;
 /// Findings of one step at the most: what is so wrong need not be told block by block.
 pub(crate) const FINDINGS_MAX: usize = 64;
 /// Looks that may be in vain, because what was looked at changed meanwhile, before a step is left out.
@@ -54,8 +60,8 @@ pub enum Step {
     Checkpoint,
     /// The first extent from this one on in which something is to be seen.
     Extent(ExtentNo),
-    /// The index, from this segment on.
-    Index(u32),
+    /// The index, from this place in the order of its hashes on: their upper 47 bits. 0 is the beginning.
+    Index(u64),
 }
 
 impl Step {
@@ -69,8 +75,9 @@ impl Step {
                 None => Step::Index(0),
             }),
             Step::Index(from) => {
-                let next = from.checked_add(1).map(Step::Index);
-                next.filter(|_| (from as usize) + 1 < SEGMENTS)
+                // A segment further.
+                let next = (from / WALK_SEGMENT + 1).checked_mul(WALK_SEGMENT);
+                next.filter(|next| *next < WALK_END).map(Step::Index)
             }
         }
     }
@@ -83,9 +90,14 @@ pub struct Audited {
     pub next: Option<Step>,
     /// Bytes that were read.
     pub bytes: u64,
-    /// The kinds of the findings that were told.
+    /// Bytes of the index, in memory, that were gone through.
+    pub memory: u64,
+    /// The kinds of the findings.
     pub found: Vec<FindingKind>,
-    /// It was left out: what was to be looked at changed again and again, or is being cleaned.
+    /// How many of these were only counted, because there were so many of their kind in this pass.
+    pub untold: u64,
+    /// It was left out, or a part of it: what was to be looked at changed again and again, or is being cleaned; or
+    /// too much would have to be read.
     pub left_out: bool,
 }
 
@@ -97,14 +109,21 @@ pub(crate) struct Audit<B> {
     next: u64,
     /// A copy of the superblock is bad: it is to be written once more.
     pub turn_wanted: bool,
+    /// Findings of each kind in this pass, as far as they are told one by one.
+    told: [u32; FindingKind::ALL.len()],
     /// [`STEP_BYTES`] and [`SLOTS_MAX`], but for tests.
     pub most: (u64, u64),
+    /// [`KILLERS_MAX`], but for tests.
+    pub killers: usize,
 }
 
 /// A step under way.
 pub(crate) struct Job<B> {
     id: u64,
     op: u64,
+    /// What was asked for,
+    asked_for: Step,
+    /// and what that came to: the first extent from there on.
     pub step: Step,
     look: Look,
     /// What is being read: where, how much.
@@ -113,8 +132,11 @@ pub(crate) struct Job<B> {
     pub got: Vec<Option<B>>,
     left: usize,
     bytes: u64,
+    /// Slots of the index that were gone through.
+    pub slots: u64,
     tries: u32,
-    told: Vec<FindingKind>,
+    /// A part of it was left out.
+    pub partly: bool,
     /// What this look came to,
     pub found: Vec<Finding>,
     /// and the first one, if this is the second.
@@ -122,14 +144,35 @@ pub(crate) struct Job<B> {
 }
 
 enum Look {
-    /// Which superblock was believed when they were asked for, and whether it was being turned.
-    Copies {
-        newest: u64,
-        turning: bool,
-    },
+    Copies(CopiesLook),
     Checkpoint(CheckpointRef),
     Extent(Box<ExtentLook>),
-    Index,
+    /// Up to where it was gone through.
+    Index(u64),
+}
+
+/// The copies of the superblock.
+#[derive(Clone, Copy)]
+struct CopiesLook {
+    /// Which was the newest when they were asked for, and whether it was being turned.
+    newest: u64,
+    turning: bool,
+    /// What each came to.
+    seen: [CopySeen; SUPERBLOCK_COPIES],
+    /// The highest number that one of this device has.
+    highest: u64,
+}
+
+/// What a copy of the superblock came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CopySeen {
+    /// It is the one that is believed.
+    Good,
+    Unreadable,
+    /// It is not whole, or older, or another copy.
+    Bad,
+    /// It is whole, and of another device, or of a turn or a version that this engine does not know.
+    Strange,
 }
 
 /// How a step goes on.
@@ -153,7 +196,9 @@ impl<B> Default for Audit<B> {
             kept: None,
             next: 0,
             turn_wanted: false,
+            told: [0; FindingKind::ALL.len()],
             most: (STEP_BYTES, SLOTS_MAX),
+            killers: KILLERS_MAX,
         }
     }
 }
@@ -194,6 +239,43 @@ pub(crate) fn head_fault(error: &HeadError, bytes: &[u8], other: FindingKind) ->
     }
 }
 
+/// What the copy of the superblock at this place is, and what is wrong with it.
+fn copy_seen(
+    at: usize,
+    bytes: Option<&[u8]>,
+    believed: &Superblock,
+) -> (CopySeen, Option<FindingKind>) {
+    let Some(bytes) = bytes else {
+        return (CopySeen::Unreadable, Some(FindingKind::Unreadable));
+    };
+    let copy = match Superblock::decode(bytes) {
+        Ok(copy) => copy,
+        Err(_) if bytes.iter().all(|byte| *byte == 0) => {
+            return (CopySeen::Bad, Some(FindingKind::LostWrite));
+        }
+        Err(
+            SuperblockError::Short { .. }
+            | SuperblockError::Blank
+            | SuperblockError::Foreign { .. }
+            | SuperblockError::BadCrc { .. },
+        ) => return (CopySeen::Bad, Some(FindingKind::Superblock)),
+        // Its checksum is right: somebody meant to write that.
+        Err(_) => return (CopySeen::Strange, Some(FindingKind::Superblock)),
+    };
+    let same = copy.body_crc() == believed.body_crc();
+    if (copy.device, copy.cluster) != (believed.device, believed.cluster) {
+        (CopySeen::Strange, Some(FindingKind::Misdirected))
+    } else if copy.sequence >= believed.sequence && !same {
+        (CopySeen::Strange, Some(FindingKind::Superblock))
+    } else if usize::from(copy.copy) != at {
+        (CopySeen::Bad, Some(FindingKind::Misdirected))
+    } else if same {
+        (CopySeen::Good, None)
+    } else {
+        (CopySeen::Bad, Some(FindingKind::LostWrite))
+    }
+}
+
 impl<M: Memory> Engine<M> {
     /// Takes a step on.
     pub(crate) fn begin_audit(
@@ -210,15 +292,14 @@ impl<M: Memory> Engine<M> {
                 what: "an audit is under way",
             });
         }
-        let kept = self.audit.kept.take();
-        let job = match kept.filter(|kept| kept.step == step) {
-            Some(kept) => Some(Job {
-                op,
-                bytes: 0,
-                told: Vec::new(),
-                ..kept
-            }),
-            None => self.new_job(op, step),
+        let job = match self.audit.kept.take() {
+            Some(kept) if kept.step == step || kept.asked_for == step => Some(Job { op, ..kept }),
+            // Whoever asks for what comes behind gives up what was found there, and not the next extent only.
+            Some(kept) if kept.asked_for.behind() == Some(step) => {
+                let behind = kept.step.behind();
+                self.new_job(op, behind.unwrap_or(step))
+            }
+            _ => self.new_job(op, step),
         };
         match job {
             Some(job) => self.go_on_auditing(job, mem, out),
@@ -239,14 +320,19 @@ impl<M: Memory> Engine<M> {
     fn new_job(&mut self, op: u64, step: Step) -> Option<Job<M::Buf>> {
         let id = self.audit.next;
         self.audit.next += 1;
+        let asked_for = step;
         let (step, look) = match step {
-            Step::Superblocks => (
-                step,
-                Look::Copies {
+            Step::Superblocks => {
+                // A pass begins.
+                self.audit.told = [0; FindingKind::ALL.len()];
+                let look = CopiesLook {
                     newest: 0,
                     turning: true,
-                },
-            ),
+                    seen: [CopySeen::Good; SUPERBLOCK_COPIES],
+                    highest: 0,
+                };
+                (step, Look::Copies(look))
+            }
             Step::Checkpoint => match self.superblocks.current().checkpoint {
                 Some(named) => (step, Look::Checkpoint(named)),
                 None => return self.new_job(op, Step::Extent(ExtentNo(0))),
@@ -255,19 +341,21 @@ impl<M: Memory> Engine<M> {
                 let look = self.next_extent_look(from)?;
                 (Step::Extent(look.no), Look::Extent(Box::new(look)))
             }
-            Step::Index(_) => (step, Look::Index),
+            Step::Index(from) => (step, Look::Index(from)),
         };
         Some(Job {
             id,
             op,
+            asked_for,
             step,
             look,
             asked: Vec::new(),
             got: Vec::new(),
             left: 0,
             bytes: 0,
+            slots: 0,
             tries: 0,
-            told: Vec::new(),
+            partly: false,
             found: Vec::new(),
             before: None,
         })
@@ -324,6 +412,10 @@ impl<M: Memory> Engine<M> {
                 Turn::Changed | Turn::LeaveOut => return self.answer_audit(job, true, out),
                 Turn::Seen => match job.before.take() {
                     None if job.found.is_empty() => return self.answer_audit(job, false, out),
+                    // A second look in the same event would see the same.
+                    None if matches!(job.look, Look::Index(_)) => {
+                        return self.answer_audit(job, false, out);
+                    }
                     None => {
                         job.before = Some(std::mem::take(&mut job.found));
                         self.look_again(&mut job);
@@ -341,8 +433,9 @@ impl<M: Memory> Engine<M> {
     fn look_again(&self, job: &mut Job<M::Buf>) {
         job.asked.clear();
         job.got.clear();
+        job.partly = false;
         match &mut job.look {
-            Look::Copies { .. } | Look::Index => {}
+            Look::Copies(_) | Look::Index(_) => {}
             Look::Checkpoint(named) => {
                 // It is asked for anew: another one may be named by now.
                 *named = self.superblocks.current().checkpoint.unwrap_or(*named);
@@ -356,12 +449,15 @@ impl<M: Memory> Engine<M> {
             // It was kept.
             return Turn::Read(std::mem::take(&mut job.asked));
         }
-        let mut look = std::mem::replace(&mut job.look, Look::Index);
+        let mut look = std::mem::replace(&mut job.look, Look::Index(0));
         let turn = match &mut look {
-            Look::Copies { newest, turning } => self.look_at_copies(job, newest, turning),
+            Look::Copies(copies) => self.look_at_copies(job, copies),
             Look::Checkpoint(named) => self.look_at_checkpoint(job, *named),
             Look::Extent(extent) => self.look_at_extent(job, extent),
-            Look::Index => self.look_at_index(job),
+            Look::Index(to) => {
+                *to = self.look_at_index(job);
+                Turn::Seen
+            }
         };
         job.look = look;
         job.asked.clear();
@@ -382,7 +478,11 @@ impl<M: Memory> Engine<M> {
                 Some(buf) => buffers.push(buf),
                 None => {
                     let result = Err(self.no_buffer());
-                    return out.push(Action::Done { op: job.op, result });
+                    out.push(Action::Done { op: job.op, result });
+                    // Whoever asks again goes on from here.
+                    job.asked = reads;
+                    self.audit.kept = Some(job);
+                    return;
                 }
             }
         }
@@ -406,14 +506,16 @@ impl<M: Memory> Engine<M> {
     }
 
     /// A part of it is done: whoever asks for the same step has the rest.
-    fn keep_job(&mut self, job: Job<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
+    fn keep_job(&mut self, mut job: Job<M::Buf>, out: &mut Vec<Action<M::Buf>>) {
         let audited = Audited {
             next: Some(job.step),
-            bytes: job.bytes,
+            bytes: std::mem::take(&mut job.bytes),
+            memory: std::mem::take(&mut job.slots) * SLOT_LEN as u64,
             ..Audited::default()
         };
         let result = Ok(Output::Audited(audited));
         out.push(Action::Done { op: job.op, result });
+        job.asked_for = job.step;
         self.audit.kept = Some(job);
     }
 
@@ -424,83 +526,96 @@ impl<M: Memory> Engine<M> {
         left_out: bool,
         out: &mut Vec<Action<M::Buf>>,
     ) {
+        let (mut found, mut untold) = (Vec::new(), 0);
         if !left_out {
+            self.follow_up(&job);
             for finding in std::mem::take(&mut job.found) {
-                self.follow_up(job.step, &finding);
-                job.told.push(finding.kind);
-                self.find(finding, out);
+                found.push(finding.kind);
+                let told = &mut self.audit.told[finding.kind.number()];
+                if *told < TOLD_MAX {
+                    *told += 1;
+                    self.find(finding, out);
+                } else {
+                    untold += 1;
+                    self.findings[finding.kind.number()] += 1;
+                }
             }
         }
-        let next = match job.step {
-            Step::Index(from) => {
-                let to = self.segments_from(from).end;
-                ((to as usize) < SEGMENTS).then_some(Step::Index(to))
-            }
-            step => step.behind(),
+        let next = match (job.step, &job.look) {
+            (Step::Index(_), Look::Index(to)) => (*to < WALK_END).then_some(Step::Index(*to)),
+            (step, _) => step.behind(),
         };
         let audited = Audited {
             next,
             bytes: job.bytes,
-            found: job.told,
-            left_out,
+            memory: job.slots * SLOT_LEN as u64,
+            found,
+            untold,
+            left_out: left_out || job.partly,
         };
         let result = Ok(Output::Audited(audited));
         out.push(Action::Done { op: job.op, result });
     }
 
     /// Has the ordinary ways mend what they can.
-    fn follow_up(&mut self, step: Step, finding: &Finding) {
-        match step {
-            Step::Superblocks => {
-                let extent_size = self.geometry.extent_size;
-                let bad = (0..SUPERBLOCK_COPIES as u8)
-                    .find(|copy| superblock::offset(*copy, extent_size) == finding.offset);
-                if let Some(copy) = bad {
-                    self.superblocks.lost(copy);
-                    self.audit.turn_wanted = true;
-                }
-            }
-            Step::Checkpoint => self.want_checkpoint(),
-            Step::Extent(_) | Step::Index(_) => {}
+    fn follow_up(&mut self, job: &Job<M::Buf>) {
+        match &job.look {
+            Look::Copies(copies) => self.mend_copies(copies, &job.found),
+            Look::Checkpoint(_) if !job.found.is_empty() => self.want_checkpoint(),
+            Look::Checkpoint(_) | Look::Extent(_) | Look::Index(_) => {}
         }
     }
 
-    fn look_at_copies(&self, job: &mut Job<M::Buf>, newest: &mut u64, turning: &mut bool) -> Turn {
+    /// Has the superblock written once more, if that writes over nothing that may be somebody else's, and if it is not
+    /// the reading that fails.
+    fn mend_copies(&mut self, copies: &CopiesLook, found: &[Finding]) {
+        self.superblocks.saw(copies.highest);
+        for (copy, seen) in (0u8..).zip(copies.seen) {
+            let offset = superblock::offset(copy, self.geometry.extent_size);
+            let told = found.iter().any(|finding| finding.offset == offset);
+            match seen {
+                CopySeen::Unreadable if told => self.superblocks.lost(copy, Holding::Unknown),
+                CopySeen::Bad | CopySeen::Strange if told => {
+                    self.superblocks.lost(copy, Holding::Not);
+                }
+                _ => {}
+            }
+        }
+        let strange = copies.seen.contains(&CopySeen::Strange);
+        let none_read = copies.seen == [CopySeen::Unreadable; SUPERBLOCK_COPIES];
+        self.audit.turn_wanted |= !found.is_empty();
+        self.audit.turn_wanted &= !strange && !none_read;
+    }
+
+    fn look_at_copies(&self, job: &mut Job<M::Buf>, copies: &mut CopiesLook) -> Turn {
         let extent_size = self.geometry.extent_size;
         let places = (0..SUPERBLOCK_COPIES as u8).map(|copy| superblock::offset(copy, extent_size));
         if job.got.is_empty() {
-            *newest = self.superblocks.newest();
-            *turning = self.superblocks.turning();
+            copies.newest = self.superblocks.newest();
+            copies.turning = self.superblocks.turning();
             return Turn::Read(places.map(|offset| (offset, SUPERBLOCK_LEN)).collect());
         }
         // While it is turned copies may be of the turn before, or in the midst of being written.
-        if *turning || self.superblocks.turning() || self.superblocks.newest() != *newest {
+        if copies.turning
+            || self.superblocks.turning()
+            || self.superblocks.newest() != copies.newest
+        {
             return Turn::Changed;
         }
         let believed = self.superblocks.current();
+        copies.highest = 0;
         for (at, offset) in places.enumerate() {
             let bytes = job.bytes(at);
-            let kind = match bytes.map(Superblock::decode) {
-                None => FindingKind::Unreadable,
-                Some(Err(_)) if bytes.is_some_and(|b| b.iter().all(|byte| *byte == 0)) => {
-                    FindingKind::LostWrite
-                }
-                Some(Err(_)) => FindingKind::Superblock,
-                Some(Ok(copy))
-                    if copy.device != believed.device || usize::from(copy.copy) != at =>
-                {
-                    FindingKind::Misdirected
-                }
-                Some(Ok(copy)) if copy.body_crc() == believed.body_crc() => continue,
-                Some(Ok(copy)) if copy.sequence < believed.sequence => FindingKind::LostWrite,
-                Some(Ok(_)) => FindingKind::Superblock,
-            };
-            job.suspect(extent_finding(
-                kind,
-                self.device,
-                offset,
-                SUPERBLOCK_LEN as u64,
-            ));
+            let whole = bytes.and_then(|bytes| Superblock::decode(bytes).ok());
+            if let Some(ours) = whole.filter(|copy| copy.device == believed.device) {
+                copies.highest = copies.highest.max(ours.sequence);
+            }
+            let (seen, kind) = copy_seen(at, bytes, believed);
+            copies.seen[at] = seen;
+            if let Some(kind) = kind {
+                let len = SUPERBLOCK_LEN as u64;
+                job.suspect(extent_finding(kind, self.device, offset, len));
+            }
         }
         Turn::Seen
     }
@@ -570,64 +685,5 @@ impl<M: Memory> Engine<M> {
             Ok(_) => Some(FindingKind::ExtentHeader),
             Err(error) => Some(head_fault(&error, bytes, FindingKind::ExtentHeader)),
         }
-    }
-
-    /// The segments that are looked at together.
-    fn segments_from(&self, from: u32) -> std::ops::Range<u32> {
-        let (mut to, mut slots) = (from, 0);
-        while (to as usize) < SEGMENTS && (to == from || slots < self.audit.most.1) {
-            slots += self.index.slots_in(to as usize);
-            to += 1;
-        }
-        from..to
-    }
-
-    fn look_at_index(&self, job: &mut Job<M::Buf>) -> Turn {
-        let Step::Index(from) = job.step else {
-            return Turn::Seen;
-        };
-        let device = self.device;
-        if from == 0 {
-            // With what each extent's table comes to, this says that no slot is left that none names.
-            let counted = self.extents.iter().map(|(_, extent)| extent.live);
-            let counted: u64 = counted.map(u64::from).sum();
-            if counted != self.index.len() {
-                let size = self.geometry.device_size;
-                job.suspect(extent_finding(FindingKind::Astray, device, 0, size));
-            }
-        }
-        for segment in self.segments_from(from) {
-            for (_, candidate) in self.index.slots(segment as usize) {
-                if !self.is_possible(candidate) {
-                    let at = candidate.block * u64::from(self.geometry.block_size);
-                    let len = u64::from(candidate.units) * UNIT;
-                    job.suspect(extent_finding(FindingKind::Astray, device, at, len));
-                }
-            }
-        }
-        Turn::Seen
-    }
-
-    /// Whether a record can stand there.
-    fn is_possible(&self, candidate: Candidate) -> bool {
-        let address = candidate
-            .block
-            .checked_mul(u64::from(self.geometry.block_size));
-        let Some((at, no)) = address.and_then(|at| Some((at, self.geometry.extent_of(at)?))) else {
-            return false;
-        };
-        if no.0 >= self.extents.count() {
-            return false;
-        }
-        let extent = self.extents.get(no);
-        let data = match extent.state {
-            State::Free => false,
-            State::Quarantined => true,
-            State::Open | State::Sealed => extent.kind == Some(ExtentKind::Data),
-        };
-        // Its length is known up to a unit.
-        let least = u64::from(candidate.units.max(1) - 1) * UNIT;
-        data && at >= self.geometry.records_start(no)
-            && at.saturating_add(least) < self.geometry.extent_end(no)
     }
 }

@@ -5,9 +5,9 @@ use ashlar_layout::superblock::Labels;
 use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Event, Memory, Output};
-use crate::audit::Step;
+use crate::audit::{Audited, Step, TOLD_MAX};
 use crate::engine::Engine;
-use crate::error::{Finding, FindingKind};
+use crate::error::{EngineError, Finding, FindingKind};
 use crate::format::{FormatParams, format_plan};
 use crate::index::Candidate;
 use crate::opening::{OpenParams, Opening};
@@ -18,13 +18,14 @@ const CLUSTER: ClusterId = ClusterId([1; 16]);
 const DEVICE: DeviceId = DeviceId([2; 16]);
 const NOW: Instant = Instant(0);
 
-struct Heap;
+/// Memory that has no room for more bytes at once than these.
+struct Heap(usize);
 
 impl Memory for Heap {
     type Buf = Vec<u8>;
 
     fn alloc(&mut self, len: usize) -> Option<Vec<u8>> {
-        Some(vec![0; len])
+        (len <= self.0).then(|| vec![0; len])
     }
 }
 
@@ -44,6 +45,12 @@ struct Rig {
     engine: Option<Engine<Heap>>,
     findings: Vec<Finding>,
     answers: Vec<Output<Vec<u8>>>,
+    /// Operations that there was no room for.
+    busy: u64,
+    /// No more bytes at once.
+    room: usize,
+    /// Bytes that were read.
+    read: u64,
 }
 
 impl Rig {
@@ -77,9 +84,14 @@ impl Rig {
                 } => {
                     let at = offset as usize;
                     buf[..len].copy_from_slice(&self.bytes[at..at + len]);
+                    self.read += len as u64;
                     done(io, Some(buf));
                 }
                 Action::Flush { io } => done(io, None),
+                Action::Done {
+                    result: Err(EngineError::Busy { .. }),
+                    ..
+                } => self.busy += 1,
                 Action::Done { result, .. } => self.answers.push(result.unwrap()),
                 Action::Finding(finding) => self.findings.push(finding),
                 Action::Fenced { error } => panic!("{error}"),
@@ -94,6 +106,9 @@ impl Rig {
             engine: None,
             findings: Vec::new(),
             answers: Vec::new(),
+            busy: 0,
+            room: usize::MAX,
+            read: 0,
         };
         let params = FormatParams {
             cluster: CLUSTER,
@@ -116,11 +131,11 @@ impl Rig {
             volatile_cache: true,
         });
         let mut out = Vec::new();
-        let mut opened = opening.start(&mut Heap, &mut out);
+        let mut opened = opening.start(&mut Heap(usize::MAX), &mut out);
         while opened.is_none() {
             let events = rig.carry_out(std::mem::take(&mut out));
             for event in events {
-                opened = opened.or(opening.on_event(NOW, event, &mut Heap, &mut out));
+                opened = opened.or(opening.on_event(NOW, event, &mut Heap(usize::MAX), &mut out));
             }
         }
         rig.engine = opened.map(|opened| opened.unwrap().engine);
@@ -136,9 +151,11 @@ impl Rig {
         while !events.is_empty() {
             let mut out = Vec::new();
             for event in events.drain(..) {
-                self.engine().on_event(NOW, event, &mut Heap, &mut out);
+                let mut room = Heap(self.room);
+                self.engine().on_event(NOW, event, &mut room, &mut out);
             }
-            self.engine().kick(NOW, &mut Heap, &mut out);
+            let mut room = Heap(self.room);
+            self.engine().kick(NOW, &mut room, &mut out);
             events = self.carry_out(out);
         }
     }
@@ -159,6 +176,17 @@ impl Rig {
 
     fn pass(&mut self) -> Vec<(FindingKind, u64)> {
         self.pass_in_parts().0
+    }
+
+    /// What a step came to; none if there was no room for it.
+    fn look(&mut self, step: Step) -> Option<Audited> {
+        self.answers.clear();
+        self.ask(Event::Audit { op: 0, step });
+        match self.answers.pop() {
+            Some(Output::Audited(audited)) => Some(audited),
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        }
     }
 
     /// What a pass found; and how many parts of its steps were made by themselves.
@@ -337,4 +365,114 @@ fn what_is_kept_of_another_step_is_given_up() {
     let second = next(&mut rig, first);
     assert_eq!(second, Some(Step::Extent(ExtentNo(1))), "{second:?}");
     assert_eq!(rig.findings, []);
+}
+
+/// What was read is not read again when there was no room for the rest.
+#[test]
+fn a_step_without_room_goes_on_where_it_was() {
+    let mut rig = populated();
+    // There is room for ends, and none for a table of the first extent that is in use.
+    rig.engine().audit.most = (1, 1);
+    let asked = Step::Extent(ExtentNo(0));
+    let kept = rig.look(asked).unwrap().next.unwrap();
+    let read = rig.read;
+    rig.room = 0;
+    for _ in 0..3 {
+        assert_eq!(rig.look(kept), None);
+    }
+    assert_eq!((rig.busy, rig.read), (3, read));
+    rig.room = usize::MAX;
+    rig.engine().audit.most = (1 << 20, 4096);
+    let audited = rig.look(kept).unwrap();
+    assert_eq!(audited.next, kept.behind());
+    assert_eq!(
+        audited.bytes,
+        rig.read - read,
+        "the ends are not read again"
+    );
+    assert!(audited.bytes < 3 * 4096, "{audited:?}");
+}
+
+/// Whoever gives up an extent that is far behind what was asked for does not come upon it again and again.
+#[test]
+fn an_extent_without_room_is_given_up_as_what_it_is() {
+    let mut rig = populated();
+    for number in 1..=40 {
+        rig.ask(Event::DeleteShard {
+            op: number,
+            shard: shard(number),
+        });
+    }
+    let first = rig.engine().next_extent_look(ExtentNo(0)).unwrap().no;
+    assert!(first.0 >= 2, "{first:?}: those before it are free");
+    rig.room = 0;
+    assert_eq!(rig.look(Step::Extent(ExtentNo(0))), None);
+    rig.room = usize::MAX;
+    let audited = rig.look(Step::Extent(ExtentNo(1))).unwrap();
+    let second = rig
+        .engine()
+        .next_extent_look(ExtentNo(first.0 + 1))
+        .unwrap();
+    assert_eq!(audited.next, Step::Extent(second.no).behind());
+}
+
+/// Records of one extent that are deleted at random have tombstones in as many others.
+#[test]
+fn tombstones_in_many_extents_are_not_all_looked_for() {
+    for most in [2, 64] {
+        let mut rig = populated();
+        let mut next = 1000;
+        for number in 2..10 {
+            rig.ask(Event::DeleteShard {
+                op: number,
+                shard: shard(number),
+            });
+            for _ in 0..18 {
+                rig.store(next);
+                next += 1;
+            }
+        }
+        rig.engine().audit.killers = most;
+        let no = ExtentNo((block(&mut rig, 1) / 256) as u32);
+        let killers = rig.engine().extents.get(no).killers().count();
+        assert!(killers > 5, "{killers}");
+        let audited = rig.look(Step::Extent(no)).unwrap();
+        assert_eq!((audited.found, audited.left_out), (Vec::new(), most == 2));
+        // Its ends and its table, and so of the others.
+        let tables = audited.bytes / 4096;
+        assert!(
+            (most == 2) == (tables <= 3 + 2 * 2),
+            "{tables} of {killers}"
+        );
+    }
+}
+
+/// Of each kind some are told in a pass, and all are counted.
+#[test]
+fn what_is_wrong_too_often_is_only_counted() {
+    let mut rig = populated();
+    let more = u64::from(TOLD_MAX) + 50;
+    for number in 0..more {
+        let engine = rig.engine();
+        let hash = engine.index.hash(&shard(2000 + number));
+        let block = (1 << 39) + number;
+        engine.index.insert(hash, Candidate { block, units: 15 });
+    }
+    for _ in 0..2 {
+        let before = rig.engine().findings[FindingKind::Astray.number()];
+        rig.engine().audit.most.1 = 50;
+        let (mut step, mut found, mut untold) = (Some(Step::Superblocks), 0, 0);
+        while let Some(next) = step {
+            let audited = rig.look(next).unwrap();
+            assert!(!matches!(next, Step::Index(_)) || audited.memory < 11 * 80);
+            found += audited.found.len() as u64;
+            untold += audited.untold;
+            step = audited.next;
+        }
+        // And one for their number.
+        assert_eq!((found, untold), (more + 1, 51));
+        assert_eq!(rig.findings.drain(..).len(), TOLD_MAX as usize);
+        let counted = rig.engine().findings[FindingKind::Astray.number()];
+        assert_eq!(counted - before, more + 1);
+    }
 }

@@ -12,8 +12,10 @@
 //! Invariants:
 //! - The table of a sealed extent does not change in one life; it is compared with the index, and with which extents
 //!   are pinned, in one event. An open extent's table is asked for in memory, at the end, when no other is left.
-//! - Where the table of a pinned extent cannot be had, nothing is said of what it may explain: that extent has its own
-//!   turn.
+//! - Which extents are pinned, and what stands in those that are open, is seen once a look, in that event. One that
+//!   was dead then has its tombstone there, wherever it is copied to later.
+//! - Where the table of a pinned extent cannot be had, or more of them would have to be read than [`KILLERS_MAX`] or
+//!   than an extent has bytes, nothing is said of what they may explain, and the look counts as left out in part.
 //! - An extent without a footer was told of when the device was opened, and is not told of again.
 //!
 //! [`Extent::live`]: crate::extents::Extent::live
@@ -33,10 +35,13 @@ use crate::audit::{FINDINGS_MAX, Job, Turn, head_fault};
 use crate::engine::Engine;
 use crate::error::{Finding, FindingKind, extent_finding};
 use crate::extents::State;
-use crate::index::{Candidate, SEGMENTS, ShardHash, UNIT};
+use crate::index::{Candidate, ShardHash, UNIT, WALK_END};
 
 /// Slots that no table names: so many are looked at.
 const STRAYS_MAX: usize = 16;
+/// Pinned extents whose tables are read in a look. With records that are deleted at random there may be as many as
+/// records: all of those read for each extent, a pass would grow with the square of what a device holds.
+pub(crate) const KILLERS_MAX: usize = 64;
 
 /// An extent that is being looked at.
 pub(crate) struct ExtentLook {
@@ -50,10 +55,13 @@ pub(crate) struct ExtentLook {
     named: Option<HashSet<u64>>,
     /// Records that its table names and the index does not know, and of which no tombstone was found yet.
     dead: Vec<Dead>,
-    /// Extents whose tombstones were looked at.
-    seen: BTreeSet<(ExtentNo, Incarnation)>,
-    /// The segment of the index that is gone through next.
-    segment: usize,
+    /// Extents that are pinned by this one, and whose tombstones are yet to be looked at.
+    killers: Vec<(ExtentNo, Incarnation)>,
+    /// How many were, and what was read for it.
+    killers_read: usize,
+    killer_bytes: u64,
+    /// Where in the index it is gone on.
+    from: u64,
     strays: Vec<(ShardHash, Candidate)>,
 }
 
@@ -83,8 +91,9 @@ impl ExtentLook {
         self.part = Part::Ends;
         self.named = None;
         self.dead.clear();
-        self.seen.clear();
-        self.segment = 0;
+        self.killers.clear();
+        (self.killers_read, self.killer_bytes) = (0, 0);
+        self.from = 0;
         self.strays.clear();
     }
 
@@ -124,8 +133,10 @@ impl<M: Memory> Engine<M> {
                 part: Part::Ends,
                 named: None,
                 dead: Vec::new(),
-                seen: BTreeSet::new(),
-                segment: 0,
+                killers: Vec::new(),
+                killers_read: 0,
+                killer_bytes: 0,
+                from: 0,
                 strays: Vec::new(),
             })
         });
@@ -158,27 +169,24 @@ impl<M: Memory> Engine<M> {
             }
             Part::Ends => self.ends_read(job, look),
             Part::Footer(at, len) => self.table_read(job, look, (at, len)),
-            Part::KillerEnd(no, life) => {
-                if self.extents.get(no).incarnation == life {
-                    match self.trailer_in(no, life, job.bytes(0)) {
-                        Ok(trailer) => {
-                            look.part = Part::KillerFooter(no, life, trailer.footer);
-                            return Turn::Read(vec![(trailer.footer, trailer.len as usize)]);
-                        }
-                        Err(_) => look.dead.clear(),
-                    }
+            Part::KillerEnd(no, life) => match self.trailer_in(no, life, job.bytes(0)) {
+                Ok(trailer) => {
+                    look.part = Part::KillerFooter(no, life, trailer.footer);
+                    look.killer_bytes += u64::from(trailer.len);
+                    Turn::Read(vec![(trailer.footer, trailer.len as usize)])
                 }
-                self.find_graves(job, look)
-            }
+                Err(_) => {
+                    give_up_dead(job, look);
+                    self.next_grave(job, look)
+                }
+            },
             Part::KillerFooter(no, life, at) => {
-                if self.extents.get(no).incarnation == life {
-                    match self.footer_in(no, life, at, job.bytes(0)) {
-                        Ok(footer) => look.explain(&footer.entries),
-                        Err(_) => look.dead.clear(),
-                    }
-                    look.seen.insert((no, life));
+                // It may be free by now, or cleaned: what stood there is true of when the table was read.
+                match self.footer_in(no, life, at, job.bytes(0)) {
+                    Ok(footer) => look.explain(&footer.entries),
+                    Err(_) => give_up_dead(job, look),
                 }
-                self.find_graves(job, look)
+                self.next_grave(job, look)
             }
             Part::Hunt => self.hunt(job, look),
             Part::Heads => {
@@ -318,7 +326,8 @@ impl<M: Memory> Engine<M> {
         if named.len() as u64 != u64::from(self.extents.get(look.no).live) {
             look.named = Some(named);
         }
-        self.find_graves(job, look)
+        self.find_graves(job, look);
+        self.next_grave(job, look)
     }
 
     fn of_shard(&self, kind: FindingKind, (offset, len): (u64, u64), shard: ShardId) -> Finding {
@@ -332,8 +341,11 @@ impl<M: Memory> Engine<M> {
         }
     }
 
-    /// Looks for the tombstones of what seems to be dead, where such can stand.
-    fn find_graves(&self, job: &mut Job<M::Buf>, look: &mut ExtentLook) -> Turn {
+    /// Looks for the tombstones of what seems to be dead in memory, and sees where else such stand.
+    fn find_graves(&self, job: &mut Job<M::Buf>, look: &mut ExtentLook) {
+        if look.dead.is_empty() {
+            return;
+        }
         let killers: BTreeSet<ExtentNo> = self.extents.get(look.no).killers().collect();
         let open = self
             .streams
@@ -345,23 +357,32 @@ impl<M: Memory> Engine<M> {
                 look.explain(&extent.entries);
             }
         }
-        let block = self.geometry.block_size as usize;
         for no in killers {
-            if look.dead.is_empty() {
-                break;
-            }
             let extent = self.extents.get(no);
-            let life = extent.incarnation;
-            if extent.state == State::Open || look.seen.contains(&(no, life)) {
-                continue;
-            }
-            if extent.state != State::Sealed || extent.bare {
+            match extent.state {
+                State::Open => {}
+                State::Sealed if !extent.bare => look.killers.push((no, extent.incarnation)),
                 // What stands in it is not known any more.
-                look.dead.clear();
-                break;
+                _ => return give_up_dead(job, look),
             }
-            look.part = Part::KillerEnd(no, life);
-            return Turn::Read(vec![(self.last_block(no), block)]);
+        }
+    }
+
+    /// Looks for them in the next one of those.
+    fn next_grave(&self, job: &mut Job<M::Buf>, look: &mut ExtentLook) -> Turn {
+        if !look.dead.is_empty()
+            && let Some((no, life)) = look.killers.pop()
+        {
+            let much = look.killer_bytes > self.geometry.extent_size;
+            if look.killers_read >= self.audit.killers || much {
+                give_up_dead(job, look);
+            } else {
+                look.part = Part::KillerEnd(no, life);
+                let block = self.geometry.block_size;
+                look.killers_read += 1;
+                look.killer_bytes += u64::from(block);
+                return Turn::Read(vec![(self.last_block(no), block as usize)]);
+            }
         }
         for Dead {
             shard, offset, len, ..
@@ -379,20 +400,28 @@ impl<M: Memory> Engine<M> {
     /// The index knows of other records in the extent than its table: which?
     fn hunt(&self, job: &mut Job<M::Buf>, look: &mut ExtentLook) -> Turn {
         let block_size = u64::from(self.geometry.block_size);
-        let mut slots = 0;
-        while look.segment < SEGMENTS && look.strays.len() < STRAYS_MAX {
-            if slots >= self.audit.most.1 {
-                return Turn::Keep;
-            }
-            slots += self.index.slots_in(look.segment);
-            for (hash, candidate) in self.index.slots(look.segment) {
-                let here = self.geometry.extent_of(candidate.block * block_size) == Some(look.no);
-                let named = look.named.as_ref();
-                if here && !named.is_some_and(|named| named.contains(&candidate.block)) {
+        // The blocks of this extent.
+        let blocks = self.geometry.extent_size / block_size;
+        let first = u64::from(look.no.0) * blocks;
+        let here = first..first + blocks;
+        let named = look.named.take().unwrap_or_default();
+        let mut most = self.audit.most.1;
+        while look.from < WALK_END && look.strays.len() < STRAYS_MAX && most > 0 {
+            let to = self.index.walk_to(look.from, most);
+            let mut slots = 0;
+            for (hash, candidate) in self.index.walk(look.from, to) {
+                slots += 1;
+                if here.contains(&candidate.block) && !named.contains(&candidate.block) {
                     look.strays.push((hash, candidate));
                 }
             }
-            look.segment += 1;
+            look.from = to;
+            job.slots += slots;
+            most = most.saturating_sub(slots.max(1));
+        }
+        look.named = Some(named);
+        if look.from < WALK_END && look.strays.len() < STRAYS_MAX {
+            return Turn::Keep;
         }
         look.strays
             .retain(|(hash, stray)| self.index.contains(*hash, stray.block));
@@ -459,4 +488,11 @@ fn footer_fault(error: &FooterError, bytes: &[u8]) -> FindingKind {
         FooterError::Head(head) => head_fault(head, bytes, FindingKind::Footer),
         FooterError::BadTable { .. } | FooterError::BadEntry { .. } => FindingKind::Footer,
     }
+}
+
+/// Nothing can be said of what seems to be dead.
+fn give_up_dead<B>(job: &mut Job<B>, look: &mut ExtentLook) {
+    look.dead.clear();
+    look.killers.clear();
+    job.partly = true;
 }

@@ -50,3 +50,4 @@ mod roots;
 mod scan;
 mod superblocks;
 mod verdict;
+mod walking;

@@ -217,6 +217,72 @@ fn a_bad_copy_of_the_superblock_is_found_and_written_first() {
     }
 }
 
+/// A whole copy that this engine did not write may be another owner's: it is told, and nothing is written over it.
+#[test]
+fn a_copy_that_somebody_else_may_have_written_is_told_and_left() {
+    let spoils: [(fn(&mut Superblock), FindingKind); 4] = [
+        (|copy| copy.sequence += 1, FindingKind::Superblock),
+        (|copy| copy.sequence += 5, FindingKind::Superblock),
+        // The same number, and something else.
+        (|copy| copy.owner_epoch.0 += 1, FindingKind::Superblock),
+        (|copy| copy.device.0[3] ^= 1, FindingKind::Misdirected),
+    ];
+    for (nth, (spoil, kind)) in spoils.into_iter().enumerate() {
+        for more in [false, true] {
+            let mut rig = populated(3);
+            let at = superblock::offset(2, MIB);
+            let mut copy = Superblock::decode(&peek(&rig, at, SUPERBLOCK_LEN)).unwrap();
+            spoil(&mut copy);
+            rig.disk.rot(at, &copy.encode(2));
+            let mut expected = vec![(kind, at, None)];
+            if more {
+                // Another one is not whole, and is not mended for now.
+                let bad = superblock::offset(0, MIB);
+                rig.disk.rot(bad + 100, &[0xee; 8]);
+                expected.insert(0, (FindingKind::Superblock, bad, None));
+            }
+            let from = rig.writes.len();
+            for _ in 0..2 {
+                let (found, _) = pass(&mut rig);
+                assert_eq!(found, expected, "{nth}");
+                rig.settle();
+            }
+            assert_eq!(rig.writes.len(), from, "{nth}: nothing is written");
+            // The next turn there is has a number that was not seen.
+            assert_eq!(rig.shutdown(), Answer::ShutDown);
+            let now = Superblock::decode(&peek(&rig, at, SUPERBLOCK_LEN)).unwrap();
+            assert!(now.sequence > copy.sequence, "{nth}");
+        }
+    }
+}
+
+/// It is the reading that fails, and no write would mend that.
+#[test]
+fn of_four_copies_that_cannot_be_read_none_is_written() {
+    for readable in [false, true] {
+        let mut rig = populated(3);
+        for copy in u8::from(readable)..4 {
+            let at = superblock::offset(copy, MIB);
+            rig.disk.bad.insert(at / SECTOR);
+        }
+        if readable {
+            rig.disk.rot(superblock::offset(0, MIB) + 100, &[0xee; 8]);
+        }
+        let from = rig.writes.len();
+        let (found, _) = pass(&mut rig);
+        assert_eq!(found.len(), 4, "{found:?}");
+        rig.settle();
+        let places = rig.writes[from..].iter().map(|(offset, ..)| *offset);
+        let places: Vec<u64> = places.collect();
+        assert_eq!(places.len(), if readable { 4 } else { 0 });
+        let first = superblock::offset(0, MIB);
+        assert!(
+            !readable || places[..2].contains(&first),
+            "the bad one is written first"
+        );
+    }
+}
+
 /// Two that are bad are both written before one of those that still say what is believed.
 #[test]
 fn a_turn_after_two_bad_copies_never_leaves_fewer_than_two() {
@@ -488,7 +554,7 @@ fn one_step_at_a_time_and_none_is_left_waiting() {
     rig.audit(Step::Extent(ExtentNo(u32::MAX)));
     let audited = rig.audited.take().unwrap().unwrap();
     assert_eq!(audited.next, Some(Step::Index(0)));
-    rig.audit(Step::Index(u32::MAX));
+    rig.audit(Step::Index(u64::MAX));
     assert_eq!(rig.audited.take().unwrap().unwrap().next, None);
     // The device is closed, or fails, meanwhile.
     rig.audit(Step::Extent(ExtentNo(0)));
