@@ -217,10 +217,13 @@ fn a_bad_copy_of_the_superblock_is_found_and_written_first() {
     }
 }
 
+/// What is done to what a copy says, and what that is called.
+type SpoilCopy = (fn(&mut Superblock), FindingKind);
+
 /// A whole copy that this engine did not write may be another owner's: it is told, and nothing is written over it.
 #[test]
 fn a_copy_that_somebody_else_may_have_written_is_told_and_left() {
-    let spoils: [(fn(&mut Superblock), FindingKind); 4] = [
+    let spoils: [SpoilCopy; 4] = [
         (|copy| copy.sequence += 1, FindingKind::Superblock),
         (|copy| copy.sequence += 5, FindingKind::Superblock),
         // The same number, and something else.
