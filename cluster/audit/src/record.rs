@@ -4,6 +4,7 @@
 //! audit/now/PARTITION          where the pass is, what waits to be mended, what was counted today
 //! audit/days/DAY/PARTITION     what was counted on a day, once it is over: never changed again
 //! audit/days/DAY/RUN           the same of a pass that somebody asked for
+//! audit/days/DAY/device-NO     the same of a device that looked at itself
 //! audit/lost/STRIPE            a stripe whose bytes are gone, and whose they were: never changed again
 //! ```
 //!
@@ -27,9 +28,11 @@ use serde::{Deserialize, Serialize};
 use crate::queue::Finding;
 use crate::tally::{Kind, Tally};
 
-/// Version of documents that tell of devices which are away, and of what was moved from them: programs that know no
-/// such thing refuse them.
-pub const VERSION: u32 = 3;
+/// Version of documents that tell of devices which looked at themselves: programs that know no such thing refuse them.
+pub const VERSION: u32 = 4;
+/// Version of those that tell of devices which are away, and of what was moved from them, and of nothing that came
+/// later.
+pub const VERSION_MOVES: u32 = 3;
 /// Version of those that name kinds of findings which came after the first, and nothing that came later.
 pub const VERSION_KINDS: u32 = 2;
 /// Version of all others: older programs read them.
@@ -72,6 +75,11 @@ pub fn partition_day(day: u64, partition: PartitionId) -> String {
     day_key(day, &format!("{partition:010}"))
 }
 
+/// What a day of a device is called.
+pub fn device_day(day: u64, device: DeviceNo) -> String {
+    day_key(day, &format!("device-{device:010}"))
+}
+
 /// Where the loss of a stripe stands.
 pub fn lost_key(stripe: StripeId) -> String {
     format!("{LOST}{:016x}{:016x}", stripe.writer, stripe.attempt)
@@ -102,6 +110,10 @@ pub trait Document: Serialize + DeserializeOwned {
     fn tells_of_moves(&self) -> bool {
         false
     }
+    /// Whether it tells of devices that looked at themselves.
+    fn tells_of_devices(&self) -> bool {
+        false
+    }
 }
 
 impl Document for Record {
@@ -117,6 +129,11 @@ impl Document for Record {
         let mut days = std::iter::once(&self.today).chain(&self.closed);
         away || days.any(Closed::tells_of_moves)
     }
+
+    fn tells_of_devices(&self) -> bool {
+        let mut days = std::iter::once(&self.today).chain(&self.closed);
+        days.any(Closed::tells_of_devices)
+    }
 }
 
 impl Document for Closed {
@@ -126,6 +143,10 @@ impl Document for Closed {
 
     fn tells_of_moves(&self) -> bool {
         self.tally.moved > 0
+    }
+
+    fn tells_of_devices(&self) -> bool {
+        self.tally.tells_of_devices()
     }
 }
 
@@ -141,7 +162,8 @@ pub fn encode<T: Document>(document: &T) -> Result<Vec<u8>, BadRecord> {
         document.tells_of_moves(),
         document.kinds().all(Kind::is_plain),
     ) {
-        (true, _) => VERSION,
+        _ if document.tells_of_devices() => VERSION,
+        (true, _) => VERSION_MOVES,
         (false, false) => VERSION_KINDS,
         (false, true) => VERSION_PLAIN,
     };
@@ -514,9 +536,13 @@ mod tests {
             assert_eq!(head(&counted), expected, "{kind:?}");
             assert_eq!(decode::<Record>(&encode(&counted).unwrap()), Ok(counted));
         }
+        let mut looked = read.clone();
+        looked.today.tally.device_passes = 1;
+        assert_eq!(head(&looked), b"ashlar-audit 4 ".to_vec());
+        assert_eq!(decode::<Record>(&encode(&looked).unwrap()), Ok(looked));
         let later = String::from_utf8(plain())
             .unwrap()
-            .replacen(" 1 ", " 4 ", 1);
+            .replacen(" 1 ", " 5 ", 1);
         let unknown = decode::<Record>(later.as_bytes());
         assert!(matches!(unknown, Err(BadRecord::Unknown(_))), "{unknown:?}");
     }

@@ -162,6 +162,19 @@ pub struct Tally {
     /// Shards of devices that are gone, whose stripes were put elsewhere and read back there.
     #[serde(skip_serializing_if = "is_none")]
     pub moved: u64,
+    /// Bytes that devices read of what they are themselves: superblocks, checkpoints, headers and tables of extents,
+    #[serde(skip_serializing_if = "is_none")]
+    pub device_bytes: u64,
+    /// and how often one came to the end of that.
+    #[serde(skip_serializing_if = "is_none")]
+    pub device_passes: u64,
+    /// Steps of that in which nothing could be seen.
+    #[serde(skip_serializing_if = "is_none")]
+    pub device_left_out: u64,
+    /// What was wrong with them, each time that it was come upon, by the engine's names: no shards, and so in no sum of
+    /// those.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub device_found: BTreeMap<String, u64>,
 }
 
 fn is_none(count: &u64) -> bool {
@@ -194,6 +207,10 @@ impl Tally {
             unqueued,
             passes,
             moved,
+            device_bytes,
+            device_passes,
+            device_left_out,
+            device_found,
         } = other;
         for (mine, more) in [
             (&mut self.objects, objects),
@@ -206,6 +223,9 @@ impl Tally {
             (&mut self.shard_s, shard_s),
             (&mut self.lag_ms, lag_ms),
             (&mut self.moved, moved),
+            (&mut self.device_bytes, device_bytes),
+            (&mut self.device_passes, device_passes),
+            (&mut self.device_left_out, device_left_out),
             (&mut self.repaired, repaired),
             (&mut self.moot, moot),
             (&mut self.repair_ms, repair_ms),
@@ -225,6 +245,18 @@ impl Tally {
         for (margin, ms) in margin_ms {
             *self.margin_ms.entry(*margin).or_default() += ms;
         }
+        for (name, count) in device_found {
+            let sum = self.device_found.entry(name.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+    }
+
+    /// Whether anything is said of what devices are themselves.
+    pub fn tells_of_devices(&self) -> bool {
+        self.device_bytes > 0
+            || self.device_passes > 0
+            || self.device_left_out > 0
+            || !self.device_found.is_empty()
     }
 
     /// Bad shards of all kinds.
@@ -275,6 +307,8 @@ mod tests {
             found: BTreeMap::from([(Kind::Rot, 2)]),
             margin_ms: BTreeMap::from([(-1, 7), (1, 1)]),
             passes: 1,
+            device_bytes: 4096,
+            device_found: BTreeMap::from([("footer".to_owned(), 2)]),
             ..Tally::default()
         };
         let other = Tally {
@@ -291,6 +325,7 @@ mod tests {
         assert_eq!((sum.objects, sum.passes, sum.bad()), (2, 2, 7));
         assert_eq!((sum.lag_longest_ms, sum.repair_longest_ms), (5, 9));
         assert_eq!(sum.margin_ms, BTreeMap::from([(-1, 7), (1, 3)]));
+        assert_eq!((sum.device_bytes, sum.device_found["footer"]), (8192, 4));
         let json = serde_json::to_string(&sum).unwrap();
         assert!(json.contains("\"missing\":4"), "{json}");
         assert_eq!(serde_json::from_str::<Tally>(&json).unwrap(), sum);

@@ -1,4 +1,5 @@
-//! A node's auditor: one for each partition that the node leads, for as long as it does, at a pace that they share.
+//! A node's auditor: one for each partition that the node leads, for as long as it does, and one for each of its
+//! devices, at a pace that they share.
 //!
 //! Invariants:
 //! - each partition has one auditor on a node; of two on two nodes, one finds that the other has written, and reads
@@ -12,13 +13,14 @@ use std::time::Duration;
 
 use ashlar_cluster_audit::{Charge, Limits, Pace, Pacing, World};
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{NodeId, PartitionId};
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
 use ashlar_layout::message::NodeStatus;
 use ashlar_node_client::{Client, Clock};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::device::{self, Devices};
 use crate::gone;
 use crate::partition::{self, Led};
 use crate::walk::Range;
@@ -174,12 +176,13 @@ fn led(map: &ClusterMap, partition: PartitionId) -> Option<Led> {
 }
 
 /// Audits and repairs what a node leads. It does not end by itself, and may be dropped at any time. `leads` says what
-/// the node leads, `map` which map it works with.
-pub async fn run(
+/// the node leads, `map` which map it works with, `devices` are its own.
+pub async fn run<D: Devices>(
     client: Client,
     options: Options,
     leads: impl Fn() -> Leads + Send,
     map: impl Fn() -> Arc<ClusterMap> + Send,
+    devices: Arc<D>,
 ) {
     let pacing = Pacing {
         pass: options.pass,
@@ -197,6 +200,7 @@ pub async fn run(
     // Aborted when this is dropped.
     let mut tasks = JoinSet::new();
     let mut running: BTreeMap<PartitionId, (Led, AbortHandle)> = BTreeMap::new();
+    let mut looking: BTreeMap<DeviceNo, AbortHandle> = BTreeMap::new();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looks = 0u32;
@@ -235,6 +239,19 @@ pub async fn run(
                 let run = partition::run(node.clone(), led.clone(), heard.clone());
                 (led, tasks.spawn(run))
             });
+        }
+        let ours = devices.all();
+        looking.retain(|device, task| {
+            let stays = ours.contains(device) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for device in ours {
+            looking
+                .entry(device)
+                .or_insert_with(|| tasks.spawn(device::run(node.clone(), device, devices.clone())));
         }
         // What has ended is not kept.
         while tasks.try_join_next().is_some() {}

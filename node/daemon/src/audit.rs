@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::config::Config;
+use crate::own_audit::OwnDevices;
 use crate::run::DaemonError;
 use crate::shared::Shared;
 
@@ -124,10 +125,11 @@ impl Auditor {
             .name("audit".into())
             .spawn(move || {
                 runtime.block_on(async {
+                    let devices = Arc::new(OwnDevices(shared.clone()));
                     let leads = || leads(&shared);
                     let map = || Arc::<ClusterMap>::new(shared.newest().map.clone());
                     tokio::select! {
-                        () = ashlar_node_audit::run(client, options, leads, map) => {}
+                        () = ashlar_node_audit::run(client, options, leads, map, devices) => {}
                         _ = stopped => {}
                     }
                 });

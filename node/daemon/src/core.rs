@@ -89,6 +89,8 @@ pub(crate) enum Pending {
     Replay { device: usize, record: usize },
     /// The last operation of a device.
     Shutdown { device: usize },
+    /// A step of a device's audit.
+    Audit(crate::own_audit::Reply),
 }
 
 /// An inline object on its way to a client.
@@ -225,6 +227,8 @@ pub struct Core {
     pub(crate) draining_until: Option<Instant>,
     pub(crate) drain: Drain,
     pub(crate) finished: bool,
+    /// How often devices had been asked to look at themselves when this core last saw to it.
+    pub(crate) audits_seen: u64,
 }
 
 impl Core {
@@ -262,6 +266,9 @@ impl Core {
         devices: Vec<DeviceSlot>,
         now: Instant,
     ) -> Core {
+        shared
+            .audits
+            .are_here(devices.iter().map(|device| device.no));
         Core {
             shared,
             core,
@@ -285,6 +292,7 @@ impl Core {
             draining_until: None,
             drain: Drain::Heads(Instant(0)),
             finished: false,
+            audits_seen: 0,
         }
     }
 
@@ -408,6 +416,7 @@ impl Core {
                 }
                 self.replayed(device, record, result, now, io);
             }
+            Some(Pending::Audit(reply)) => crate::own_audit::answer(reply, result),
             Some(Pending::Shutdown { device }) => {
                 let draining = self.draining();
                 self.devices[device].shut_down(draining, now, io);
@@ -576,6 +585,7 @@ impl<D: Driver> Handler<D> for Core {
         self.tend_peers(now, io);
         self.tend_replicas(now, io);
         self.unpark(now);
+        self.take_audits();
         self.work(now, io);
         if std::mem::take(&mut self.forwards) {
             io.send_first();

@@ -624,6 +624,7 @@ fn operation(event: &api::Event<Buf>) -> Option<u64> {
         | api::Event::SyncIndex { op }
         | api::Event::WriteRoot { op, .. }
         | api::Event::DeleteShard { op, .. }
+        | api::Event::Audit { op, .. }
         | api::Event::Shutdown { op } => Some(*op),
     }
 }

@@ -13,7 +13,7 @@
 //! | `requests`, `lookups` | what clients ask |
 //! | `incoming`, `outgoing` | frames |
 //! | `words` | what cores have to say |
-//! | `control`, `audit` | beside the cores: following the map, looking at what is stored |
+//! | `control`, `audit`, `own_audit` | beside the cores: following the map, looking at what is stored, and at devices |
 //!
 //! **Architecture invariant:** nothing is decided here that a test without I/O could not reach: what
 //! is durable is the engine's to say, what is committed the replica's.
@@ -31,6 +31,7 @@ mod indexes;
 mod loads;
 mod lookups;
 mod outgoing;
+mod own_audit;
 mod partitions;
 mod peers;
 mod replay;

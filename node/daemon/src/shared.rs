@@ -15,6 +15,7 @@ use ashlar_node_reactor::Waker;
 use bytes::Bytes;
 
 use crate::config::Config;
+use crate::own_audit::Asks;
 
 /// What all cores of a node know, and what the main thread watches.
 pub struct Shared {
@@ -30,6 +31,8 @@ pub struct Shared {
     pub epoch: AtomicU64,
     /// How the chains are of which this node has members.
     pub chains: Mutex<BTreeMap<PartitionId, ChainReport>>,
+    /// What devices are to look at.
+    pub(crate) audits: Asks,
     /// Wakes the cores.
     pub wakers: Mutex<Vec<Waker>>,
 }
@@ -60,6 +63,7 @@ impl Shared {
             newest: Mutex::new(Arc::new(maps)),
             epoch: AtomicU64::new(epoch),
             chains: Mutex::default(),
+            audits: Asks::default(),
             wakers: Mutex::default(),
         }
     }

@@ -12,6 +12,7 @@ use std::ops::{DerefMut, Range};
 use ashlar_layout::ids::{PartitionId, Seq, ShardId};
 use bytes::Bytes;
 
+use crate::audit::{Audited, Step};
 use crate::error::{EngineError, Finding};
 
 /// Where the engine gets its buffers from.
@@ -169,6 +170,14 @@ pub enum Event<B> {
         /// Which shard.
         shard: ShardId,
     },
+    /// Look whether a part of the device is as it should be. Nothing is changed by it; what is wrong is told as
+    /// [`Action::Finding`], and mended where the ordinary ways do that ([`crate::audit`]). One at a time.
+    Audit {
+        /// The caller's number for this.
+        op: u64,
+        /// Which part: the first one, or what [`Audited::next`] said.
+        step: Step,
+    },
     /// A device I/O has ended.
     IoDone {
         /// The number that its action carried.
@@ -269,6 +278,8 @@ pub enum Output<B> {
         /// Where in `buf`.
         range: Range<usize>,
     },
+    /// A part of the device was looked at.
+    Audited(Audited),
     /// Everything accepted is durable and a checkpoint is written.
     ShutDown,
 }

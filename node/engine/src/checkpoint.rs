@@ -80,10 +80,11 @@ impl Numbers {
 }
 
 impl<M: Memory> Engine<M> {
-    /// Raises the ceilings in time.
+    /// Raises the ceilings in time, and writes the superblock once more if an audit found a bad copy.
     pub(crate) fn keep_numbers(&mut self, mem: &mut M, out: &mut Vec<Action<M::Buf>>) {
-        if matches!(self.keeping, Keeping::Idle) && self.numbers.low() {
-            self.turn(None, false, mem, out);
+        let due = self.numbers.low() || (self.audit.turn_wanted && self.status == Status::Serving);
+        if matches!(self.keeping, Keeping::Idle) && due && self.turn(None, false, mem, out) {
+            self.audit.turn_wanted = false;
         }
     }
 
@@ -106,6 +107,11 @@ impl<M: Memory> Engine<M> {
             self.seals_since_checkpoint = 0;
             self.start_checkpoint(false, mem, out);
         }
+    }
+
+    /// The one that there is cannot be used: the next one is written at once, if there is room for it.
+    pub(crate) fn want_checkpoint(&mut self) {
+        self.seals_since_checkpoint = CHECKPOINT_SEALS;
     }
 
     /// Whether it is time to write one.

@@ -2,12 +2,12 @@
 //!
 //! This file holds its state and takes events apart; `accept` queues, `append` writes, `read` reads
 //! and verifies, `clean` makes room, `chunks` tends the index and the journal's extents, `checkpoint`
-//! keeps the superblock.
+//! keeps the superblock, `audit` looks whether device and memory still tell the same.
 //!
 //! Invariants:
 //! - Every operation is answered exactly once. It waits in one place only: writes of shards in
 //!   `writing`, deletes in `deleting`, appends of the journal and of the index in their streams, syncs in
-//!   `syncs`, reads of shards in `reads`, and all else with its I/O.
+//!   `syncs`, reads of shards in `reads`, a step of an audit in `audit`, and all else with its I/O.
 //! - An append is answered when it is durable, and when all that was appended before it in its stream
 //!   is; only then does the index know it.
 //! - Once fenced, the engine writes nothing and answers everything with that error.
@@ -23,6 +23,7 @@ use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Event, IoFailure, Memory};
 use crate::append::{Item, Seal, Stream};
+use crate::audit::Audit;
 use crate::checkpoint::Keeping;
 use crate::clean::{CleanIo, Cleaned, Cleaner};
 use crate::error::{Blind, EngineError, Finding, FindingKind};
@@ -130,6 +131,8 @@ pub(crate) enum Purpose {
     Checkpoint,
     /// Something of the cleaner's.
     Clean(CleanIo),
+    /// One of the reads of an audit's step.
+    Audit { job: u64, read: usize },
 }
 
 /// A shard that is being written.
@@ -195,6 +198,7 @@ pub struct Engine<M: Memory> {
     pub(crate) next_id: u64,
     pub(crate) shutdown: Option<u64>,
     pub(crate) cleaner: Cleaner,
+    pub(crate) audit: Audit<M::Buf>,
     pub(crate) findings: [u64; FindingKind::ALL.len()],
     pub(crate) records: u64,
     pub(crate) batches: u64,
@@ -249,6 +253,7 @@ impl<M: Memory> Engine<M> {
             next_id: 0,
             shutdown: None,
             cleaner: Cleaner::default(),
+            audit: Audit::default(),
             findings: recovered.findings,
             records: 0,
             batches: 0,
@@ -441,6 +446,10 @@ impl<M: Memory> Engine<M> {
                     .map(|()| self.delete_shard(op, shard, mem, out));
                 self.answer_error(op, result, out);
             }
+            Event::Audit { op, step } => {
+                let result = self.begin_audit(op, step, mem, out);
+                self.answer_error(op, result, out);
+            }
             Event::Shutdown { op } => {
                 let result = self.accepting();
                 if result.is_ok() {
@@ -528,6 +537,7 @@ impl<M: Memory> Engine<M> {
             Purpose::Footer(no) => self.footer_done(no, result, out),
             Purpose::Checkpoint => self.checkpoint_written(result, mem, out),
             Purpose::Clean(what) => self.clean_done(what, result, buf, mem, out),
+            Purpose::Audit { job, read } => self.audit_read(job, read, result, buf, mem, out),
         }
     }
 
@@ -600,6 +610,7 @@ impl<M: Memory> Engine<M> {
             }
         }
         ops.append(&mut self.syncs);
+        ops.extend(self.audit.drain());
         for stream in &mut self.streams {
             ops.extend(stream.drain_ops());
         }

@@ -174,6 +174,10 @@ pub enum FindingKind {
     StaleIncarnation,
     /// A whole record that is not the one that the index expects.
     WrongRecord,
+    /// An extent's table names a shard's record that nothing has deleted, and that the index does not know.
+    Unindexed,
+    /// The index points to where no record of it can be, or to what is not in its extent's table.
+    Astray,
 }
 
 /// A place that could not be recovered: what stood there may have been any shard.
@@ -189,7 +193,7 @@ pub struct Blind {
 
 impl FindingKind {
     /// All kinds, in the order of [`FindingKind::number`].
-    pub const ALL: [FindingKind; 13] = [
+    pub const ALL: [FindingKind; 15] = [
         FindingKind::Unreadable,
         FindingKind::RecordHeader,
         FindingKind::RecordPayload,
@@ -203,6 +207,8 @@ impl FindingKind {
         FindingKind::LostWrite,
         FindingKind::StaleIncarnation,
         FindingKind::WrongRecord,
+        FindingKind::Unindexed,
+        FindingKind::Astray,
     ];
 
     /// Its place in [`FindingKind::ALL`].
@@ -226,6 +232,8 @@ impl FindingKind {
             FindingKind::LostWrite => "lost-write",
             FindingKind::StaleIncarnation => "stale-incarnation",
             FindingKind::WrongRecord => "wrong-record",
+            FindingKind::Unindexed => "unindexed",
+            FindingKind::Astray => "astray",
         }
     }
 
@@ -247,6 +255,8 @@ impl FindingKind {
             FindingKind::LostWrite => Told::LostWrite,
             FindingKind::StaleIncarnation => Told::StaleIncarnation,
             FindingKind::WrongRecord => Told::WrongRecord,
+            // Whoever asks for such a shard does not get it.
+            FindingKind::Unindexed | FindingKind::Astray => Told::Missing,
         }
     }
 

@@ -85,6 +85,8 @@ pub(crate) struct Extent {
     pub pins: u32,
     /// Keep it for this session whatever the counts say.
     pub held: bool,
+    /// Sealed, and without a footer all the same: its records are known from a search.
+    pub bare: bool,
     /// It is being cleaned.
     pub cleaning: bool,
     /// Why it could not be cleaned.
@@ -97,6 +99,11 @@ impl Extent {
     /// Whether records in it are dead because of tombstones in other extents.
     pub fn is_killed_elsewhere(&self) -> bool {
         !self.killers.is_empty()
+    }
+
+    /// Extents in which tombstones stand that keep records of this one dead.
+    pub fn killers(&self) -> impl Iterator<Item = ExtentNo> + '_ {
+        self.killers.iter().map(|(killer, _)| *killer)
     }
 
     /// Bytes that have to be written again when it is cleaned.
@@ -137,6 +144,7 @@ impl ExtentTable {
             bytes: 0,
             pins: 0,
             held: false,
+            bare: false,
             cleaning: false,
             passed: None,
             killers: Vec::new(),
@@ -216,7 +224,7 @@ impl ExtentTable {
         extent.kind = Some(kind);
         extent.incarnation = incarnation;
         (extent.live_bytes, extent.bytes, extent.passed) = (0, 0, None);
-        extent.tombstone_bytes = 0;
+        (extent.tombstone_bytes, extent.bare) = (0, false);
         self.changes += 1;
         self.used[kind as usize] += 1;
         Some(ExtentNo(no))
@@ -247,6 +255,11 @@ impl ExtentTable {
         } else {
             self.free.remove(&no.0);
         }
+    }
+
+    /// Recovery found it sealed, or takes it for that, and it has no footer nor gets one.
+    pub fn has_no_footer(&mut self, no: ExtentNo) {
+        self.extents[no.0 as usize].bare = true;
     }
 
     /// Recovery found records of its present life, but no header of it. The latest header that may be
@@ -393,7 +406,7 @@ impl ExtentTable {
         let extent = &mut self.extents[no.0 as usize];
         extent.incarnation = incarnation;
         (extent.live, extent.live_bytes, extent.bytes, extent.pins) = (0, 0, 0, 0);
-        extent.tombstone_bytes = 0;
+        (extent.tombstone_bytes, extent.bare) = (0, false);
         for extent in &mut self.extents {
             extent.killers.retain(|(killer, _)| *killer != no);
         }

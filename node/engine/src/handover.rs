@@ -68,7 +68,7 @@ impl Work {
                 let damaged = seen.tail > self.geometry.records_start(no);
                 match seen.header {
                     // It stays sealed, without a footer.
-                    _ if seen.no_footer => {}
+                    _ if seen.no_footer => self.extents.has_no_footer(no),
                     Some(header)
                         if !entries.is_empty()
                             || (damaged && header.kind == ExtentKind::Journal)
@@ -78,7 +78,10 @@ impl Work {
                     }
                     // The next checkpoint must not tell of a header that is not there: the one that
                     // is would seem to be the trace of a lost write.
-                    None if !entries.is_empty() => self.extents.header_missing(no, seen.floor),
+                    None if !entries.is_empty() => {
+                        self.extents.header_missing(no, seen.floor);
+                        self.extents.has_no_footer(no);
+                    }
                     _ => {
                         self.extents
                             .adopt(no, State::Free, None, seen.incarnation.max(seen.floor))

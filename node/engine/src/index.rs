@@ -20,10 +20,14 @@ use ashlar_layout::ids::{DeviceId, ShardId};
 
 const SEGMENT_BITS: u32 = 10;
 const SEGMENTS: usize = 1 << SEGMENT_BITS;
-const SLOT_LEN: usize = 11;
+/// Bytes of a slot.
+pub(crate) const SLOT_LEN: usize = 11;
 const ADDRESS_BITS: u32 = 40;
 const UNIT_BITS: u32 = 11;
 const TAG_BITS: u32 = 37;
+/// Hashes that a segment is for, and all of them together, as a walk counts them: by what is kept of each.
+pub(crate) const WALK_SEGMENT: u64 = 1 << TAG_BITS;
+pub(crate) const WALK_END: u64 = WALK_SEGMENT << SEGMENT_BITS;
 /// A table this small is not shrunk.
 const SLOTS_MIN: u32 = 8;
 
@@ -184,6 +188,54 @@ impl Index {
             .map(|(_, slot)| slot.candidate)
     }
 
+    /// Up to where to go from here, so that it is about so many slots. Places are hashes, so that they mean the same
+    /// whatever becomes of the tables.
+    pub(crate) fn walk_to(&self, from: u64, slots: u64) -> u64 {
+        let (mut to, mut left) = (from, slots.max(1));
+        while to < WALK_END && left > 0 {
+            let len = self.table_of(to).map_or(0, |table| u64::from(table.len));
+            let rest = WALK_SEGMENT - to % WALK_SEGMENT;
+            // Hashes are even in their segment.
+            let slots = (u128::from(len) * u128::from(rest)).div_ceil(u128::from(WALK_SEGMENT));
+            if slots <= u128::from(left) {
+                to += rest;
+                left -= slots as u64;
+            } else {
+                let part = u128::from(WALK_SEGMENT) * u128::from(left) / u128::from(len);
+                to += (part as u64).clamp(1, rest);
+                left = 0;
+            }
+        }
+        to
+    }
+
+    fn table_of(&self, place: u64) -> Option<&Segment> {
+        self.segments.get((place / WALK_SEGMENT) as usize)
+    }
+
+    /// The slots whose hashes are in this part of a walk, with what [`Index::hash`] gives for their shards, as far as
+    /// that is kept. Each is in one part only.
+    pub(crate) fn walk(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> impl Iterator<Item = (ShardHash, Candidate)> + '_ {
+        let to = to.min(WALK_END);
+        let segments = from / WALK_SEGMENT..to.div_ceil(WALK_SEGMENT);
+        segments.flat_map(move |segment| {
+            let start = segment * WALK_SEGMENT;
+            let tags = from.max(start) - start..(to - start).min(WALK_SEGMENT);
+            let table = self.table_of(start);
+            let slots = table
+                .into_iter()
+                .flat_map(move |table| table.between(tags.clone()));
+            slots.map(move |slot| {
+                let hash = ShardHash((start | slot.tag) << (64 - SEGMENT_BITS - TAG_BITS));
+                (hash, slot.candidate)
+            })
+        })
+    }
+
     /// Whether this very place is still there.
     pub fn contains(&self, hash: ShardHash, block: u64) -> bool {
         self.candidates(hash)
@@ -265,6 +317,26 @@ impl Segment {
             at = Some(self.next(here));
             self.get(here).map(|slot| (here, slot))
         })
+    }
+
+    /// The slots of these tags: they stand between the first one's home and the first gap behind the last one's.
+    fn between(&self, tags: std::ops::Range<u64>) -> impl Iterator<Item = Slot> + '_ {
+        let capacity = self.capacity();
+        let some = capacity > 0 && !tags.is_empty();
+        let (first, last) = match some {
+            true => (self.home(tags.start), self.home(tags.end - 1)),
+            false => (0, 0),
+        };
+        let surely = last - first;
+        let mut at = first;
+        let places = if some { capacity } else { 0 };
+        let all = (0..places).map_while(move |nth| {
+            let here = self.get(at);
+            at = self.next(at);
+            // Behind the last one's home it is over with a gap.
+            (here.is_some() || nth < surely).then_some(here)
+        });
+        all.flatten().filter(move |slot| tags.contains(&slot.tag))
     }
 
     /// Whether the tag was there already.
@@ -429,6 +501,41 @@ mod tests {
         );
     }
 
+    /// Whatever grows or shrinks between its parts, a walk comes by all that was there all the time.
+    #[test]
+    fn a_walk_of_even_parts_that_a_change_does_not_break() {
+        let mut index = Index::new(DeviceId([5; 16]));
+        let at = |block| Candidate { block, units: 1 };
+        for number in 0..400_000 {
+            index.insert(index.hash(&shard(number)), at(number));
+        }
+        let (mut from, mut parts, mut seen) = (0, 0, vec![0u8; 400_000]);
+        while from < WALK_END {
+            let to = index.walk_to(from, 100);
+            let mut slots = 0;
+            for (_, candidate) in index.walk(from, to) {
+                slots += 1;
+                if let Some(seen) = seen.get_mut(candidate.block as usize) {
+                    *seen += 1;
+                }
+            }
+            assert!(slots < 200, "{slots} in one part");
+            (from, parts) = (to, parts + 1);
+            // Tables grow to the middle of it, and shrink from there on.
+            if parts < 2000 {
+                for number in (0..200).map(|n| 400_000 + parts * 200 + n) {
+                    index.insert(index.hash(&shard(number)), at(number));
+                }
+            } else {
+                for number in (0..300).map(|n| 400_000 + (parts - 2000) * 300 + n) {
+                    index.remove(index.hash(&shard(number)), number);
+                }
+            }
+        }
+        assert!(parts > 4000, "{parts}");
+        assert!(seen.iter().all(|times| *times == 1));
+    }
+
     proptest! {
         /// Against a map, with tags so few that they collide all the time.
         #[test]
@@ -453,6 +560,22 @@ mod tests {
                 got.sort_unstable();
                 blocks.sort_unstable();
                 prop_assert_eq!(&got, &*blocks);
+            }
+            // A walk comes by each slot once, however it is cut up.
+            let all: u64 = model.values().map(|b| b.len() as u64).sum();
+            for slots in [1, 3, 50, 1000] {
+                let (mut from, mut seen) = (0, Vec::new());
+                while from < WALK_END {
+                    let to = index.walk_to(from, slots);
+                    prop_assert!(to > from);
+                    seen.extend(index.walk(from, to).map(|(hash, it)| (hash.tag(), it.block)));
+                    from = to;
+                }
+                prop_assert_eq!(seen.len() as u64, all);
+                prop_assert!(seen.iter().all(|(tag, block)| model[tag].contains(block)));
+                seen.sort_unstable();
+                seen.dedup();
+                prop_assert_eq!(seen.len() as u64, all);
             }
             let hashes = model.values().filter(|blocks| !blocks.is_empty()).count();
             prop_assert_eq!(index.shards(), hashes as u64);

@@ -21,6 +21,10 @@ mod accept;
 mod acknowledge;
 pub mod api;
 mod append;
+pub mod audit;
+#[cfg(test)]
+mod audit_tests;
+mod auditing;
 mod checkpoint;
 mod chunks;
 pub mod clean;
@@ -46,3 +50,4 @@ mod roots;
 mod scan;
 mod superblocks;
 mod verdict;
+mod walking;

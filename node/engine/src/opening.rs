@@ -140,6 +140,7 @@ impl<M: Memory> Opening<M> {
             | Event::SyncIndex { op }
             | Event::WriteRoot { op, .. }
             | Event::DeleteShard { op, .. }
+            | Event::Audit { op, .. }
             | Event::Shutdown { op } => op,
             Event::HoldIndex { .. }
             | Event::FreeIndex { .. }

@@ -8,21 +8,34 @@
 //!   first is durable. (Always writing 0 and 1 first would lose the device to two crashes in a row:
 //!   one that tears 2 and 3, and one that then tears 0 and 1.)
 //! - The sequence number is above every one that was seen on any copy, believed or not.
+//! - A copy that an audit found to be bad counts as no holder from then on, so it is written first, too; one that it
+//!   could not read may be a holder, and is written behind those.
 //! - One turn at a time. A failed write ends the turn; what is believed is then not known, and the
 //!   owner reopens the device.
 
 use ashlar_layout::limits::SUPERBLOCK_COPIES;
-use ashlar_layout::superblock::{self, SUPERBLOCK_LEN, Superblock};
+use ashlar_layout::superblock::{self, COUNTER_MAX, SUPERBLOCK_LEN, Superblock};
 
 use crate::api::{Action, IoFailure, Memory};
 
 /// The superblock of an open device, and what each copy of it holds.
 pub(crate) struct Superblocks<B> {
     current: Superblock,
-    /// Which copies are known to hold `current`.
-    holders: [bool; SUPERBLOCK_COPIES],
+    /// Which copies hold `current`.
+    holders: [Holding; SUPERBLOCK_COPIES],
     newest: u64,
     turn: Option<Turn<B>>,
+}
+
+/// Whether a copy holds the superblock that is believed, in the order in which they are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Holding {
+    /// It holds something else.
+    Not,
+    /// It could not be read.
+    Unknown,
+    /// It does.
+    Holds,
 }
 
 struct Turn<B> {
@@ -53,9 +66,10 @@ where
     /// `current` was elected from `copies`.
     pub fn new(current: Superblock, copies: &[Option<Superblock>; SUPERBLOCK_COPIES]) -> Self {
         let holders = std::array::from_fn(|place| {
-            copies[place].as_ref().is_some_and(|copy| {
+            let holds = copies[place].as_ref().is_some_and(|copy| {
                 usize::from(copy.copy) == place && copy.body_crc() == current.body_crc()
-            })
+            });
+            if holds { Holding::Holds } else { Holding::Not }
         });
         let newest = superblock::newest_sequence(copies);
         Superblocks {
@@ -73,12 +87,25 @@ where
 
     /// Whether this copy is known to hold it.
     pub fn holds(&self, copy: u8) -> bool {
-        self.holders[usize::from(copy)]
+        self.holders[usize::from(copy)] == Holding::Holds
     }
 
     /// The highest sequence number that was seen on any copy.
     pub fn newest(&self) -> u64 {
         self.newest
+    }
+
+    /// This copy was found not to hold it, or could not be read: the next turn writes it before the good ones.
+    pub fn lost(&mut self, copy: u8, holding: Holding) {
+        self.holders[usize::from(copy)] = holding;
+    }
+
+    /// This number was seen on a copy: the next turn has a higher one. One that no run of turns comes to is not gone
+    /// by, or none would be left.
+    pub fn saw(&mut self, sequence: u64) {
+        if sequence < COUNTER_MAX / 2 {
+            self.newest = self.newest.max(sequence);
+        }
     }
 
     pub fn turning(&self) -> bool {
@@ -150,7 +177,7 @@ where
         }
         if let Some(turn) = self.turn.take() {
             self.current = turn.next;
-            self.holders = [true; SUPERBLOCK_COPIES];
+            self.holders = [Holding::Holds; SUPERBLOCK_COPIES];
         }
         Progress::Turned
     }
@@ -280,6 +307,28 @@ mod tests {
         assert!(durable.iter().all(|copy| {
             copy.is_some_and(|copy| copy.owner_epoch == superblocks.current().owner_epoch)
         }));
+    }
+
+    #[test]
+    fn what_is_known_to_be_bad_is_written_before_what_could_not_be_read() {
+        let copies = fresh();
+        let before = elect(&copies).unwrap();
+        let mut superblocks = Superblocks::new(before, &copies);
+        superblocks.lost(0, Holding::Unknown);
+        superblocks.lost(1, Holding::Unknown);
+        superblocks.lost(3, Holding::Not);
+        superblocks.saw(7);
+        superblocks.saw(COUNTER_MAX);
+        let (mut next_io, mut out) = (1, Vec::new());
+        assert!(superblocks.start(|_| {}, &mut Heap, &mut next_io, &mut out));
+        let first = writes(&mut out);
+        let copies: Vec<usize> = first.iter().map(|(_, copy, _)| *copy).collect();
+        assert_eq!(copies, [3, 0]);
+        assert!(
+            first
+                .iter()
+                .all(|(.., superblock)| superblock.sequence == 8)
+        );
     }
 
     #[test]

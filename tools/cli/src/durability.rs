@@ -150,6 +150,33 @@ fn seconds(value: f64) -> String {
     }
 }
 
+/// What devices found when they looked at themselves, if any did.
+fn of_devices(counted: &Tally) -> Option<String> {
+    if !counted.tells_of_devices() {
+        return None;
+    }
+    let kinds = counted.device_found.iter();
+    let kinds: Vec<String> = kinds
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    let kinds = if kinds.is_empty() {
+        "nothing".to_owned()
+    } else {
+        kinds.join(", ")
+    };
+    let mut said = format!(
+        "  devices looked at their superblocks, checkpoints, tables and indexes: {} read, in {} passes that ended; \
+         wrong was {kinds}",
+        human(counted.device_bytes),
+        counted.device_passes
+    );
+    if counted.device_left_out > 0 {
+        let left_out = counted.device_left_out;
+        said += &format!(" ({left_out} times there was no looking)");
+    }
+    Some(said)
+}
+
 impl Report {
     fn tell(&self) -> Result<(), Fail> {
         output::line(&format!("measured, in {} days up to now:", self.days))?;
@@ -187,6 +214,9 @@ impl Report {
                 "  of devices that are gone, made again elsewhere: {}",
                 counted.moved
             ))?;
+        }
+        if let Some(said) = of_devices(counted) {
+            output::line(&said)?;
         }
         if let (Some(lag), Some(repair)) = (self.measured.lag_s, self.measured.repair_s) {
             output::line(&format!(
@@ -264,6 +294,27 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_devices_found_is_told_and_nothing_is_not() {
+        let mut tally = Tally::default();
+        assert_eq!(of_devices(&tally), None);
+        tally.device_bytes = 2 << 20;
+        tally.device_passes = 3;
+        let said = of_devices(&tally).unwrap_or_default();
+        assert!(
+            said.contains("2.00 MiB read, in 3 passes") && said.ends_with("wrong was nothing"),
+            "{said}"
+        );
+        tally.device_found.insert("footer".to_owned(), 2);
+        tally.device_found.insert("superblock".to_owned(), 1);
+        tally.device_left_out = 4;
+        let said = of_devices(&tally).unwrap_or_default();
+        assert!(
+            said.ends_with("wrong was 2 footer, 1 superblock (4 times there was no looking)"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn numbers_for_people() {

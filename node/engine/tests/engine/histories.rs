@@ -3,12 +3,14 @@
 //! A failing run prints its seed: `ASHLAR_SEED=<seed> cargo test -p ashlar-node-engine replay`
 //! runs that one alone, `ASHLAR_SEED=2000..9000` many. Seeds that once failed stay in [`REGRESSIONS`].
 //! Seeds above [`WITH_INDEX`] are of histories with indexes and trimmed journals among all that; those above
-//! [`WITH_CLEANING`], too, and they clean whatever is worth it.
+//! [`WITH_CLEANING`], too, and they clean whatever is worth it; those above [`WITH_AUDITS`] are audited beside all
+//! that.
 
 use std::collections::{HashMap, HashSet};
 
 use ashlar_node_engine::error::OpenError;
 
+use crate::audits::Passes;
 use crate::model::{Fate, Model};
 use crate::rig::{Answer, Crash, Opened2, Rig};
 
@@ -29,6 +31,9 @@ const WITH_INDEX: u64 = 10_000;
 /// From here on they clean.
 const WITH_CLEANING: u64 = 20_000;
 
+/// From here on they are audited, too.
+const WITH_AUDITS: u64 = 30_000;
+
 /// Seeds that found something once.
 const REGRESSIONS: &[u64] = &[
     // An unsealed extent that was not the newest went on: a tombstone came to be older than its record.
@@ -46,7 +51,7 @@ const FAILING_REGRESSIONS: &[u64] = &[
 ];
 
 /// One history: block size, cache, and the weights of its steps all come from the seed.
-fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
+fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64, Passes) {
     let mut rng = crate::disk::Rng(seed);
     let block_size = if rng.chance(70) { 4096 } else { 512 };
     let volatile = rng.chance(70);
@@ -73,6 +78,7 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
     let index = [10, 30, 60][side.below(3) as usize];
     let keep = [20, 90][side.below(2) as usize];
     let mut partitions = [0, 1, 2];
+    let mut audits = (crate::disk::Rng(seed ^ 0xa0d1), Passes::default());
     let mut next = 1;
     let mut recoveries = 0;
     for _ in 0..steps {
@@ -199,6 +205,9 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
             }
             _ => {}
         }
+        if seed > WITH_AUDITS && audits.0.chance(50) {
+            audits.1.go_on(&mut rig);
+        }
         if disk == Disk::Failing && rig.fail_in.is_none() && rng.chance(3) {
             rig.fail_in = Some(rng.below(12));
         }
@@ -230,7 +239,7 @@ fn history(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
     model.verify(&mut rig, &opened);
     model.reused = reused(&rig);
     model.verify_nothing_held(&mut rig);
-    (model, recoveries)
+    (model, recoveries, audits.1)
 }
 
 /// One step of the replica of some partition.
@@ -315,6 +324,11 @@ fn run(seed: u64, steps: u64) -> (Model, u64) {
 }
 
 fn run_on(seed: u64, steps: u64, disk: Disk) -> (Model, u64) {
+    let (model, recoveries, _) = run_audited(seed, steps, disk);
+    (model, recoveries)
+}
+
+fn run_audited(seed: u64, steps: u64, disk: Disk) -> (Model, u64, Passes) {
     let result = std::panic::catch_unwind(|| history(seed, steps, disk));
     result.unwrap_or_else(|panic| {
         eprintln!("history failed: ASHLAR_SEED={seed} ({steps} steps, {disk:?} disk)");
@@ -419,6 +433,32 @@ fn histories_that_clean() {
         extents > 60 && records > 100 && tombstones > 5,
         "{extents} {records} {tombstones}"
     );
+}
+
+/// Beside writes, deletes, cleaning and crashes an audit finds nothing, for nothing is wrong.
+#[test]
+fn histories_that_are_audited() {
+    let (mut passes, mut steps, mut left_out, mut recoveries, mut extents) = (0, 0, 0, 0, 0);
+    let short = (30_001..=30_040).chain(35_001..=35_025);
+    let seeds = short
+        .map(|seed| (seed, 600))
+        .chain([(31_001, 4000), (31_002, 4000)]);
+    for (seed, long) in seeds {
+        let (model, more, audits) = run_audited(seed, long, disk_of(seed));
+        passes += audits.passes;
+        steps += audits.steps;
+        left_out += audits.left_out;
+        recoveries += more;
+        extents += model.cleaned.extents;
+    }
+    println!(
+        "{passes} passes, {steps} steps, {left_out} left out, {recoveries} recoveries, {extents} cleaned"
+    );
+    assert!(
+        passes > 100 && steps > 3000 && left_out > 0,
+        "{passes} {steps} {left_out}"
+    );
+    assert!(recoveries > 60 && extents > 60, "{recoveries} {extents}");
 }
 
 /// A checker that cannot fail proves nothing: over a disk whose flushes and durable writes are lies,

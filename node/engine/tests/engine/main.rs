@@ -1,6 +1,7 @@
 //! The engine over a simulated disk: histories against a model, crashes, faults, limits.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod audits;
 mod brink;
 mod carrying;
 mod cleaning;

@@ -9,6 +9,7 @@ use ashlar_layout::ids::{
 use ashlar_layout::superblock::Labels;
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{Action, Event, IoFailure, Memory, Output};
+use ashlar_node_engine::audit::{Audited, Step};
 use ashlar_node_engine::engine::Engine;
 use ashlar_node_engine::error::{EngineError, Finding, OpenError};
 use ashlar_node_engine::format::{FormatParams, format_plan};
@@ -107,6 +108,9 @@ pub struct Rig {
     pub misdirect: Option<u64>,
     /// With no more free extents than these it is cleaned; `None`: as the engine thinks best.
     pub clean_from: Option<u32>,
+    /// The step of an audit that is under way, and what came of the last one.
+    pub auditing: Option<u64>,
+    pub audited: Option<Result<Audited, EngineError>>,
 }
 
 pub fn format_params(block_size: u32, extent_size: u64, device_size: u64) -> FormatParams {
@@ -181,6 +185,8 @@ impl Rig {
             disk_rots_after: None,
             misdirect: None,
             clean_from: None,
+            auditing: None,
+            audited: None,
         }
     }
 
@@ -238,6 +244,14 @@ impl Rig {
                         since: self.disk.clock,
                     });
                 }
+                Action::Done { op, result } if self.auditing == Some(op) => {
+                    self.auditing = None;
+                    self.audited = Some(match result {
+                        Ok(Output::Audited(audited)) => Ok(audited),
+                        Ok(other) => panic!("{other:?}"),
+                        Err(error) => Err(error),
+                    });
+                }
                 Action::Done { op, result } => {
                     let answer = match result {
                         Ok(Output::Durable) => Answer::Durable,
@@ -250,6 +264,7 @@ impl Rig {
                             Answer::Bytes(buf[range].to_vec())
                         }
                         Ok(Output::ShutDown) => Answer::ShutDown,
+                        Ok(Output::Audited(audited)) => panic!("nobody asked: {audited:?}"),
                         Err(error) => Answer::Failed(error),
                     };
                     let before = self.answers.insert(op, answer);
@@ -443,6 +458,13 @@ impl Rig {
         })
     }
 
+    /// Begins with a step of an audit.
+    pub fn audit(&mut self, step: Step) {
+        assert!(self.auditing.is_none());
+        self.auditing = Some(self.next_op);
+        self.submit(|op| Event::Audit { op, step });
+    }
+
     pub fn delete(&mut self, id: ShardId) -> u64 {
         self.submit(|op| Event::DeleteShard { op, shard: id })
     }
@@ -614,6 +636,7 @@ impl Rig {
     /// The process is gone; what it had in flight is handed back.
     pub fn die(&mut self) -> Vec<(u64, Vec<u8>)> {
         self.engine = None;
+        (self.auditing, self.audited) = (None, None);
         self.answers.clear();
         let mut writes = Vec::new();
         for flying in self.flying.drain(..) {
