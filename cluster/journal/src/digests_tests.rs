@@ -101,7 +101,7 @@ impl Asker {
 /// A history in which digests are asked for all the time.
 fn history(seed: u64, replicas: u8, plan: Plan) -> (Asker, BTreeMap<&'static str, u64>) {
     let mut world = World::new(seed, replicas, plan);
-    let (mut asker, mut rng) = (Asker::default(), Rng(seed ^ 0xd16e_57));
+    let (mut asker, mut rng) = (Asker::default(), Rng(seed ^ 0x00d1_6e57));
     world.unleash();
     let mut last: Option<(Seq, Vec<u8>)> = None;
     while world.now < 700 * MILLI {
@@ -126,7 +126,7 @@ fn history(seed: u64, replicas: u8, plan: Plan) -> (Asker, BTreeMap<&'static str
             .filter(|((_, of, ..), (_, it))| *of == at && it.more);
         last = more
             .map(|((_, at, ..), (_, it))| (*at, it.last.clone()))
-            .last();
+            .next_back();
     }
     let mut rounds = 0;
     while !world.clients.finished() || !crate::sim_tests::settled(&world) {
@@ -208,7 +208,7 @@ fn whoever_says_anything_says_the_same() {
 /// A history of partitions that are split and merged, all of which are asked for digests all the time.
 fn family(seed: u64) -> (Asker, BTreeMap<&'static str, u64>) {
     let mut world = sim_family::World::new(seed, sim_family_tests::plan(seed));
-    let (mut asker, mut rng) = (Asker::default(), Rng(seed ^ 0xd16e_57));
+    let (mut asker, mut rng) = (Asker::default(), Rng(seed ^ 0x00d1_6e57));
     let ask = |world: &mut sim_family::World, asker: &mut Asker, rng: &mut Rng, rest: bool| {
         let parts: Vec<PartitionId> = world.maps[world.maps.len() - 1]
             .all()

@@ -140,7 +140,7 @@ fn each_field_counts_but_for_what_is_each_replicas_own() {
         with(|it| it.manifest.size += 1),
         with(|it| it.manifest.crc ^= 1),
         with(|it| it.manifest.etag.md5[3] ^= 1),
-        with(|it| it.manifest.attributes = vec![1].into()),
+        with(|it| it.manifest.attributes = vec![1]),
         put("bucket", "kez", 2),
         put("buckeu", "key", 2),
     ]
@@ -204,7 +204,7 @@ fn a_stretch_is_in_its_range_and_ends_at_its_bounds() {
     let mut rig = Rig::new(1, small(), 64 << 10);
     for seq in 1..=200 {
         let mut object = object(2);
-        object.manifest.attributes = vec![1; 8 << 10].into();
+        object.manifest.attributes = vec![1; 8 << 10];
         let (bucket, key) = ("bucket".to_owned(), format!("{seq:03}"));
         rig.apply(
             seq,
