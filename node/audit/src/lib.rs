@@ -1,12 +1,14 @@
 //! Audits and repairs, carried out over the native client.
 //!
-//! - [`run`] is a node's auditor: it goes through the partitions that the node leads, for as long as it does;
+//! - [`run`] is a node's auditor: it goes through the partitions that the node leads, for as long as it does,
+//!   and compares the replicas of each with each other;
 //! - [`ledger`] reads and writes what is recorded, in the reserved bucket;
 //! - [`Asked`] records a pass that somebody asked for.
 //!
 //! What is looked at next, mended and counted is decided in `ashlar-cluster-audit`.
 
 pub mod asked;
+mod compare;
 pub mod gone;
 pub mod ledger;
 pub mod look;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::compare;
 use crate::gone;
 use crate::partition::{self, Led};
 use crate::walk::Range;
@@ -232,7 +233,15 @@ pub async fn run(
         });
         for led in wanted {
             running.entry(led.partition).or_insert_with(|| {
-                let run = partition::run(node.clone(), led.clone(), heard.clone());
+                let (node, heard) = (node.clone(), heard.clone());
+                let of = led.clone();
+                let run = async move {
+                    let compare = compare::run(node.clone(), of.clone());
+                    tokio::select! {
+                        () = partition::run(node, of, heard) => {}
+                        () = compare => {}
+                    }
+                };
                 (led, tasks.spawn(run))
             });
         }
