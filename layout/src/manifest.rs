@@ -503,7 +503,9 @@ pub enum Op {
         /// What it is made of: the same bytes, in the same place, unless they are inline.
         manifest: Manifest,
     },
-    /// Says of an object, or of a version of one, that stripes of it are elsewhere now. Nothing else of it changes.
+    /// Says of an object, or of a version of one, that stripes of it are elsewhere now, and nothing else of it changes;
+    /// or, of an object that is no version, that something else is remembered of it, and its bytes are where they were.
+    /// It is as old as before. With [`Body::Inline`] the entry's payload is the object.
     Relocate {
         /// The bucket's name.
         bucket: String,
@@ -517,7 +519,7 @@ pub enum Op {
         current: bool,
         /// When it was made, in milliseconds since 1970.
         modified_ms: u64,
-        /// What it is made of: the same bytes, in stripes.
+        /// What it is made of: the same bytes.
         manifest: Manifest,
     },
 }

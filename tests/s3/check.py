@@ -513,6 +513,25 @@ def test_tagging():
 
 # Listing
 
+def test_what_is_remembered_makes_nothing_younger():
+    """Tags do not make an object another one to those who compare lists."""
+    with bucket() as b:
+        def listed(k):
+            return [(o["LastModified"], o["ETag"], o["Size"]) for o in S3.list_objects_v2(Bucket=b, Prefix=k)["Contents"]]
+        for k, x in (("small", b"x"), ("large", data(MIB)), ("none", b"")):
+            put, before = S3.put_object(Bucket=b, Key=k, Body=x), listed(k)
+            # Until it would be seen.
+            S3.put_object(Bucket=b, Key="clock", Body=b"")
+            while listed("clock")[0][0] <= before[0][0]:
+                S3.put_object(Bucket=b, Key="clock", Body=b"")
+            S3.put_object_tagging(Bucket=b, Key=k, Tagging={"TagSet": [{"Key": "a", "Value": "b"}]})
+            assert listed(k) == before, (listed(k), before)
+            S3.delete_object_tagging(Bucket=b, Key=k)
+            assert listed(k) == before, (listed(k), before)
+            got = S3.get_object(Bucket=b, Key=k)
+            assert got["Body"].read() == x and got["ETag"] == put["ETag"]
+
+
 def test_listing():
     with bucket() as b:
         keys = ["%s/%d" % (d, i) for d in ("a", "b", "b/c", "d") for i in range(7)] + ["top1", "top2", "b-x"]

@@ -7,10 +7,10 @@
 ALT_KEY and ALT_SECRET are a second user's, ENDPOINT2, if set, is another way in to the same buckets. Buckets are made by
 a third: OWNER_KEY and OWNER_SECRET, or one that ASHLAR, the command, makes.
 """
-import base64, hashlib, json, select, socket, time, urllib.parse
+import base64, hashlib, json, os, select, socket, subprocess, threading, time, urllib.parse
 
-from acl import ALT, ANY, OWN, bucket, denied, owner
-from check import ENDPOINT, MIB, RANDOM, SEED, body, client, data, http, main
+from acl import ALT, ANY, OWN, SECOND, bucket, denied, owner
+from check import ENDPOINT, MIB, RANDOM, SEED, body, client, data, fails, form, http, main
 
 
 def allow(*actions, who="*", on=None, effect="Allow", **condition):
@@ -42,6 +42,72 @@ def tags_of(b, k):
 
 def versioned(b):
     OWN.put_bucket_versioning(Bucket=b, VersioningConfiguration={"Status": "Enabled"})
+
+
+class asking:
+    """Asks for an object again and again meanwhile: so a gateway always knows what it knew of the one who asks, and of the bucket."""
+
+    def __init__(self, s3, b, k):
+        self.s3, self.args, self.over = s3, dict(Bucket=b, Key=k), threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while not self.over.is_set():
+            try:
+                self.s3.head_object(**self.args)
+            except Exception:
+                # Allowed or not: that is what changes.
+                pass
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+def test_what_was_told_is_so_at_every_gateway():
+    """What decides about requests is changed through one gateway while another one is asked all the time: who is told that it is
+    done finds it done there."""
+    with bucket() as b:
+        OWN.put_object(Bucket=b, Key="k", Body=b"x")
+        with asking(ANY, b, "k"):
+            for _ in range(20):
+                policy(b, allow("s3:GetObject"))
+                assert body(b, "k", ANY) == b"x"
+                OWN.delete_bucket_policy(Bucket=b)
+                denied(ANY.get_object, Bucket=b, Key="k")
+    # A bucket that was somebody's is another one's.
+    old, ours = client(*owner("leaver")), "gone-%08x-%08x" % (SEED, RANDOM.randrange(1 << 32))
+    there = client(*owner("leaving"), endpoint=SECOND)
+    here = client(endpoint=ENDPOINT)
+    for _ in range(5):
+        old.create_bucket(Bucket=ours)
+        old.put_bucket_policy(Bucket=ours, Policy=json.dumps({"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "s3:*", "Resource": "arn:aws:s3:::%s/*" % ours}]}))
+        with asking(there, ours, "k"):
+            there.put_object(Bucket=ours, Key="k", Body=b"x")
+            there.delete_object(Bucket=ours, Key="k")
+            old.delete_bucket(Bucket=ours)
+            here.create_bucket(Bucket=ours)
+            denied(there.put_object, Bucket=ours, Key="k", Body=b"x")
+        here.delete_bucket(Bucket=ours)
+
+
+def test_a_key_that_was_taken_away_is_taken_nowhere():
+    with bucket() as b:
+        policy(b, allow("s3:GetObject"))
+        OWN.put_object(Bucket=b, Key="k", Body=b"x")
+        for i in range(5):
+            name = "short-%d-%08x" % (i, SEED)
+            run = lambda *args: subprocess.run([os.environ["ASHLAR"], "user", *args], check=True, capture_output=True).stdout
+            made = json.loads(run("add", name, "--json"))
+            s3 = client(made["access_key_id"], made["secret_access_key"], endpoint=SECOND)
+            with asking(s3, b, "k"):
+                assert body(b, "k", s3) == b"x"
+                run("remove", name)
+                fails("InvalidAccessKeyId", 403, s3.get_object, Bucket=b, Key="k")
 
 
 def test_old_signatures_make_no_other_request():
@@ -182,6 +248,26 @@ def test_versions_of_sources_and_of_many():
         OWN.delete_bucket_policy(Bucket=b)
 
 
+def test_conditions_can_be_asked_for():
+    """Amazon's own example: whoever may put may not put over anything, in one piece or in parts."""
+    with bucket(ownership=None) as b:
+        policy(b, allow("s3:PutObject", Null={"s3:if-none-match": "false"}),
+               allow("s3:PutObject", Bool={"s3:ObjectCreationOperation": "false"}))
+        put = lambda **args: ALT.put_object(Bucket=b, Key="k", Body=b"x", **args)
+        denied(put)
+        put(IfNoneMatch="*")
+        upload = dict(Bucket=b, Key="parts", UploadId=ALT.create_multipart_upload(Bucket=b, Key="parts")["UploadId"])
+        part = ALT.upload_part(**upload, PartNumber=1, Body=b"part")["ETag"]
+        complete = lambda **args: ALT.complete_multipart_upload(
+            **upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part}]}, **args)
+        denied(complete)
+        complete(IfNoneMatch="*")
+        assert body(b, "parts", OWN) == b"part"
+        given = ALT.generate_presigned_post(b, "form")
+        headers, text = form(given["fields"], b"x")
+        assert http("POST", given["url"], headers, text)[0] == 403
+
+
 def test_grants_are_seen_whole():
     """A header that comes twice is judged by both."""
     with bucket() as b:
@@ -272,8 +358,9 @@ def test_documents_that_do_not_come_keep_no_bodies_out():
         policy(b, allow("s3:GetObject", "s3:PutObject"))
         at = urllib.parse.urlsplit(ENDPOINT)
         lines = []
-        for _ in range(150):
-            line = socket.create_connection((at.hostname, at.port), timeout=60)
+        for i in range(150):
+            # Two peers: one alone does not get as many.
+            line = socket.create_connection((at.hostname, at.port), timeout=60, source_address=("127.0.0.%d" % (2 + i % 2), 0))
             line.sendall(("POST /%s?delete HTTP/1.1\r\nHost: %s\r\nContent-MD5: 1B2M2Y8AsgTpgAmY7PhCfg==\r\n"
                           "Content-Length: 1500000\r\nExpect: 100-continue\r\n\r\n" % (b, at.netloc)).encode())
             lines.append(line)

@@ -49,7 +49,7 @@ def work(me, stop, say):
                 s3.put_object(Bucket=BUCKET, Key=key, Body=x)
             say("done", made)
         except (ClientError, BotoCoreError) as error:
-            code = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
+            code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", type(error).__name__)
             say("failed", dict(made, why=code))
             stop.wait(0.1)
 
@@ -100,7 +100,7 @@ def go_round(me, stop, say):
                 at, moves = to, moves + 1
                 break
             except (ClientError, BotoCoreError) as error:
-                code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+                code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "")
                 if code in ("NoSuchKey", "IdempotencyParameterMismatch", "PreconditionFailed"):
                     # Nobody else moves it: it is gone, or what was done is forgotten.
                     say("lost", dict(ring, why=code))

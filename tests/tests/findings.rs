@@ -4,8 +4,8 @@
 //! In CI with some thousand shards. `cargo xtask findings --shards 2000000` does the same with as many as that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ const PARITY: usize = 2;
 const LOST: usize = 3;
 /// Bytes of the front of a device that are remembered, to drop writes there.
 const REMEMBERED: usize = 32 << 20;
+/// Shards from which on larger objects are rare.
+const MANY: usize = 300_000;
 /// Seconds from one pass to the next.
 const PASS: &str = "3";
 
@@ -40,9 +42,16 @@ fn key(number: usize) -> String {
     format!("k{number:07}")
 }
 
-/// What an object holds: too much to ride in the journal, now and then in shards of several pieces.
+fn shards() -> usize {
+    static SHARDS: OnceLock<usize> = OnceLock::new();
+    *SHARDS.get_or_init(|| setting("ASHLAR_FINDINGS_SHARDS", 2700) as usize)
+}
+
+/// What an object holds: too much to ride in the journal, now and then in shards of several pieces; of very many, not
+/// so often that they would need larger disks than people have.
 fn content(number: usize) -> Content {
-    let len = match number % 16 {
+    let every = if shards() < MANY { 16 } else { 160 };
+    let len = match number % every {
         5 => 300_000,
         9 => 150_000,
         _ => 36_000 + number % 7 * 500,
@@ -69,7 +78,7 @@ struct Size {
 }
 
 fn size() -> Size {
-    let shards = setting("ASHLAR_FINDINGS_SHARDS", 2700) as usize;
+    let shards = shards();
     let objects = (shards / SHARDS).max(450);
     Size {
         objects,
@@ -78,8 +87,8 @@ fn size() -> Size {
         patience: Duration::from_secs(120 + shards as u64 / 100),
         device: match shards {
             ..20_000 => "256M",
-            20_000..300_000 => "2G",
-            _ => "9G",
+            20_000..MANY => "2G",
+            _ => "6G",
         },
     }
 }

@@ -213,6 +213,13 @@ fn each_request_is_asked_for_all_that_it_does() {
 }
 
 #[test]
+fn nobody_takes_all_places() {
+    let Some(python) = s3::python() else { return };
+    let (_turn, rig) = rig();
+    s3::run(s3::script(&rig, &python, "crowd.py"));
+}
+
+#[test]
 fn lists_let_in_whom_they_name() {
     ask_through_two("acl.py");
 }

@@ -106,8 +106,11 @@ pub(crate) fn op(op: &Op, precondition: Precondition, inline: &[u8]) -> Result<(
                 return bad("stripes of what is no version, and not current".to_owned());
             }
             // 0 would be the entry's own time: the object is older.
-            if *modified_ms == 0 || manifest.body == Body::Inline {
-                return bad("stripes of an object that has none, or no time".to_owned());
+            if *modified_ms == 0 {
+                return bad("an object that is no newer, and has no time".to_owned());
+            }
+            if tag.is_some() && manifest.body == Body::Inline {
+                return bad("stripes of a version that has none".to_owned());
             }
             return body(manifest, inline);
         }

@@ -100,6 +100,66 @@ fn only_where_its_stripes_are_changes() {
     assert_eq!(gone, ErrorCode::NotFound);
 }
 
+/// Of what is no version something else is remembered; it is as old as it was, and its bytes are the same.
+#[test]
+fn what_is_remembered_of_an_object_changes_and_not_its_time() {
+    let mut script = Script::new();
+    let inline = |note: u8, bytes: &[u8]| {
+        let crc = ashlar_layout::crc::crc32(bytes);
+        let mut manifest = Manifest::plain(bytes.len() as u64, crc, Body::Inline);
+        manifest.attributes = vec![note];
+        manifest
+    };
+    let noted = |note: u8| {
+        let mut manifest = striped(&[1, 2]);
+        manifest.attributes = vec![note];
+        manifest
+    };
+    for (first, then, bytes) in [
+        (inline(1, b"bytes"), inline(2, b"bytes"), &b"bytes"[..]),
+        (inline(1, b""), inline(2, b""), b""),
+        (noted(1), noted(2), b""),
+    ] {
+        script.done(put("k", first), NONE, bytes);
+        let before = meta(&script, None);
+        script.wall_ms += 1000;
+        let again = relocate(&before, true, then.clone());
+        let (seq, displaced) = script.done(again.clone(), NONE, bytes);
+        assert!(displaced.is_none_or(|it| it.body == Body::Inline));
+        let expected = ObjectMeta {
+            version: seq,
+            manifest: then,
+            ..before
+        };
+        assert_eq!(meta(&script, None), expected);
+        assert_eq!(script.refused(again, NONE, bytes), LOST);
+        script.done(delete("k"), NONE, b"");
+    }
+    // Other bytes are another object.
+    script.done(put("k", inline(1, b"bytes")), NONE, b"bytes");
+    let now = meta(&script, None);
+    for (wrong, bytes) in [
+        (inline(2, b"other"), &b"other"[..]),
+        (inline(2, b"longer"), b"longer"),
+        (striped(&[3]), b""),
+    ] {
+        let refused = script.refused(relocate(&now, true, wrong), NONE, bytes);
+        assert_eq!(refused, ErrorCode::BadRequest);
+    }
+    let unlike = script.refused(relocate(&now, true, inline(2, b"bytes")), NONE, b"bxtes");
+    assert_eq!(unlike, ErrorCode::BadRequest);
+    script.done(delete("k"), NONE, b"");
+    // A version is written anew by what asks for its lock.
+    script.done(
+        version(VersionTag::default(), true, striped(&[1, 2])),
+        NONE,
+        b"",
+    );
+    let kept = meta(&script, None);
+    let refused = script.refused(relocate(&kept, true, noted(3)), NONE, b"");
+    assert_eq!(refused, ErrorCode::BadRequest);
+}
+
 /// What is moved is a manifest more in the journal: the room that is left is for deletes.
 #[test]
 fn nothing_is_moved_while_the_head_has_no_room() {

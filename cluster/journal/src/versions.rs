@@ -161,6 +161,8 @@ fn judge_version(
             Some(held) if held.version != *seen || held.tag != *tag => {
                 lost("it is another object by now, or was written anew")
             }
+            // What is no version may be remembered otherwise: one that is has changes for that, which ask for its lock.
+            Some(held) if tag.is_none() && has_bytes_of(manifest, &held.manifest) => Ok(()),
             Some(held) if !is_the_same(manifest, &held.manifest) => Err((
                 ErrorCode::BadRequest,
                 "something else of it would change than where its stripes are",

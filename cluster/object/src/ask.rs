@@ -5,9 +5,8 @@
 //!
 //! Invariants:
 //! - all attempts carry the same request, and so the same request number: a change is made once;
-//! - one attempt counts at a time. It names its reign, and another is only sent once it was answered or
-//!   given up; what comes of an attempt that was given up is only heard if it says "committed", which is
-//!   true whoever hears it;
+//! - one attempt counts at a time. It names its reign, and another is only sent once it was answered or given up; what
+//!   comes of an attempt that was given up is only heard if it says "committed", which is true whoever hears it;
 //! - an attempt that was given up, or was answered with "perhaps", is a *doubt*, and every later attempt
 //!   says that it is a retry, and what this client had been told of before the first one;
 //! - it ends: at the latest [`Tuning::unavailable_wait`](crate::Tuning) after it began.
@@ -193,7 +192,8 @@ impl Ask {
                     Op::Put { manifest, .. }
                     | Op::PutVersion { manifest, .. }
                     | Op::LockVersion { manifest, .. }
-                    | Op::Rename { manifest, .. },
+                    | Op::Rename { manifest, .. }
+                    | Op::Relocate { manifest, .. },
                 ..
             } => Some(&manifest.body),
             _ => None,

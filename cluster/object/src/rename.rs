@@ -1,4 +1,4 @@
-//! Gives an object another key of its bucket, without moving a byte.
+//! Gives an object another key of its bucket, or remembers something else of it, without moving a byte.
 //!
 //! Invariants:
 //! - what was found under the key that it has is proposed under the one that it is to get, by one change, which
@@ -46,15 +46,47 @@ impl Rename {
         (found, payload): (ObjectMeta, Bytes),
         (etag, attributes): (Etag, Vec<u8>),
     ) -> Result<Rename, ObjectError> {
+        if source == key {
+            let detail = "an object that is to get the key that it has".to_owned();
+            return Err(ObjectError::BadRequest { detail });
+        }
+        Rename::of(
+            common,
+            bucket,
+            (source, key),
+            precondition,
+            (found, payload),
+            (etag, attributes),
+        )
+    }
+
+    /// Remembers something else of what was `found`, which is the same object otherwise, and as old.
+    pub fn again(
+        common: Arc<Common>,
+        bucket: &str,
+        key: &str,
+        found: (ObjectMeta, Bytes),
+        seal: (Etag, Vec<u8>),
+    ) -> Result<Rename, ObjectError> {
+        Rename::of(common, bucket, (key, key), Precondition::None, found, seal)
+    }
+
+    fn of(
+        common: Arc<Common>,
+        bucket: &str,
+        (source, key): (&str, &str),
+        precondition: Precondition,
+        (found, payload): (ObjectMeta, Bytes),
+        (etag, attributes): (Etag, Vec<u8>),
+    ) -> Result<Rename, ObjectError> {
         let refused = |detail: &str| {
             let detail = detail.to_owned();
             Err(ObjectError::BadRequest { detail })
         };
-        if source == key {
-            return refused("an object that is to get the key that it has");
-        }
         if found.tag.is_some() {
-            return refused("a version of an object gets no other key");
+            return refused(
+                "a version of an object gets no other key, and is written anew in another way",
+            );
         }
         let old = found.manifest;
         let expected = match old.body {
@@ -69,20 +101,29 @@ impl Rename {
             attributes,
             ..old
         };
-        // Where the other key is, the head of that one's partition says: whatever map this is, it knows.
-        let partition = common.partition_of(bucket, key)?;
-        let request = common.proposal(
-            partition,
-            precondition,
-            Op::Rename {
+        let (seen, modified_ms) = (found.version, found.modified_ms);
+        let op = match source == key {
+            true => Op::Relocate {
+                bucket: bucket.to_owned(),
+                key: key.to_owned(),
+                tag: None,
+                seen,
+                current: true,
+                modified_ms,
+                manifest,
+            },
+            false => Op::Rename {
                 bucket: bucket.to_owned(),
                 key: key.to_owned(),
                 source: source.to_owned(),
-                seen: found.version,
-                modified_ms: found.modified_ms,
+                seen,
+                modified_ms,
                 manifest,
             },
-        );
+        };
+        // Where the other key is, the head of that one's partition says: whatever map this is, it knows.
+        let partition = common.partition_of(bucket, key)?;
+        let request = common.proposal(partition, precondition, op);
         let names = (bucket, key);
         let ask = Ask::new(common.clone(), ASK_LANE, names, partition, request, payload);
         Ok(Rename {

@@ -90,6 +90,44 @@ proptest! {
         }
     }
 
+    /// Something else is remembered of any object, two nodes in any mood, an answer lost: nothing else changes.
+    #[test]
+    fn something_else_is_remembered(
+        seed in any::<u64>(),
+        len in len(),
+        sick in prop::collection::btree_map(4u32..=6, 0usize..4, 0..=2),
+        lose in 0u32..2,
+    ) {
+        let mut world = world(seed);
+        let data = world.bytes(len);
+        put(&mut world, "old", &data).unwrap();
+        prop_assert_eq!(get(&mut world, "old", None).unwrap(), data.clone());
+        let moods = [Mood::Slow, Mood::Dead, Mood::Mute, Mood::Busy];
+        for (device, mood) in &sick {
+            world.moods.insert(DeviceNo(*device), moods[*mood]);
+        }
+        world.lose_commits = lose;
+        let (before, shards) = (found(&world, "old"), world.shards.clone());
+        let again = |world: &mut World, note: u8| {
+            let (common, seal) = (world.common.clone(), (before.0.manifest.etag, vec![note]));
+            let mut again = Rename::again(common, "bucket", "old", before.clone(), seal).unwrap();
+            world.start(&mut again);
+            world.answer_to(&mut again);
+            let outcome = again.outcome().unwrap().clone();
+            world.settle(&mut again);
+            outcome.map(drop)
+        };
+        again(&mut world, 7).unwrap();
+        let (after, _) = found(&world, "old");
+        prop_assert_eq!(&after.manifest.attributes[..], &[7][..]);
+        prop_assert_eq!(&after.manifest.body, &before.0.manifest.body);
+        prop_assert_eq!(get(&mut world, "old", None).unwrap(), data.clone());
+        // By what was found before that it is another one.
+        prop_assert_eq!(again(&mut world, 8).unwrap_err().code(), Code::PreconditionFailed);
+        prop_assert_eq!(get(&mut world, "old", None).unwrap(), data);
+        prop_assert_eq!(&world.shards, &shards);
+    }
+
     /// Another one stands under the key by then, or the place is taken: nothing is done, and nothing freed.
     #[test]
     fn what_is_refused_does_nothing(seed in any::<u64>(), len in len(), taken in any::<bool>()) {

@@ -38,6 +38,7 @@ const KEYS: &[&str] = &[
     "s3:object-lock-mode",
     "s3:object-lock-remaining-retention-days",
     "s3:object-lock-retain-until-date",
+    "s3:objectcreationoperation",
     "s3:prefix",
     "s3:requestobjecttagkeys",
     "s3:signatureage",
@@ -528,7 +529,7 @@ mod tests {
             ("StringEquals", "s3:nothing", "x"),
             // AWS's, which nothing here says.
             ("StringEquals", "s3:DataAccessPointArn", "x"),
-            ("StringEquals", "s3:ObjectCreationOperation", "true"),
+            ("Bool", "s3:ObjectCreationOperation", "yes"),
             ("NumericEquals", "s3:max-keys", "x"),
             ("NumericEquals", "s3:max-keys", "inf"),
             ("DateEquals", "aws:CurrentTime", "yesterday"),

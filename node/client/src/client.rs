@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::{
-    Answer, BufferPool, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
+    Answer, BufferPool, Code, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
 };
 use ashlar_layout::digest::Digest;
 use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, Seq};
@@ -268,8 +268,8 @@ impl Client {
         rename::rename(&self.inner, bucket, (source, key), meta, options).await
     }
 
-    /// Keeps something else with an object, whose bytes stay where they are. `meta` is what was found of
-    /// it: if it is another version by now, this is refused as a precondition that does not hold.
+    /// Keeps something else with an object, whose bytes stay where they are, and which is as old as before. `meta` is
+    /// what was found of it: if it is another version by now, this is refused as a precondition that does not hold.
     pub async fn reseal(
         &self,
         bucket: &str,
@@ -279,7 +279,20 @@ impl Client {
     ) -> Result<PutOutcome, ClientError> {
         check(bucket, Some(key))?;
         let making = match meta.tag {
-            None => Making::Object,
+            None => {
+                let again = rename::again(
+                    &self.inner,
+                    (bucket, key),
+                    meta.clone(),
+                    seal.clone(),
+                    Turn::Own,
+                );
+                match again.await {
+                    // A head of before that knew this takes a put of it, which makes it younger.
+                    Err(error) if error.code() == Code::BadRequest => Making::Object,
+                    done => return done.map(|version| PutOutcome::again(version, &meta.manifest)),
+                }
+            }
             Some(tag) => Making::Again {
                 tag,
                 current: true,

@@ -628,6 +628,10 @@ impl Store {
         if bucket.is_some_and(|b| !self.buckets.contains_key(b)) {
             return refuse(ErrorCode::NoSuchBucket, "no such bucket");
         }
+        let precondition = match &op {
+            Op::Relocate { seen, .. } => Precondition::Version(*seen),
+            _ => precondition,
+        };
         let seq = Seq(self.seq + 1);
         let displaced = match op {
             Op::TermStart
@@ -636,7 +640,7 @@ impl Store {
             | Op::Close { .. }
             | Op::LockVersion { .. }
             | Op::Rename { .. }
-            | Op::Relocate { .. } => {
+            | Op::Relocate { tag: Some(_), .. } => {
                 return refuse(ErrorCode::BadRequest, "not for clients");
             }
             Op::CreateBucket { bucket } => {
@@ -658,6 +662,12 @@ impl Store {
                 bucket,
                 key,
                 manifest,
+            }
+            | Op::Relocate {
+                bucket,
+                key,
+                manifest,
+                ..
             } => match self.make((bucket, key), precondition, None, (manifest, payload)) {
                 Ok(displaced) => displaced,
                 Err(code) => return refuse(code, "not now"),

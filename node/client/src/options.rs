@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ashlar_cluster_object::{ByteRange, DataKey, Making};
 use ashlar_layout::ids::Seq;
-use ashlar_layout::manifest::{Etag, Precondition, VersionTag};
+use ashlar_layout::manifest::{Etag, Manifest, Precondition, VersionTag};
 use bytes::Bytes;
 
 /// Most operations that a client has under way at once. A partition's head remembers the last 512
@@ -107,12 +107,26 @@ pub struct PutOutcome {
     pub size: u64,
     /// CRC-32 of all of it.
     pub crc: u32,
-    /// Stripes that it takes, those of a manifest tree included; 0 if it rides in the journal.
+    /// Stripes that were made for it, those of a manifest tree included; 0 if it rides in the journal.
     pub stripes: u64,
     /// Shards that are known not to have been stored: the object is readable, with less margin.
     pub degraded_shards: u64,
     /// Stripes stored in a smaller class, because devices were away.
     pub reduced_stripes: u64,
+}
+
+impl PutOutcome {
+    /// Of an object that is written anew, with the bytes that it has.
+    pub(crate) fn again(version: Seq, manifest: &Manifest) -> PutOutcome {
+        PutOutcome {
+            version,
+            size: manifest.size,
+            crc: manifest.crc,
+            stripes: 0,
+            degraded_shards: 0,
+            reduced_stripes: 0,
+        }
+    }
 }
 
 /// How to give an object another key.

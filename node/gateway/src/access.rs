@@ -31,6 +31,9 @@ pub(crate) struct Access {
     keys: Keys,
 }
 
+/// Whether a request makes an object, of those that need the right to: parts of one come without a condition, and
+/// policies tell them apart by this.
+pub(crate) const CREATES: &str = "s3:objectcreationoperation";
 /// Bytes of a value that a policy looks at: a request of which it would have to look at a longer one is denied. Amazon
 /// takes 8 KB of headers in all.
 const VALUE_MAX: usize = 4096;
@@ -81,7 +84,10 @@ impl Access {
         let mut say = |key: &str, value: &str| {
             keys.insert(key.to_owned(), vec![value.to_owned()]);
         };
-        say("aws:sourceip", &call.peer.ip().to_canonical().to_string());
+        say(
+            "aws:sourceip",
+            &call.address.ip().to_canonical().to_string(),
+        );
         say(
             "aws:securetransport",
             if call.secure { "true" } else { "false" },

@@ -4,6 +4,8 @@
 //! - a secret is given out once, by what made it, and stands nowhere unsealed;
 //! - a key is taken away before its user's document says so: what is not in use any more may still be
 //!   listed, and never the other way round;
+//! - whoever changes a key, or takes it away, is told so when no gateway goes by what it was before: see
+//!   [`crate::kept`];
 //! - a key is used only if its user's document listed it when it was there: who makes one looks again.
 
 use ashlar_cluster_s3::policy::{Of, Policy};
@@ -16,6 +18,7 @@ use ashlar_layout::names::SYSTEM_BUCKET;
 use ashlar_node_client::{Client, ClientError, Code, DeleteOptions, ListOptions};
 
 use crate::directory::{found, owner_etag, read_document, write_document};
+use crate::kept::settle;
 
 /// What went wrong with a user.
 #[derive(Debug, thiserror::Error)]
@@ -227,6 +230,7 @@ impl Admin {
         self.client
             .delete(SYSTEM_BUCKET, &key_key(id), DeleteOptions::default())
             .await?;
+        settle().await;
         Ok(())
     }
 
@@ -291,6 +295,8 @@ impl Admin {
             self.write_key(&key, Precondition::Version(meta.version))
                 .await?;
         }
+        // For keys that somebody else is taking away at the moment, too.
+        settle().await;
         Ok(())
     }
 

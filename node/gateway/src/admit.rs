@@ -1,13 +1,13 @@
 //! Who is let in, and what is read for them before that is known.
 //!
 //! Invariants:
-//! - nothing is told or done before the store has said, after the request came, by which documents it is judged;
+//! - nothing is told or done before the store has said by which documents it is judged: after the request came, or so
+//!   shortly before that nobody was told yet of a change since (see [`crate::kept`]);
 //! - what is read ahead of that is judged by documents that are kept here, and given out only if the store says that
 //!   the very same still stand; otherwise it is dropped, and all is done by the new ones;
 //! - nothing is read ahead for somebody whom the kept documents do not let in.
 
 use std::pin::pin;
-use std::time::Instant;
 
 use ashlar_cluster_s3::operation::{Level, Operation};
 use ashlar_cluster_s3::policy::Grounds;
@@ -15,7 +15,7 @@ use ashlar_cluster_s3::refusal::Refusal;
 use ashlar_cluster_s3::signature::Claim;
 use ashlar_node_client::ListOptions;
 
-use crate::access::{Access, denied};
+use crate::access::{Access, CREATES, denied};
 use crate::call::Call;
 use crate::copies::says_tags;
 use crate::directory::Documents;
@@ -32,8 +32,6 @@ pub(crate) struct Asked {
     pub(crate) call: Call,
     pub(crate) claim: Claim,
     pub(crate) now_ms: u64,
-    /// Not before this the store was asked by which documents it is judged.
-    pub(crate) asked: Instant,
 }
 
 impl Asked {
@@ -89,6 +87,15 @@ pub(crate) fn of_version(operation: Operation, named: bool) -> &'static str {
     }
 }
 
+/// Whether an operation makes an object, if that is what it needs a right for.
+fn creates(operation: Operation) -> Option<&'static str> {
+    use Operation as O;
+    match operation {
+        O::CreateMultipartUpload | O::UploadPart | O::UploadPartCopy => Some("false"),
+        _ => (operation.action() == "s3:PutObject").then_some("true"),
+    }
+}
+
 impl Gateway {
     /// By which documents a request is judged, as the store has them now; and what it reads, if that could be done
     /// meanwhile, by the very same documents: whoever is answered with that was let in.
@@ -137,10 +144,12 @@ impl Gateway {
             call,
             claim,
             now_ms,
-            asked,
         } = request;
-        let Documents { key, bucket } = documents;
-        let access = Access::new(&call, &claim, key, bucket, now_ms);
+        let Documents { key, bucket, asked } = documents;
+        let mut access = Access::new(&call, &claim, key, bucket, now_ms);
+        if let Some(creates) = creates(operation) {
+            access.say(CREATES, creates);
+        }
         access.check_expected_owner(call.header("x-amz-expected-bucket-owner"))?;
         let mut context = Context {
             call,

@@ -259,6 +259,7 @@ impl Gateway {
         old: &ObjectMeta,
     ) -> Result<String, Refusal> {
         let (bucket, name) = (&call.bucket, &call.key);
+        let share = self.memory.share(call.peer(), old.manifest.size).await?;
         let stream = self.store.get(bucket, name, GetOptions::default()).await;
         let stream = match stream {
             Ok(stream) if stream.meta().version == old.version => stream,
@@ -268,7 +269,7 @@ impl Gateway {
             Err(error) => return Err(refusal(&error)),
         };
         let (key, sent) = (part_key(id, 1, random()?), Sent::default());
-        let promise = self.own_promise(old.manifest.size, &sent, None);
+        let promise = self.own_promise(call.peer(), old.manifest.size, &sent, share);
         let source = Source::Object(Pieces::new(stream));
         self.make(Target::part(&key), source, promise, &sent)
             .await?;

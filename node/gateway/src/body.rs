@@ -31,6 +31,7 @@ use crate::faults::{refusal, refused};
 use crate::inbound::Inbound;
 use crate::memory::{Pace, Share};
 use crate::pieces::Pieces;
+use crate::places::Peer;
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -116,6 +117,8 @@ pub(crate) struct Promise {
     pub(crate) algorithms: Vec<Algorithm>,
     /// How fast it has to come.
     pub(crate) pace: Pace,
+    /// Who asks for what it is about.
+    pub(crate) peer: Peer,
     /// The memory that it takes, if that is its own already.
     pub(crate) share: Option<Share>,
 }
@@ -155,6 +158,7 @@ impl BodyReader {
             signer,
             mut algorithms,
             pace,
+            peer: _,
             share: _,
         } = promise;
         let sha256 = match payload {

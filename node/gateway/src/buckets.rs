@@ -25,6 +25,7 @@ use crate::directory::{owner_etag, reserved};
 use crate::faults::{refusal, refused};
 use crate::gateway::{Context, Gateway, to_the_end};
 use crate::inbound::Inbound;
+use crate::kept::settle;
 use crate::lists::write_owner;
 use crate::locks::wants_locks;
 use crate::reply::Reply;
@@ -84,7 +85,11 @@ impl Gateway {
         let is_new = to_the_end(async move {
             match this.store.create_bucket(&bucket).await {
                 Ok(made_by) => config.made_by = made_by.0,
-                Err(error) if error.code() == Store::BucketExists => return Ok(false),
+                Err(error) if error.code() == Store::BucketExists => {
+                    // Who made it may not have been told yet: another attempt of the same, for instance.
+                    settle().await;
+                    return Ok(false);
+                }
                 Err(error) => return Err(refusal(&error)),
             }
             this.directory.found_bucket(&bucket, &config).await?;
@@ -138,9 +143,7 @@ impl Gateway {
         to_the_end(async move {
             let deleted = this.store.delete_bucket(&bucket).await;
             deleted.map_err(|error| refusal(&error))?;
-            if let Some(open) = open {
-                this.directory.forget_bucket(&bucket, open.version).await?;
-            }
+            this.directory.forget_bucket(&bucket, open.as_ref()).await?;
             // What is recorded of its lifecycle is of no use to anybody.
             remove(&this.store, &sweep_key(&bucket), Precondition::None, false).await?;
             // What was uploaded to it, and never put together, belongs to nobody now.

@@ -15,6 +15,7 @@ use ashlar_layout::names::{SYSTEM_BUCKET, check_bucket};
 use hyper::http::request::Parts;
 
 use crate::faults::refused;
+use crate::places::Peer;
 
 /// A request.
 #[derive(Clone)]
@@ -33,7 +34,8 @@ pub(crate) struct Call {
     pub(crate) level: Level,
     pub(crate) bucket: String,
     pub(crate) key: String,
-    pub(crate) peer: SocketAddr,
+    /// Who calls: an address.
+    pub(crate) address: SocketAddr,
     /// Whether it came through TLS.
     pub(crate) secure: bool,
 }
@@ -60,6 +62,11 @@ fn host_bucket(host: &str, domains: &[String]) -> Option<String> {
 }
 
 impl Call {
+    /// Who calls.
+    pub(crate) fn peer(&self) -> Peer {
+        Peer::from(self.address)
+    }
+
     /// Takes a request's head apart.
     pub(crate) fn new(
         parts: &Parts,
@@ -133,7 +140,7 @@ impl Call {
             level,
             bucket,
             key,
-            peer,
+            address: peer,
             secure,
         })
     }

@@ -37,6 +37,7 @@ use crate::gateway::{Context, Gateway, attributes, now_ms, random, to_the_end};
 use crate::inbound::Inbound;
 use crate::objects::write_checksum;
 use crate::pieces::Pieces;
+use crate::places::Peer;
 use crate::puts::{Target, write_if};
 use crate::reply::Reply;
 use crate::uploads::{Upload, encryption_of, no_such_upload};
@@ -148,9 +149,9 @@ impl Gateway {
                 if !is_stale(since_ms) {
                     return unavailable();
                 }
-                let (this, named) = (self.clone(), named.to_vec());
-                upload =
-                    to_the_end(async move { this.take_over(upload, &named, cipher).await }).await?;
+                let (this, named, peer) = (self.clone(), named.to_vec(), call.peer());
+                let work = async move { this.take_over(peer, upload, &named, cipher).await };
+                upload = to_the_end(work).await?;
             }
         }
         let ready = async {
@@ -473,6 +474,7 @@ impl Gateway {
     /// Takes an upload over from who was putting it together and is gone: it is open again then.
     async fn take_over(
         &self,
+        peer: Peer,
         mut upload: Upload,
         named: &[NamedPart],
         cipher: Option<Cipher>,
@@ -480,7 +482,7 @@ impl Gateway {
         if !self.turn(&mut upload, completing()).await? {
             return unavailable();
         }
-        self.copy_parts(&mut upload, named, cipher).await?;
+        self.copy_parts(peer, &mut upload, named, cipher).await?;
         if !self.turn(&mut upload, UploadState::Open).await? {
             return unavailable();
         }
@@ -491,6 +493,7 @@ impl Gateway {
     /// or may have been freed with it: then they cannot be read, and the upload is no more.
     async fn copy_parts(
         &self,
+        peer: Peer,
         upload: &mut Upload,
         named: &[NamedPart],
         cipher: Option<Cipher>,
@@ -508,6 +511,7 @@ impl Gateway {
             let Some(entry) = parts.latest.get(&part.number) else {
                 return invalid_part();
             };
+            let share = self.memory.share(peer, entry.size).await?;
             let stream = self
                 .store
                 .get(SYSTEM_BUCKET, &entry.key, GetOptions::default())
@@ -523,7 +527,7 @@ impl Gateway {
             let mut target = Target::part(&key);
             target.attributes.encryption = found.encryption;
             target.cipher = cipher.clone();
-            let promise = self.own_promise(stream.meta().manifest.size, &sent, None);
+            let promise = self.own_promise(peer, entry.size, &sent, share);
             let source = Source::Object(Pieces::new(stream));
             self.make(target, source, promise, &sent).await?;
             made.insert(key);

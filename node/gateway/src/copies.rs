@@ -112,7 +112,7 @@ impl Gateway {
             known: Some(context.known()),
             cipher,
         };
-        let promise = self.own_promise(meta.manifest.size, &sent, Some(share));
+        let promise = self.own_promise(call.peer(), meta.manifest.size, &sent, share);
         let source = Source::Object(Pieces::new(stream));
         let made = self.make(target, source, promise, &sent).await?;
         let now = self.store.head(&call.bucket, &call.key).await;
@@ -143,11 +143,13 @@ impl Gateway {
             let opened = self.open_source(context, from, range, with_tags).await?;
             let of = opened.0.range();
             let len = of.end - of.start;
-            if let Some(share) = self.memory.share_of(len, &mut waited) {
+            if let Some(share) = self.memory.share_of(context.call.peer(), len, &mut waited) {
                 return Ok((opened, share));
             }
             drop(opened);
-            self.memory.wait(len, &mut waited).await?;
+            self.memory
+                .wait(context.call.peer(), len, &mut waited)
+                .await?;
         }
         too_fast()
     }

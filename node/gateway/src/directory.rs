@@ -1,19 +1,21 @@
 //! Users' keys and buckets' configurations: documents in the reserved bucket, read for each request.
 //!
 //! Invariants:
-//! - what is used is what the store says now: a document that is kept here is only taken if the store has
-//!   just said that its version still stands (one round trip to the witnesses). So a key that is revoked
-//!   is revoked at once, at every gateway. Requests that come together share that round trip, if it began after
+//! - what is used is what the store says now, or said a moment ago: a document that is kept here is taken while its
+//!   lease lasts (see [`crate::kept`]), else if the store says that its version still stands (one round trip to the
+//!   witnesses). Whoever changes one is told so when no lease of the old one is left: a key that was revoked is
+//!   taken at no gateway. Requests that come together share that round trip, if it began after
 //!   the last of them came. What is read meanwhile by documents that are kept is given to nobody before that;
 //! - a document that cannot be read is an error, and never taken for one that is not there;
 //! - a document is changed only if it is still the one that was read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ashlar_cluster_s3::bucket::BucketConfig;
 use ashlar_cluster_s3::checksum::md5;
-use ashlar_cluster_s3::operation::Level;
+use ashlar_cluster_s3::operation::{Level, Operation};
 use ashlar_cluster_s3::policy::{Of, Policy};
 use ashlar_cluster_s3::refusal::{Code, Refusal};
 use ashlar_cluster_s3::system::{USERS, bucket_key, key_key};
@@ -27,11 +29,12 @@ use ashlar_node_client::{
 };
 use bytes::{Bytes, BytesMut};
 
-use crate::admit::Asked;
+use crate::admit::{Asked, Reading};
 use crate::faults::{busy, internal, is_absent, refusal, refused};
+use crate::kept::{Kept, Since, Stands, settle};
 use crate::together::Together;
 
-/// Documents of one kind that are kept, with what was made of them.
+/// Accounts that are kept.
 const KEPT: usize = 4096;
 /// So often a change is tried again that others got in the way of.
 const TRIES: usize = 8;
@@ -60,6 +63,8 @@ pub(crate) struct Documents {
     pub(crate) key: Option<Arc<OpenKey>>,
     /// The bucket's configuration; none of a bucket that was not made through S3, or is not there.
     pub(crate) bucket: Option<Arc<OpenBucket>>,
+    /// Not before this the store was asked for them.
+    pub(crate) asked: Instant,
 }
 
 impl Documents {
@@ -77,9 +82,6 @@ impl Documents {
     }
 }
 
-/// What was made of documents, by name.
-type Kept<T> = Mutex<HashMap<String, (Seq, Arc<T>)>>;
-
 /// The documents.
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -87,8 +89,8 @@ pub(crate) struct Directory {
     root: RootKey,
     keys: Kept<OpenKey>,
     buckets: Kept<OpenBucket>,
-    asked_keys: Together<Arc<OpenKey>>,
-    asked_buckets: Together<Option<Arc<OpenBucket>>>,
+    asked_keys: Together<Since<Arc<OpenKey>>>,
+    asked_buckets: Together<Since<Option<Arc<OpenBucket>>>>,
     /// Accounts by their ids: who has one once has it for ever.
     accounts: Mutex<HashMap<String, String>>,
     /// All users are looked through by one request at a time: anybody who may put can name ids that nobody has.
@@ -145,33 +147,6 @@ pub(crate) fn owner_etag(whose: &str) -> Etag {
     }
 }
 
-fn kept<T>(kept: &Kept<T>, name: &str, version: Seq) -> Option<Arc<T>> {
-    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    let (of, open) = kept.get(name)?;
-    (*of == version).then(|| open.clone())
-}
-
-/// What is kept of a document, whether it still stands or not.
-fn last<T>(kept: &Kept<T>, name: &str) -> Option<Arc<T>> {
-    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    kept.get(name).map(|(_, open)| open.clone())
-}
-
-/// Of what is gone nothing is kept: nothing is read ahead for whoever comes by it.
-fn forget<T>(kept: &Kept<T>, name: &str) {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    kept.remove(name);
-}
-
-fn keep<T>(kept: &Kept<T>, name: &str, version: Seq, open: &Arc<T>) {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    if kept.len() >= KEPT && !kept.contains_key(name) {
-        // Whatever was used lately is soon here again.
-        kept.clear();
-    }
-    kept.insert(name.to_owned(), (version, open.clone()));
-}
-
 impl Directory {
     pub(crate) fn new(client: Client, root: RootKey) -> Directory {
         Directory {
@@ -187,24 +162,30 @@ impl Directory {
     }
 
     /// What decides about a request, as the store has it now.
-    pub(crate) async fn documents(&self, request: &Asked) -> Result<Documents, Refusal> {
+    pub(crate) async fn documents(self: &Arc<Self>, request: &Asked) -> Result<Documents, Refusal> {
         let Asked { call, claim, .. } = request;
+        let began = Instant::now();
         let key = async {
             match claim.key_id() {
-                Some(id) => self.key(id).await.map(Some),
-                None => Ok(None),
+                Some(id) => self
+                    .key_since(id)
+                    .await
+                    .map(|(key, asked)| (Some(key), asked)),
+                None => Ok((None, began)),
             }
         };
         let bucket = async {
             match call.level {
-                Level::Service => Ok(None),
-                _ => self.bucket(&call.bucket).await,
+                Level::Service => Ok((None, began)),
+                _ => self.bucket_since(&call.bucket).await,
             }
         };
         let (key, bucket) = tokio::join!(key, bucket);
+        let ((key, of_key), (bucket, of_bucket)) = (key?, bucket?);
         Ok(Documents {
-            key: key?,
-            bucket: bucket?,
+            key,
+            bucket,
+            asked: of_key.min(of_bucket),
         })
     }
 
@@ -212,38 +193,66 @@ impl Directory {
     /// done by them, unless it turns out that they still stand.
     pub(crate) fn kept(&self, request: &Asked) -> Option<Documents> {
         let Asked { call, claim, .. } = request;
+        let mut asked = Instant::now();
         let key = match claim.key_id() {
-            Some(id) => Some(last(&self.keys, id)?),
+            Some(id) => {
+                let (key, since) = self.keys.last(id)?;
+                asked = asked.min(since);
+                Some(key)
+            }
             None => None,
         };
         let bucket = match call.level {
             Level::Service => None,
-            _ => Some(last(&self.buckets, &call.bucket)?),
+            _ => {
+                let (bucket, since) = self.buckets.last(&call.bucket)?;
+                asked = asked.min(since);
+                Some(bucket)
+            }
         };
-        Some(Documents { key, bucket })
+        Some(Documents { key, bucket, asked })
     }
 
     /// A key, by its id.
-    pub(crate) async fn key(&self, id: &str) -> Result<Arc<OpenKey>, Refusal> {
+    pub(crate) async fn key(self: &Arc<Self>, id: &str) -> Result<Arc<OpenKey>, Refusal> {
+        self.key_since(id).await.map(|(key, _)| key)
+    }
+
+    async fn key_since(self: &Arc<Self>, id: &str) -> Result<Since<Arc<OpenKey>>, Refusal> {
         if !is_key_id(id) {
             return no_key();
         }
+        match self.keys.stands(id, Instant::now()) {
+            Stands::Yes(found) => Ok(found),
+            Stands::Renew(found) => {
+                let (this, id) = (self.clone(), id.to_owned());
+                // If this is not answered, the next one asks.
+                tokio::spawn(async move { this.ask_key(&id).await.map(drop) });
+                Ok(found)
+            }
+            Stands::No => self.ask_key(id).await,
+        }
+    }
+
+    async fn ask_key(&self, id: &str) -> Result<Since<Arc<OpenKey>>, Refusal> {
         self.asked_keys.ask(id, || self.read_key(id)).await
     }
 
-    async fn read_key(&self, id: &str) -> Result<Arc<OpenKey>, Refusal> {
+    async fn read_key(&self, id: &str) -> Result<Since<Arc<OpenKey>>, Refusal> {
+        let asked = Instant::now();
         let found = read_document(&self.client, &key_key(id)).await;
         let (meta, bytes) = match found {
             Ok(Some(found)) => found,
             Ok(None) => {
-                forget(&self.keys, id);
+                self.keys.forget(id);
                 return no_key();
             }
             Err(error) if error.code() == Store::NoSuchBucket => return no_key(),
             Err(error) => return Err(refusal(&error)),
         };
-        if let Some(open) = kept(&self.keys, id, meta.version) {
-            return Ok(open);
+        if let Some(open) = self.keys.version(id, meta.version) {
+            self.keys.keep(id, meta.version, &open, asked);
+            return Ok((open, asked));
         }
         let key = Key::decode(&bytes).map_err(internal)?;
         let secret = key.open(&self.root).map_err(internal)?;
@@ -256,29 +265,58 @@ impl Directory {
             secret,
             policy,
         });
-        keep(&self.keys, id, meta.version, &open);
-        Ok(open)
+        self.keys.keep(id, meta.version, &open, asked);
+        Ok((open, asked))
     }
 
     /// A bucket's configuration; none of a bucket that was not made through S3, or is not there.
-    pub(crate) async fn bucket(&self, bucket: &str) -> Result<Option<Arc<OpenBucket>>, Refusal> {
+    pub(crate) async fn bucket(
+        self: &Arc<Self>,
+        bucket: &str,
+    ) -> Result<Option<Arc<OpenBucket>>, Refusal> {
+        self.bucket_since(bucket).await.map(|(open, _)| open)
+    }
+
+    async fn bucket_since(
+        self: &Arc<Self>,
+        bucket: &str,
+    ) -> Result<Since<Option<Arc<OpenBucket>>>, Refusal> {
+        match self.buckets.stands(bucket, Instant::now()) {
+            Stands::Yes((open, asked)) => Ok((Some(open), asked)),
+            Stands::Renew((open, asked)) => {
+                let (this, bucket) = (self.clone(), bucket.to_owned());
+                // If this is not answered, the next one asks.
+                tokio::spawn(async move { this.ask_bucket(&bucket).await.map(drop) });
+                Ok((Some(open), asked))
+            }
+            Stands::No => self.ask_bucket(bucket).await,
+        }
+    }
+
+    /// The same, as the store has it now.
+    pub(crate) async fn ask_bucket(
+        &self,
+        bucket: &str,
+    ) -> Result<Since<Option<Arc<OpenBucket>>>, Refusal> {
         let question = || self.read_bucket(bucket);
         self.asked_buckets.ask(bucket, question).await
     }
 
-    async fn read_bucket(&self, bucket: &str) -> Result<Option<Arc<OpenBucket>>, Refusal> {
+    async fn read_bucket(&self, bucket: &str) -> Result<Since<Option<Arc<OpenBucket>>>, Refusal> {
+        let asked = Instant::now();
         let found = read_document(&self.client, &bucket_key(bucket)).await;
         let (meta, bytes) = match found {
             Ok(Some(found)) => found,
             Ok(None) => {
-                forget(&self.buckets, bucket);
-                return Ok(None);
+                self.buckets.forget(bucket);
+                return Ok((None, asked));
             }
-            Err(error) if error.code() == Store::NoSuchBucket => return Ok(None),
+            Err(error) if error.code() == Store::NoSuchBucket => return Ok((None, asked)),
             Err(error) => return Err(refusal(&error)),
         };
-        if let Some(open) = kept(&self.buckets, bucket, meta.version) {
-            return Ok(Some(open));
+        if let Some(open) = self.buckets.version(bucket, meta.version) {
+            self.buckets.keep(bucket, meta.version, &open, asked);
+            return Ok((Some(open), asked));
         }
         let config = BucketConfig::decode(&bytes).map_err(internal)?;
         let policy = config.policy.as_deref();
@@ -290,8 +328,8 @@ impl Directory {
             policy: policy.map_err(internal)?,
             config,
         });
-        keep(&self.buckets, bucket, meta.version, &open);
-        Ok(Some(open))
+        self.buckets.keep(bucket, meta.version, &open, asked);
+        Ok((Some(open), asked))
     }
 
     /// Which accounts have these canonical ids; of those that nobody has, nothing.
@@ -346,7 +384,7 @@ impl Directory {
         config: &BucketConfig,
     ) -> Result<(), Refusal> {
         for _ in 0..TRIES {
-            let precondition = match self.bucket(bucket).await? {
+            let precondition = match self.ask_bucket(bucket).await?.0 {
                 Some(open) if open.config.made_by > config.made_by => return Ok(()),
                 Some(open) => Precondition::Version(open.version),
                 None => Precondition::Absent,
@@ -368,7 +406,7 @@ impl Directory {
         change: impl Fn(&mut BucketConfig) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         for _ in 0..TRIES {
-            let now = self.bucket(bucket).await?;
+            let (now, _) = self.ask_bucket(bucket).await?;
             if !is_same(
                 authorized.map(|open| &open.config),
                 now.as_ref().map(|open| &open.config),
@@ -381,7 +419,8 @@ impl Directory {
             };
             change(&mut config)?;
             if now.is_some_and(|open| open.config == config) {
-                // Others who asked for the same were faster.
+                // Others who asked for the same were faster, and may not have been told yet.
+                settle().await;
                 return Ok(());
             }
             match self.write_bucket(bucket, &config, precondition).await {
@@ -407,25 +446,40 @@ impl Directory {
             }
         };
         let etag = owner_etag(&config.owner);
-        write_document(&self.client, &bucket_key(bucket), bytes, etag, precondition)
-            .await
-            .map(drop)
+        write_document(&self.client, &bucket_key(bucket), bytes, etag, precondition).await?;
+        // Of a new one, too: that of an earlier bucket of the name may have been taken away a moment ago, by somebody
+        // who was stopped before they had waited.
+        settle().await;
+        Ok(())
     }
 
-    /// Takes away the configuration of a bucket that is no more, unless it is another one's by now.
-    pub(crate) async fn forget_bucket(&self, bucket: &str, version: Seq) -> Result<(), Refusal> {
-        let options = DeleteOptions {
-            precondition: Precondition::Version(version),
-            ..DeleteOptions::default()
-        };
-        let deleted = self
-            .client
-            .delete(SYSTEM_BUCKET, &bucket_key(bucket), options)
-            .await;
-        match deleted {
-            Err(error) if error.code() == Store::PreconditionFailed => Ok(()),
-            deleted => deleted.map(drop).map_err(|error| refusal(&error)),
+    /// Takes away the configuration of a bucket that is no more, unless it is another one's by now. `authorized`: what
+    /// it was when the caller was found to be allowed to remove it.
+    pub(crate) async fn forget_bucket(
+        &self,
+        bucket: &str,
+        authorized: Option<&Arc<OpenBucket>>,
+    ) -> Result<(), Refusal> {
+        for _ in 0..TRIES {
+            let (Some(now), _) = self.ask_bucket(bucket).await? else {
+                break;
+            };
+            if !is_same(authorized.map(|open| &open.config), Some(&now.config)) {
+                break;
+            }
+            let options = DeleteOptions {
+                precondition: Precondition::Version(now.version),
+                ..DeleteOptions::default()
+            };
+            let key = bucket_key(bucket);
+            match self.client.delete(SYSTEM_BUCKET, &key, options).await {
+                Err(error) if error.code() == Store::PreconditionFailed => {}
+                Err(error) => return Err(refusal(&error)),
+                Ok(_) => break,
+            }
         }
+        settle().await;
+        Ok(())
     }
 
     /// Makes the bucket that all this stands in, if it is not there.
@@ -455,6 +509,17 @@ pub(crate) async fn reserved(
     };
     let page = client.list(SYSTEM_BUCKET, options).await;
     page.map_err(|error| refusal(&error))
+}
+
+/// Whether a request is judged by what the store says after it came, for it changes what others are judged by: whoever
+/// lost the right to do that does not undo what took it.
+fn is_judged_anew(request: &Asked) -> bool {
+    use Operation as O;
+    let of_objects = match request.operation {
+        O::PostObject | O::DeleteObjects | O::HeadBucket => true,
+        operation => Reading::of(operation).is_some(),
+    };
+    request.call.level == Level::Bucket && !of_objects
 }
 
 /// Whether two documents, if there are any, are about the same bucket, of the same owner.

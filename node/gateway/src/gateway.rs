@@ -23,7 +23,7 @@ use ashlar_layout::message::ObjectMeta;
 use ashlar_node_client::{Client, ClientError, ClientOptions, Drained};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::access::Access;
 use crate::admit::{Asked, Reading};
@@ -34,6 +34,7 @@ use crate::faults::{internal, refused};
 use crate::inbound::{After, Inbound};
 use crate::memory::{Class, Memory, Pace, Sends, Share};
 use crate::options::{GatewayOptions, LogEntry};
+use crate::places::{Peer, Places};
 use crate::reply::{Reply, ReplyBody, RequestId, finish, refusal_reply};
 
 /// Largest document that a request carries, in bytes.
@@ -52,14 +53,14 @@ const STRIPES: usize = 2;
 #[derive(Debug)]
 pub struct Gateway {
     pub(crate) store: Client,
-    pub(crate) directory: Directory,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) options: GatewayOptions,
     pub(crate) memory: Arc<Memory>,
-    requests: Arc<Semaphore>,
+    requests: Places,
     /// Forms of which nobody knows yet who sends them.
-    pub(crate) forms: Semaphore,
+    pub(crate) forms: Places,
     /// Documents on their way.
-    documents: Semaphore,
+    documents: Places,
     pub(crate) number: u64,
     /// Somebody has changed what becomes of objects as they grow old.
     pub(crate) rules_changed: Notify,
@@ -117,11 +118,11 @@ impl Gateway {
         let documents = store.sibling(of_documents)?;
         Ok(Gateway {
             store,
-            directory: Directory::new(documents, options.root.clone()),
+            directory: Arc::new(Directory::new(documents, options.root.clone())),
             memory: Arc::new(Memory::new(limits.memory_mib, limits.memory_wait)),
-            requests: Arc::new(Semaphore::new(limits.requests)),
-            forms: Semaphore::new((limits.requests / FORMS).max(1)),
-            documents: Semaphore::new((limits.memory_mib as usize / FORMS).max(1)),
+            requests: Places::new(limits.requests),
+            forms: Places::new((limits.requests / FORMS).max(1)),
+            documents: Places::new((limits.memory_mib as usize / FORMS).max(1)),
             options,
             number: u64::from_le_bytes(number),
             rules_changed: Notify::new(),
@@ -156,10 +157,10 @@ impl Gateway {
         let (body, leftover) = Inbound::new(body);
         let is_head = parts.method == hyper::Method::HEAD;
         let mut told = Told::default();
-        let permit = self.requests.clone().try_acquire_owned();
-        let result = match permit {
-            Err(_) => refused(Code::SlowDown, "Please reduce your request rate."),
-            Ok(_permit) => match Call::new(&parts, &self.options.domains, peer, secure) {
+        let place = self.requests.take_now(Peer::from(peer), 1);
+        let result = match place {
+            None => refused(Code::SlowDown, "Please reduce your request rate."),
+            Some(_place) => match Call::new(&parts, &self.options.domains, peer, secure) {
                 Err(refusal) => Err(refusal),
                 Ok(call) => {
                     told.resource = call.resource();
@@ -234,7 +235,6 @@ impl Gateway {
             call,
             claim,
             now_ms,
-            asked: Instant::now(),
         };
         let (documents, ahead) = self.read_ahead(&request).await?;
         if ahead.is_none() {
@@ -391,6 +391,7 @@ impl Gateway {
             signer,
             algorithms: Vec::new(),
             pace: self.pace(len),
+            peer: call.peer(),
             share: None,
         })
     }
@@ -406,13 +407,16 @@ impl Gateway {
             return refused(Code::MaxMessageLengthExceeded, "Your request was too big.");
         }
         // Of many it is not known yet what they may do: those who send none of it keep no bodies out, but documents.
-        let place = timeout(self.options.limits.memory_wait, self.documents.acquire());
-        let Some(Ok(_place)) = place.await else {
+        let place = self.documents.take(promise.peer, 1);
+        let Some(Some(_place)) = timeout(self.options.limits.memory_wait, place).await else {
             return refused(Code::SlowDown, "Please reduce your request rate.");
         };
         let share = match promise.len {
             0 => None,
-            len => Some(self.memory.share(len.min(DOCUMENT_SHARE)).await?),
+            len => {
+                let share = self.memory.share(promise.peer, len.min(DOCUMENT_SHARE));
+                Some(share.await?)
+            }
         };
         let (reader, shared): (BodyReader, Shared) = BodyReader::new(Source::Http(body), promise);
         match timeout(DOCUMENT_WAIT, reader.whole()).await {
@@ -558,14 +562,15 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_give_their_share_back_when_they_are_gone() {
-        let memory = Arc::new(Semaphore::new(3));
-        let share = memory.clone().try_acquire_many_owned(2).unwrap();
+        let memory = Places::new(3);
+        let peer = Peer::from(SocketAddr::from(([10, 0, 0, 1], 1)));
+        let share = memory.take_now(peer, 2).unwrap();
         let all = held(bytes::Bytes::from_static(b"abc"), Some(share));
         let end = all.slice(1..);
         drop(all);
-        assert_eq!((memory.available_permits(), &end[..]), (1, &b"bc"[..]));
+        assert_eq!((memory.free(), &end[..]), (1, &b"bc"[..]));
         drop(end);
-        assert_eq!(memory.available_permits(), 3);
+        assert_eq!(memory.free(), 3);
     }
 
     /// What is made a version, and what is current again, stands in another entry: it is still the same object.

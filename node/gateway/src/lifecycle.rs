@@ -238,10 +238,12 @@ impl Gateway {
                 let read = known
                     .get(bucket)
                     .filter(|(version, _)| *version == entry.version);
-                let has = match read {
-                    Some((_, has)) => *has,
-                    None => match self.directory.bucket(bucket).await {
-                        Ok(open) => open.is_some_and(|open| !open.config.lifecycle.is_empty()),
+                let found = match read {
+                    Some(known) => *known,
+                    // As it is by now: what is kept may be of before the list.
+                    None => match self.directory.ask_bucket(bucket).await {
+                        Ok((Some(open), _)) => (open.version, !open.config.lifecycle.is_empty()),
+                        Ok((None, _)) => (entry.version, false),
                         // One that cannot be read keeps no other from its rules.
                         Err(refusal) => {
                             self.tell_of(bucket, &refusal);
@@ -249,7 +251,7 @@ impl Gateway {
                         }
                     },
                 };
-                seen.insert(bucket.to_owned(), (entry.version, has));
+                seen.insert(bucket.to_owned(), found);
             }
             match page.next {
                 Some(next) => after = next,

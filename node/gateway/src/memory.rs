@@ -3,6 +3,7 @@
 //! Invariants:
 //! - small bodies have a part of it for themselves: however long large ones stay, and however many wait for their turn,
 //!   small ones pass;
+//! - one peer has three quarters of either part at the most, however slow its bodies are;
 //! - who waits for a share waits a bounded time, and holds nothing of the store's meanwhile;
 //! - a body that is on its way slower than a least rate is given up. While others wait for a share like the one that it
 //!   has, that rate is a higher one: some who are slow on purpose do not keep all others out.
@@ -12,11 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ashlar_cluster_s3::refusal::{Code, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::faults::refused;
 use crate::gateway::timeout;
+use crate::places::{Peer, Place, Places};
 
 /// Mebibytes that a small body takes.
 const SMALL_SHARE: u32 = 1;
@@ -30,7 +31,7 @@ const RATE_MIN: u64 = 1024;
 const RATE_WANTED: u64 = 16 * 1024;
 
 /// A share, until it is dropped.
-pub(crate) type Share = OwnedSemaphorePermit;
+pub(crate) type Share = Place;
 
 /// Which memory a body is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +77,8 @@ impl Sends {
 /// The memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    small: Places,
+    large: Places,
     /// What a large body takes of a memory of this size.
     large_share: u32,
     wait: Duration,
@@ -91,30 +92,32 @@ impl Memory {
         let small = (mib / 4).max(SMALL_SHARE);
         let large = mib.saturating_sub(small).max(1);
         Memory {
-            small: Arc::new(Semaphore::new(small as usize)),
-            large: Arc::new(Semaphore::new(large as usize)),
+            small: Places::new(small as usize),
+            large: Places::new(large as usize),
             large_share: LARGE_SHARE.min(large),
             wait,
             wanted: Mutex::default(),
         }
     }
 
-    fn of(&self, class: Class) -> (&Arc<Semaphore>, u32) {
+    fn of(&self, class: Class) -> (&Places, u32) {
         match class {
             Class::Large => (&self.large, self.large_share),
             Class::Small | Class::None => (&self.small, SMALL_SHARE),
         }
     }
 
-    /// The share of a body of so many bytes, if there is one at once. What large ones leave is for small ones, too.
-    pub(crate) fn share_now(&self, bytes: u64) -> Option<Share> {
+    /// The share of a peer's body of so many bytes, if there is one at once. What large ones leave is for small ones,
+    /// too.
+    pub(crate) fn share_now(&self, peer: Peer, bytes: u64) -> Option<Share> {
         let class = Class::of(bytes);
         let (of, share) = self.of(class);
-        let found = of.clone().try_acquire_many_owned(share).ok();
+        let found = of.take_now(peer, share);
         let found = found.or_else(|| match class {
             Class::Large => None,
-            _ => self.large.clone().try_acquire_owned().ok(),
+            _ => self.large.take_now(peer, SMALL_SHARE),
         });
+        // Of those who wait for their own part, too: many may be behind one address.
         if found.is_none() {
             let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             wanted[usize::from(class == Class::Large)] = Some(Instant::now());
@@ -123,27 +126,32 @@ impl Memory {
     }
 
     /// The share of a body of so many bytes; waits for it, but not for ever.
-    pub(crate) async fn share(&self, bytes: u64) -> Result<Share, Refusal> {
-        if let Some(share) = self.share_now(bytes) {
+    pub(crate) async fn share(&self, peer: Peer, bytes: u64) -> Result<Share, Refusal> {
+        if let Some(share) = self.share_now(peer, bytes) {
             return Ok(share);
         }
         let (of, share) = self.of(Class::of(bytes));
-        match timeout(self.wait, of.clone().acquire_many_owned(share)).await {
-            Some(Ok(share)) => Ok(share),
+        match timeout(self.wait, of.take(peer, share)).await {
+            Some(Some(share)) => Ok(share),
             _ => refused(Code::SlowDown, "Please reduce your request rate."),
         }
     }
 
     /// The share of a body of so many bytes, if there is one at once, or one like it was waited for.
-    pub(crate) fn share_of(&self, bytes: u64, waited: &mut Waited) -> Option<Share> {
+    pub(crate) fn share_of(&self, peer: Peer, bytes: u64, waited: &mut Waited) -> Option<Share> {
         let class = Class::of(bytes);
         let like = waited.0.take().filter(|(of, _)| *of == class);
-        like.map_or_else(|| self.share_now(bytes), |(_, share)| Some(share))
+        like.map_or_else(|| self.share_now(peer, bytes), |(_, share)| Some(share))
     }
 
     /// Waits for the share of a body of so many bytes, which is opened again then: it may be another one by that time.
-    pub(crate) async fn wait(&self, bytes: u64, waited: &mut Waited) -> Result<(), Refusal> {
-        waited.0 = Some((Class::of(bytes), self.share(bytes).await?));
+    pub(crate) async fn wait(
+        &self,
+        peer: Peer,
+        bytes: u64,
+        waited: &mut Waited,
+    ) -> Result<(), Refusal> {
+        waited.0 = Some((Class::of(bytes), self.share(peer, bytes).await?));
         Ok(())
     }
 
@@ -245,46 +253,73 @@ mod tests {
         })
     }
 
+    fn peer(nth: u8) -> Peer {
+        Peer::from(std::net::SocketAddr::from(([10, 0, 0, nth], 1)))
+    }
+
+    /// All shares of a body of so many bytes, for two peers.
+    fn all(memory: &Memory, bytes: u64) -> Vec<Share> {
+        let of = |nth| std::iter::from_fn(move || memory.share_now(peer(nth), bytes));
+        of(1).chain(of(2)).collect()
+    }
+
     #[tokio::test]
     async fn small_ones_pass_whoever_waits() {
         let memory = memory(1024);
-        let mut large = Vec::new();
-        while let Some(share) = memory.share_now(LARGE + 1) {
-            large.push(share);
-        }
+        let mut large = all(&memory, LARGE + 1);
         assert_eq!(large.len(), 32);
-        let refused = memory.share(LARGE + 1).await;
+        let refused = memory.share(peer(3), LARGE + 1).await;
         assert_eq!(refused.map(drop).map_err(|r| r.code), Err(Code::SlowDown));
         let waits = memory.clone();
-        let waits = tokio::spawn(async move { waits.share(LARGE + 1).await.is_ok() });
-        let small: Vec<_> = std::iter::from_fn(|| memory.share_now(LARGE)).collect();
+        let waits = tokio::spawn(async move { waits.share(peer(3), LARGE + 1).await.is_ok() });
+        let small = all(&memory, LARGE);
         assert_eq!(small.len(), 256, "and nothing that somebody waits for");
         assert!(!waits.await.unwrap());
         drop(large.pop());
-        assert!(memory.share(LARGE + 1).await.is_ok());
+        assert!(memory.share(peer(3), LARGE + 1).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn nobody_has_all_of_it() {
+        let memory = memory(1024);
+        let of_one = |bytes| -> Vec<Share> {
+            std::iter::from_fn(|| memory.share_now(peer(1), bytes)).collect()
+        };
+        let large = of_one(LARGE + 1);
+        assert_eq!(large.len(), 24);
+        let refused = memory.share(peer(1), LARGE + 1).await;
+        assert_eq!(refused.map(drop).map_err(|r| r.code), Err(Code::SlowDown));
+        assert!(memory.share_now(peer(2), LARGE + 1).is_some());
+        let small = of_one(1);
+        assert_eq!(small.len(), 192);
+        assert!(memory.share_now(peer(2), 1).is_some());
+        // And one who waits for what is behind its own address is not kept waiting by who is slow there.
+        let slow = [(30_000, 200_000), (30_000, 200_000)];
+        assert!(!keeps(&memory, &slow));
     }
 
     #[tokio::test]
     async fn what_was_waited_for_is_for_a_body_like_that() {
         let memory = memory(8);
         let mut waited = Waited::default();
-        memory.wait(LARGE + 1, &mut waited).await.unwrap();
-        assert!(memory.share_now(LARGE + 1).is_none());
-        let share = memory.share_of(LARGE + 2, &mut waited);
-        assert_eq!(share.map(|share| share.num_permits()), Some(6));
+        memory.wait(peer(1), LARGE + 1, &mut waited).await.unwrap();
+        assert!(memory.share_now(peer(2), LARGE + 1).is_none());
+        let share = memory.share_of(peer(1), LARGE + 2, &mut waited);
+        assert_eq!((share.is_some(), memory.large.free()), (true, 0));
+        drop(share);
         // One of another length is counted by its own.
-        memory.wait(1, &mut waited).await.unwrap();
-        let share = memory.share_of(LARGE + 1, &mut waited);
-        assert_eq!(share.map(|share| share.num_permits()), Some(6));
-        assert_eq!(memory.small.available_permits(), 2);
+        memory.wait(peer(1), 1, &mut waited).await.unwrap();
+        let share = memory.share_of(peer(1), LARGE + 1, &mut waited);
+        assert_eq!((share.is_some(), memory.large.free()), (true, 0));
+        assert_eq!(memory.small.free(), 2);
     }
 
     #[test]
     fn there_is_a_share_for_each_in_the_smallest_memory() {
         for mib in 0..60 {
             let memory = memory(mib);
-            assert!(memory.share_now(1).is_some(), "{mib}");
-            assert!(memory.share_now(u64::MAX).is_some(), "{mib}");
+            assert!(memory.share_now(peer(1), 1).is_some(), "{mib}");
+            assert!(memory.share_now(peer(1), u64::MAX).is_some(), "{mib}");
         }
     }
 
@@ -320,14 +355,15 @@ mod tests {
         let slow = [(30_000, 200_000), (30_000, 200_000)];
         let fast = [(30_000, 2_000_000), (30_000, 2_000_000)];
         assert!(keeps(&memory, &slow));
-        let _share = memory.share_now(u64::MAX);
-        assert!(memory.share_now(u64::MAX).is_none());
+        let _share = memory.share_now(peer(1), u64::MAX);
+        assert!(memory.share_now(peer(2), u64::MAX).is_none());
         assert!(!keeps(&memory, &slow));
         assert!(keeps(&memory, &fast));
         // Others than those for whose memory somebody waits may be slow.
         assert!(keeps_of(Class::Small, &memory, &slow));
-        let small: Vec<_> = std::iter::from_fn(|| memory.share_now(1)).collect();
+        let small = all(&memory, 1);
         assert_eq!(small.len(), 2);
+        assert!(memory.share_now(peer(3), 1).is_none());
         assert!(!keeps_of(Class::Small, &memory, &slow));
         assert!(keeps_of(Class::None, &memory, &slow));
     }

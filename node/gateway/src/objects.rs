@@ -318,12 +318,12 @@ impl Gateway {
             let len = range.end - range.start;
             let share = match len {
                 0 => None,
-                len => self.memory.share_of(len, &mut waited),
+                len => self.memory.share_of(call.peer(), len, &mut waited),
             };
             if share.is_none() && len > 0 {
                 // Who waits keeps nobody else from reading.
                 drop(stream);
-                self.memory.wait(len, &mut waited).await?;
+                self.memory.wait(call.peer(), len, &mut waited).await?;
                 continue;
             }
             return self

@@ -30,7 +30,8 @@ pub struct GatewayOptions {
 /// What is bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; one more is told to slow down.
+    /// Connections at once; one more is told to slow down. Of these, of requests and of memory one peer (an address, or
+    /// a network of version 6) has three quarters at the most.
     pub connections: usize,
     /// Requests at once; one more is told to slow down.
     pub requests: usize,

@@ -20,7 +20,7 @@ use hyper::StatusCode;
 
 use ashlar_cluster_s3::conditional::WriteIf;
 
-use crate::access::Access;
+use crate::access::{Access, CREATES};
 use crate::body::{BodyReader, FormSource, Promise, Source};
 use crate::call::Call;
 use crate::digests::Sent;
@@ -54,7 +54,7 @@ impl Gateway {
         let sent = promise.len;
         let (mut reader, _) = BodyReader::new(Source::Http(body), promise);
         // Whoever comes may send one, and take their time.
-        let Ok(unknown) = self.forms.try_acquire() else {
+        let Some(unknown) = self.forms.take_now(context.call.peer(), 1) else {
             return refused(Code::SlowDown, "Please reduce your request rate.");
         };
         // Who sends them has so long and no longer: nobody is known yet.
@@ -93,6 +93,7 @@ impl Gateway {
             signer: None,
             algorithms: digests.algorithms(),
             pace: self.pace(sent),
+            peer: call.peer(),
             share: None,
         };
         let target = Target {
@@ -149,6 +150,7 @@ impl Gateway {
         }
         let bucket = context.access.bucket.clone();
         let mut access = Access::new(&call, &context.claim, open, bucket, context.now_ms);
+        access.say(CREATES, "true");
         if let Some(version) = version {
             access.say("s3:signatureversion", version);
             access.say("s3:authtype", "POST");

@@ -33,6 +33,7 @@ use crate::lifecycle::expiration_header;
 use crate::locks::{Kept, asked_lock};
 use crate::memory::Share;
 use crate::objects::set_checksum;
+use crate::places::Peer;
 use crate::reply::Reply;
 use crate::versions::Keeping;
 
@@ -280,7 +281,7 @@ impl Gateway {
         let (len, least) = (promise.len, promise.least);
         let _share = match promise.share.take() {
             Some(share) => share,
-            None => self.memory.share(len).await?,
+            None => self.memory.share(promise.peer, len).await?,
         };
         let (reader, shared) = BodyReader::new(source, promise);
         let options = PutOptions {
@@ -347,7 +348,7 @@ impl Gateway {
     }
 
     /// What is promised of a body that comes from the store.
-    pub(crate) fn own_promise(&self, len: u64, sent: &Sent, share: Option<Share>) -> Promise {
+    pub(crate) fn own_promise(&self, peer: Peer, len: u64, sent: &Sent, share: Share) -> Promise {
         Promise {
             len,
             least: None,
@@ -355,7 +356,8 @@ impl Gateway {
             signer: None,
             algorithms: sent.algorithms(),
             pace: self.pace(len),
-            share,
+            peer,
+            share: Some(share),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - a connection costs a bounded amount of memory, and one that stands still is ended;
-//! - over the bound of connections a new one is told to slow down, and closed;
+//! - over the bound of connections, of all or of one peer, a new one is told to slow down, and closed;
 //! - small replies leave at once: `TCP_NODELAY`, head and body in one write.
 
 use std::future::Future;
@@ -19,13 +19,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::Gateway;
 use crate::memory::{Pace, Sends};
+use crate::places::{Peer, Places};
 
 /// What a connection is told that is one too many.
 const SLOW_DOWN: &[u8] = b"HTTP/1.1 503 Slow Down\r\nRetry-After: 1\r\nConnection: close\r\n\
@@ -45,7 +46,7 @@ pub async fn serve(
     wait: Duration,
 ) {
     let limits = gateway.options.limits;
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.connections);
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     tokio::pin!(stop);
@@ -61,7 +62,7 @@ pub async fn serve(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let Some(place) = places.take_now(Peer::from(peer), 1) else {
             connections.spawn(refuse(stream, tls.is_some()));
             continue;
         };

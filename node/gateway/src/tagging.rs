@@ -147,7 +147,7 @@ impl Gateway {
             match sealed {
                 Ok(_) => return Ok(reply),
                 // It is another one by now, or is current, or is so no more.
-                Err(error) if error.code() == Store::PreconditionFailed => {}
+                Err(error) if error.code() == Store::PreconditionFailed || is_absent(&error) => {}
                 Err(error) => return Err(refusal(&error)),
             }
         }

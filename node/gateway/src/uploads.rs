@@ -355,7 +355,7 @@ impl Gateway {
                  5368709120",
             );
         }
-        let promise = self.own_promise(len, &sent, Some(share));
+        let promise = self.own_promise(call.peer(), len, &sent, share);
         let source = Source::Object(Pieces::new(stream));
         let made = self
             .make_part((&upload, cipher), number, source, promise, &sent)

@@ -29,12 +29,13 @@ use crate::directory::OpenBucket;
 use crate::faults::{is_absent, refusal, refused};
 use crate::gateway::{Context, Gateway};
 use crate::inbound::Inbound;
+use crate::kept::LEASE;
 use crate::lists::{entry_etag, write_owner};
 use crate::reply::Reply;
 
-/// For so long a gateway goes by what it was told that a bucket wants: as it does anyway while a proposal is on its
-/// way. Who asks for something else meanwhile, asks beside the request, not before it.
-pub(crate) const STANDS: Duration = Duration::from_millis(100);
+/// For so long a gateway goes by what it was told that a bucket wants. Who asks for something else meanwhile, asks
+/// beside the request, not before it.
+pub(crate) const STANDS: Duration = LEASE;
 
 /// Whether a bucket keeps versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
