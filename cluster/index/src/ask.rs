@@ -332,6 +332,7 @@ impl Work {
                 }))
             }
             Work::Digest { from, digesting } => {
+                digesting.begin_turn();
                 let mut visit = |key: &[u8], seen: Seen<'_>| digesting.visit(key, seen);
                 let walked = walk(sources, from, pages, held, budget, &mut visit)?;
                 Ok(passed(walked, || Output::Digest(digesting.finish())))

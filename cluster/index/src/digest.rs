@@ -6,7 +6,8 @@
 //! - what is each replica's own is no part of it: where a payload is, and the payload, of which the manifest has length
 //!   and CRC, and which is checked by these whenever it is read;
 //! - where a stretch ends follows from its entries too: two that have the same entries end at the same one;
-//! - an entry that cannot be decoded is taken as it stands: it differs from every one that can.
+//! - an entry that cannot be decoded is taken as it stands: it differs from every one that can;
+//! - one turn hashes a bounded number of bytes, and one entry at the least: a core has other things to do meanwhile.
 
 use ashlar_layout::digest::{DIGEST_BYTES, Digest, DigestEntry};
 use ashlar_layout::ids::Seq;
@@ -21,6 +22,10 @@ use crate::walk::{Seen, Step};
 
 /// How the kind of an entry is hashed that cannot be decoded: no kind has this number.
 const UNDECODABLE: u8 = 0xff;
+/// Bytes that one turn goes through: some ten microseconds, or a hundred where SHA-256 has no instructions of its own.
+const TURN_BYTES: usize = 32 << 10;
+/// Bytes that an entry counts as beside its own: it is decoded, and encoded anew.
+const ENTRY_BYTES: usize = 256;
 
 /// A digest in the making.
 #[derive(Clone, Debug)]
@@ -29,6 +34,8 @@ pub(crate) struct Digesting {
     windows: Vec<Window>,
     max: u32,
     bytes: usize,
+    /// What this turn has gone through.
+    turn: usize,
     sum: Sha256,
     made: Digest,
 }
@@ -50,10 +57,16 @@ impl Digesting {
             windows: clip::windows(&range, &carry),
             max: max.max(1),
             bytes: 0,
+            turn: 0,
             sum: Sha256::new(),
             made: Digest::default(),
         };
         (digesting, from)
+    }
+
+    /// Another turn begins.
+    pub(crate) fn begin_turn(&mut self) {
+        self.turn = 0;
     }
 
     /// Takes a key that the walk shows.
@@ -66,6 +79,11 @@ impl Digesting {
             }
             Ahead::Nothing => return Ok(Step::Stop),
         }
+        let turn = self.turn + key.len() + seen.value.len() + ENTRY_BYTES;
+        if self.turn > 0 && turn > TURN_BYTES {
+            return Ok(Step::Tired);
+        }
+        self.turn = turn;
         let (kind, value, told) = canonical(key, seen);
         let len = key.len() + value.len();
         let made = &mut self.made;

@@ -123,8 +123,10 @@ pub struct Limits {
     pub digests: usize,
     /// How long a question for a digest waits for its entry,
     pub digest_wait: Duration,
-    /// and how long a state that digests are made of is kept when nobody asks any more.
+    /// how long a state that digests are made of is kept when nobody asks any more,
     pub digest_keep: Duration,
+    /// and how long at the most, whoever asks: what is superseded meanwhile keeps its space.
+    pub digest_most: Duration,
     /// Entries under repair (lost on the device, fetched from a peer) at once.
     pub repairs: usize,
     /// How long a starting head waits for replicas that it can do without.
@@ -182,6 +184,7 @@ impl Default for Limits {
             digests: 4,
             digest_wait: Duration::from_millis(500),
             digest_keep: Duration::from_secs(10),
+            digest_most: Duration::from_secs(60),
             repairs: 256,
             grace: Duration::from_millis(40),
             resend: Duration::from_millis(200),

@@ -7,8 +7,9 @@
 //! Invariants:
 //! - a digest is of the map behind exactly the entry that was asked for, within the bounds that the partition had
 //!   there; a replica that is not that far, is past it and kept nothing, learns, or begins anew, says that it has none;
-//! - one state is kept at a time, and for a while only; another entry that is asked for takes its place. It is given up
-//!   when what went to a child is hidden, and when another index takes this one's place;
+//! - one state is kept at a time, and for a while only, however often it is asked for: what is superseded keeps its
+//!   space so long. Another entry that is asked for takes its place. It is given up when what went to a child is
+//!   hidden, and when another index takes this one's place;
 //! - it does not matter who reigns, nor whether anybody does: what was applied is committed.
 
 use std::time::Duration;
@@ -35,12 +36,15 @@ pub(crate) struct Marked {
     kept: Option<(Snapshot, Bounds)>,
     /// Who waits for it, and since when.
     waiting: Vec<(u64, Ask, Instant)>,
-    /// When it was asked for last.
+    /// When it was asked for first,
+    since: Instant,
+    /// and last.
     asked: Instant,
 }
 
 impl Marked {
     pub(crate) fn rebase(&mut self, by: Duration) {
+        self.since = self.since - by;
         self.asked = self.asked - by;
         for (_, _, since) in &mut self.waiting {
             *since = *since - by;
@@ -76,6 +80,7 @@ impl Replica {
                 at,
                 kept: None,
                 waiting: Vec::new(),
+                since: now,
                 asked: now,
             });
             self.mark(self.applied);
@@ -190,7 +195,11 @@ impl Replica {
         let marked = self.marked.as_ref()?;
         let waiting = marked.waiting.iter().map(|(_, _, since)| *since);
         let waiting = waiting.map(|since| since + limits.digest_wait);
-        waiting.chain([marked.asked + limits.digest_keep]).min()
+        let over = [
+            marked.asked + limits.digest_keep,
+            marked.since + limits.digest_most,
+        ];
+        waiting.chain(over).min()
     }
 
     pub(crate) fn on_deadline_marked(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -199,7 +208,7 @@ impl Replica {
         let Some(marked) = &mut self.marked else {
             return;
         };
-        if marked.asked + keep <= now {
+        if marked.asked + keep <= now || marked.since + limits.digest_most <= now {
             return self.unmark(out);
         }
         let late = |(_, _, since): &(u64, Ask, Instant)| *since + wait <= now;

@@ -503,6 +503,32 @@ fn a_state_is_kept_for_a_while_and_no_longer() {
 }
 
 #[test]
+fn a_state_that_is_asked_for_all_the_time_is_given_up_as_well() {
+    let mut script = filled();
+    let mut asker = Asker::default();
+    let at = script.world.head().applied;
+    let limits = script.world.head().config.limits.clone();
+    let (body, mut told) = ([1; 40], 0);
+    asker.ask(&mut script.world, (at, Vec::new(), 5));
+    script.run(10);
+    script.ask(put("key-00", &body), Precondition::None, &body);
+    // Each time before it would be given up because nobody asks.
+    let often = limits.digest_keep.as_secs() / 2;
+    for _ in 0..limits.digest_most.as_secs() / often {
+        script.run(1000 * often);
+        asker.take(&mut script.world.told);
+        assert_eq!(asker.none, 0);
+        assert!(asker.compared > told);
+        told = asker.compared;
+        asker.ask(&mut script.world, (at, Vec::new(), 5));
+    }
+    script.run(10);
+    asker.take(&mut script.world.told);
+    assert_eq!((asker.compared, asker.none), (told, 3));
+    assert!((0..3).all(|node| script.world.replica(node).marked.is_none()));
+}
+
+#[test]
 fn who_is_asked_too_much_says_so() {
     let mut script = filled();
     let at = Seq(script.world.head().applied.0 + 1);

@@ -1,7 +1,9 @@
 //! Digests of stretches: the same of the same map, however it lies; another of another.
 
-use ashlar_cluster_index::{Change, Limits, Output, Question, Range, Snapshot, Stretch};
-use ashlar_layout::digest::{DIGEST_BYTES, Digest};
+use ashlar_cluster_index::{
+    Answer, Change, Event, Limits, Output, Question, Range, Snapshot, Stretch,
+};
+use ashlar_layout::digest::{DIGEST_BYTES, DIGEST_SCHEME, Digest};
 use ashlar_layout::ids::Seq;
 
 use crate::device::Dice;
@@ -79,7 +81,11 @@ fn the_same_map_has_the_same_digest_however_it_lies() {
                     key,
                     object: restored(version),
                 };
-                rigs[0].index.amend(Seq(version), change).unwrap();
+                let rig = &mut rigs[0];
+                while rig.index.amend(Seq(version), change.clone()).is_err() {
+                    let frozen = rig.index.wants_freeze() && rig.freeze();
+                    assert!(frozen || rig.step(), "full, and nothing happens");
+                }
             }
         }
         for rig in &mut rigs {
@@ -218,4 +224,51 @@ fn a_stretch_is_in_its_range_and_ends_at_its_bounds() {
     let most = digest(&mut rig, stretch(b"", 1000), None);
     let per = DIGEST_BYTES / (8 << 10);
     assert!(most.more && most.entries as usize <= per && most.entries as usize > per - 10);
+}
+
+#[test]
+fn a_turn_goes_through_so_many_bytes_and_no_more() {
+    let mut rig = Rig::new(1, Limits::default(), 64 << 10);
+    for seq in 1..=100 {
+        let mut object = object(2);
+        object.manifest.attributes = vec![1; 8 << 10];
+        let (bucket, key) = ("bucket".to_owned(), format!("{seq:03}"));
+        rig.apply(
+            seq,
+            Change::Put {
+                bucket,
+                key,
+                object,
+            },
+        );
+    }
+    // All of it is in memory, and far fewer entries than a call may work through.
+    let Answer::Pending(id) = rig.ask(Question::Digest(stretch(b"", 1000)), None) else {
+        panic!("it takes more than one turn");
+    };
+    let mut turns = 1;
+    while !rig.done.contains_key(&id) {
+        assert!(rig.index.wants_turn());
+        rig.event(Event::Turn);
+        turns += 1;
+    }
+    let entries = DIGEST_BYTES / (8 << 10);
+    assert!(turns >= entries / 4 && turns <= entries, "{turns}");
+}
+
+#[test]
+fn what_this_scheme_says_stays_what_it_is() {
+    // Another sum: programs of before would take every entry for another one. Then the scheme is to be another, too.
+    let mut rig = Rig::new(1, small(), 64 << 10);
+    let bucket = "bucket".to_owned();
+    let created_ms = 5;
+    rig.apply(1, Change::PutBucket { bucket, created_ms });
+    rig.apply(2, put("bucket", "key", 2));
+    let made = digest(&mut rig, stretch(b"", 10), None);
+    assert_eq!((DIGEST_SCHEME, made.entries), (1, 2));
+    let hex: String = made.sum.iter().map(|it| format!("{it:02x}")).collect();
+    assert_eq!(
+        hex,
+        "bba3c9e90c4f6dbbc1d783a88e4521e0fd286fc0e1411836260837dc3a5d5313"
+    );
 }
