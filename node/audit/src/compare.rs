@@ -79,8 +79,12 @@ impl Driver<'_> {
             let Some(question) = comparison.question(committed) else {
                 break;
             };
-            self.pay(&question).await;
+            // How much it is, is known when they have said it: that is owed, and waited for before the next one.
+            let nothing = question.devices.iter().copied();
+            let nothing = nothing.map(|device| Charge { device, bytes: 0 });
+            self.node.pay(&nothing.collect::<Vec<_>>(), false).await;
             let said = self.ask(&question).await;
+            self.node.pay(&read(&said), true).await;
             match comparison.answered(&said) {
                 Next::On => {}
                 Next::Again => sleep(PAUSE).await,
@@ -105,16 +109,6 @@ impl Driver<'_> {
                 if compared.whole { "reached" } else { "not reached" }
             ));
         }
-    }
-
-    /// Waits until so much may be read.
-    async fn pay(&self, question: &compare::Question) {
-        let bytes = ENTRY.saturating_mul(u64::from(question.entries));
-        let charges = question.devices.iter().map(|device| Charge {
-            device: *device,
-            bytes,
-        });
-        self.node.pay(&charges.collect::<Vec<_>>(), false).await;
     }
 
     /// Asks all at the same time.
@@ -167,6 +161,18 @@ impl Driver<'_> {
             .await
             .map(drop)
     }
+}
+
+/// What they read to say this.
+fn read(said: &BTreeMap<DeviceNo, Said>) -> Vec<Charge> {
+    let read = said.iter().filter_map(|(device, said)| match said {
+        Said::Digest(digest) => Some(Charge {
+            device: *device,
+            bytes: ENTRY.saturating_mul(u64::from(digest.entries.max(1))),
+        }),
+        Said::Past | Said::Behind | Said::Unknown => None,
+    });
+    read.collect()
 }
 
 /// What an answer means.
@@ -273,6 +279,21 @@ mod tests {
         }
         (found.agree, found.divergent) = (devices(&[]), devices(&[1, 2, 3]));
         assert!(told(&found).contains("it is not known which is right"));
+    }
+
+    #[test]
+    fn who_says_little_is_paid_little() {
+        let digest = ashlar_layout::digest::Digest {
+            entries: 3,
+            ..ashlar_layout::digest::Digest::default()
+        };
+        let said = BTreeMap::from([
+            (DeviceNo(1), Said::Digest(digest)),
+            (DeviceNo(2), Said::Past),
+            (DeviceNo(3), Said::Unknown),
+        ]);
+        let (device, bytes) = (DeviceNo(1), 3 * ENTRY);
+        assert_eq!(read(&said), [Charge { device, bytes }]);
     }
 
     #[test]
