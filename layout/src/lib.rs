@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod crc;
 pub mod diagnosis;
+pub mod digest;
 mod election;
 pub mod extent;
 pub mod footer;

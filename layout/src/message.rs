@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::digest::Digest;
 use crate::ids::{
     ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, RequestNo, Seq, ShardId,
     Term,
@@ -150,6 +151,21 @@ pub enum Request {
         /// At most so many versions and common prefixes; at most [`crate::limits::LIST_PAGE_MAX`].
         max: u32,
     },
+    /// The digest of a stretch of a replica's index, as it was behind an entry. Any replica answers.
+    Digest {
+        /// Which partition,
+        partition: PartitionId,
+        /// and which replica: a core may hold two.
+        device: DeviceNo,
+        /// [`crate::digest::DIGEST_SCHEME`] of who asks.
+        scheme: u32,
+        /// All entries up to this one, and none behind it.
+        at: Seq,
+        /// Behind this key in the order of the map; empty: from the beginning.
+        after: Vec<u8>,
+        /// At most so many entries of the map; at most [`crate::digest::DIGEST_ENTRIES_MAX`].
+        entries: u32,
+    },
 }
 
 /// The answer to a [`Request`].
@@ -216,6 +232,13 @@ pub enum Reply {
     Error(WireError),
     /// To `ListVersions`.
     Versions(VersionPage),
+    /// To `Digest`.
+    Digest {
+        /// The last entry that the replica has applied.
+        applied: Seq,
+        /// None: it has not come to the entry that was asked for, or is past it and has not kept that state.
+        digest: Option<Box<Digest>>,
+    },
 }
 
 /// A partition's chain, as one of its replicas sees it.

@@ -2,8 +2,9 @@
 //! lives, and what is stored stays (P8).
 
 use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::digest::DIGEST_SCHEME;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, encode_control};
-use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId, PartitionId, ShardId};
+use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId, PartitionId, Seq, ShardId};
 use ashlar_layout::limits::{FRAME_CONTROL_MAX, FRAME_PAYLOAD_MAX};
 use ashlar_layout::message::{ErrorCode, Reply, Request};
 use ashlar_tests::content::{Random, seed};
@@ -131,8 +132,13 @@ fn a_port_withstands_whatever_it_is_told() {
         let mut wire = greet();
         wire.send(&header.encode());
         wire.send(&control);
-        wire.finish();
         let answer = wire.answer();
+        // Whoever knows a request that this program does not know asks others on the same connection.
+        let next = wire.ask(map.epoch, &Request::Status, b"");
+        assert!(
+            matches!(next, Answer::Reply(Reply::Status(_), _)),
+            "after {control:?}: {next:?}"
+        );
         // The bytes of a reply may happen to be those of a request; then its answer is fine too.
         if control.len() != encode_control(&Reply::Done).len() {
             refused("a control part that is no request", &answer);
@@ -204,6 +210,17 @@ fn a_port_withstands_whatever_it_is_told() {
                 max: 1,
             },
         ),
+        (
+            "a replica that is not here",
+            Request::Digest {
+                partition: map.partitions[0].id,
+                device: DeviceNo(999),
+                scheme: DIGEST_SCHEME,
+                at: Seq(1),
+                after: Vec::new(),
+                entries: 1,
+            },
+        ),
     ];
     for (what, request) in cases {
         let code = wire.ask(map.epoch, &request, b"").code();
@@ -224,6 +241,30 @@ fn a_port_withstands_whatever_it_is_told() {
         Some(ErrorCode::NotFound),
         "the connection goes on after refusals"
     );
+
+    // Digests that are made otherwise, of what is past, and of what is.
+    let digest = |scheme: u32, at: Seq| Request::Digest {
+        partition: map.partitions[0].id,
+        device,
+        scheme,
+        at,
+        after: Vec::new(),
+        entries: u32::MAX,
+    };
+    let code = wire.ask(map.epoch, &digest(999, Seq(1)), b"").code();
+    assert_eq!(code, Some(ErrorCode::BadRequest));
+    let mut at = Seq(0);
+    let entries = loop {
+        match wire.ask(map.epoch, &digest(DIGEST_SCHEME, at), b"") {
+            Answer::Reply(Reply::Digest { applied, digest }, _) => match digest {
+                Some(digest) => break digest.entries,
+                // Somebody else may write at the same time.
+                None => at = applied,
+            },
+            answer => panic!("{answer:?}"),
+        }
+    };
+    assert!(entries >= 2, "a bucket and an object: {entries}");
 
     // A stranger, and somebody who does not say hello.
     let mut wire = Wire::connect(&map, head);

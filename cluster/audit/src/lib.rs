@@ -4,6 +4,7 @@
 //!   recorded; [`Pace`] says how fast a device is read for it;
 //! - [`Record`] is what is kept of a partition: where the pass is, what waits to be mended, what was counted. It is one
 //!   document, so that none of the three is ever ahead of the others;
+//! - [`Comparison`] compares the replicas of a partition with each other, a pass at a time;
 //! - [`Tally`] is what was counted, by days; [`Loss`] what is gone;
 //! - [`poisson`] and [`markov`] make of that how durable the store was, and how durable a model says that it is.
 //!
@@ -12,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod audit;
+pub mod compare;
 pub mod durability;
 pub mod markov;
 pub mod pace;
@@ -23,11 +25,14 @@ pub mod tally;
 #[cfg(test)]
 mod audit_tests;
 #[cfg(test)]
+mod compare_tests;
+#[cfg(test)]
 mod hunt_tests;
 #[cfg(test)]
 mod rates_tests;
 
 pub use audit::{Action, Audit, Event, Limits, Looked, Prey, World};
+pub use compare::{Compared, Comparison, Divergence, Next, Said};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
 pub use pace::{Charge, Pace, Pacing};
 pub use queue::Finding;

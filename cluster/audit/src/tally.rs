@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ashlar_layout::message::FindingKind;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What was wrong with a shard.
+/// What was wrong with a shard, or with a replica of a partition.
 ///
 /// A document may have been written by a later program, which knows more of them: those are [`Kind::Other`] here, so
 /// that none is left out of a sum.
@@ -27,13 +27,15 @@ pub enum Kind {
     Misdirected,
     /// A record of an earlier life of the extent: the write never came.
     StaleIncarnation,
+    /// No shard: a replica of a partition whose index does not say what those of others say.
+    DivergentReplica,
     /// Of a kind that this program does not know.
     Other,
 }
 
 impl Kind {
     /// All of them, in their order.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Missing,
         Kind::Rot,
         Kind::WrongRecord,
@@ -42,6 +44,7 @@ impl Kind {
         Kind::LostWrite,
         Kind::Misdirected,
         Kind::StaleIncarnation,
+        Kind::DivergentReplica,
         Kind::Other,
     ];
 
@@ -56,8 +59,14 @@ impl Kind {
             Kind::LostWrite => "lost-write",
             Kind::Misdirected => "misdirected",
             Kind::StaleIncarnation => "stale-incarnation",
+            Kind::DivergentReplica => "divergent-replica",
             Kind::Other => "other",
         }
+    }
+
+    /// Whether it is said of shards.
+    pub fn is_of_shards(self) -> bool {
+        self != Kind::DivergentReplica
     }
 
     /// Whether documents of version 1 have it.
@@ -131,7 +140,8 @@ pub struct Tally {
     pub object_s: u64,
     /// The same of shards.
     pub shard_s: u64,
-    /// Bad shards, each counted once until it is mended, by what was wrong.
+    /// Bad shards, each counted once until it is mended, by what was wrong; and replicas that differ from others, each
+    /// counted on each day that it was found.
     #[serde(deserialize_with = "by_kind")]
     pub found: BTreeMap<Kind, u64>,
     /// Milliseconds that the bad ones can have been bad for at the most when they were found.
@@ -261,7 +271,14 @@ impl Tally {
 
     /// Bad shards of all kinds.
     pub fn bad(&self) -> u64 {
-        self.found.values().sum()
+        let shards = self.found.iter().filter(|(kind, _)| kind.is_of_shards());
+        shards.map(|(_, count)| count).sum()
+    }
+
+    /// Replicas of partitions that were found to differ from others.
+    pub fn divergent(&self) -> u64 {
+        let found = self.found.get(&Kind::DivergentReplica);
+        found.copied().unwrap_or_default()
     }
 }
 
@@ -296,6 +313,18 @@ mod tests {
             BTreeMap::from([(Kind::Rot, 2), (Kind::Other, 12)])
         );
         assert_eq!(tally.bad(), 14);
+    }
+
+    #[test]
+    fn a_replica_that_differs_is_no_bad_shard() {
+        let found = BTreeMap::from([(Kind::Rot, 2), (Kind::DivergentReplica, 3)]);
+        let tally = Tally {
+            found,
+            ..Tally::default()
+        };
+        assert_eq!((tally.bad(), tally.divergent()), (2, 3));
+        let json = serde_json::to_string(&tally).unwrap();
+        assert!(json.contains(r#""divergent-replica":3"#), "{json}");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!   opening does not ([`crate::Opened::live`]);
 //! - it calls with [`Event::Turn`] soon, as long as [`crate::Index::wants_turn`].
 
+use ashlar_layout::digest::Digest;
 use ashlar_layout::ids::{DeviceId, PartitionId, Seq};
 use ashlar_layout::manifest::VersionTag;
 use ashlar_layout::message::{BucketMeta, ListPage, ObjectMeta, VersionPage};
@@ -278,6 +279,22 @@ pub enum Question {
         /// At most so many bytes, but one entry at the least.
         max_bytes: usize,
     },
+    /// The digest of a stretch, to be compared with another replica's.
+    Digest(Stretch),
+}
+
+/// A stretch of the map that a digest is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stretch {
+    /// Only what is in this range,
+    pub range: Range,
+    /// and the records of these buckets.
+    pub carry: Vec<String>,
+    /// Behind this key of [`Digest::last`]; empty: from the beginning.
+    pub after: Vec<u8>,
+    /// At most so many entries, but one at the least; and no more than
+    /// [`ashlar_layout::digest::DIGEST_BYTES`].
+    pub max: u32,
 }
 
 /// An entry of the map, for another replica.
@@ -366,6 +383,8 @@ pub enum Output {
         /// Whether there are more.
         more: bool,
     },
+    /// To `Digest`.
+    Digest(Digest),
 }
 
 /// An answer, at once or later.

@@ -13,6 +13,7 @@ use ashlar_layout::root::ObjectValue;
 use bytes::Bytes;
 
 use crate::api::{Found, IndexError, Item, Name, Output, Question};
+use crate::digest::Digesting;
 use crate::key;
 use crate::list::{Listing, bad_entry};
 use crate::run::Pages;
@@ -61,6 +62,10 @@ pub(crate) enum Work {
         bytes: usize,
         items: Vec<Item>,
         more: bool,
+    },
+    Digest {
+        from: Vec<u8>,
+        digesting: Box<Digesting>,
     },
 }
 
@@ -143,6 +148,13 @@ impl Work {
                     bytes: 0,
                     items: Vec::new(),
                     more: false,
+                }
+            }
+            Question::Digest(stretch) => {
+                let (digesting, from) = Digesting::new(stretch);
+                Work::Digest {
+                    from,
+                    digesting: Box::new(digesting),
                 }
             }
         }
@@ -318,6 +330,12 @@ impl Work {
                     items: std::mem::take(items),
                     more: *more,
                 }))
+            }
+            Work::Digest { from, digesting } => {
+                digesting.begin_turn();
+                let mut visit = |key: &[u8], seen: Seen<'_>| digesting.visit(key, seen);
+                let walked = walk(sources, from, pages, held, budget, &mut visit)?;
+                Ok(passed(walked, || Output::Digest(digesting.finish())))
             }
         }
     }

@@ -114,6 +114,7 @@ impl Hash for Work {
                 items,
                 more,
             } => (from, max_bytes, bytes, items.len(), more).hash(state),
+            Work::Digest { from, digesting } => (from, digesting.progress()).hash(state),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | `change` | what comes in |
 //! | `flow` | flushes, merges, roots |
 //! | `family`, `clip` | splitting an index, putting two together; what is visible of a run |
+//! | `digest` | what two replicas' indexes are compared by |
 //! | `clear` | forgetting all of a damaged one |
 //! | [`Opening`] | from a root to an index |
 //! | [`Cache`] | pages in memory, shared by the partitions of a core |
@@ -30,6 +31,7 @@ mod cache;
 mod change;
 mod clear;
 mod clip;
+mod digest;
 mod family;
 mod filter;
 mod flow;
@@ -47,7 +49,7 @@ mod walk;
 
 pub use api::{
     Action, Answer, Change, Config, Event, Found, Full, IndexError, Item, Limits, List, Name,
-    Object, Output, Question, Range, Snapshot, Stats, Versions, WriteFailure,
+    Object, Output, Question, Range, Snapshot, Stats, Stretch, Versions, WriteFailure,
 };
 pub use cache::{Cache, CacheStats};
 pub use index::Index;

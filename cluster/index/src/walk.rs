@@ -43,6 +43,8 @@ pub(crate) enum Step {
     /// On from this key.
     Seek(Vec<u8>),
     Stop,
+    /// This key was not taken: on with it at the next turn.
+    Tired,
 }
 
 /// How far a walk came.
@@ -233,6 +235,7 @@ impl<'a> Merged<'a> {
             };
             match step {
                 Step::Stop => return Ok(Walked::Stopped),
+                Step::Tired => return Ok(Walked::Tired),
                 // A walk goes forward, whatever it is told: it would never end otherwise.
                 Step::Seek(target) if target > current => {
                     from.clone_from(&target);

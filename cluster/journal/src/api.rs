@@ -19,6 +19,7 @@
 use std::time::Duration;
 
 use ashlar_cluster_index::{self as index, Name};
+use ashlar_layout::digest::Digest;
 use ashlar_layout::ids::{ClientId, DeviceId, DeviceNo, PartitionId, RequestNo, Seq, Term};
 use ashlar_layout::limits::EXTENT_SIZE;
 use ashlar_layout::manifest::{Op, Precondition};
@@ -118,6 +119,14 @@ pub struct Limits {
     pub recalls: usize,
     /// Questions of readers that wait for pages of the index.
     pub asks: usize,
+    /// Questions for digests that wait, for their entry or for pages of the index.
+    pub digests: usize,
+    /// How long a question for a digest waits for its entry,
+    pub digest_wait: Duration,
+    /// how long a state that digests are made of is kept when nobody asks any more,
+    pub digest_keep: Duration,
+    /// and how long at the most, whoever asks: what is superseded meanwhile keeps its space.
+    pub digest_most: Duration,
     /// Entries under repair (lost on the device, fetched from a peer) at once.
     pub repairs: usize,
     /// How long a starting head waits for replicas that it can do without.
@@ -172,6 +181,10 @@ impl Default for Limits {
             lessons: 2,
             recalls: 256,
             asks: 1024,
+            digests: 4,
+            digest_wait: Duration::from_millis(500),
+            digest_keep: Duration::from_secs(10),
+            digest_most: Duration::from_secs(60),
             repairs: 256,
             grace: Duration::from_millis(40),
             resend: Duration::from_millis(200),
@@ -282,7 +295,8 @@ pub enum Event {
         /// partition by now.
         newborn: Box<Newborn>,
     },
-    /// A reader asks. Answered by [`Action::Answer`]: at the head in office, within its lease.
+    /// A reader asks. Answered by [`Action::Answer`]: at the head in office, within its lease; a question for a digest
+    /// at any replica.
     Ask {
         /// The driver's name for the answer.
         reply_to: u64,
@@ -462,6 +476,15 @@ pub enum Ask {
         /// At most so many.
         max: u32,
     },
+    /// The digest of a stretch of its bounds as the index was at an entry.
+    Digest {
+        /// The entry.
+        at: Seq,
+        /// Behind this key in the order of the map; empty: from the beginning.
+        after: Vec<u8>,
+        /// At most so many entries of the map.
+        max: u32,
+    },
 }
 
 /// What a reader is told.
@@ -491,6 +514,13 @@ pub enum Answer {
         buckets: Vec<BucketMeta>,
         /// Whether there are more after the last one.
         more: bool,
+    },
+    /// A digest.
+    Digest {
+        /// The last entry that was applied when this was said.
+        applied: Seq,
+        /// None: the entry that was asked for is not that far, or it is past it and did not keep that state.
+        digest: Option<Digest>,
     },
 }
 

@@ -117,6 +117,7 @@ impl Replica {
         let change = self.change(seq, time_ms, op, inline);
         let taken = self.index.apply(seq, change);
         debug_assert!(taken.is_ok(), "it had room: {taken:?}");
+        self.mark(seq);
     }
 
     /// What an entry does to the index.

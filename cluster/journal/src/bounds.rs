@@ -340,6 +340,7 @@ impl Replica {
         self.splitting = None;
         // A lesson of before would miss what is hidden now, and whoever took it would make its child without that.
         self.stop_all_teaching();
+        self.unmark(out);
         self.send_readers_on(out);
         narrow(&mut self.index, &self.bounds);
     }
@@ -359,7 +360,7 @@ impl Replica {
                 }
                 Ask::Lookup { bucket, .. } => bucket,
                 Ask::List(params) | Ask::Versions(params, _) => &params.bucket,
-                Ask::Buckets { .. } => "",
+                Ask::Buckets { .. } | Ask::Digest { .. } => "",
             };
             let result = Err(self.moved(bucket).into());
             let reply_to = reader.reply_to;
@@ -521,6 +522,8 @@ impl Replica {
             }
             Ask::Buckets { .. } if self.is_closed() => Err(self.moved("")),
             Ask::Buckets { .. } => self.check_whole(),
+            // It says itself of which bounds it tells.
+            Ask::Digest { .. } => Ok(()),
         }
     }
 
@@ -553,7 +556,7 @@ pub(crate) fn narrow(index: &mut Index, bounds: &Bounds) {
 }
 
 /// The bucket whose record goes with a range that begins here.
-fn carried(from: Option<&Place>) -> Vec<String> {
+pub(crate) fn carried(from: Option<&Place>) -> Vec<String> {
     let inside = from.filter(|(_, key)| !key.is_empty());
     inside
         .map(|(bucket, _)| bucket.clone())

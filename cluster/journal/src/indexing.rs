@@ -11,7 +11,7 @@
 
 use ashlar_cluster_index::{
     Action as IndexAction, Answer, Event as IndexEvent, Found as Entry, IndexError, Name, Output,
-    Question,
+    Question, Snapshot,
 };
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::manifest::{Op, Precondition};
@@ -98,10 +98,18 @@ impl Replica {
     }
 
     pub(crate) fn ask_index(&mut self, question: Question, out: &mut Vec<Action>) -> Answer {
+        self.ask_index_at(question, None, out)
+    }
+
+    /// Asks of a state that was kept; none: of the present one.
+    pub(crate) fn ask_index_at(
+        &mut self,
+        question: Question,
+        at: Option<Snapshot>,
+        out: &mut Vec<Action>,
+    ) -> Answer {
         let mut wants = Vec::new();
-        let answer = self
-            .index
-            .ask(question, None, &mut self.shelf.0, &mut wants);
+        let answer = self.index.ask(question, at, &mut self.shelf.0, &mut wants);
         self.pass_on(self.lane, wants, out);
         answer
     }

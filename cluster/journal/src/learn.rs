@@ -430,6 +430,7 @@ impl Replica {
             // It goes back to the lesson's entry, as no head can.
             self.step_down(now, "its index is replaced", out);
         }
+        self.unmark(out);
         let (old_lane, old) = (self.lane, std::mem::replace(&mut self.index, index));
         self.lane = lane;
         for (_, why) in std::mem::take(&mut self.questions) {

@@ -17,6 +17,9 @@ mod bounds;
 mod chain;
 mod check;
 mod dedup;
+mod digests;
+#[cfg(test)]
+mod digests_tests;
 mod election;
 mod entry;
 #[cfg(test)]

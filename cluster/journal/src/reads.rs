@@ -29,6 +29,12 @@ pub(crate) struct Reader {
     absent: bool,
 }
 
+impl Reader {
+    pub(crate) fn wants_digest(&self) -> bool {
+        matches!(self.ask, Ask::Digest { .. })
+    }
+}
+
 impl Replica {
     /// Whether it answers proposals and reads now: it is the head, in office, and within its lease.
     pub fn serving(&self, now: Instant) -> bool {
@@ -53,8 +59,13 @@ impl Replica {
     }
 
     pub(crate) fn on_ask(&mut self, now: Instant, reply_to: u64, ask: Ask, out: &mut Vec<Action>) {
+        if let Ask::Digest { .. } = ask {
+            return self.on_digest(now, reply_to, ask, out);
+        }
         let readers = self.questions.values();
-        let readers = readers.filter(|why| matches!(why, Why::Reader(_))).count();
+        // Digests have a bound of their own.
+        let reads = |why: &&Why| matches!(why, Why::Reader(reader) if !reader.wants_digest());
+        let readers = readers.filter(reads).count();
         let refused = if readers >= self.config.limits.asks {
             Err(self.busy("reads"))
         } else {
@@ -65,19 +76,24 @@ impl Replica {
             let result = Err(refusal.into());
             return out.push(Action::Answer { reply_to, result });
         }
+        let reader = self.reader(reply_to, ask);
+        self.read(reader, out);
+    }
+
+    pub(crate) fn reader(&self, reply_to: u64, ask: Ask) -> Reader {
         // A composition that is not committed may be taken back, and its number given to another one.
         let config = self.log.chain_at(self.committed).config;
-        let reader = Reader {
+        Reader {
             reply_to,
             ask,
             as_of: self.applied,
             config,
             absent: false,
-        };
-        self.read(reader, out);
+        }
     }
 
-    fn read(&mut self, reader: Reader, out: &mut Vec<Action>) {
+    pub(crate) fn read(&mut self, reader: Reader, out: &mut Vec<Action>) {
+        let mut at = None;
         let question = match &reader.ask {
             Ask::Lookup { bucket, .. } if reader.absent => Question::Bucket(bucket.clone()),
             Ask::Lookup { bucket, key, id } => {
@@ -99,8 +115,19 @@ impl Replica {
                 after: after.clone(),
                 max: *max,
             },
+            Ask::Digest {
+                at: entry,
+                after,
+                max,
+            } => match self.stretch(*entry, after, *max) {
+                Some((snapshot, stretch)) => {
+                    at = Some(snapshot);
+                    Question::Digest(stretch)
+                }
+                None => return self.no_digest(reader.reply_to, out),
+            },
         };
-        match self.ask_index(question, out) {
+        match self.ask_index_at(question, at, out) {
             index::Answer::Ready(result) => self.read_answered(reader, result, out),
             index::Answer::Pending(question) => {
                 self.questions.insert(question, Why::Reader(reader));
@@ -147,6 +174,10 @@ impl Replica {
             }
             (Ok(Output::Versions(Some(page))), _) => Ok(Answer::Versions(page)),
             (Ok(Output::Buckets { buckets, more }), _) => Ok(Answer::Buckets { buckets, more }),
+            (Ok(Output::Digest(digest)), _) => Ok(Answer::Digest {
+                applied: self.applied,
+                digest: Some(digest),
+            }),
             (Ok(other), _) => {
                 let detail = format!("the index gave no answer to the question: {other:?}");
                 Err(Refusal::new(ErrorCode::Internal, detail).into())

@@ -49,6 +49,9 @@ impl Replica {
         if let Some(learning) = &mut self.learning {
             learning.rebase(by);
         }
+        if let Some(marked) = &mut self.marked {
+            marked.rebase(by);
+        }
         self.teach_at = earlier(self.teach_at, by);
     }
 }

@@ -86,6 +86,7 @@ impl Replica {
             lanes: 0,
             shelf: Shelf(Cache::new(0)),
             questions: BTreeMap::new(),
+            marked: None,
             frozen: VecDeque::new(),
             rooted: state.position,
             position: state.position,

@@ -21,6 +21,7 @@ use crate::api::{Action, Config, Event, Wanted};
 use crate::bounds::Splitting;
 use crate::chain::Chain;
 use crate::dedup::Dedup;
+use crate::digests::Marked;
 use crate::election::Election;
 use crate::entry::{self, Piece};
 use crate::follower::Follower;
@@ -144,6 +145,8 @@ pub struct Replica {
     pub(crate) shelf: Shelf,
     /// What the index is asked, and for what.
     pub(crate) questions: BTreeMap<u64, Why>,
+    /// The state that digests are made of.
+    pub(crate) marked: Option<Marked>,
     /// Tables that are being written out, oldest first.
     pub(crate) frozen: VecDeque<Frozen>,
     /// Records up to this one are in what the index covers, or behind it in the log.
@@ -281,6 +284,7 @@ impl Replica {
         self.open_gates(now, out);
         self.retire(now, out);
         self.leave(now, out);
+        self.tell_marked(now, out);
     }
 
     /// When to call with [`Event::Deadline`] at the latest; `None`: nothing is awaited.
@@ -296,6 +300,7 @@ impl Replica {
         };
         let all = role.into_iter().chain(self.repair_deadline());
         let all = all.chain(self.recall_deadline());
+        let all = all.chain(self.marked_deadline());
         all.chain(self.teach_deadline()).min()
     }
 
@@ -310,6 +315,7 @@ impl Replica {
                 result: Err(why.clone().into()),
             });
         }
+        self.unmark(out);
         for asked in std::mem::take(&mut self.questions).into_values() {
             if let Why::Reader(reader) = asked {
                 let result = Err(why.clone().into());
@@ -566,6 +572,7 @@ impl Replica {
         }
         self.on_deadline_repair(now, out);
         self.on_deadline_recall(now, out);
+        self.on_deadline_marked(now, out);
         self.on_deadline_teach(now, out);
     }
 

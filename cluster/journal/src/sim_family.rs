@@ -9,15 +9,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ashlar_cluster_index::{Action as IndexAction, Cache};
 use ashlar_layout::ids::{PartitionId, Seq, Term};
+use ashlar_layout::message::WireError;
 use ashlar_layout::replica_state::ReplicaState;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
 
-use crate::api::{Action, Event};
+use crate::api::{Action, Answer, Event};
 use crate::bounds::Newborn;
 use crate::entry;
 use crate::replica::Replica;
-use crate::sim::{MICRO, MILLI, device, node_of, pair};
+use crate::sim::{MICRO, MILLI, SCRIPTED, device, node_of, pair};
 use crate::sim_agenda::Agenda;
 use crate::sim_device::{Record, Rng};
 use crate::sim_family_clients::Clients;
@@ -168,6 +169,8 @@ pub(crate) struct World {
     /// The map still changes.
     pub(crate) changes: bool,
     pub(crate) stats: BTreeMap<&'static str, u64>,
+    /// Answers to whoever asks beside the clients.
+    pub(crate) told: BTreeMap<u64, Result<Answer, WireError>>,
     pub(crate) committed: BTreeMap<PartitionId, BTreeMap<Seq, Known>>,
     pub(crate) written: BTreeMap<(PartitionId, Term, Seq), Bytes>,
     /// What each partition was made at.
@@ -209,6 +212,7 @@ impl World {
             faults: true,
             changes: true,
             stats: BTreeMap::new(),
+            told: BTreeMap::new(),
             committed: BTreeMap::new(),
             written: BTreeMap::new(),
             births: BTreeMap::new(),
@@ -615,6 +619,10 @@ impl World {
                 );
             }
             Action::Reply { reply_to, reply } => self.replied(partition, reply_to, reply),
+            Action::Answer { reply_to, result } if reply_to >= SCRIPTED => {
+                let before = self.told.insert(reply_to, result);
+                assert_eq!(before, None, "answered twice");
+            }
             Action::Answer { reply_to, result } => self.answered(node, partition, reply_to, result),
             Action::ReadLog { token, at, len } => {
                 let bytes = self.nodes[usize::from(node)].device.read(at, len);

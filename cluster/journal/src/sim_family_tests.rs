@@ -18,7 +18,7 @@ const REGRESSIONS: [u64; 14] = [
     1, 143, 313, 449, 1346, 1777, 1798, 2986, 1185, 2993, 292, 8730, 9823, 13689,
 ];
 
-fn plan(seed: u64) -> Plan {
+pub(crate) fn plan(seed: u64) -> Plan {
     let mut rng = Rng(seed ^ 0xfa_5eed);
     Plan {
         crashes: !rng.one_in(4),
@@ -61,12 +61,12 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
     world.stats
 }
 
-fn clients_finish(world: &World) -> Option<String> {
+pub(crate) fn clients_finish(world: &World) -> Option<String> {
     (!world.clients.finished()).then(|| world.clients.unfinished())
 }
 
 /// Why not every partition of the map is what the map says.
-fn all_settle(world: &World) -> Option<String> {
+pub(crate) fn all_settle(world: &World) -> Option<String> {
     let version = world.maps.len() - 1;
     let map = &world.maps[version];
     if !map.ending.is_empty() {
@@ -105,7 +105,7 @@ fn all_settle(world: &World) -> Option<String> {
     None
 }
 
-fn devices_rest(world: &World) -> Option<String> {
+pub(crate) fn devices_rest(world: &World) -> Option<String> {
     let busy = |node: &crate::sim_family::Node| {
         let mut replicas = node.replicas.values();
         let busy = |it: &Running| {

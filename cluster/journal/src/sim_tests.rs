@@ -137,7 +137,7 @@ pub(crate) fn run(seed: u64, replicas: u8, plan: Plan) -> BTreeMap<&'static str,
 }
 
 /// Whether somebody reigns, and all that are wanted hold and have applied everything.
-fn settled(world: &World) -> bool {
+pub(crate) fn settled(world: &World) -> bool {
     let Some(head) = world.reigning().map(|node| world.replica(node)) else {
         return false;
     };

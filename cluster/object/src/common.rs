@@ -330,6 +330,7 @@ pub fn unexpected(expected: &str, got: &Reply) -> ObjectError {
         Reply::Status(_) => "Status",
         Reply::Error(_) => "Error",
         Reply::Versions(_) => "Versions",
+        Reply::Digest { .. } => "Digest",
     };
     ObjectError::Protocol {
         detail: format!("a reply {got} came where {expected} was expected"),

@@ -2,6 +2,7 @@
 
 use ashlar_layout::checkpoint::{Checkpoint, ExtentEntry, ExtentState};
 use ashlar_layout::crc::crc32;
+use ashlar_layout::digest::{Digest, DigestEntry};
 use ashlar_layout::extent::{ExtentHeader, ExtentKind};
 use ashlar_layout::footer::{Footer, FooterEntry};
 use ashlar_layout::frame::{FrameHeader, Opcode};
@@ -358,6 +359,14 @@ pub fn requests() -> Vec<Request> {
             after_id: Some(Seq(12)),
             max: 1000,
         },
+        Request::Digest {
+            partition,
+            device,
+            scheme: 1,
+            at: Seq(17),
+            after: b"\x02photos\0a/b".to_vec(),
+            entries: 256,
+        },
     ]
 }
 
@@ -465,6 +474,25 @@ pub fn replies() -> Vec<Reply> {
             prefixes: vec!["a/c/".into()],
             next: Some(("a/b".into(), Some(Seq(3)))),
         }),
+        Reply::Digest {
+            applied: Seq(18),
+            digest: Some(Box::new(Digest {
+                sum: [7; 32],
+                entries: 1,
+                first: Some(DigestEntry {
+                    at: b"\x02photos\0a/b".to_vec(),
+                    bucket: "photos".into(),
+                    key: "a/b".into(),
+                    id: Some(Seq(3)),
+                    version: Seq(5),
+                    modified_ms: 1_700_000_000_000,
+                    size: 8,
+                    crc: 9,
+                }),
+                last: b"\x02photos\0a/b".to_vec(),
+                more: true,
+            })),
+        },
     ]
 }
 

@@ -1,6 +1,7 @@
 //! Audits and repairs, carried out over the native client.
 //!
-//! - [`run`] is a node's auditor: it goes through the partitions that the node leads, for as long as it does;
+//! - [`run`] is a node's auditor: it goes through the partitions that the node leads, for as long as it does,
+//!   and compares the replicas of each with each other;
 //! - [`device`] has the node's devices look at themselves;
 //! - [`ledger`] reads and writes what is recorded, in the reserved bucket;
 //! - [`Asked`] records a pass that somebody asked for.
@@ -8,6 +9,7 @@
 //! What is looked at next, mended and counted is decided in `ashlar-cluster-audit`.
 
 pub mod asked;
+mod compare;
 pub mod device;
 pub mod gone;
 pub mod ledger;

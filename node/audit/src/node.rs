@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::compare;
 use crate::device::{self, Devices};
 use crate::gone;
 use crate::partition::{self, Led};
@@ -236,7 +237,15 @@ pub async fn run<D: Devices>(
         });
         for led in wanted {
             running.entry(led.partition).or_insert_with(|| {
-                let run = partition::run(node.clone(), led.clone(), heard.clone());
+                let (node, heard) = (node.clone(), heard.clone());
+                let of = led.clone();
+                let run = async move {
+                    let compare = compare::run(node.clone(), of.clone());
+                    tokio::select! {
+                        () = partition::run(node, of, heard) => {}
+                        () = compare => {}
+                    }
+                };
                 (led, tasks.spawn(run))
             });
         }

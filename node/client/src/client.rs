@@ -8,11 +8,12 @@ use ashlar_cluster_map::ClusterMap;
 use ashlar_cluster_object::{
     Answer, BufferPool, Code, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
 };
-use ashlar_layout::ids::{ClientId, NodeId, Seq};
+use ashlar_layout::digest::Digest;
+use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, Seq};
 use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Manifest, Precondition};
 use ashlar_layout::message::{
-    BucketMeta, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage,
+    BucketMeta, ChainView, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage,
 };
 use ashlar_layout::names::{check_bucket, check_key};
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
     PutOutcome, RenameOptions, Seal, Sealed, VersionDropped, VersionsOptions,
 };
-use crate::{list, put, rename, versions};
+use crate::{list, put, rename, replicas, versions};
 
 /// A client of one cluster. Cheap to clone; clones share connections.
 ///
@@ -536,6 +537,28 @@ impl Client {
             });
         }
         Ok(statuses)
+    }
+
+    /// The chain of a partition, as its head in office sees it; `first` is asked first.
+    pub async fn chain_of(
+        &self,
+        partition: PartitionId,
+        first: Option<DeviceNo>,
+    ) -> Result<ChainView, ClientError> {
+        replicas::chain_of(&self.inner, partition, first).await
+    }
+
+    /// The digest of at most `entries` entries of a replica's index, behind `after` (empty: from the beginning), as the
+    /// index was behind entry `at` of the journal; and the last entry that the replica has applied. There is none if
+    /// the replica is not so far, or is past it and has not kept that state.
+    pub async fn replica_digest(
+        &self,
+        (partition, device): (PartitionId, DeviceNo),
+        at: Seq,
+        after: Vec<u8>,
+        entries: u32,
+    ) -> Result<(Seq, Option<Digest>), ClientError> {
+        replicas::digest(&self.inner, (partition, device), at, after, entries).await
     }
 
     /// Waits, at most so long, for what is being finished behind acknowledgements: late shards, and

@@ -149,7 +149,7 @@ impl Inner {
     }
 
     /// The link to the core that owns a device, and the epoch to say.
-    fn route(&self, device: DeviceNo, using: Use) -> (Epoch, Option<Arc<Link>>) {
+    pub(crate) fn route(&self, device: DeviceNo, using: Use) -> (Epoch, Option<Arc<Link>>) {
         let pick = |route: &Route| match using {
             Use::Shards => route.shards.clone(),
             Use::Questions => route.questions.clone(),

@@ -23,6 +23,7 @@ pub mod options;
 mod put;
 mod reader;
 mod rename;
+mod replicas;
 mod versions;
 
 #[cfg(test)]
@@ -37,6 +38,8 @@ mod fake_versions;
 mod fault_tests;
 #[cfg(test)]
 mod reader_tests;
+#[cfg(test)]
+mod replicas_tests;
 #[cfg(test)]
 mod versions_tests;
 

@@ -1,7 +1,7 @@
 //! Reads of metadata, and of the objects that ride in the journal.
 //!
 //! Invariants:
-//! - only a replica that serves answers, and it says itself whether it does;
+//! - only a replica that serves answers, and it says itself whether it does; any one makes digests of its index;
 //! - an inline object goes out only after the manifest's CRC has matched, and if it was read from its entry,
 //!   that one's checksum, number, term and length as well; if they do not, it is asked of another replica;
 //! - who reads waits in one place only: for the head's lease, for the replica's answer, for the device, or for
@@ -10,8 +10,9 @@
 use ashlar_cluster_index::Name;
 use ashlar_cluster_journal::{self as journal, Answer, Ask, ListParams};
 use ashlar_layout::crc::crc32;
+use ashlar_layout::digest::DIGEST_SCHEME;
 use ashlar_layout::frame::{FrameHeader, encode_control};
-use ashlar_layout::ids::{Epoch, Seq};
+use ashlar_layout::ids::{DeviceNo, Epoch, PartitionId, Seq};
 use ashlar_layout::limits::{FRAME_CONTROL_MAX, LIST_PAGE_MAX};
 use ashlar_layout::message::{ErrorCode, FindingKind, Reply, Request, WireError};
 use ashlar_layout::time::Instant;
@@ -30,7 +31,7 @@ const INLINE_TRIES: u32 = 3;
 pub(crate) struct Reading {
     pub(crate) conn: ConnId,
     pub(crate) number: u64,
-    /// `Lookup`, `List` or `ListBuckets`.
+    /// `Lookup`, a list of anything, or `Digest`.
     request: Request,
     /// Entries that a page may have, as far as that is known: a longer one did not fit.
     max: u32,
@@ -107,6 +108,13 @@ impl Reading {
                 after: after.clone(),
                 max: self.max,
             },
+            Request::Digest {
+                at, after, entries, ..
+            } => Ask::Digest {
+                at: *at,
+                after: after.clone(),
+                max: *entries,
+            },
             _ => return None,
         })
     }
@@ -133,6 +141,26 @@ impl Reading {
 }
 
 impl Core {
+    /// Begins a digest of a replica's index, whatever it is in its chain.
+    pub(crate) fn digest(
+        &mut self,
+        reading: Reading,
+        (partition, device): (PartitionId, DeviceNo),
+        io: &mut impl Driver,
+    ) {
+        let mut slots = self.replicas.iter();
+        let held = slots.position(|it| it.partition == partition && it.me == device && !it.over);
+        let Some(replica) = held else {
+            let detail = format!(
+                "partition {partition} has no replica on device {device} on this core of node {}",
+                self.shared.node
+            );
+            let error = outgoing::error(ErrorCode::NotHere, detail);
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
+        };
+        self.ask(replica, reading, io);
+    }
+
     /// Begins a read of metadata at the head. While the head's lease is out the read waits, if it may:
     /// from `now` on.
     pub(crate) fn read_metadata(
@@ -171,6 +199,16 @@ impl Core {
         {
             // The one is no entry's number, the other one is a place among versions, and not a name.
             let error = outgoing::error(ErrorCode::BadRequest, "no version has that name");
+            return self.answer(io, reading.conn, reading.number, &error, Payload::None);
+        }
+        if let Request::Digest { scheme, .. } = reading.request
+            && scheme != DIGEST_SCHEME
+        {
+            let detail = format!(
+                "digests of scheme {scheme} are wanted, and this program makes those of {DIGEST_SCHEME}: the two are \
+                 not compared"
+            );
+            let error = outgoing::error(ErrorCode::BadRequest, detail);
             return self.answer(io, reading.conn, reading.number, &error, Payload::None);
         }
         let Some(ask) = reading.ask() else {
@@ -230,6 +268,10 @@ impl Core {
             Ok(Answer::Buckets { buckets, more }) => {
                 let reply = Reply::Buckets { buckets, more };
                 return self.listed(replica, reading, reply, io);
+            }
+            Ok(Answer::Digest { applied, digest }) => {
+                let digest = digest.map(Box::new);
+                Reply::Digest { applied, digest }
             }
         };
         self.answer(io, reading.conn, reading.number, &reply, Payload::None);

@@ -418,6 +418,12 @@ impl Core {
                 }
                 Err(error) => Some(Err(error)),
             },
+            Request::Digest {
+                partition, device, ..
+            } => {
+                let reading = Reading::new(conn, header, request);
+                return self.digest(reading, (partition, device), io);
+            }
             Request::Chain { partition } => Some(self.replica(partition).and_then(|r| {
                 let view = self.replicas[r].serve()?.view(now);
                 Ok(Reply::Chain(view))

@@ -197,6 +197,7 @@ impl Report {
         let kinds: Vec<String> = counted
             .found
             .iter()
+            .filter(|(kind, _)| kind.is_of_shards())
             .map(|(kind, count)| format!("{count} {}", kind.name()))
             .collect();
         let kinds = if kinds.is_empty() {
@@ -209,6 +210,12 @@ impl Report {
             "  mended and read back: {}; of objects that were removed before: {}",
             counted.repaired, counted.moot
         ))?;
+        if counted.divergent() > 0 {
+            output::line(&format!(
+                "  replicas of partitions that differ from others, by days that it was found: {}; logs of nodes say more",
+                counted.divergent()
+            ))?;
+        }
         if counted.moved > 0 {
             output::line(&format!(
                 "  of devices that are gone, made again elsewhere: {}",

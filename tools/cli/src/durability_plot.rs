@@ -157,7 +157,8 @@ pub fn svg(
         let part = |(kind, count): (&Kind, &u64)| {
             (kind.name().to_owned(), color(*kind as usize), *count as f64)
         };
-        found.iter().map(part).collect()
+        let shards = found.iter().filter(|(kind, _)| kind.is_of_shards());
+        shards.map(part).collect()
     };
     let margins = |(_, tally): (u64, &Tally)| {
         let part = |(margin, ms): (&i32, &u64)| {

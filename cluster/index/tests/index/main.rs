@@ -6,6 +6,7 @@ mod clear;
 mod crashes;
 mod damage;
 mod device;
+mod digest;
 mod family;
 mod file;
 mod model;

@@ -206,7 +206,7 @@ impl Model {
                 Output::List(page)
             }
             Question::Items { .. } => unreachable!("compared in whole"),
-            Question::Versions(_) => unreachable!("not asked here"),
+            Question::Versions(_) | Question::Digest(_) => unreachable!("not asked here"),
         }
     }
 
