@@ -165,18 +165,19 @@ impl Directory {
     pub(crate) async fn documents(self: &Arc<Self>, request: &Asked) -> Result<Documents, Refusal> {
         let Asked { call, claim, .. } = request;
         let began = Instant::now();
+        let anew = is_judged_anew(request);
         let key = async {
-            match claim.key_id() {
-                Some(id) => self
-                    .key_since(id)
-                    .await
-                    .map(|(key, asked)| (Some(key), asked)),
-                None => Ok((None, began)),
-            }
+            let found = match claim.key_id() {
+                Some(id) if anew && is_key_id(id) => self.ask_key(id).await,
+                Some(id) => self.key_since(id).await,
+                None => return Ok((None, began)),
+            };
+            found.map(|(key, asked)| (Some(key), asked))
         };
         let bucket = async {
             match call.level {
                 Level::Service => Ok((None, began)),
+                _ if anew => self.ask_bucket(&call.bucket).await,
                 _ => self.bucket_since(&call.bucket).await,
             }
         };
