@@ -667,7 +667,8 @@ impl World {
                 pins,
             } => {
                 let held = &mut self.nodes[usize::from(node)];
-                // What it begins with is on its way, and pinned: it has not heard of that when it says that it needs nothing.
+                // What it begins with is on its way, and pinned: it has not heard of that when it says that it needs
+                // nothing.
                 let expected = held.replicas.get(&partition).is_some_and(|it| it.expected);
                 if expected && through == Seq(0) && pins.is_empty() {
                     return;

@@ -12,8 +12,8 @@ use crate::sim_family::{Plan, Running, World};
 
 /// Seeds that failed once: born was said before anything was durable; an acknowledgement was lost, and lessons given
 /// for ever; an heir was made of what still had its child's part; a reader was answered from what was hidden meanwhile
-/// (two); an extent was freed that only a newborn needed (two); a lesson that its head had left was judged as a leak; what
-/// a newborn needs was pinned, and then given up by what it said before it heard of that (three).
+/// (two); an extent was freed that only a newborn needed (two); a lesson that its head had left was judged as a leak;
+/// what a newborn needs was pinned, and then given up by what it said before it heard of that (three).
 const REGRESSIONS: [u64; 14] = [
     1, 143, 313, 449, 1346, 1777, 1798, 2986, 1185, 2993, 292, 8730, 9823, 13689,
 ];

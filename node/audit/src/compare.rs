@@ -228,8 +228,8 @@ fn told(found: &Divergence) -> String {
     format!(
         "finding: {}: behind entry {}, from {:?}/{:?}{id} on: {}; {who}. Nothing was changed. Find out why before \
          choosing: keep a copy of the device of whichever differs. Then let a spare device take its place \
-         (`ashlar cluster replace`): that one learns all from the head, so if it is the head that differs, first \
-         stop its node and see that another one leads",
+         (`ashlar cluster replace`): that one learns all from the head, so if it is the head that differs, \
+         first stop its node and see that another one leads",
         Kind::DivergentReplica.name(),
         found.at,
         key.bucket,

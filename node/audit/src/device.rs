@@ -301,7 +301,7 @@ pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: 
             let told = walk.untold;
             let then = walk.take(answer, |step| devices.behind(step), &mut book.sums.counted);
             if told == 0 && walk.untold > 0 {
-                book.tell("so much is wrong that the rest of some kind is only counted, up to the end of this pass");
+                book.tell("so much is wrong that the rest of a kind is only counted, until this pass ends");
             }
             match then {
                 Then::Wait => sleep(WAIT).await,
