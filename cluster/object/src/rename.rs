@@ -36,28 +36,21 @@ pub struct Rename {
 
 impl Rename {
     /// Gives what was `found` under `source` the name `key`, in the place of what is there, if `precondition` holds for
-    /// that. `payload` is all of it, if it rides in the journal. What else is to be remembered of it may be something
-    /// else than before.
+    /// that. With it comes all of it, if it rides in the journal. What else is to be remembered of it, `seal`, may be
+    /// something else than before.
     pub fn new(
         common: Arc<Common>,
         bucket: &str,
         (source, key): (&str, &str),
         precondition: Precondition,
-        (found, payload): (ObjectMeta, Bytes),
-        (etag, attributes): (Etag, Vec<u8>),
+        found: (ObjectMeta, Bytes),
+        seal: (Etag, Vec<u8>),
     ) -> Result<Rename, ObjectError> {
         if source == key {
             let detail = "an object that is to get the key that it has".to_owned();
             return Err(ObjectError::BadRequest { detail });
         }
-        Rename::of(
-            common,
-            bucket,
-            (source, key),
-            precondition,
-            (found, payload),
-            (etag, attributes),
-        )
+        Rename::of(common, bucket, (source, key), precondition, found, seal)
     }
 
     /// Remembers something else of what was `found`, which is the same object otherwise, and as old.

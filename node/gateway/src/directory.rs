@@ -168,7 +168,7 @@ impl Directory {
         let anew = is_judged_anew(request);
         let key = async {
             let found = match claim.key_id() {
-                Some(id) if anew && is_key_id(id) => self.ask_key(id).await,
+                Some(id) if anew => self.ask_key(id).await,
                 Some(id) => self.key_since(id).await,
                 None => return Ok((None, began)),
             };
@@ -220,9 +220,6 @@ impl Directory {
     }
 
     async fn key_since(self: &Arc<Self>, id: &str) -> Result<Since<Arc<OpenKey>>, Refusal> {
-        if !is_key_id(id) {
-            return no_key();
-        }
         match self.keys.stands(id, Instant::now()) {
             Stands::Yes(found) => Ok(found),
             Stands::Renew(found) => {
@@ -235,7 +232,11 @@ impl Directory {
         }
     }
 
+    /// The same, as the store has it now.
     async fn ask_key(&self, id: &str) -> Result<Since<Arc<OpenKey>>, Refusal> {
+        if !is_key_id(id) {
+            return no_key();
+        }
         self.asked_keys.ask(id, || self.read_key(id)).await
     }
 

@@ -208,28 +208,15 @@ fn a_stretch_is_in_its_range_and_ends_at_its_bounds() {
     );
     // Bytes bound it too, but one entry there is.
     let mut rig = Rig::new(1, small(), 64 << 10);
-    for seq in 1..=200 {
-        let mut object = object(2);
-        object.manifest.attributes = vec![1; 8 << 10];
-        let (bucket, key) = ("bucket".to_owned(), format!("{seq:03}"));
-        rig.apply(
-            seq,
-            Change::Put {
-                bucket,
-                key,
-                object,
-            },
-        );
-    }
+    put_wide(&mut rig, 200);
     let most = digest(&mut rig, stretch(b"", 1000), None);
     let per = DIGEST_BYTES / (8 << 10);
     assert!(most.more && most.entries as usize <= per && most.entries as usize > per - 10);
 }
 
-#[test]
-fn a_turn_goes_through_so_many_bytes_and_no_more() {
-    let mut rig = Rig::new(1, Limits::default(), 64 << 10);
-    for seq in 1..=100 {
+/// So many objects of which 8 KiB are remembered.
+fn put_wide(rig: &mut Rig, count: u64) {
+    for seq in 1..=count {
         let mut object = object(2);
         object.manifest.attributes = vec![1; 8 << 10];
         let (bucket, key) = ("bucket".to_owned(), format!("{seq:03}"));
@@ -242,6 +229,12 @@ fn a_turn_goes_through_so_many_bytes_and_no_more() {
             },
         );
     }
+}
+
+#[test]
+fn a_turn_goes_through_so_many_bytes_and_no_more() {
+    let mut rig = Rig::new(1, Limits::default(), 64 << 10);
+    put_wide(&mut rig, 100);
     // All of it is in memory, and far fewer entries than a call may work through.
     let Answer::Pending(id) = rig.ask(Question::Digest(stretch(b"", 1000)), None) else {
         panic!("it takes more than one turn");
