@@ -47,6 +47,9 @@ pub struct ReplicaState {
     pub clients: Vec<ClientState>,
     /// What splitting and merging have made of the partition.
     pub bounds: Bounds,
+    /// Its device may have had, and lost, other partitions that this one gave away by its entries up to this one; 0: it
+    /// has been there ever since this partition began. `u64::MAX`: up to which one is not known yet.
+    pub renewed: Seq,
 }
 
 /// What splitting and merging have made of a partition.
@@ -71,6 +74,39 @@ pub struct Closed {
     pub term: Term,
     /// The chain then, from its head on.
     pub members: Vec<DeviceNo>,
+}
+
+/// As it is kept on a device that has always been there, and told to learners: all of it but the last.
+#[derive(SchemaWrite, SchemaRead)]
+struct Lasting {
+    position: u64,
+    promised: Term,
+    term: Term,
+    doubt: Option<Term>,
+    chain_seq: Seq,
+    config: u64,
+    members: Vec<DeviceNo>,
+    forgotten: Seq,
+    clients: Vec<ClientState>,
+    bounds: Bounds,
+}
+
+impl From<Lasting> for ReplicaState {
+    fn from(kept: Lasting) -> ReplicaState {
+        ReplicaState {
+            position: kept.position,
+            promised: kept.promised,
+            term: kept.term,
+            doubt: kept.doubt,
+            chain_seq: kept.chain_seq,
+            config: kept.config,
+            members: kept.members,
+            forgotten: kept.forgotten,
+            clients: kept.clients,
+            bounds: kept.bounds,
+            renewed: Seq(0),
+        }
+    }
 }
 
 /// As it was kept before there were bounds: all of it but those.
@@ -100,6 +136,7 @@ impl From<Unbounded> for ReplicaState {
             forgotten: old.forgotten,
             clients: old.clients,
             bounds: Bounds::default(),
+            renewed: Seq(0),
         }
     }
 }
@@ -122,7 +159,12 @@ pub struct ClientState {
 impl ReplicaState {
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        let mut bytes = encode(self);
+        if self.renewed == Seq(0) {
+            // Older programs read what ends in front of it.
+            bytes.truncate(bytes.len() - encode(&self.renewed).len());
+        }
+        bytes
     }
 
     /// From all of its bytes.
@@ -136,6 +178,11 @@ impl ReplicaState {
             wincode::config::deserialize_exact::<Unbounded, _>(bytes, StateConfig::new())
         {
             return Ok(old.into());
+        }
+        if let Ok(kept) =
+            wincode::config::deserialize_exact::<Lasting, _>(bytes, StateConfig::new())
+        {
+            return Ok(kept.into());
         }
         wincode::config::deserialize_exact(bytes, StateConfig::new())
             .map_err(|error| undecodable(got, &error))
@@ -226,6 +273,7 @@ mod tests {
                     members: vec![DeviceNo(13), DeviceNo(12)],
                 }),
             },
+            renewed: Seq(16),
         };
         let mut bytes = state.encode();
         assert_eq!(ReplicaState::decode(&bytes), Ok(state));

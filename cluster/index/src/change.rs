@@ -104,14 +104,32 @@ impl Index {
         }
         let newest = self.frozen.back().map_or(self.covered, |f| f.covered);
         if self.applied > newest || self.active.entries() > 0 {
-            self.frozen.push_back(Frozen {
-                table: Arc::new(std::mem::take(&mut self.active)),
-                covered: self.applied,
-                attachment,
-            });
-            self.keep_jobs(out);
+            self.freeze_all(attachment, out);
         }
         true
+    }
+
+    /// The same with nothing new in it, for what the owner gives along, or to be there at the next opening.
+    pub fn freeze_anyway(&mut self, attachment: Bytes, out: &mut Vec<Action>) -> bool {
+        let may = self.may_freeze();
+        if may {
+            self.freeze_all(attachment, out);
+        }
+        may
+    }
+
+    /// Whether anything that was frozen is not durable yet.
+    pub fn is_writing_out(&self) -> bool {
+        !self.frozen.is_empty()
+    }
+
+    fn freeze_all(&mut self, attachment: Bytes, out: &mut Vec<Action>) {
+        self.frozen.push_back(Frozen {
+            table: Arc::new(std::mem::take(&mut self.active)),
+            covered: self.applied,
+            attachment,
+        });
+        self.keep_jobs(out);
     }
 }
 

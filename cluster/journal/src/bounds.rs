@@ -69,6 +69,8 @@ pub struct Newborn {
     pub(crate) at: Seq,
     /// and what is known there.
     pub(crate) state: ReplicaState,
+    /// Its device had nothing of it before: it was there already when this entry was made.
+    pub(crate) first: bool,
 }
 
 impl PartialEq for Newborn {
@@ -115,7 +117,13 @@ impl Newborn {
             closed: None,
         };
         let state = state_of(ends.term.max(others.term), &ends.members, &dedup, bounds);
-        Some(Ok(Newborn { index, at, state }))
+        let first = ends.seq > left.renewed() || others.seq > right.renewed();
+        Some(Ok(Newborn {
+            index,
+            at,
+            state,
+            first,
+        }))
     }
 }
 
@@ -133,6 +141,7 @@ fn state_of(term: Term, members: &[DeviceNo], dedup: &Dedup, bounds: Bounds) -> 
         forgotten,
         clients,
         bounds,
+        renewed: Seq(0),
     }
 }
 
@@ -144,6 +153,17 @@ impl Replica {
     /// Whether it is another partition's heir and has nothing of that, for whatever reason.
     pub(crate) fn has_nothing(&self) -> bool {
         self.config.heir && self.log.last() == Seq(0)
+    }
+
+    /// Up to which entry its device may have lost what the partition gave away. A head in office knows that what is
+    /// behind its own first entry came later.
+    pub(crate) fn renewed(&self) -> Seq {
+        let start = self.head.term_start;
+        let reigns = self.in_office() && self.committed >= start;
+        match self.renewed {
+            Seq(u64::MAX) if reigns => start,
+            renewed => renewed,
+        }
     }
 
     /// The same, and it never had anything.
@@ -298,6 +318,7 @@ impl Replica {
             index,
             at: seq,
             state,
+            first: seq > self.renewed(),
         })
     }
 

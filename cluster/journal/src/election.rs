@@ -21,12 +21,17 @@ use crate::chain::Chain;
 use crate::membership::MEMBERS_MAX;
 use crate::replica::{Replica, Role};
 
+/// So many times in a row one in doubt waits twice as long before it asks again.
+const DOUBT_TRIES: u32 = 5;
+
 /// What a member said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Answer {
     promised: Term,
     /// Until when it promises nobody anything, if it is under a lease.
     leased_until: Option<Instant>,
+    /// Who asks is a member, as far as it knows.
+    counts_me: bool,
 }
 
 /// See the module.
@@ -57,8 +62,9 @@ impl Replica {
         if self.role != Role::Replaying {
             return;
         }
+        self.damaged = self.promise.doubtful;
+        self.promise.doubtful |= self.blank || self.bare;
         if self.blank {
-            self.promise.doubtful = true;
             self.log.replay_damaged(None, self.promise.durable);
         }
         self.log.replay_ends(self.promise.durable);
@@ -69,7 +75,9 @@ impl Replica {
         let me = self.config.me;
         let mut wait = Duration::ZERO;
         if self.term != Term(0) || self.promise.doubtful {
-            if self.term.head() != me || self.promise.doubtful {
+            // With nothing at all it heard nobody: if it forgot that, it is told whom, and bound, before it counts.
+            let unbound = self.bare && self.term == Term(0);
+            if (self.term.head() != me || self.promise.doubtful) && !unbound {
                 self.promise.lease_until = Some(self.leased(now));
             }
         } else if self.log.chain().members.first() != Some(&me) {
@@ -135,6 +143,10 @@ impl Replica {
             return free_at.into_iter().chain([asked_at + limits.stagger]).min();
         }
         let base = self.promise.lease_until.unwrap_or_default();
+        if self.promise.doubtful {
+            // Nobody is disturbed by that.
+            return Some(base.max(self.election.not_before));
+        }
         let rank = self.log.chain().rank(self.term.head(), self.config.me);
         let behind = u32::try_from(rank.saturating_sub(1)).unwrap_or(u32::MAX);
         let later = limits.stagger.saturating_mul(behind) + self.jitter(behind);
@@ -166,11 +178,27 @@ impl Replica {
         self.election.asked_at = Some(now);
         self.election.answers.clear();
         for peer in self.others_to_ask() {
-            let (first, last) = (Seq(0), Seq(0));
-            let body = ChainBody::Fetch { first, last };
-            self.send_as(Term(0), peer, body, Bytes::new(), out);
+            self.ask_how_it_stands(peer, out);
         }
         self.weigh(now, out);
+    }
+
+    fn ask_how_it_stands(&self, peer: DeviceNo, out: &mut Vec<Action>) {
+        let (first, last) = (Seq(0), Seq(0));
+        let body = ChainBody::Fetch { first, last };
+        self.send_as(Term(0), peer, body, Bytes::new(), out);
+    }
+
+    /// Somebody can be reached whom it would have asked.
+    pub(crate) fn ask_too(&mut self, now: Instant, peer: DeviceNo, out: &mut Vec<Action>) {
+        if !self.promise.doubtful || !self.others_to_ask().contains(&peer) {
+            return;
+        }
+        if self.election.asked_at.is_some() {
+            return self.ask_how_it_stands(peer, out);
+        }
+        self.election.not_before = now;
+        self.on_deadline_election(now, out);
     }
 
     /// Somebody asks how this replica stands.
@@ -203,12 +231,21 @@ impl Replica {
     }
 
     /// While it is in doubt: another composition, by which it has to ask.
-    pub(crate) fn told_of(&mut self, chain: Chain) {
-        let told = self.promise.told.as_ref().unwrap_or(self.log.chain());
-        let newer = self.promise.doubtful && chain.config > told.config;
+    pub(crate) fn told_of(&mut self, chain: Chain, out: &mut Vec<Action>) {
+        // What one that has nothing goes by is a guess.
+        let own = self.log.chain().config * u64::from(!self.has_nothing());
+        let told = self.promise.told.as_ref().map_or(own, |told| told.config);
+        let newer = self.promise.doubtful && chain.config > told;
         // A union has one more. Nobody works with what has none, and what is kept has a bound.
         if newer && (1..=MEMBERS_MAX + 1).contains(&chain.members.len()) {
             self.promise.told = Some(chain);
+            if self.election.asked_at.is_some() {
+                for peer in self.others_to_ask() {
+                    if !self.election.answers.contains_key(&peer) {
+                        self.ask_how_it_stands(peer, out);
+                    }
+                }
+            }
         }
     }
 
@@ -223,14 +260,20 @@ impl Replica {
             .filter_map(|answer| answer.leased_until);
         let soonest = leased.filter(|at| *at > now).min();
         election.not_before = soonest.unwrap_or(now) + Duration::from_micros(1);
+        if self.promise.doubtful {
+            // Somebody may be away for long. Nor is what was told for ever: it may have come to nothing.
+            let times = 1 << election.tries.min(DOUBT_TRIES);
+            election.not_before = now + self.config.limits.stagger / 2 * times;
+            self.promise.told = None;
+        }
     }
 
     pub(crate) fn on_answer(
         &mut self,
         now: Instant,
         from: DeviceNo,
-        promised: Term,
-        lease_us: u64,
+        (promised, lease_us): (Term, u64),
+        counts_me: bool,
         out: &mut Vec<Action>,
     ) {
         if self.role != Role::Follower || self.election.asked_at.is_none() {
@@ -244,6 +287,7 @@ impl Replica {
         let answer = Answer {
             promised,
             leased_until: (lease_us > 0).then_some(now + lease),
+            counts_me,
         };
         self.election.answers.insert(from, answer);
         self.weigh(now, out);
@@ -254,21 +298,13 @@ impl Replica {
         let answers = &self.election.answers;
         let others = self.others_to_ask();
         // What the map wants is no part of a replica's own state: one that has none has to be told.
-        let knows = !self.blank || !self.promise.doubtful || !self.desired.is_empty();
+        let knows = !(self.blank || self.bare) || !self.desired.is_empty();
+        let knows = knows || !self.promise.doubtful;
         let all = knows && others.iter().all(|other| answers.contains_key(other));
         if self.promise.doubtful {
-            if all {
-                let told = answers.values().map(|answer| answer.promised).max();
-                self.promise.doubtful = false;
-                self.promise.told = None;
-                self.election = Election {
-                    not_before: now + Duration::from_micros(1),
-                    ..Election::default()
-                };
-                if let Some(told) = told.filter(|told| *told > self.term) {
-                    self.promise(now, told, out);
-                }
-                self.log.lost_up_to(self.term);
+            let stranger = self.is_stranger();
+            if all || stranger {
+                self.doubt_ends(now, stranger, out);
             }
             return;
         }
@@ -285,6 +321,54 @@ impl Replica {
         } else if all {
             self.asked_in_vain(now);
         }
+    }
+
+    /// Whether a bare one is no member: so many say so as make a quorum of the newest composition. Had it become a
+    /// member by a newer one that counts, one of them would know of that.
+    fn is_stranger(&self) -> bool {
+        let own = Some(self.log.chain()).filter(|_| !self.has_nothing());
+        let Some(chain) = self.promise.told.as_ref().or(own) else {
+            return false;
+        };
+        let says = |member: &&DeviceNo| {
+            let answer = self.election.answers.get(member);
+            answer.is_some_and(|answer| !answer.counts_me)
+        };
+        let say = chain.members.iter().filter(says).count();
+        let sound = self.bare && !self.damaged && !chain.contains(self.config.me);
+        sound && !chain.members.is_empty() && say >= chain.quorum()
+    }
+
+    /// The others have told what there is to know.
+    fn doubt_ends(&mut self, now: Instant, stranger: bool, out: &mut Vec<Action>) {
+        let answers = self.election.answers.values();
+        let told = answers.map(|answer| answer.promised).max();
+        let told = told.unwrap_or_default();
+        // Nobody ever promised anything: nothing was ever committed. Whom to ask one knows by what it has, or founds.
+        let founds = self.bare && !self.damaged && !stranger && told == Term(0);
+        let founds = founds && !self.has_nothing();
+        let first = self.log.chain().members.first() == Some(&self.config.me);
+        let wait = match founds && self.term == Term(0) && !first {
+            true => self.config.limits.first_reign,
+            false => Duration::from_micros(1),
+        };
+        self.promise.doubtful = false;
+        self.promise.told = None;
+        self.election = Election {
+            not_before: now + wait,
+            ..Election::default()
+        };
+        if told > self.term {
+            self.promise(now, told, out);
+        }
+        if self.bare && !founds {
+            self.renewed = Seq(u64::MAX);
+            self.log.replay_damaged(None, self.promise.durable);
+        }
+        if !founds {
+            self.log.lost_up_to(self.term);
+        }
+        self.finish(now, out);
     }
 
     fn campaign(&mut self, now: Instant, out: &mut Vec<Action>) {

@@ -266,6 +266,9 @@ impl Replica {
         if progress.chained {
             // Its predecessor skipped something.
             self.bypass(now, peer, out);
+        } else if last < progress.matched {
+            // It has less than it acknowledged: it was opened anew, and what it said of that was lost.
+            self.seal_again(now, peer, out);
         } else if progress.probing && next < progress.next {
             progress.probe(next);
             progress.waiting_since = None;
@@ -284,7 +287,10 @@ impl Replica {
         match self.role {
             Role::Starting => self.on_sealed_starting(now, peer, sealed, out),
             Role::Head => {
-                let again = self.progress(peer).is_some_and(|progress| progress.sealed);
+                // One that was opened anew behind a link that stayed up may have lost what it had acknowledged.
+                let known =
+                    |progress: &Progress| progress.sealed && sealed.last >= progress.matched;
+                let again = self.progress(peer).is_some_and(known);
                 if self.is_up(peer) && !again {
                     self.enlist(now, peer, (sealed.last, sealed.last_term), out);
                 }

@@ -91,6 +91,10 @@ impl Replica {
         let told = from == self.term.head() && self.log.term(self.committed) == Some(self.term);
         if told && committed == self.committed && self.log.durable() >= committed {
             self.log.tail_is_whole();
+            if self.renewed == Seq(u64::MAX) {
+                // What was given away before the device was formatted was committed then.
+                self.renewed = committed;
+            }
         }
     }
 

@@ -438,7 +438,13 @@ impl Replica {
         // A full device gets room when what was deleted or overwritten is merged away.
         self.pressed |= self.full && self.unwritten >= self.config.limits.pressed_bytes;
         let pressed = self.pressed && self.frozen.is_empty();
+        // Without any it could not tell, at its next start, a device that was always there from one that was not.
+        let rootless = self.index.generation() == 0 && self.bare && !self.config.heir;
+        // Nor is it to doubt once more what it got back.
+        let whole = self.doubt_kept && self.log.doubt_of_tail().is_none();
+        let anyway = (rootless || whole) && self.frozen.is_empty() && !self.index.is_writing_out();
         let wants = self.index.wants_freeze() || (much && self.frozen.is_empty()) || pressed;
+        let wants = wants || anyway;
         // A log that was cut at a hole is shorter for a while than what had been applied of it.
         let known = self.log.term(self.applied).is_some();
         // What covers the entry of a split has to wait for the child, and is wanted then.
@@ -446,12 +452,20 @@ impl Replica {
             return;
         };
         let wants = wants || split;
-        if !wants || !known || self.learning.as_ref().is_some_and(|it| it.takes_over()) {
+        let doubts = self.promise.doubtful;
+        if !wants || !known || doubts || self.learning.as_ref().is_some_and(|it| it.takes_over()) {
             return;
         }
-        let kept = Bytes::from(self.kept_at(self.applied).encode());
+        let kept = self.kept_at(self.applied);
+        let doubt = kept.doubt.is_some();
+        let kept = Bytes::from(kept.encode());
         let mut wants = Vec::new();
-        if self.index.freeze(kept, &mut wants) {
+        let frozen = match anyway {
+            true => self.index.freeze_anyway(kept, &mut wants),
+            false => self.index.freeze(kept, &mut wants),
+        };
+        if frozen {
+            self.doubt_kept = doubt;
             self.unwritten = 0;
             let covered = self.index.covered();
             let last = self.frozen.back().map_or(covered, |last| last.covered);
@@ -485,6 +499,7 @@ impl Replica {
             forgotten,
             clients,
             bounds: self.bounds.clone(),
+            renewed: self.renewed(),
         }
     }
 

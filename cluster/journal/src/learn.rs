@@ -54,6 +54,8 @@ pub(crate) struct Learning {
     /// The driver wants to be told as if it were: it came with what the partition begins with too late.
     owes_birth: bool,
     position: u64,
+    /// What its root says of the log's end.
+    doubt: bool,
 }
 
 /// A state that can be told from another.
@@ -87,6 +89,7 @@ impl Learning {
             birth: false,
             owes_birth: false,
             position: 0,
+            doubt: false,
         }
     }
 
@@ -100,6 +103,11 @@ impl Learning {
 
     pub(crate) fn is_birth(&self) -> bool {
         self.birth
+    }
+
+    /// Whether it can be given up: not what the partition begins with, for it does not come again.
+    fn is_given_up(&self) -> bool {
+        !self.takes_over && !self.birth
     }
 
     pub(crate) fn takes_over(&self) -> bool {
@@ -230,7 +238,12 @@ impl Replica {
 
     /// What its parents had on this device is there: it begins with that, unless it has learned meanwhile.
     pub(crate) fn on_born(&mut self, now: Instant, newborn: Newborn, out: &mut Vec<Action>) {
-        let Newborn { index, at, state } = newborn;
+        let Newborn {
+            index,
+            at,
+            state,
+            first,
+        } = newborn;
         let learns = self.learning.as_ref().is_some_and(|it| it.takes_over);
         let lane = self.lanes.checked_add(1);
         let wanted = self.is_unborn() && self.role == Role::Follower && !learns;
@@ -265,12 +278,20 @@ impl Replica {
             birth: true,
             ..learning
         }));
+        if first && self.bare && !self.damaged {
+            // Nothing of it was ever here: there is nothing to be asked, nor to be doubted.
+            self.log.tail_is_whole();
+            self.renewed = Seq(0);
+            self.promise.doubtful = false;
+            self.promise.told = None;
+            self.stop_asking();
+        }
         self.finish(now, out);
     }
 
     /// Gives a lesson up, if that can be done; what was written of it is free again.
     pub(crate) fn stop_learning(&mut self, out: &mut Vec<Action>) {
-        let Some(learning) = self.learning.take_if(|learning| !learning.takes_over) else {
+        let Some(learning) = self.learning.take_if(|learning| learning.is_given_up()) else {
             return;
         };
         self.index.write_again();
@@ -376,16 +397,17 @@ impl Replica {
     }
 
     /// All is in the new index: once the old one writes no root any more, the new one is made durable.
-    fn finish(&mut self, now: Instant, out: &mut Vec<Action>) {
+    /// Not while it does not know what it promised, for that stands beside it.
+    pub(crate) fn finish(&mut self, now: Instant, out: &mut Vec<Action>) {
         let ready = |it: &Learning| it.end && !it.taking && !it.takes_over && it.state.is_some();
-        let follows = self.role == Role::Follower;
+        let follows = self.role == Role::Follower && !self.promise.doubtful;
         let ready = self.learning.as_deref().is_some_and(ready);
         if !follows || !ready || !self.index.retire_from_writing() {
             return;
         }
         let (position, promised) = (self.position, self.term.max(self.promise.durable));
         let generation = self.index.generation();
-        let doubt = self.doubt_behind();
+        let (doubt, renewed) = (self.doubt_behind(), self.renewed());
         let Some(learning) = &mut self.learning else {
             return;
         };
@@ -395,6 +417,8 @@ impl Replica {
         state.position = position;
         state.promised = promised;
         state.doubt = doubt;
+        learning.doubt = doubt.is_some();
+        state.renewed = renewed;
         learning.position = position;
         learning.index.learned(learning.at, generation);
         let kept = Bytes::from(state.encode());
@@ -421,6 +445,7 @@ impl Replica {
             position,
             birth,
             owes_birth,
+            doubt,
             ..
         } = *learning;
         let Some(ReplicaStateOf(state)) = state else {
@@ -468,6 +493,7 @@ impl Replica {
         self.repairs.retain(|seq, _| *seq > at);
         self.frozen.clear();
         self.rooted = position;
+        self.doubt_kept = doubt;
         self.unwritten = 0;
         self.unsound = false;
         self.applying = None;
@@ -552,7 +578,7 @@ impl Replica {
 
     /// When the lesson that it takes is one that nobody gives any more, if nothing is heard of it.
     fn stale_at(&self) -> Option<Instant> {
-        let learning = self.learning.as_ref().filter(|it| !it.takes_over)?;
+        let learning = self.learning.as_ref().filter(|it| it.is_given_up())?;
         Some(learning.heard_at + self.config.limits.lease * AWAY_LEASES)
     }
 

@@ -13,6 +13,8 @@
 mod adopt;
 mod api;
 mod apply;
+#[cfg(test)]
+mod bare_tests;
 mod bounds;
 mod chain;
 mod check;

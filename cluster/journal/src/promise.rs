@@ -10,7 +10,9 @@
 //!   a new promise at once: it knows that its older reign is over;
 //! - a replica whose device may have lost a promise promises nothing, and wants no reign, until every
 //!   other member has told what it promised: whoever got the lost promise had made it to itself first. Who is
-//!   a member it is told as well: all members of a composition together know of the next one.
+//!   a member it is told as well: all members of a composition together know of the next one;
+//! - a bare one need not wait for all members if it is none: then a quorum of them tells what was promised. But what
+//!   it lost may have been all that told an older composition of that one, so its log counts for as little.
 
 use std::time::Duration;
 
@@ -203,10 +205,12 @@ impl Replica {
             Role::Starting => self.leased(self.starting.since).since(now),
             _ => Duration::ZERO,
         };
+        // One that is yet to be made of others goes by what the map said when it was begun.
+        let guesses = self.has_nothing();
         let body = ChainBody::Refused {
             promised: self.term,
             lease_us: self.lease_left_us(now).max(micros(trying)),
-            config: self.log.chain().config,
+            config: if guesses { 0 } else { self.log.chain().config },
             members: self.log.chain().members.clone(),
         };
         self.send(to, body, Bytes::new(), out);
@@ -221,8 +225,9 @@ impl Replica {
         out: &mut Vec<Action>,
     ) {
         self.seen = self.seen.max(promised);
-        self.told_of(chain);
-        self.on_answer(now, from, promised, lease_us, out);
+        let counts_me = chain.contains(self.config.me) || chain.config == 0;
+        self.told_of(chain, out);
+        self.on_answer(now, from, (promised, lease_us), counts_me, out);
         if !matches!(self.role, Role::Head | Role::Starting) {
             return;
         }

@@ -219,7 +219,8 @@ impl Replica {
     /// before its start.
     pub fn witness(&self, slot: u32) -> (Option<u64>, Seq) {
         let chain = self.log.chain();
-        let knows = self.log.is_whole() || mutant!(self, WitnessSpeaksEarly);
+        let knows = self.log.is_whole() && !(self.bare && self.promise.doubtful);
+        let knows = knows || mutant!(self, WitnessSpeaksEarly);
         let works = matches!(self.role, Role::Follower | Role::Starting | Role::Head)
             && self.stopped.is_none();
         let speaks = works

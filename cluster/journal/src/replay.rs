@@ -4,7 +4,9 @@
 //! - what the index covers was committed, and everything that the replica knew when the index was written out
 //!   stands beside it; the rest is in records that are replayed;
 //! - a replica whose index is lost keeps what it promised, as far as it is replayed, and doubts that; its log
-//!   counts for nothing, for it may begin behind a gap.
+//!   counts for nothing, for it may begin behind a gap;
+//! - a replica that never had a root on its device is bare: whether this is the device that once had all that, or one
+//!   formatted anew under its number, nothing on it can tell. It replays what there is, and doubts all of it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -66,6 +68,10 @@ impl Replica {
         Self {
             role: Role::Replaying,
             blank: false,
+            bare: false,
+            damaged: false,
+            doubt_kept: state.doubt.is_some(),
+            renewed: state.renewed,
             stopped: None,
             term: Term(0),
             seen: Term(0),
@@ -120,7 +126,28 @@ impl Replica {
     pub fn blank(config: Config, index: Index) -> Self {
         let mut replica = Self::made(config, index, ReplicaState::default());
         replica.blank = true;
+        replica.renewed = Seq(u64::MAX);
         replica
+    }
+
+    /// One whose device has no root of it. Unless it is shown otherwise ([`Replica::has_its_past`]), it keeps out
+    /// of everything until others have told what it may have lost.
+    pub fn bare(config: Config, index: Index) -> Self {
+        let mut replica = Self::made(config, index, ReplicaState::default());
+        replica.bare = true;
+        replica
+    }
+
+    /// Its device has what this one is to be made of, as it was from the beginning: what is not here was never here.
+    /// For one that is bare, before it is started.
+    pub fn has_its_past(&mut self) {
+        self.bare = false;
+    }
+
+    /// Whether it has been on its device, durably, ever since its partition began: whatever the partition gave
+    /// away to others was there as well, or has not come yet.
+    pub fn keeps_past(&self) -> bool {
+        !self.blank && self.renewed == Seq(0) && self.index.generation() > 0
     }
 
     /// Whether a journal record with these entries, which is the device's record of this number, need not be

@@ -114,6 +114,15 @@ pub struct Replica {
     pub(crate) stopped: Option<Refusal>,
     /// It lost its index: its log is not replayed, and what it promised is in doubt.
     pub(crate) blank: bool,
+    /// It was made without a root of its index on its device: what it ever had there is in doubt until others tell.
+    pub(crate) bare: bool,
+    /// Its newest root says that entries behind its log's end may be lost.
+    pub(crate) doubt_kept: bool,
+    /// A record was damaged that may have held a promise: so said when it was started.
+    pub(crate) damaged: bool,
+    /// Its device may have lost partitions that were given away by entries up to this one: see
+    /// [`ashlar_layout::replica_state::ReplicaState::renewed`].
+    pub(crate) renewed: Seq,
     /// The newest reign that it promised itself to: its own, for a head.
     pub(crate) term: Term,
     /// The newest reign that it heard of.
@@ -559,6 +568,7 @@ impl Replica {
         match self.role {
             Role::Starting => self.on_link_starting(now, peer, link, out),
             Role::Head => self.on_link_head(now, peer, link, out),
+            Role::Follower if link == Link::Up => self.ask_too(now, peer, out),
             Role::Follower | Role::Replaying => {}
         }
     }

@@ -285,10 +285,10 @@ fn a_replica_in_doubt_takes_no_composition_that_cannot_be() {
         members: (1..=members).map(DeviceNo).collect(),
     };
     for members in [0, 11, 1000] {
-        replica.told_of(told(members));
+        replica.told_of(told(members), &mut Vec::new());
         assert_eq!(replica.promise.told, None, "{members} members");
     }
-    replica.told_of(told(10));
+    replica.told_of(told(10), &mut Vec::new());
     assert_eq!(
         replica.promise.told,
         Some(told(10)),

@@ -11,7 +11,7 @@
 //! - other members that are wanted in the chain, at any time, again and again;
 //! - records of *one* replica's device that cannot be read any more, found at once or at replay, and damaged
 //!   pages of its index. (What that device cannot open at all is replaced by an empty one, whose replica
-//!   counts for nothing until it has learned.)
+//!   counts for nothing until it has learned.) Now and then it is another device, with nothing on it.
 //!
 //! The journal's records are really freed when a replica says so, and the index is written out all the time.
 
@@ -151,6 +151,8 @@ pub(crate) struct Plan {
     pub(crate) drift: bool,
     /// Logs forget all that they may, so that whoever was away learns a snapshot.
     pub(crate) forgets: bool,
+    /// The victim's device is formatted anew now and then, under its old number.
+    pub(crate) renews: bool,
     #[cfg(feature = "mutants")]
     pub(crate) mutant: Option<crate::mutants::Mutant>,
 }

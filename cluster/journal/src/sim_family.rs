@@ -2,8 +2,8 @@
 //! partitions of others, and the world around them, all from one seed.
 //!
 //! Fault model: crashes of whole nodes, one or all; pauses; cuts; connections that break; messages that are dropped;
-//! devices that hang. See `sim_family_device` for what a crash leaves. Maps come to each node, and to each client,
-//! at different times, and in no relation to what the partitions' logs say.
+//! devices that hang; one device that is formatted anew. See `sim_family_device` for what a crash leaves. Maps come to
+//! each node, and to each client, at different times, and in no relation to what the partitions' logs say.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) forgets: bool,
     /// Maps, and births, take long.
     pub(crate) slow: bool,
+    /// Whose device is formatted anew now and then, under its old number.
+    pub(crate) renewed: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -303,6 +305,9 @@ impl World {
                     && self.generations.get(&pair(from, node)) != Some(&(generation, true))
                 {
                     return;
+                }
+                if connection.is_some() {
+                    self.call(node, partition);
                 }
                 self.tell(node, partition, *event);
             }

@@ -9,6 +9,7 @@ use crate::bounds::Newborn;
 use crate::sim::{MILLI, device, limits, pair};
 use crate::sim_device::Rng;
 use crate::sim_family::{Happening, Known, World};
+use crate::sim_family_device::FamilyDevice;
 use crate::sim_faults::draw_cuts;
 
 /// A place in the order of (bucket, key).
@@ -333,6 +334,18 @@ impl World {
         }
     }
 
+    /// Somebody takes this one for a member: it answers, if the map knows the partition.
+    pub(crate) fn call(&mut self, node: u8, partition: PartitionId) {
+        let founders = self
+            .map_of(node)
+            .find(partition)
+            .map(|it| it.founders.clone());
+        let held = &self.nodes[usize::from(node)];
+        if let Some(founders) = founders.filter(|_| held.up && !held.paused) {
+            self.ensure(node, partition, founders);
+        }
+    }
+
     /// A replica's child is to be made.
     pub(crate) fn bear(
         &mut self,
@@ -478,6 +491,7 @@ impl World {
                 device.busy_until = device.busy_until.max(self.now) + self.rng.below(300 * MILLI);
                 self.count("hangs");
             }
+            14 if self.plan.renewed.is_some() => self.renew(),
             10..=13 if self.plan.cuts => {
                 self.count("cuts");
                 let (delay, ways) = draw_cuts(&mut self.rng, nodes, node, 200 * MILLI);
@@ -490,6 +504,18 @@ impl World {
         }
         let delay = self.rng.below(60 * MILLI);
         self.at(delay, Happening::Fault);
+    }
+
+    /// A device is another one from now on, with nothing on it.
+    fn renew(&mut self) {
+        let Some(node) = self.plan.renewed else {
+            return;
+        };
+        if self.nodes[usize::from(node)].up {
+            self.crash(node);
+            self.nodes[usize::from(node)].device = FamilyDevice::new();
+            self.count("renewed");
+        }
     }
 
     /// No more faults, and the map changes no more but for what has ended.

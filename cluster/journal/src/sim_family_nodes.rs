@@ -77,7 +77,20 @@ impl World {
         let held = &mut self.nodes[usize::from(node)];
         let life = config.index.life;
         let (index, kept, live) = held.device.open(&config.index);
-        let mut replica = Replica::new(config, index, &kept).expect("what was kept is whole");
+        let mut replica = match index.generation() {
+            0 => Replica::bare(config, index),
+            _ => Replica::new(config, index, &kept).expect("what was kept is whole"),
+        };
+        let parents = self.map_of(node).find(partition);
+        let parents = parents.map(|it| it.parents.clone()).unwrap_or_default();
+        let past = |parent: &PartitionId| {
+            self.running(node, *parent)
+                .is_some_and(|it| it.replica.keeps_past())
+        };
+        if parents.iter().any(past) {
+            replica.has_its_past();
+        }
+        let held = &mut self.nodes[usize::from(node)];
         for (of, record) in &held.device.records {
             if record.rotten && (*of == partition || record.hint.is_none()) {
                 replica.replay_damaged(record.hint);

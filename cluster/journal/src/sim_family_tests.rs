@@ -36,6 +36,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
         drift: rng.one_in(2),
         forgets: rng.one_in(2),
         slow: rng.one_in(2),
+        renewed: rng.one_in(3).then(|| rng.below(3) as u8),
     }
 }
 

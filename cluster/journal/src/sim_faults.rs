@@ -6,7 +6,7 @@ use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
 use crate::api::{Config, Event};
 use crate::replica::Replica;
 use crate::sim::{Happening, MILLI, World, device, index_limits, limits, pair};
-use crate::sim_device::{EXTENT, Rng};
+use crate::sim_device::{Device, EXTENT, Rng};
 
 /// For how long, `most` at most, and which ways, what a node says or hears is lost: of one other node, or of all.
 pub(crate) fn draw_cuts(rng: &mut Rng, nodes: u64, node: u8, most: u64) -> (u64, Vec<(u8, u8)>) {
@@ -55,9 +55,10 @@ impl World {
             held.device.index.clear();
         }
         let mut replica = match opened {
-            Some((index, kept)) => {
+            Some((index, kept)) if index.generation() > 0 => {
                 Replica::new(config, index, &kept).expect("what was kept is whole")
             }
+            Some((index, _)) => Replica::bare(config, index),
             None => {
                 let index = Index::new(config.index.clone());
                 Replica::blank(config, index)
@@ -188,6 +189,16 @@ impl World {
         self.count("rot");
     }
 
+    /// The victim's device is another one from now on, with nothing on it.
+    fn renew(&mut self, victim: u8) {
+        if self.nodes[usize::from(victim)].replica.is_none() {
+            return;
+        }
+        self.end(victim);
+        self.nodes[usize::from(victim)].device = Device::default();
+        self.count("renewed");
+    }
+
     /// Other members are wanted from now on.
     pub(crate) fn want(&mut self, members: Vec<DeviceNo>) {
         self.desired = members;
@@ -208,7 +219,7 @@ impl World {
         if let Some(head) = self.reigning().filter(|_| self.rng.one_in(3)) {
             node = head;
         }
-        match self.rng.below(17) {
+        match self.rng.below(18) {
             0..=2 if self.plan.crashes && self.rng.one_in(3) => {
                 // It may hand over before it ends, or may not get that far.
                 self.count("leaves");
@@ -219,7 +230,8 @@ impl World {
             0..=2 if self.plan.crashes => self.end(node),
             16 => {
                 let device = &mut self.nodes[usize::from(node)].device;
-                device.busy_until = device.busy_until.max(self.now) + self.rng.below(800 * MILLI);
+                let until = self.now + self.rng.below(800 * MILLI);
+                device.busy_until = device.busy_until.max(until);
                 self.count("hangs");
             }
             3 if self.plan.crashes && self.rng.one_in(3) => {
@@ -243,9 +255,12 @@ impl World {
                     self.disconnect(node, other);
                 }
             }
-            9 | 10 => {
+            9 | 10 | 17 => {
                 if let Some(victim) = self.plan.victim {
-                    self.rot(victim);
+                    match self.plan.renews && self.rng.one_in(4) {
+                        true => self.renew(victim),
+                        false => self.rot(victim),
+                    }
                 }
             }
             11..=13 if self.plan.cuts => {

@@ -42,6 +42,7 @@ pub(crate) fn plan(seed: u64) -> (u8, Plan) {
         },
         drift: rng.one_in(2),
         forgets: rng.one_in(2),
+        renews: victim.is_some() && replicas > 1 && rng.one_in(2),
         #[cfg(feature = "mutants")]
         mutant: None,
     };
@@ -189,6 +190,7 @@ fn run_all(name: &str, regressions: &[u64], plan: impl Fn(u64) -> (u8, Plan)) {
             "locked",
             "crashes",
             "all crashed",
+            "renewed",
             "pauses",
             "breaks",
             "dropped",

@@ -254,7 +254,10 @@ impl Replica {
         let all = sealed().count() == members.len();
         let short = usize::from(mutant!(self, SealQuorumShort));
         let needed = self.log.chain().quorum() - short;
-        let enough = usize::from(own_whole) + whole >= needed || all;
+        // Where nobody ever promised anything, all founders had better begin together: who asks later what was promised
+        // cannot tell whether it was never there, or lost what it had.
+        let founds = self.bare && self.log.last() == Seq(0) && !starting.waited;
+        let enough = (usize::from(own_whole) + whole >= needed && !founds) || all;
         let nobody_else = members.iter().all(|peer| {
             starting.sealed.contains_key(peer) || self.links.get(peer) == Some(&Link::Down)
         });
@@ -411,6 +414,10 @@ impl Replica {
             self.seal_all(now, out);
         }
         self.go_on(now, out);
+        // It may have got on, and then leases are to be kept.
+        if self.role == Role::Starting && self.starting.asked_at + self.seal_wait() <= now {
+            self.seal_all(now, out);
+        }
     }
 
     /// What a head that is not in office is waiting for.

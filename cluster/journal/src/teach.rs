@@ -10,7 +10,7 @@ use ashlar_cluster_index::{Answer, Change, IndexError, Item, Name, Output, Quest
 use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::message::{ChainBody, LessonContent};
 use ashlar_layout::page::{EntryKind, INDEX_VALUE_MAX};
-use ashlar_layout::replica_state::{ITEMS_MAX, ItemRecord, Items};
+use ashlar_layout::replica_state::{ITEMS_MAX, ItemRecord, Items, ReplicaState};
 use ashlar_layout::root::{InlinePlace, ObjectValue};
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -102,7 +102,7 @@ impl Replica {
             at,
             id: self.token(),
             snapshot,
-            state: Bytes::from(self.kept_at(at).encode()),
+            state: Bytes::from(self.taught_at_entry(at).encode()),
             after: Vec::new(),
             more: true,
             number: 0,
@@ -118,12 +118,28 @@ impl Replica {
         self.next_part(now, peer, out);
     }
 
+    /// What a learner is told of the entry at which its lesson began: of this device, nothing.
+    fn taught_at_entry(&self, at: Seq) -> ReplicaState {
+        ReplicaState {
+            renewed: Seq(0),
+            ..self.kept_at(at)
+        }
+    }
+
     /// Ends a lesson, for whatever reason.
     pub(crate) fn stop_teaching(&mut self, peer: DeviceNo) {
         if let Some(teaching) = self.head.teaching.remove(&peer) {
             self.index.release(teaching.snapshot);
         }
         self.questions.retain(|_, why| *why != Why::Lesson(peer));
+    }
+
+    /// A lesson came to nothing. If none can be begun at once, that is tried when the peer has waited long enough.
+    fn lesson_failed(&mut self, now: Instant, peer: DeviceNo) {
+        self.stop_teaching(peer);
+        if let Some(progress) = self.progress_mut(peer) {
+            progress.waiting_since.get_or_insert(now);
+        }
     }
 
     /// Ends all lessons: its reign is over.
@@ -224,7 +240,7 @@ impl Replica {
             return;
         };
         let Ok(Output::Items { items, more }) = result else {
-            self.stop_teaching(peer);
+            self.lesson_failed(now, peer);
             return self.make_way(now, out);
         };
         // Payloads come on top of what the index has.
@@ -325,7 +341,7 @@ impl Replica {
             return;
         }
         if teaching.broken {
-            return self.stop_teaching(peer);
+            return self.lesson_failed(now, peer);
         }
         let items = Items {
             items: std::mem::take(&mut teaching.items),
@@ -416,7 +432,7 @@ impl Replica {
         }
         if parts < teaching.number {
             // It was started anew, and has lost the lesson.
-            self.stop_teaching(peer);
+            self.lesson_failed(now, peer);
             return self.teach(now, peer, out);
         }
         let end = teaching.part.as_ref().is_some_and(|part| part.end);

@@ -346,6 +346,7 @@ impl Doing<'_> {
         let (index, kept) = local.chunks.open(&config.index).expect("it is whole");
         let blank = local.disk.lost && kept.is_empty();
         let mut replica = match blank {
+            true if self.plan.formats => Replica::bare(config, index),
             true => Replica::blank(config, index),
             false => Replica::new(config, index, &kept).expect("what was kept is whole"),
         };
@@ -376,6 +377,9 @@ impl Doing<'_> {
         local.chunks.crash();
         if rot && self.plan.loses_index {
             local.chunks.lose();
+            if self.plan.formats {
+                local.disk.records.clear();
+            }
             local.disk.lose();
             self.effects.push(Effect::Shows(Seen::Rot));
         } else if rot && local.disk.rot() {

@@ -59,6 +59,8 @@ pub fn models() -> Vec<Maker> {
         ("blank", blank),
         ("headless", headless),
         ("doubt", doubt),
+        ("bare", bare),
+        ("renewed", renewed),
         ("learn", learn),
         ("swap", swap),
         ("change", change),
@@ -312,6 +314,27 @@ fn doubt(scale: Scale) -> Plan {
         expected: &[Seen::Commit, Seen::Rot, Seen::Election, Seen::Lesson],
         least: scale.of(1, 90_000, 1),
         ..blank(scale)
+    }
+}
+
+/// A member's device, which holds what a third one lacks, is formatted anew: nothing on it tells that it ever had
+/// anything.
+fn bare(scale: Scale) -> Plan {
+    Plan {
+        name: "bare",
+        formats: true,
+        least: scale.of(1, 1_000_000, 1),
+        ..blank(scale)
+    }
+}
+
+/// The same happens to one that has helped a new head into office, of which the old one has not heard.
+fn renewed(scale: Scale) -> Plan {
+    Plan {
+        name: "renewed",
+        formats: true,
+        least: scale.of(1, 10_000, 1),
+        ..doubt(scale)
     }
 }
 

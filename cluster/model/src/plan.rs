@@ -154,6 +154,8 @@ pub struct Plan {
     pub forgets: bool,
     /// Whether it is the index, and with it what the log has forgotten, that a device loses.
     pub loses_index: bool,
+    /// And all else on it: it is formatted anew, under its old number.
+    pub formats: bool,
     /// Whether an index waits for its device: else what it wants is done at once.
     pub slow_index: bool,
     /// How many reigns there may be after the first.
@@ -220,6 +222,7 @@ impl Plan {
             slow_disks: false,
             forgets: false,
             loses_index: false,
+            formats: false,
             slow_index: false,
             rounds: 1,
             wishes: Vec::new(),

@@ -4,6 +4,8 @@
 //! - only the newest root that was ever durable is opened. An older one is of no use: the journal behind it may
 //!   have been trimmed since. A replica whose newest root is damaged, or names what cannot be read and cannot be
 //!   done without, is blank: it counts for nothing until it has learned from another one;
+//! - a replica without a root is bare: it counts for nothing until others have told what it may have lost; but not
+//!   one that is yet to be made of others which its device has had from their beginning;
 //! - the engine is told what each replica keeps once all of them are known, before its log is replayed;
 //! - the chunks of an index that is whole but for what could not be read now are kept until another index is
 //!   durable in its place: the next opening may be luckier;
@@ -171,10 +173,8 @@ impl Core {
                 }),
                 None if !load.ended() => {
                     let index = Index::new(load.config.index.clone());
-                    match Replica::new(load.config.clone(), index, &[]) {
-                        Ok(replica) => load.state = State::Ended(Box::new(replica)),
-                        Err(e) => load.blank(&mut self.replicas[load.replica], &e.to_string()),
-                    }
+                    let replica = Replica::bare(load.config.clone(), index);
+                    load.state = State::Ended(Box::new(replica));
                 }
                 None => {}
             }

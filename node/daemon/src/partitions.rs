@@ -80,13 +80,20 @@ impl Core {
         };
         let config = slot.config(&self.shared.tuning, id, extent_size, life);
         let index = Index::new(config.index.clone());
-        match Replica::new(config, index, &[]) {
-            Ok(made) => self.start_replica(replica, made),
-            Err(e) => {
-                say!("partition {partition}: {e}");
-                self.devices[device].replica_added();
-            }
+        let mut made = Replica::bare(config, index);
+        let known = self.maps.map.known_partition(partition);
+        let mut parents = known.iter().flat_map(|p| &p.parents);
+        if parents.any(|parent| self.keeps_past(*parent, device)) {
+            made.has_its_past();
         }
+        self.start_replica(replica, made);
+    }
+
+    /// Whether a device has had a partition's replica ever since there was one.
+    fn keeps_past(&self, partition: PartitionId, device: usize) -> bool {
+        let slot = self.slot_of(partition, device);
+        let replica = slot.and_then(|slot| self.replicas[slot].replica.as_ref());
+        replica.is_some_and(Replica::keeps_past)
     }
 
     /// A parent has come to the entry of a split.

@@ -216,7 +216,10 @@ impl Core {
     /// A message of a chain came in. It counts only if its sender is who it says it is. The epochs of
     /// the two maps do not matter here: who is in a chain, and whose word counts, is in its log.
     pub(crate) fn chain_message(&mut self, conn: ConnId, message: ChainMessage, payload: Bytes) {
-        let Some(replica) = self.genuine(conn, &message) else {
+        let Some(replica) = self
+            .genuine(conn, &message)
+            .or_else(|| self.call(conn, &message))
+        else {
             return;
         };
         // A member that neither the map nor our own log names any more, or not yet: it is answered.
@@ -228,13 +231,39 @@ impl Core {
     /// The replica that a chain message is for, if it comes from whom it says. Asked before a byte of
     /// its payload is taken in.
     pub(crate) fn genuine(&self, conn: ConnId, message: &ChainMessage) -> Option<usize> {
-        let (sender, _) = self.conns.get(&conn).and_then(|c| c.hello)?;
-        let from = self.maps.map.device(message.from)?;
         let meant =
             |slot: &ReplicaSlot| slot.partition == message.partition && slot.me == message.to;
+        let replica = self.replicas.iter().position(meant)?;
+        self.is_genuine(conn, message).then_some(replica)
+    }
+
+    /// Whether it comes from the node that it names.
+    fn is_genuine(&self, conn: ConnId, message: &ChainMessage) -> bool {
+        let hello = self.conns.get(&conn).and_then(|c| c.hello);
+        let from = self.maps.map.device(message.from);
+        from.zip(hello)
+            .is_some_and(|(from, (sender, _))| from.node == sender)
+    }
+
+    /// The device of ours that a chain message is for, if the map knows the partition and there is no replica of it.
+    pub(crate) fn called(&self, conn: ConnId, message: &ChainMessage) -> Option<usize> {
+        let device = self.devices.iter().position(|it| it.no == message.to)?;
+        self.maps.map.known_partition(message.partition)?;
+        let unknown = self.slot_of(message.partition, device).is_none();
+        (unknown && self.is_genuine(conn, message)).then_some(device)
+    }
+
+    /// Somebody takes a device of ours for a member that never came to be one here, and the map does not name: its
+    /// chain was changed while its partition was made. Others may need an answer, if it is that there is nothing.
+    fn call(&mut self, conn: ConnId, message: &ChainMessage) -> Option<usize> {
+        let device = self.called(conn, message)?;
+        let maps = self.maps.clone();
+        let known = maps.map.known_partition(message.partition)?;
         self.replicas
-            .iter()
-            .position(meant)
-            .filter(|_| from.node == sender)
+            .push(ReplicaSlot::of(known, message.to, device));
+        let replica = self.replicas.len() - 1;
+        self.make_replica(replica);
+        self.follow_map();
+        Some(replica)
     }
 }

@@ -113,6 +113,21 @@ impl Core {
                 replay.replicas.push((load.replica, replica));
             }
         }
+        let lasting = replay.replicas.iter();
+        let lasting = lasting.filter(|(_, replica)| replica.keeps_past());
+        let lasting: Vec<PartitionId> = lasting
+            .map(|(slot, _)| self.replicas[*slot].partition)
+            .collect();
+        for (slot, replica) in &mut replay.replicas {
+            let known = self
+                .maps
+                .map
+                .known_partition(self.replicas[*slot].partition);
+            let mut parents = known.iter().flat_map(|p| &p.parents);
+            if parents.any(|parent| lasting.contains(parent)) {
+                replica.has_its_past();
+            }
+        }
         let all = replay.steps.len();
         replay.steps.retain(|step| {
             let Step::Record {

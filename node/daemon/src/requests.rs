@@ -141,7 +141,9 @@ impl Core {
                 );
             }
             // One of us may work with a map in which the chain is another: nothing of it is taken in.
-            Message::Chain(chain) if self.genuine(conn, chain).is_none() => {
+            Message::Chain(chain)
+                if self.genuine(conn, chain).is_none() && self.called(conn, chain).is_none() =>
+            {
                 return Ok(Sink::Discard);
             }
             Message::Chain(_) => return Ok(Sink::Bytes),

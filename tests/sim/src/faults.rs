@@ -1,8 +1,8 @@
 //! What goes wrong, and how it is made well again.
 //!
 //! Invariants:
-//! - *within bounds*: damage that is not told of (rot, lost writes, sectors that cannot be read) comes to one device of
-//!   a run and no other, for that is what the redundancy of every class and of every chain bears. Processes, machines,
+//! - *within bounds*: damage that is not told of (rot, lost writes, sectors that cannot be read, formatting) comes to
+//!   one device of a run and no other, for that is what the redundancy of every class and of every chain bears. Processes, machines,
 //!   links and clocks may fail wherever and whenever, all at once too: what is durable comes back with them;
 //! - whatever was done is undone by [`World::heal`]: after that everything has to work.
 
@@ -171,6 +171,7 @@ impl World {
                 }
             }
             _ if self.plan.tidy => {}
+            19 if self.plan.renews => self.renew(),
             _ => self.damage(),
         }
     }
@@ -239,6 +240,29 @@ impl World {
         };
         self.story.mark(what);
         self.say(&format!("device of node {}: {what}", victim + 1));
+    }
+
+    /// The device of the run that is damaged is another one from now on, with nothing on it.
+    fn renew(&mut self) {
+        let nodes = self.nodes.len() as u64;
+        let rng = &mut self.faults.rng;
+        let victim = self
+            .faults
+            .victim
+            .get_or_insert_with(|| rng.below(nodes) as usize);
+        let victim = *victim;
+        if self.nodes[victim].core.is_none() {
+            return;
+        }
+        self.story.mark("device formatted anew");
+        self.say(&format!(
+            "the device of node {} is formatted anew",
+            victim + 1
+        ));
+        self.end_node(victim, true);
+        self.nodes[victim].renew();
+        let back = self.now + (1 + self.faults.rng.below(4000)) * 1_000_000;
+        self.start_later(victim, back);
     }
 
     /// Nothing goes wrong any more, and all that is off is started.

@@ -28,6 +28,8 @@ const POOL_BYTES: usize = 24 << 20;
 
 /// A disk, and what is under way on it.
 pub struct Drive {
+    /// What it was formatted to be.
+    params: FormatParams,
     /// What is on it.
     pub disk: Disk,
     /// Operations that have begun.
@@ -95,6 +97,12 @@ pub struct Round {
     pub ended: Option<String>,
 }
 
+fn format(disk: &mut Disk, params: &FormatParams) {
+    for (offset, bytes) in format_plan(params).expect("a plan has sizes that fit") {
+        disk.write(offset, &bytes, true);
+    }
+}
+
 /// A map in both its forms.
 pub fn maps(map: ClusterMap) -> Arc<Maps> {
     let json = Bytes::from(map.to_json());
@@ -125,11 +133,10 @@ impl Node {
                 device_no: device.no,
                 labels: Labels::default(),
             };
-            for (offset, bytes) in format_plan(&params).expect("a plan has sizes that fit") {
-                disk.write(offset, &bytes, true);
-            }
+            format(&mut disk, &params);
             infos.push(disk_info(&path, device.size, plan.block, volatile));
             drives.push(Drive {
+                params,
                 disk,
                 flying: BTreeMap::new(),
                 stuck_until: 0,
@@ -178,6 +185,17 @@ impl Node {
             rng,
             next_op: 0,
         }
+    }
+
+    /// Its first device, while nothing runs, is another one from now on: formatted under the same number and name, with
+    /// nothing on it.
+    pub fn renew(&mut self) {
+        let drive = &mut self.drives[0];
+        let before = &drive.disk;
+        let mut disk = Disk::new(drive.params.device_size, before.volatile);
+        (disk.lying, disk.forgetful) = (before.lying, before.forgetful);
+        format(&mut disk, &drive.params);
+        drive.disk = disk;
     }
 
     /// Its own time at a moment of the world's.

@@ -53,6 +53,8 @@ pub struct Plan {
     pub crowded: bool,
     /// Free extents from which devices are cleaned, if not when they are almost full.
     pub clean_from: Option<u32>,
+    /// The device that is damaged is formatted anew now and then, under its old number.
+    pub renews: bool,
     /// Any device may be damaged, and not only one: answers may fail then, and may not be wrong.
     pub beyond: bool,
     /// The disks call durable what is not: what a checker has to notice.
@@ -99,6 +101,7 @@ impl Plan {
             crowded: seed % 7 == 3,
             // Few ever fill up.
             clean_from: (seed % 4 < 3).then_some(u32::MAX),
+            renews: seed % 4 == 1 && seed % 5 != 4,
             beyond: seed % 5 == 4,
             lying: false,
         }

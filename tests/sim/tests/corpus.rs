@@ -28,6 +28,7 @@ const MARKS: &[&str] = &[
     "condition not met",
     "cut",
     "cut one way",
+    "device formatted anew",
     "device gone, or back",
     "disk stuck",
     "extent cleaned",
