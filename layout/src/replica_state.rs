@@ -285,6 +285,26 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_was_always_there_writes_what_older_programs_read() {
+        let kept = || Lasting {
+            position: 7,
+            promised: Term(8),
+            term: Term(9),
+            doubt: Some(Term(3)),
+            chain_seq: Seq(10),
+            config: 11,
+            members: vec![DeviceNo(12)],
+            forgotten: Seq(14),
+            clients: Vec::new(),
+            bounds: Bounds::default(),
+        };
+        let bytes = encode::<Lasting>(&kept());
+        let state = ReplicaState::from(kept());
+        assert_eq!(state.encode(), bytes);
+        assert_eq!(ReplicaState::decode(&bytes), Ok(state));
+    }
+
+    #[test]
     fn a_state_of_before_there_were_bounds_is_read() {
         let old = || Unbounded {
             position: 7,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ashlar_tests::damage;
 use ashlar_tests::folder;
-use ashlar_tests::rig::{self, Options, Rig};
+use ashlar_tests::rig::{self, Options, PATIENCE, Rig, eventually};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -337,4 +337,65 @@ fn devices_that_changed_their_names_are_known_by_what_they_hold() {
     let node = Joined::start(&rig, &folder);
     let said = node.says("this is device");
     assert!(!said.contains("node 7 serves"), "{said}");
+}
+
+/// A member of the journal's chain gets a device with nothing on it, under the number of the one that it had: nothing of
+/// what was there comes back, and when it has been taught, it is as good as any other one.
+#[test]
+fn a_device_is_formatted_anew_under_its_number() {
+    let rig = Rig::up(Options::default());
+    rig.ok(&["mb", "ashlar://anew"]);
+    let source = rig.scratch().join("tree");
+    folder::write_tree(&source, 120, 22);
+    rig.ok(&["put", "-r", text(&source), "ashlar://anew/"]);
+    // Some of it is gone again, and its shards with it.
+    let large = rig.scratch().join("large");
+    file_of(&large, 3 << 20);
+    rig.ok(&["put", text(&large), "ashlar://anew/large"]);
+    rig.ok(&["rm", "ashlar://anew/large"]);
+    let chain = rig.chain_by_role();
+    let (head, node, third) = (chain[0], chain[1], chain[2]);
+    rig.nodes("kill", &[node]);
+    let device = rig.device(node);
+    let number = node.to_string();
+    let format = [
+        "device",
+        "format",
+        "--force",
+        "--device-no",
+        &number,
+        text(&device),
+    ];
+    eventually("the device is let go of", PATIENCE, || {
+        rig.run(&format).status.success().then_some(())
+    });
+    rig.nodes("start", &[node]);
+    let log = rig.log(node);
+    let opened = log
+        .lines()
+        .rfind(|line| line.contains("recovered") && line.contains("shards"));
+    let opened = opened.unwrap_or_else(|| panic!("{log}"));
+    let nothing = " 0 shards, 0 tombstones, 0 journal records, 0 chunks and 0 roots of indexes;";
+    let came_back = !opened.contains(nothing) || !opened.ends_with(", 0 findings");
+    assert!(!came_back, "something came back: {opened}");
+    let follows = || {
+        let replica = rig.replica(node)?;
+        let newest = rig.replica(head)?.committed;
+        (replica.state == "following" && replica.committed == newest).then_some(())
+    };
+    eventually("it follows", PATIENCE, follows);
+    rig.ok(&["audit", "--now"]);
+    // It remembers that it has all of it, and the chain goes on with it alone beside the head.
+    rig.nodes("kill", &[node]);
+    rig.nodes("start", &[node]);
+    rig.nodes("kill", &[third]);
+    rig.ok(&["put", text(&large), "ashlar://anew/large"]);
+    rig.nodes("kill", &[head]);
+    rig.nodes("start", &[third]);
+    rig.ok(&["put", text(&large), "ashlar://anew/again"]);
+    let back = rig.scratch().join("back");
+    rig.ok(&["get", "-r", "ashlar://anew/", text(&back)]);
+    std::fs::remove_file(back.join("large")).expect("it was got");
+    std::fs::remove_file(back.join("again")).expect("it was got");
+    folder::assert_same(&source, &back);
 }

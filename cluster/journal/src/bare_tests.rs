@@ -1,6 +1,6 @@
 //! Devices that are formatted anew under the number of one that was in the chain: what they lost may not be missed.
 
-use ashlar_layout::ids::DeviceNo;
+use ashlar_layout::ids::{DeviceNo, Seq};
 use ashlar_layout::manifest::Precondition;
 
 use crate::failover_tests::devices;
@@ -101,4 +101,38 @@ fn a_founder_that_restarts_at_once_is_in_no_doubt() {
     let whole = (0..3).map(|node| script.world.replica(node).log.doubt_of_tail());
     assert!(whole.into_iter().all(|doubt| doubt.is_none()));
     assert_eq!(script.world.head().log.chain().members[0], DeviceNo(1));
+}
+
+#[test]
+fn what_was_given_away_before_a_device_was_formatted_is_known_to_be_so() {
+    let mut script = Script::new();
+    for n in 0..40 {
+        script.done(
+            put(&format!("k{n}"), &[7; 100]),
+            Precondition::None,
+            &[7; 100],
+        );
+    }
+    let head = script.world.reigning().unwrap();
+    let term = script.world.replica(head).term;
+    let follower = (head + 1) % 3;
+    let committed = script.world.replica(head).committed;
+    renew(&mut script, follower);
+    // The head goes on, and gives it all of its log, a batch at a time.
+    let mut unknown = 0;
+    for _ in 0..2_000_000 {
+        let end = script.world.now + 100;
+        script.world.run_until(end);
+        let replica = script.world.replica(follower);
+        let renewed = replica.renewed;
+        if renewed == Seq(0) || renewed == Seq(u64::MAX) {
+            unknown += u64::from(replica.log.last() > Seq(0));
+            continue;
+        }
+        assert!(renewed >= committed, "{renewed} {committed}");
+        assert!(unknown > 0, "it came at once");
+        assert_eq!(script.world.replica(head).term, term);
+        return;
+    }
+    panic!("never: {:#?}", script.world.states());
 }

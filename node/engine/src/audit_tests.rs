@@ -119,6 +119,7 @@ impl Rig {
             node: NodeId(1),
             device_no: DeviceNo(1),
             labels: Labels::default(),
+            first_number: 1,
         };
         for (offset, bytes) in format_plan(&params).unwrap() {
             rig.bytes[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);

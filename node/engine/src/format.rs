@@ -34,6 +34,9 @@ pub struct FormatParams {
     pub device_no: DeviceNo,
     /// Its fault domains.
     pub labels: Labels,
+    /// Where the numbers of its records, and of the lives of its extents, begin: 1 for a new name. Under a name that
+    /// had a device before, above all that was ever used.
+    pub first_number: u64,
 }
 
 /// Why a device cannot be formatted like this.
@@ -56,8 +59,8 @@ pub fn format_plan(params: &FormatParams) -> Result<Vec<(u64, Vec<u8>)>, FormatE
         extent_size: params.extent_size,
         device_size: params.device_size - params.device_size % block,
         owner_epoch: OwnerEpoch(0),
-        incarnation_ceiling: 1,
-        record_ceiling: 1,
+        incarnation_ceiling: params.first_number,
+        record_ceiling: params.first_number,
         checkpoint: None,
         node: params.node,
         device_no: params.device_no,

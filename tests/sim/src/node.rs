@@ -132,6 +132,7 @@ impl Node {
                 node: id,
                 device_no: device.no,
                 labels: Labels::default(),
+                first_number: 1,
             };
             format(&mut disk, &params);
             infos.push(disk_info(&path, device.size, plan.block, volatile));
@@ -194,6 +195,7 @@ impl Node {
         let before = &drive.disk;
         let mut disk = Disk::new(drive.params.device_size, before.volatile);
         (disk.lying, disk.forgetful) = (before.lying, before.forgetful);
+        drive.params.first_number += 1 << 40;
         format(&mut disk, &drive.params);
         drive.disk = disk;
     }

@@ -3,12 +3,15 @@
 //! Invariants:
 //! - the device is claimed for the whole time (O_EXCL or a file lock): a mounted or served one is refused;
 //! - nothing is written before everything has been checked;
-//! - without --force only zeros are overwritten.
+//! - without --force only zeros are overwritten;
+//! - what a device had that was formatted under the same name before does not come back: all of it is zeroed, and its
+//!   numbers go on above all that were ever used.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::extent::Geometry;
@@ -17,7 +20,7 @@ use ashlar_layout::limits::{BLOCK_SIZE, BLOCK_SIZE_MIN, EXTENT_SIZE};
 use ashlar_layout::superblock::{Label, Labels, SUPERBLOCK_LEN};
 use ashlar_node_engine::format::{FormatParams, format_plan};
 use clap::Args;
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
 
 use crate::fail::Fail;
 use crate::output::{self, human, parse_size};
@@ -25,12 +28,15 @@ use crate::process::random;
 use crate::rig_files::{Aligned, open_direct};
 use crate::signature::{self, Sample, ZONE};
 
+/// Bytes that are zeroed by one call.
+const ERASED_AT_ONCE: u64 = 1 << 30;
+
 /// How to format.
 #[derive(Args)]
 pub struct FormatArgs {
     /// A block device, or a file that stands for one.
     pub path: PathBuf,
-    /// Format even if the device holds something: it is lost.
+    /// Format even if the device holds something: it is lost, and with --device-no erased first.
     #[arg(long)]
     pub force: bool,
     /// Take the identity of this device of the map that --cluster names.
@@ -75,7 +81,10 @@ pub fn format(args: &FormatArgs, map: Option<&ClusterMap>, json: bool) -> Result
     let extent_size = args
         .extent_size
         .unwrap_or_else(|| Geometry::extent_size_for(args.block_size, size));
-    let params = params(&identity, labels, size, args.block_size, extent_size);
+    let mut params = params(&identity, labels, size, args.block_size, extent_size);
+    if args.device_no.is_some() {
+        params.first_number = first_number(SystemTime::now())?;
+    }
     let plan = format_plan(&params)
         .map_err(|e| Fail::Refused(format!("{} cannot be formatted: {e}", path.display())))?;
     let found = look(&file, path, size)?;
@@ -86,6 +95,10 @@ pub fn format(args: &FormatArgs, map: Option<&ClusterMap>, json: bool) -> Result
             "{} holds {found}: nothing was written; if it may be lost, say --force",
             path.display()
         )));
+    }
+    if found.is_some() && args.device_no.is_some() {
+        // It may be the very device that had this name.
+        erase(&file, size - size % 4096).map_err(Fail::io("cannot write", path))?;
     }
     write(&file, path, size, &plan)?;
     if json {
@@ -141,7 +154,53 @@ fn params(
         node: identity.node,
         device_no: identity.no,
         labels,
+        first_number: 1,
     }
+}
+
+/// A number above all that a device has used which was formatted before this time: nobody uses 2^16 in a millisecond.
+fn first_number(now: SystemTime) -> Result<u64, Fail> {
+    let since = now
+        .duration_since(UNIX_EPOCH)
+        .map(|since| since.as_millis());
+    let ms = since.ok().and_then(|ms| u64::try_from(ms).ok());
+    let ms = ms.filter(|ms| (1 << 40..1 << 45).contains(ms));
+    let ms = ms.ok_or_else(|| {
+        Fail::Refused(
+            "this machine's clock is not set: the numbers of a device that takes another one's place begin at the \
+             present time, to be above those of that one"
+                .into(),
+        )
+    })?;
+    Ok(ms << 16)
+}
+
+/// Zeros all of a device. Opening looks for records wherever there may be some, for one whose extents' headers are
+/// damaged is read as well: what had this name before would come back.
+fn erase(file: &File, size: u64) -> io::Result<()> {
+    let progress = output::Progress::bytes("erasing", Some(size));
+    let zeros = Aligned::zeroed(ZONE);
+    let mut at = 0;
+    while at < size {
+        let len = ERASED_AT_ONCE.min(size - at);
+        let by_device = [
+            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        ];
+        let mut by_device = by_device.into_iter();
+        if !by_device.any(|how| fallocate(file, how, at, len).is_ok()) {
+            let mut done = 0;
+            while done < len {
+                let part = (len - done).min(ZONE as u64);
+                file.write_all_at(&zeros[..part as usize], at + done)?;
+                done += part;
+            }
+        }
+        at += len;
+        progress.inc(len);
+    }
+    progress.finish();
+    file.sync_all()
 }
 
 fn identity(

@@ -306,6 +306,7 @@ mod tests {
             node: NodeId(1),
             device_no: DeviceNo(1),
             labels: Default::default(),
+            first_number: 1,
         };
         let plan = ashlar_node_engine::format::format_plan(&params).unwrap();
         for (offset, bytes) in &plan {

@@ -123,6 +123,7 @@ pub fn format_params(block_size: u32, extent_size: u64, device_size: u64) -> For
         node: NodeId(1),
         device_no: DeviceNo(1),
         labels: Labels::default(),
+        first_number: 1,
     }
 }
 
