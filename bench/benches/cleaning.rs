@@ -154,6 +154,7 @@ impl Store {
             node: NodeId(1),
             device_no: DeviceNo(1),
             labels: Default::default(),
+            first_number: 1,
         });
         let file = open_durable(path).unwrap();
         for (offset, bytes) in plan.unwrap() {

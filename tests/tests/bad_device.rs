@@ -339,8 +339,8 @@ fn devices_that_changed_their_names_are_known_by_what_they_hold() {
     assert!(!said.contains("node 7 serves"), "{said}");
 }
 
-/// A member of the journal's chain gets a device with nothing on it, under the number of the one that it had: nothing of
-/// what was there comes back, and when it has been taught, it is as good as any other one.
+/// A member of the journal's chain gets a device with nothing on it, under the number of the one that it had: nothing
+/// of what was there comes back, and when it has been taught, it is as good as any other one.
 #[test]
 fn a_device_is_formatted_anew_under_its_number() {
     let rig = Rig::up(Options::default());

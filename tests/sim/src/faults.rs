@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - *within bounds*: damage that is not told of (rot, lost writes, sectors that cannot be read, formatting) comes to
-//!   one device of a run and no other, for that is what the redundancy of every class and of every chain bears. Processes, machines,
-//!   links and clocks may fail wherever and whenever, all at once too: what is durable comes back with them;
+//!   one device of a run and no other, for that is what the redundancy of every class and of every chain bears.
+//!   Processes, machines, links and clocks may fail wherever and whenever, all at once too: what is durable comes back
+//!   with them;
 //! - whatever was done is undone by [`World::heal`]: after that everything has to work.
 
 use ashlar_layout::ids::NodeId;
