@@ -6,7 +6,7 @@
 //!   document, so that none of the three is ever ahead of the others;
 //! - [`Comparison`] compares the replicas of a partition with each other, a pass at a time;
 //! - [`Tally`] is what was counted, by days; [`Loss`] what is gone;
-//! - [`poisson`] and [`markov`] make of that how durable the store was, and how durable a model says that it is.
+//! - [`poisson`], [`markov`] and [`zones`] make of that how durable the store was, and how durable a model says that it is.
 //!
 //! **Architecture invariant:** no I/O here, no clock, no randomness: time is an argument.
 
@@ -21,6 +21,7 @@ pub mod poisson;
 pub mod queue;
 pub mod record;
 pub mod tally;
+pub mod zones;
 
 #[cfg(test)]
 mod audit_tests;
@@ -30,6 +31,8 @@ mod compare_tests;
 mod hunt_tests;
 #[cfg(test)]
 mod rates_tests;
+#[cfg(test)]
+mod zones_tests;
 
 pub use audit::{Action, Audit, Event, Limits, Looked, Prey, World};
 pub use compare::{Compared, Comparison, Divergence, Next, Said};

@@ -55,8 +55,27 @@ struct Rates {
     rot: f64,
     /// Of each device: all that is on it is gone, and another one is there at once.
     fails: f64,
+    /// Zones, of as many devices each, and how many shards of a stripe one of them has at most.
+    zones: usize,
+    in_a_zone: usize,
+    /// Of each zone: all that is on its devices is gone, and others are there at once.
+    zone_fails: f64,
     passes: u32,
 }
+
+/// Nothing happens to it, and there are no zones.
+const QUIET: Rates = Rates {
+    k: 1,
+    m: 0,
+    objects: 0,
+    devices: 1,
+    rot: 0.0,
+    fails: 0.0,
+    zones: 1,
+    in_a_zone: usize::MAX,
+    zone_fails: 0.0,
+    passes: 0,
+};
 
 /// An object of one stripe.
 struct Object {
@@ -70,8 +89,10 @@ struct Store {
     rates: Rates,
     random: Random,
     now_s: f64,
-    /// When a shard rots next, and when a device fails.
-    next_s: [f64; 2],
+    /// When a shard rots next, when a device fails, and when a zone does.
+    next_s: [f64; 3],
+    /// Zones that failed.
+    zones_lost: u64,
     objects: BTreeMap<u64, Object>,
     /// Their names, in no order.
     names: Vec<u64>,
@@ -95,7 +116,8 @@ impl Store {
             rates,
             random: Random(seed),
             now_s: 20_000.0 * 86_400.0,
-            next_s: [0.0; 2],
+            next_s: [0.0; 3],
+            zones_lost: 0,
             objects: BTreeMap::new(),
             names: Vec::new(),
             record: None,
@@ -109,7 +131,7 @@ impl Store {
             store.make(name);
             store.names.push(name);
         }
-        for event in 0..2 {
+        for event in 0..store.next_s.len() {
             store.next_s[event] = store.now_s + store.pause_s(event);
         }
         store
@@ -119,11 +141,17 @@ impl Store {
         self.rates.k + self.rates.m
     }
 
+    fn zone(&self, device: usize) -> usize {
+        device % self.rates.zones
+    }
+
     fn make(&mut self, name: u64) {
         let mut devices: Vec<usize> = Vec::new();
         while devices.len() < self.shards() {
             let device = self.random.below(self.rates.devices);
-            if !devices.contains(&device) {
+            let zone = self.zone(device);
+            let there = devices.iter().filter(|it| self.zone(**it) == zone);
+            if there.count() < self.rates.in_a_zone && !devices.contains(&device) {
                 devices.push(device);
             }
         }
@@ -141,11 +169,14 @@ impl Store {
             rot,
             devices,
             fails,
+            zones,
+            zone_fails,
             ..
         } = self.rates;
         let all = match event {
             0 => rot * (objects * self.shards()) as f64,
-            _ => fails * devices as f64,
+            1 => fails * devices as f64,
+            _ => zone_fails * zones as f64,
         };
         match all > 0.0 {
             true => self.random.years(all) * YEAR_S,
@@ -172,26 +203,41 @@ impl Store {
         }
     }
 
+    /// What is on these devices is gone.
+    fn lose_devices(&mut self, gone: impl Fn(&Store, usize) -> bool) {
+        for name in self.names.clone() {
+            for shard in 0..self.shards() {
+                if gone(self, self.objects[&name].devices[shard]) {
+                    self.hurt(name, shard, Kind::Missing);
+                }
+            }
+        }
+    }
+
     /// Time passes, and in it happens what happens.
     fn pass(&mut self, seconds: f64, calm: bool) {
         let until = self.now_s + seconds;
-        while !calm && self.next_s[0].min(self.next_s[1]) < until {
-            let event = usize::from(self.next_s[1] < self.next_s[0]);
-            self.now_s = self.next_s[event];
-            if event == 0 {
-                let name = self.names[self.random.below(self.names.len())];
-                let shard = self.random.below(self.shards());
-                self.hurt(name, shard, Kind::Rot);
-            } else {
-                let device = self.random.below(self.rates.devices);
-                for name in self.names.clone() {
-                    let on = self.objects[&name]
-                        .devices
-                        .iter()
-                        .position(|it| *it == device);
-                    if let Some(shard) = on {
-                        self.hurt(name, shard, Kind::Missing);
-                    }
+        while !calm {
+            let soonest = self.next_s.iter().copied().enumerate();
+            let soonest = soonest.min_by(|a, b| a.1.total_cmp(&b.1));
+            let Some((event, at_s)) = soonest.filter(|(_, at_s)| *at_s < until) else {
+                break;
+            };
+            self.now_s = at_s;
+            match event {
+                0 => {
+                    let name = self.names[self.random.below(self.names.len())];
+                    let shard = self.random.below(self.shards());
+                    self.hurt(name, shard, Kind::Rot);
+                }
+                1 => {
+                    let failed = self.random.below(self.rates.devices);
+                    self.lose_devices(|_, device| device == failed);
+                }
+                _ => {
+                    let failed = self.random.below(self.rates.zones);
+                    self.zones_lost += 1;
+                    self.lose_devices(|store, device| store.zone(device) == failed);
                 }
             }
             self.next_s[event] = self.now_s + self.pause_s(event);
@@ -410,6 +456,7 @@ fn rot_is_found_and_lost_as_often_as_the_model_says() {
             rot: rot * a_pass,
             fails: 0.0,
             passes,
+            ..QUIET
         };
         let store = run(rates, seed);
         all_is_counted(&store);
@@ -443,6 +490,7 @@ fn devices_that_fail_lose_as_much_as_the_model_says() {
         rot: 0.0,
         fails: 0.02 * a_pass,
         passes: 600,
+        ..QUIET
     };
     let store = run(rates, 4);
     all_is_counted(&store);
