@@ -9,6 +9,7 @@ use crate::markov::Stripe;
 use crate::poisson::{CONFIDENCE, upper};
 use crate::record::{DAY_MS, Loss};
 use crate::tally::Tally;
+use crate::zones::{Zoned, evenly};
 
 /// Seconds of a year.
 pub const YEAR_S: f64 = 365.25 * 86_400.0;
@@ -61,7 +62,8 @@ pub struct Measured {
     pub bad_a_year: Option<f64>,
     /// Seconds from finding to having mended, in the mean.
     pub repair_s: Option<f64>,
-    /// Seconds that bad shards were bad for before they were found, at the most, in the mean.
+    /// Seconds that bad shards were bad for before they were found, at the most, in the mean; of stripes that were not
+    /// lost.
     pub lag_s: Option<f64>,
 }
 
@@ -72,6 +74,9 @@ fn per(count: f64, of: f64) -> Option<f64> {
 /// Makes numbers of counts, and of the losses that were found in the same time.
 pub fn measure(counted: Tally, losses: &[Loss]) -> Measured {
     let mut counted = counted;
+    // Nobody counts for how long those of stripes that are lost had been bad: they are not in the sum, and must not be
+    // in what it is divided by. Where zones fail that is half of all.
+    let lag_s = per(counted.lag_ms as f64 / 1e3, counted.bad() as f64);
     // What was found of stripes that are lost stands with them.
     for loss in losses {
         for (kind, _) in loss.bad.values() {
@@ -97,7 +102,7 @@ pub fn measure(counted: Tally, losses: &[Loss]) -> Measured {
         losses_at_most: per(upper(lost_objects, CONFIDENCE), object_years),
         bad_a_year: per(bad, shard_years),
         repair_s: per(counted.repair_ms as f64 / 1e3, counted.repaired as f64),
-        lag_s: per(counted.lag_ms as f64 / 1e3, counted.bad() as f64),
+        lag_s,
         counted,
     }
 }
@@ -113,6 +118,12 @@ pub struct Assumptions {
     pub shocks: f64,
     /// and with what probability each.
     pub struck: f64,
+    /// How often a year a zone fails with all that is in it,
+    #[serde(default)]
+    pub zone_fails: f64,
+    /// and in how many of them the shards of a stripe stand, spread evenly; 0: each in one of its own.
+    #[serde(default)]
+    pub zones: u32,
     /// Seconds of a pass: see [`found_after_s`].
     pub pass_s: f64,
 }
@@ -124,6 +135,8 @@ impl Default for Assumptions {
             repair_s: 3600.0,
             shocks: 1.0,
             struck: 0.01,
+            zone_fails: 0.0,
+            zones: 0,
             pass_s: 7.0 * 86_400.0,
         }
     }
@@ -161,7 +174,7 @@ pub struct Modelled {
     pub given: Vec<Given>,
     /// How often a year a stripe is lost if shards fail independently,
     pub independent: f64,
-    /// and with what takes many devices at once.
+    /// and with what takes many devices at once, zones among it.
     pub correlated: f64,
     /// Stripes that there are, as the last passes saw them,
     pub stripes: u64,
@@ -211,6 +224,17 @@ pub fn model(
         struck,
         ..calm
     };
+    let shards = evenly(k + m, assumed.zones);
+    let zones = f64::from(u32::try_from(shards.len()).unwrap_or(u32::MAX));
+    // Repair makes the time in which the next failure counts longer, by itself at either end: a shard that fails at any
+    // time between two looks is missing for half of that and a repair.
+    let zoned = Zoned {
+        m,
+        shards,
+        fails: calm.fails + shocks * struck,
+        zone_fails: assumed.zone_fails,
+        between: (assumed.pass_s + 2.0 * repair_s).max(1.0) / YEAR_S,
+    };
     let given = [
         ("bad shards found, per shard and year", rots, rots_from),
         (
@@ -238,8 +262,19 @@ pub fn model(
             struck,
             Source::Assumed,
         ),
+        (
+            "zones that fail with all that is in them, per zone and year",
+            assumed.zone_fails,
+            Source::Assumed,
+        ),
+        (
+            "and zones that the shards of a stripe stand in",
+            zones,
+            Source::Assumed,
+        ),
     ];
-    let correlated = shaken.losses_a_year();
+    // What zones have no part in is in the first of the two already.
+    let correlated = shaken.losses_a_year() + zoned.losses_by_zones_a_year();
     Modelled {
         k,
         m,
@@ -301,6 +336,12 @@ mod tests {
         assert!((0.00299..0.003).contains(&at_most), "{at_most}");
         // Two stripes of one object are one object; the shards of both are findings.
         let lost = [loss("a", 1, 3), loss("a", 2, 2), loss("b", 3, 1)];
+        let late = Tally {
+            found: BTreeMap::from([(Kind::Rot, 2)]),
+            lag_ms: 6000,
+            ..tally.clone()
+        };
+        assert_eq!(measure(late, &lost).lag_s, Some(3.0));
         let measured = measure(tally, &lost);
         assert_eq!((measured.lost_objects, measured.lost_stripes), (2, 3));
         assert_eq!(measured.counted.found, BTreeMap::from([(Kind::Missing, 6)]));
@@ -351,11 +392,21 @@ mod tests {
         let measured = measure(tally, &[]);
         let known = model((4, 2), 1000, &measured, &assumed);
         let of = |source| known.given.iter().filter(|it| it.source == source).count();
-        assert_eq!((of(Source::Measured), of(Source::Assumed)), (2, 4));
+        assert_eq!((of(Source::Measured), of(Source::Assumed)), (2, 6));
         assert!((known.given[0].value - 0.1).abs() < 1e-6 && known.given[2].value == 10.0);
         assert!(
             known.independent > unknown.independent,
             "what rots is lost sooner"
         );
+        // A zone that has more of a stripe than it can lose takes it along; one shard of it in each makes that rare.
+        let of = |zones| Assumptions {
+            zone_fails: 0.01,
+            zones,
+            ..assumed
+        };
+        let lost = |zones| model((4, 2), 1000, &measured, &of(zones)).correlated;
+        assert!((lost(2) - known.correlated) / 0.02 > 0.99);
+        assert!(lost(3) < 0.01 && lost(6) < lost(3) && lost(6) > known.correlated);
+        assert_eq!(lost(0), lost(6));
     }
 }

@@ -6,7 +6,8 @@
 //!   document, so that none of the three is ever ahead of the others;
 //! - [`Comparison`] compares the replicas of a partition with each other, a pass at a time;
 //! - [`Tally`] is what was counted, by days; [`Loss`] what is gone;
-//! - [`poisson`], [`markov`] and [`zones`] make of that how durable the store was, and how durable a model says that it is.
+//! - [`poisson`], [`markov`] and [`zones`] make of that how durable the store was, and how durable a model says that it
+//!   is.
 //!
 //! **Architecture invariant:** no I/O here, no clock, no randomness: time is an argument.
 
