@@ -93,6 +93,16 @@ pub enum MapChange {
         /// The partition.
         into: PartitionId,
     },
+    /// Nothing is waited for from these devices any more: what is on them may be put elsewhere.
+    MarkOut {
+        /// Which devices, one at the least; none of them is out.
+        devices: Vec<DeviceNo>,
+    },
+    /// They serve again.
+    MarkIn {
+        /// Which devices, one at the least; all of them are out.
+        devices: Vec<DeviceNo>,
+    },
     /// The whole map. Groups stay, control members stay, each chain changes by one member at most.
     SetMap {
         /// The new map; its epoch does not matter.
@@ -156,6 +166,17 @@ pub enum ChangeError {
         /// Whether it is.
         draining: bool,
     },
+    /// The device is out, or is not.
+    #[error("device {device} is {} already", if *.out { "out" } else { "in" })]
+    Out {
+        /// Which device.
+        device: DeviceNo,
+        /// Whether it is.
+        out: bool,
+    },
+    /// A change of devices that names none.
+    #[error("the change names no device: name one at the least")]
+    NoDevice,
     /// The device is not in the chain.
     #[error("device {device} is not in the chain of partition {partition}")]
     NotAMember {
@@ -317,6 +338,8 @@ impl MapChange {
                     return Err(ChangeError::UnknownPartition(*into));
                 }
             }
+            MapChange::MarkOut { devices } => mark(&mut next, devices, true)?,
+            MapChange::MarkIn { devices } => mark(&mut next, devices, false)?,
             MapChange::SetMap { map: new } => {
                 keeps(map, new, history)?;
                 let epoch = next.epoch;
@@ -410,6 +433,27 @@ fn remove_node(next: &mut ClusterMap, node: NodeId) -> Result<(), ChangeError> {
     next.nodes.retain(|n| n.id != node);
     next.devices.retain(|d| d.node != node);
     next.draining.retain(|n| *n != node);
+    next.out.retain(|no| !devices.contains(no));
+    Ok(())
+}
+
+/// Takes devices out, or in again.
+fn mark(next: &mut ClusterMap, devices: &[DeviceNo], out: bool) -> Result<(), ChangeError> {
+    if devices.is_empty() {
+        return Err(ChangeError::NoDevice);
+    }
+    for device in devices.iter().copied() {
+        if next.device(device).is_none() {
+            return Err(ChangeError::UnknownDevice(device));
+        }
+        let changed = match out {
+            true => next.out.insert(device),
+            false => next.out.remove(&device),
+        };
+        if !changed {
+            return Err(ChangeError::Out { device, out });
+        }
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 pub mod change;
 pub mod map;
+pub mod out;
 pub mod partition;
 mod rules;
 pub mod solve;
@@ -16,5 +17,6 @@ pub use map::{
     Chain, Class, ClusterMap, ControlMember, Core, Device, DomainLevel, Domains, Ending, MapError,
     Node, Partition, PlacementGroup,
 };
+pub use out::held;
 pub use solve::{SolveError, extend, solve};
 pub use spare::{Spare, spares};

@@ -6,8 +6,10 @@
 //! - partitions cover the whole (bucket, key) order without overlap, in order; those that are ending cover nothing;
 //! - a chain is an odd number of devices on different nodes; so are the founders of a partition, which
 //!   never change;
-//! - control members are an odd number, or none, with different numbers and addresses.
+//! - control members are an odd number, or none, with different numbers and addresses;
+//! - what is draining or out is in the map.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -261,6 +263,10 @@ pub struct ClusterMap {
     /// Nodes that are to be emptied: nothing new is put on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<NodeId>,
+    /// Devices that nothing is waited for from any more: what is on them may be put elsewhere. They are of the cluster
+    /// all the same, and come in again when they serve.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub out: BTreeSet<DeviceNo>,
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -306,6 +312,7 @@ impl ClusterMap {
             partition_numbers: 0,
             control: Vec::new(),
             draining: Vec::new(),
+            out: BTreeSet::new(),
         }
     }
 

@@ -101,7 +101,8 @@ fn check(map: &ClusterMap) -> Result<(), String> {
     check_groups(map, &places)?;
     check_partitions(map)?;
     check_control(map)?;
-    check_draining(map)
+    check_draining(map)?;
+    check_out(map)
 }
 
 fn check_class(map: &ClusterMap) -> Result<(), String> {
@@ -389,4 +390,12 @@ fn check_draining(map: &ClusterMap) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn check_out(map: &ClusterMap) -> Result<(), String> {
+    let known: BTreeSet<DeviceNo> = map.devices.iter().map(|device| device.no).collect();
+    match map.out.difference(&known).next() {
+        Some(no) => Err(format!("device {no} is out, and there is no such device")),
+        None => Ok(()),
+    }
 }

@@ -303,6 +303,8 @@ fn any_change() -> impl Strategy<Value = MapChange> {
             }]
         }),
         (number, 1u32..11, any::<bool>()).prop_map(|(o, w, c)| replace(o, w, c)),
+        (any::<bool>(), proptest::collection::vec(1u32..11, 0..3))
+            .prop_map(|(out, devices)| marks(out, &devices)),
         (7u32..11, 1u32..4).prop_map(|(n, zones)| {
             let (node, devices) = node(n, zones);
             MapChange::AddNode {
@@ -475,4 +477,60 @@ fn partitions_are_not_split_or_merged_wrongly() {
         torn.validate().is_err(),
         "only a child begins inside of a bucket"
     );
+}
+
+fn marks(out: bool, devices: &[u32]) -> MapChange {
+    let devices = devices.iter().map(|no| DeviceNo(*no)).collect();
+    match out {
+        true => MapChange::MarkOut { devices },
+        false => MapChange::MarkIn { devices },
+    }
+}
+
+#[test]
+fn devices_go_out_and_come_in_again() {
+    let map = map(6, 3);
+    assert!(!String::from_utf8_lossy(&map.to_json()).contains("\"out\""));
+    let out = apply(&map, marks(true, &[5, 2])).unwrap();
+    assert_eq!(out.out, [2, 5].map(DeviceNo).into());
+    // Nothing else is another than before.
+    let mut same = out.clone();
+    (same.out, same.epoch) = (BTreeSet::new(), map.epoch);
+    assert_eq!(same, map);
+    // The file says it, and one that was written before there was this says that nothing is.
+    assert_eq!(ClusterMap::from_json(&out.to_json()), Ok(out.clone()));
+    let mut json: serde_json::Value = serde_json::from_slice(&out.to_json()).unwrap();
+    assert!(json.as_object_mut().unwrap().remove("out").is_some());
+    let older = ClusterMap::from_json(&serde_json::to_vec(&json).unwrap()).unwrap();
+    assert!(older.out.is_empty());
+    let back = apply(&out, marks(false, &[5])).unwrap();
+    assert_eq!(back.out, [DeviceNo(2)].into());
+
+    for (map, change, want) in [
+        (&map, marks(true, &[]), "names no device"),
+        (&map, marks(true, &[9]), "no device 9"),
+        (&map, marks(true, &[3, 3]), "device 3 is out already"),
+        (&out, marks(true, &[3, 5]), "device 5 is out already"),
+        (&out, marks(false, &[3]), "device 3 is in already"),
+        (&out, marks(false, &[]), "names no device"),
+    ] {
+        let told = apply(map, change).unwrap_err().to_string();
+        assert!(told.contains(want), "'{told}' does not say '{want}'");
+    }
+    let mut stranger = map.clone();
+    stranger.out.insert(DeviceNo(9));
+    let told = stranger.validate().unwrap_err().to_string();
+    assert!(told.contains("device 9 is out"), "{told}");
+}
+
+#[test]
+fn a_node_that_leaves_takes_what_is_out_along() {
+    let mut map = map(6, 3);
+    let (last, devices) = node(7, 3);
+    map.nodes.push(last);
+    map.devices.extend(devices);
+    let drained = apply(&map, MapChange::DrainNode { node: NodeId(7) }).unwrap();
+    let out = apply(&drained, marks(true, &[7, 1])).unwrap();
+    let gone = apply(&out, MapChange::RemoveNode { node: NodeId(7) }).unwrap();
+    assert_eq!(gone.out, [DeviceNo(1)].into());
 }

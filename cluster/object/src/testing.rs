@@ -86,6 +86,7 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
         }],
         control: Vec::new(),
         draining: Default::default(),
+        out: Default::default(),
         ending: Vec::new(),
         partition_numbers: 0,
     }
