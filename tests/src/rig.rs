@@ -47,6 +47,8 @@ pub struct Options {
     pub audit: Option<&'static str>,
     /// For how many seconds they wait for a device that is away, if not as long as usual. Only with `audit`.
     pub audit_wait: Option<&'static str>,
+    /// After how many seconds a device that is away is out, if not after as many as usual.
+    pub out_after: Option<&'static str>,
     /// An S3 gateway.
     pub gateway: bool,
 }
@@ -64,6 +66,7 @@ impl Default for Options {
             merge_objects: None,
             audit: None,
             audit_wait: None,
+            out_after: None,
             gateway: false,
         }
     }
@@ -115,6 +118,7 @@ impl Rig {
             merge_objects,
             audit,
             audit_wait,
+            out_after,
             gateway,
         } = self.options;
         let nodes = nodes.to_string();
@@ -133,6 +137,7 @@ impl Rig {
             ("--merge-objects", merge_objects),
             ("--audit-pass", audit),
             ("--audit-wait", audit_wait),
+            ("--out-after", out_after),
         ] {
             args.extend(value.into_iter().flat_map(|value| [flag, value]));
         }

@@ -422,14 +422,14 @@ fn what_belongs_to_others_is_refused_by_the_control_plane() {
 
         let addresses: Vec<String> = map.control.iter().map(|m| m.address.clone()).collect();
         let theirs = ControlClient::new(ClusterId([9; 16]), addresses);
-        let error = theirs.heartbeat(NodeId(1), Vec::new()).await;
+        let error = theirs.heartbeat(NodeId(1), Vec::new(), None).await;
         let error = error.expect_err("a node of another cluster was heard");
         assert!(matches!(error, ClientError::Control(_)), "{error}");
         assert!(
             error.to_string().contains("belongs to cluster 0909"),
             "{error}"
         );
-        let error = ours.heartbeat(NodeId(8), Vec::new()).await;
+        let error = ours.heartbeat(NodeId(8), Vec::new(), None).await;
         let error = error.expect_err("a node that is not in the map was heard");
         assert!(error.to_string().contains("no node 8"), "{error}");
     });

@@ -77,6 +77,7 @@ fn what_was_on_a_node_that_is_gone_is_as_safe_as_before() {
     let rig = Rig::up(Options {
         audit: Some("100000"),
         audit_wait: Some("2"),
+        out_after: Some("3"),
         ..Options::default()
     });
     rig.ok(&["mb", "ashlar://data"]);

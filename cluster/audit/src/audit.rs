@@ -11,8 +11,8 @@
 //! - whoever begins to go on from a place says so first, and records the more often the more often that has happened:
 //!   so a region that crashes its reader is come through a step at a time, and what crashes it each time is passed
 //!   over;
-//! - what is on devices that are gone is put elsewhere, unless so many are away that a person has to look: each stripe
-//!   is looked at right before that, and it is done only if what is away is gone, and nothing bad of it is uncounted;
+//! - what is on devices that are gone is put elsewhere, if the cluster has agreed that they are out: each stripe is
+//!   looked at right before that, and it is done only if what is away is gone, and nothing bad of it is uncounted;
 //! - nothing is counted of a record that somebody else has written since it was read: then it is read again.
 
 mod hunt;
@@ -27,6 +27,7 @@ use ashlar_layout::time::Instant;
 use crate::queue::{self, AWAY_MAX, Finding};
 use crate::record::{Closed, DAY_MS, Ended, Item, Loss, Pass, Place, Record};
 use crate::tally::{Kind, Tally};
+pub use hunt::{Prey, World};
 
 /// How far the clocks of nodes may be apart without one of them being taken to be wrong, in milliseconds.
 const CLOCKS_APART_MS: u64 = 60 * 60 * 1000;
@@ -103,30 +104,6 @@ impl Looked {
     fn shards(&self) -> u64 {
         u64::from(self.whole) + (self.bad.len() + self.away.len()) as u64
     }
-}
-
-/// How devices are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct World {
-    /// Those that serve,
-    pub serving: BTreeSet<DeviceNo>,
-    /// and those that do not.
-    pub away: BTreeSet<DeviceNo>,
-    /// Why nothing is to be put elsewhere, if that is so.
-    pub held: Option<String>,
-}
-
-/// A stripe with shards on devices that are gone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Prey {
-    /// Which,
-    pub stripe: StripeId,
-    /// and the how many-th of its object.
-    pub nth: u64,
-    /// How many more shards it can lose, if all others are whole.
-    pub margin: i32,
-    /// The devices.
-    pub gone: Vec<DeviceNo>,
 }
 
 /// What happens to it.

@@ -98,15 +98,15 @@ impl Store {
         std::array::from_fn(|i| DeviceNo(far + i as u32))
     }
 
-    /// How devices are, as far as it can be told.
+    /// How devices are; those that are away are out, unless something is held against it.
     pub(crate) fn world(&self, held: Option<&str>) -> Event {
         let all = (0..SHARDS as u32).map(DeviceNo);
         let (away, serving) = all.partition(|no| self.away.contains(no));
-        let held = held.map(str::to_owned);
         Event::World(World {
             serving,
+            out: held.map_or(self.away.clone(), |_| BTreeSet::new()),
             away,
-            held,
+            held: held.map(str::to_owned),
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ashlar_layout::ids::DeviceNo;
 use proptest::prelude::*;
 
-use crate::audit::Action;
+use crate::audit::{Action, Event, World};
 use crate::audit_tests::{Driver, Store};
 use crate::queue::AWAY_MAX;
 
@@ -16,6 +16,23 @@ fn for_seconds(driver: &mut Driver, store: &mut Store, seconds: u64, held: Optio
             driver.settle(store);
             let event = store.world(held);
             driver.event(store, event);
+        }
+        driver.settle(store);
+        store.pass(Duration::from_secs(1));
+    }
+    driver.settle(store);
+}
+
+/// The same, and these devices are out, whatever is away.
+fn with_out(driver: &mut Driver, store: &mut Store, seconds: u64, out: &[u32]) {
+    for second in 0..seconds {
+        if second % 15 == 0 {
+            driver.settle(store);
+            let Event::World(world) = store.world(None) else {
+                return;
+            };
+            let out = out.iter().map(|no| DeviceNo(*no)).collect();
+            driver.event(store, Event::World(World { out, ..world }));
         }
         driver.settle(store);
         store.pass(Duration::from_secs(1));
@@ -130,6 +147,63 @@ fn while_too_many_are_away_a_person_is_waited_for() {
     assert_eq!(store.record().held.as_deref(), Some(why));
     for_seconds(&mut driver, &mut store, 30, None);
     assert_eq!((moved(&store), store.record().held), (10, None));
+}
+
+/// Whoever is cut off sees all of them away: nobody else says so.
+#[test]
+fn what_is_not_out_stays_where_it_is() {
+    let mut store = Store::new(10, 2);
+    let mut driver = Driver::new(&store);
+    store.away.extend((0..4).map(DeviceNo));
+    with_out(&mut driver, &mut store, 5000, &[]);
+    assert_eq!(moved(&store), 0);
+    store.away = [DeviceNo(3)].into();
+    with_out(&mut driver, &mut store, 5000, &[]);
+    let record = store.record();
+    assert_eq!((moved(&store), record.held, record.hunt), (0, None, None));
+    assert!(!record.absent[&DeviceNo(3)].hunted);
+    // Another one is out, which serves as far as this one sees.
+    with_out(&mut driver, &mut store, 5000, &[1]);
+    assert_eq!(moved(&store), 0);
+    // It has waited for long enough, and now it is out.
+    with_out(&mut driver, &mut store, 15, &[1, 3]);
+    assert_eq!(moved(&store), 20);
+    assert!(store.record().absent[&DeviceNo(3)].hunted);
+}
+
+#[test]
+fn what_was_in_for_a_while_is_waited_for_and_gone_through_anew() {
+    let mut store = Store::new(3, 2);
+    let mut driver = Driver::new(&store);
+    store.away.insert(DeviceNo(3));
+    with_out(&mut driver, &mut store, 1000, &[3]);
+    assert_eq!(moved(&store), 6);
+    assert!(store.record().absent[&DeviceNo(3)].hunted);
+    // Nobody here has seen it serve. Something was written to it.
+    with_out(&mut driver, &mut store, 15, &[]);
+    let one = vec![[true; 4]];
+    store.objects.insert("later".to_owned(), one);
+    with_out(&mut driver, &mut store, 870, &[3]);
+    let record = store.record();
+    assert_eq!(
+        (moved(&store), record.absent[&DeviceNo(3)].hunted),
+        (6, false)
+    );
+    with_out(&mut driver, &mut store, 30, &[3]);
+    assert_eq!(moved(&store), 7);
+    assert!(store.record().absent[&DeviceNo(3)].hunted);
+}
+
+/// While others are away that are not out, what is out is moved all the same.
+#[test]
+fn what_is_out_does_not_wait_for_what_is_not() {
+    let mut store = Store::new(10, 1);
+    let mut driver = Driver::new(&store);
+    store.away.extend([DeviceNo(2), DeviceNo(3)]);
+    with_out(&mut driver, &mut store, 60, &[3]);
+    assert_eq!(moved(&store), 10);
+    let record = store.record();
+    assert!(record.absent[&DeviceNo(3)].hunted && !record.absent[&DeviceNo(2)].hunted);
 }
 
 #[test]

@@ -392,7 +392,7 @@ pub struct Record {
     /// Whether what is on them is being looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hunt: Option<Hunt>,
-    /// Why nothing is put elsewhere before a person has looked at it.
+    /// Why devices that are away are not marked out, so that nothing is moved from them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
 }

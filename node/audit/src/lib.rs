@@ -11,7 +11,6 @@
 pub mod asked;
 mod compare;
 pub mod device;
-pub mod gone;
 pub mod ledger;
 pub mod look;
 pub mod node;
@@ -20,4 +19,4 @@ mod walk;
 
 pub use asked::Asked;
 pub use ledger::{LedgerError, Read};
-pub use node::{Leads, Options, run};
+pub use node::{Known, Leads, Options, run};

@@ -6,7 +6,7 @@
 //!   again where it is: that costs reads, and nothing is counted twice;
 //! - it may be dropped at any time: what was not recorded is looked at again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::compare;
 use crate::device::{self, Devices};
-use crate::gone;
 use crate::partition::{self, Led};
 use crate::walk::Range;
 
@@ -41,9 +40,6 @@ pub struct Options {
     pub pass: Duration,
     /// How long is waited for devices that are away, if there is margin.
     pub wait: Duration,
-    /// With more devices away than this nothing is moved from them before a person has looked at it; none: as
-    /// [`crate::gone::held`] has it.
-    pub away_most: Option<usize>,
     /// Bytes a second that a device is read with at the least,
     pub floor: u64,
     /// and at the most.
@@ -72,6 +68,15 @@ pub struct Leads {
     pub partitions: Vec<PartitionId>,
     /// Requests that come to them in a second.
     pub requests: u64,
+}
+
+/// What was agreed on, as far as the node knows.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The newest map.
+    pub map: Arc<ClusterMap>,
+    /// Why devices that are away are not marked out, if that is so.
+    pub held: Option<String>,
 }
 
 /// What the auditors of a node share.
@@ -123,22 +128,30 @@ impl Node {
     }
 
     /// Takes what nodes said: how fast devices are to be read, and which of them serve.
-    fn learn(&self, said: &[NodeStatus], leads: &[PartitionId]) -> World {
+    fn learn(&self, said: &[NodeStatus], leads: &[PartitionId], known: &Known) -> World {
         let (share, now) = (share(said, leads), self.clock.now());
-        let mut world = World::default();
         for device in said.iter().flat_map(|node| &node.devices) {
-            let is_there = matches!(device.state.as_str(), "serving" | "full");
-            if is_there {
-                world.serving.insert(device.device);
-            }
             let bytes = (device.bytes_used as f64 * share) as u64;
             self.paced(|pace| pace.holds(now, device.device, bytes));
         }
-        let map = self.client.map();
-        let all = map.devices.iter().map(|device| device.no);
-        world.away = all.filter(|no| !world.serving.contains(no)).collect();
-        world.held = gone::held(&map, &world.away, self.options.away_most);
-        world
+        world(said, known)
+    }
+}
+
+/// How devices are: who serves by what the nodes said, and who is out by what was agreed on.
+fn world(said: &[NodeStatus], known: &Known) -> World {
+    let devices = said.iter().flat_map(|node| &node.devices);
+    let there = devices.filter(|it| matches!(it.state.as_str(), "serving" | "full"));
+    let serving: BTreeSet<DeviceNo> = there.map(|device| device.device).collect();
+    let all = known.map.devices.iter().map(|device| device.no);
+    let away: BTreeSet<DeviceNo> = all.filter(|no| !serving.contains(no)).collect();
+    let out = known.map.out.clone();
+    let held = known.held.clone().filter(|_| !away.is_subset(&out));
+    World {
+        serving,
+        away,
+        out,
+        held,
     }
 }
 
@@ -177,12 +190,12 @@ fn led(map: &ClusterMap, partition: PartitionId) -> Option<Led> {
 }
 
 /// Audits and repairs what a node leads. It does not end by itself, and may be dropped at any time. `leads` says what
-/// the node leads, `map` which map it works with, `devices` are its own.
+/// the node leads, `known` what was agreed on, `devices` are its own.
 pub async fn run<D: Devices>(
     client: Client,
     options: Options,
     leads: impl Fn() -> Leads + Send,
-    map: impl Fn() -> Arc<ClusterMap> + Send,
+    known: impl Fn() -> Known + Send,
     devices: Arc<D>,
 ) {
     let pacing = Pacing {
@@ -218,7 +231,7 @@ pub async fn run<D: Devices>(
         node.paced(|pace| pace.yields(node.clock.now(), busy));
         if looks.is_multiple_of(every) && !partitions.is_empty() {
             let said = node.ask().await;
-            tell.send_replace(node.learn(&said, &partitions));
+            tell.send_replace(node.learn(&said, &partitions, &known()));
         }
         // Asked for the first time as soon as it leads something.
         looks = if partitions.is_empty() {
@@ -226,7 +239,7 @@ pub async fn run<D: Devices>(
         } else {
             looks.wrapping_add(1)
         };
-        let map = map();
+        let map = known().map;
         let wanted: Vec<Led> = partitions.iter().filter_map(|it| led(&map, *it)).collect();
         running.retain(|_, (led, task)| {
             let stays = wanted.contains(led) && !task.is_finished();
@@ -269,10 +282,56 @@ pub async fn run<D: Devices>(
 
 #[cfg(test)]
 mod tests {
-    use ashlar_layout::ids::{Epoch, Seq, Term};
-    use ashlar_layout::message::ReplicaStatus;
+    use ashlar_cluster_map::{Class, Device, DomainLevel};
+    use ashlar_layout::ids::{ClusterId, DeviceId, Epoch, Seq, Term};
+    use ashlar_layout::message::{DeviceStatus, ReplicaStatus};
 
     use super::*;
+
+    #[test]
+    fn only_what_the_map_says_is_out() {
+        let class = Class { k: 2, m: 1 };
+        let mut map = ClusterMap::bare(ClusterId([1; 16]), class, 4096, DomainLevel::Host);
+        let device = |no: u32| Device {
+            no: DeviceNo(no),
+            id: DeviceId([no as u8; 16]),
+            node: NodeId(no),
+            core: 0,
+            size: 1 << 30,
+        };
+        map.devices = (1..=3).map(device).collect();
+        map.out = [DeviceNo(3)].into();
+        let status = |no: u32, state: &str| DeviceStatus {
+            device: DeviceNo(no),
+            id: DeviceId([no as u8; 16]),
+            state: state.to_owned(),
+            bytes_total: 1,
+            bytes_used: 1,
+            shards: 1,
+            findings: Vec::new(),
+        };
+        let mut said = head(1, "head", 1);
+        said.devices = vec![status(1, "full"), status(2, "fenced: by the test")];
+        let why = Some("too many".to_owned());
+        let known = |held: &Option<String>| Known {
+            map: Arc::new(map.clone()),
+            held: held.clone(),
+        };
+        let seen = world(std::slice::from_ref(&said), &known(&why));
+        let want = World {
+            serving: [DeviceNo(1)].into(),
+            away: [2, 3].map(DeviceNo).into(),
+            out: [DeviceNo(3)].into(),
+            held: why.clone(),
+        };
+        assert_eq!(seen, want);
+        // Who is cut off sees all of them away, and that is all.
+        let seen = world(&[], &known(&None));
+        assert_eq!((seen.away.len(), seen.out.len(), seen.held), (3, 1, None));
+        // Nothing is held against what is out already.
+        said.devices = vec![status(1, "serving"), status(2, "serving")];
+        assert_eq!(world(&[said], &known(&why)).held, None);
+    }
 
     fn head(partition: u32, role: &str, objects: u64) -> NodeStatus {
         let replica = ReplicaStatus {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ashlar_cluster_map::{ClusterMap, Device, MapChange, Node};
-use ashlar_layout::ids::{ClusterId, Epoch, NodeId};
+use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
 use tokio::time::Instant;
 
 use crate::error::{ControlError, WireError};
@@ -82,6 +82,8 @@ pub struct Heard {
     pub epoch: Epoch,
     /// Where the leader listens.
     pub leader: String,
+    /// Why devices that are away are not marked out, if that is so.
+    pub held: Option<String>,
 }
 
 /// A caller of the control plane. Each call makes its own connection; calls at once are independent.
@@ -185,21 +187,35 @@ impl ControlClient {
         .await
     }
 
-    /// Tells the leader that a node is there, and how its chains are.
+    /// Tells the leader that a node is there, how its chains are, and which of its devices serve, if that is known.
     pub async fn heartbeat(
         &self,
         node: NodeId,
         chains: Vec<ChainReport>,
+        serving: Option<Vec<DeviceNo>>,
     ) -> Result<Heard, ClientError> {
-        match self
-            .ask(&Call::Heartbeat { node, chains }, FRAME_TIME)
-            .await?
-        {
-            (_, Answer::Heard { epoch, leader }) => {
+        let call = Call::Heartbeat {
+            node,
+            chains,
+            serving,
+        };
+        match self.ask(&call, FRAME_TIME).await? {
+            (
+                _,
+                Answer::Heard {
+                    epoch,
+                    leader,
+                    held,
+                },
+            ) => {
                 if let Some(index) = self.addresses.iter().position(|a| *a == leader) {
                     self.preferred.store(index, Ordering::Relaxed);
                 }
-                Ok(Heard { epoch, leader })
+                Ok(Heard {
+                    epoch,
+                    leader,
+                    held,
+                })
             }
             (address, other) => Err(wrong(address, &other)),
         }

@@ -1,5 +1,6 @@
 //! Three real members: killed, restarted, wiped, raced.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ashlar_cluster_map::{ChangeError, MapChange};
@@ -249,7 +250,7 @@ fn a_silent_member_of_a_chain_is_replaced_by_a_spare() {
     let client = rig.client();
     let beat = |rig: &Rig| {
         for node in rig.map.nodes.iter().filter(|n| n.id.0 != silent.0) {
-            rig.run(client.heartbeat(node.id, vec![report.clone()]))
+            rig.run(client.heartbeat(node.id, vec![report.clone()], None))
                 .unwrap();
         }
     };
@@ -279,10 +280,46 @@ fn a_silent_member_of_a_chain_is_replaced_by_a_spare() {
     let node = status.nodes.iter().find(|n| n.node.0 == silent.0).unwrap();
     assert!(!node.there);
     let unknown = rig
-        .run(client.heartbeat(NodeId(99), Vec::new()))
+        .run(client.heartbeat(NodeId(99), Vec::new(), None))
         .unwrap_err();
     let want = Refusal::Change(ChangeError::UnknownNode(NodeId(99)));
     assert_eq!(control(unknown), ControlError::Refused(want));
+}
+
+#[test]
+fn a_device_that_does_not_serve_is_out_under_any_leader_until_it_does() {
+    let mut rig = Rig::founded(3);
+    let client = rig.client();
+    // One device per node, of its number. Nodes of `down` say that theirs does not serve.
+    let beat = |rig: &Rig, down: &[u32]| {
+        let mut held = None;
+        for node in &rig.map.nodes {
+            let own = Some(node.id.0).filter(|no| !down.contains(no));
+            let serving = own.into_iter().map(DeviceNo).collect();
+            let told = client.heartbeat(node.id, Vec::new(), Some(serving));
+            held = rig.run(told).unwrap().held;
+        }
+        held
+    };
+    let out = |rig: &Rig| rig.run(client.newest_map()).unwrap().out;
+    let five = BTreeSet::from([DeviceNo(5)]);
+    rig.until("device 5 is out", |rig| {
+        beat(rig, &[5]);
+        out(rig) == five
+    });
+    let leader = rig.leader();
+    rig.kill(leader);
+    rig.until("the next leader says why no more are out", |rig| {
+        beat(rig, &[4, 5]).is_some_and(|why| why.contains("2 of 6"))
+    });
+    let status = rig.run(client.status()).unwrap();
+    assert_eq!(status.out, [DeviceNo(5)]);
+    assert!(status.away.contains(&DeviceNo(4)) && status.held.is_some());
+    rig.start(leader);
+    rig.until("all are in again", |rig| {
+        beat(rig, &[]);
+        out(rig).is_empty()
+    });
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub mod limits;
 pub mod link;
 pub mod member;
 pub mod network;
+mod out;
+#[cfg(test)]
+mod out_tests;
 pub mod partitions;
 mod policy;
 #[cfg(test)]
@@ -46,6 +49,7 @@ pub mod wire;
 pub use client::{ClientError, ControlClient, Heard};
 pub use error::ControlError;
 pub use member::Timing;
+pub use out::OutLimits;
 pub use partitions::{PartitionLimits, PartitionLoad, may_merge, move_step};
 pub use policy::{ChainReport, Patience, Verdict, Watchman};
 pub use server::{ControlConfig, ControlServer, StartError};

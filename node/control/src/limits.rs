@@ -18,7 +18,7 @@ pub const CLIENTS_MAX: usize = 512;
 pub const MEMBERS_MAX: usize = 64;
 /// Memory for requests that are being received or worked on, in KiB.
 pub const REQUESTS_KIB: usize = 64 * 1024;
-/// Chains that a heartbeat tells of, at most.
+/// Chains that a heartbeat tells of, at most, and devices.
 pub const REPORTS_MAX: usize = 4096;
 /// How long a connection may take to say who it is.
 pub const HELLO_TIME: Duration = Duration::from_secs(3);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ashlar_cluster_map::{ClusterMap, MapChange};
-use ashlar_layout::ids::{ClusterId, Epoch, NodeId};
+use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
 use ashlar_layout::time::Instant;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
@@ -303,8 +303,13 @@ impl Member {
 
     /// Answers as the leader, if this member still is that.
     async fn lead(&self, call: &Call, deadline: tokio::time::Instant) -> Attempt {
-        if let Call::Heartbeat { node, chains } = call {
-            return self.hear(*node, chains);
+        if let Call::Heartbeat {
+            node,
+            chains,
+            serving,
+        } = call
+        {
+            return self.hear(*node, chains, serving.as_deref());
         }
         // A quorum confirms that this is the leader, and the state is as new as any that was ever told of.
         let confirmed = tokio::time::timeout_at(deadline, self.raft.0.ensure_linearizable()).await;
@@ -414,9 +419,9 @@ impl Member {
         }
     }
 
-    fn hear(&self, node: NodeId, chains: &[ChainReport]) -> Attempt {
-        if chains.len() > REPORTS_MAX {
-            return Attempt::Answered(bad("a heartbeat with too many chains"));
+    fn hear(&self, node: NodeId, chains: &[ChainReport], serving: Option<&[DeviceNo]>) -> Attempt {
+        if chains.len() > REPORTS_MAX || serving.is_some_and(|it| it.len() > REPORTS_MAX) {
+            return Attempt::Answered(bad("a heartbeat with too many chains or devices"));
         }
         let state = self.state();
         let Some(map) = state.map.as_ref() else {
@@ -428,19 +433,21 @@ impl Member {
         }
         let now = self.now();
         let mut watchman = self.watchman.lock().unwrap_or_else(PoisonError::into_inner);
-        match watchman.as_mut() {
-            Some(watchman) => watchman.hear(now, map, node, chains.to_vec()),
-            None => return Attempt::NoLeader,
-        }
+        let Some(watchman) = watchman.as_mut() else {
+            return Attempt::NoLeader;
+        };
+        watchman.hear(now, map, node, chains.to_vec(), serving);
         Attempt::Answered(Answer::Heard {
             epoch: map.epoch,
             leader: self.members.get(&self.id).cloned().unwrap_or_default(),
+            held: watchman.held().map(str::to_owned),
         })
     }
 
     // What the leader does of itself.
 
-    /// Follows whether this member leads, and does the leader's duties: the first map, and spares for the lost.
+    /// Follows whether this member leads, and does the leader's duties: the first map, spares for the lost, and which
+    /// devices are out.
     pub(crate) async fn duties(self: Arc<Member>, first: ClusterMap) {
         let pause = (self.timing.patience.away_after / 4)
             .clamp(Duration::from_millis(20), Duration::from_millis(500));
@@ -551,6 +558,9 @@ impl Member {
             nodes: Vec::new(),
             chains: Vec::new(),
             reports: Vec::new(),
+            away: Vec::new(),
+            out: state.map.iter().flat_map(|map| &map.out).copied().collect(),
+            held: None,
             tokens: state.tokens.waiting(wall_ms()),
             doubt,
         };
@@ -575,6 +585,8 @@ impl Member {
                 .collect();
             status.chains = watchman.verdicts(now, map);
             status.reports = watchman.reports();
+            status.away = watchman.away(now, map).into_iter().collect();
+            status.held = watchman.held().map(str::to_owned);
         }
         status
     }

@@ -16,7 +16,11 @@ use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
 use ashlar_layout::time::Instant;
 use serde::{Deserialize, Serialize};
 
+use crate::out::{Beat, Devices, OutLimits, Silent};
 use crate::partitions::{self, PartitionLimits, PartitionLoad};
+
+/// Between two decisions of a leader that watches no more time goes by than so many times what makes a node away.
+const PAUSES: u32 = 4;
 
 /// When a node counts as away, and when a spare takes its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub struct Patience {
     pub away_after: Duration,
     /// A member of a chain whose node is silent for longer is replaced.
     pub replace_after: Duration,
+    /// When devices are marked out, and in again.
+    pub out: OutLimits,
     /// When partitions are split and merged.
     pub partitions: PartitionLimits,
 }
@@ -34,6 +40,7 @@ impl Default for Patience {
         Patience {
             away_after: Duration::from_secs(2),
             replace_after: Duration::from_secs(60),
+            out: OutLimits::DEFAULT,
             partitions: PartitionLimits::default(),
         }
     }
@@ -116,6 +123,7 @@ pub struct Watchman {
     since: Instant,
     heard: BTreeMap<NodeId, Instant>,
     chains: BTreeMap<PartitionId, ChainReport>,
+    devices: Devices,
     /// When partitions were changed last, or could not be.
     rests: Instant,
 }
@@ -128,15 +136,31 @@ impl Watchman {
             since: now,
             heard: BTreeMap::new(),
             chains: BTreeMap::new(),
+            devices: Devices::new(patience.out, now),
             rests: now,
         }
     }
 
-    /// A node has been heard. What it says about chains counts where it is itself a member.
-    pub fn hear(&mut self, now: Instant, map: &ClusterMap, node: NodeId, chains: Vec<ChainReport>) {
+    /// A node has been heard. What it says about chains counts where it is itself a member. `serving`: those of its
+    /// devices that serve; none if it does not say that, as older ones do not: then all of them count as serving.
+    pub fn hear(
+        &mut self,
+        now: Instant,
+        map: &ClusterMap,
+        node: NodeId,
+        chains: Vec<ChainReport>,
+        serving: Option<&[DeviceNo]>,
+    ) {
         if map.node(node).is_none() {
             return;
         }
+        let silent = self.silent(now, node);
+        let beat = Beat {
+            node,
+            silent,
+            serving,
+        };
+        self.devices.hear(now, map, &beat);
         self.heard.insert(node, now);
         for report in chains {
             let ours = |no: &DeviceNo| map.device(*no).is_some_and(|d| d.node == node);
@@ -163,6 +187,29 @@ impl Watchman {
         now.since(self.heard.get(&node).copied().unwrap_or(self.since))
     }
 
+    /// Since when a node has been silent that is taken for away.
+    fn silent(&self, now: Instant, node: NodeId) -> Option<Instant> {
+        let since = self.heard.get(&node).copied().unwrap_or(self.since);
+        (now.since(since) >= self.patience.away_after).then_some(since)
+    }
+
+    fn all_silent(&self, now: Instant, map: &ClusterMap) -> Silent {
+        let all = map.nodes.iter();
+        all.filter_map(|node| Some((node.id, self.silent(now, node.id)?)))
+            .collect()
+    }
+
+    /// The devices that are away, whether they are out or not.
+    pub fn away(&self, now: Instant, map: &ClusterMap) -> BTreeSet<DeviceNo> {
+        let away = self.devices.away(map, &self.all_silent(now, map));
+        away.into_keys().collect()
+    }
+
+    /// Why none of those that are away is marked out, as the last decision had it; none: they may be, or all are.
+    pub fn held(&self) -> Option<&str> {
+        self.devices.held()
+    }
+
     /// Whether a node was heard in this office, and not long ago.
     pub fn is_there(&self, now: Instant, node: NodeId) -> bool {
         self.heard.contains_key(&node) && self.silence(now, node) < self.patience.away_after
@@ -173,6 +220,7 @@ impl Watchman {
         self.heard.retain(|node, _| map.node(*node).is_some());
         self.chains
             .retain(|id, _| map.known_partition(*id).is_some());
+        self.devices.forget(map);
     }
 
     /// How every chain is made up that was heard of since this leader took office.
@@ -188,6 +236,8 @@ impl Watchman {
 
     /// The change to make now, if any.
     pub fn decide(&mut self, now: Instant, map: &ClusterMap) -> Option<MapChange> {
+        let (silent, pause) = (self.all_silent(now, map), self.patience.away_after * PAUSES);
+        let out = self.devices.look(now, map, &silent, pause);
         if let Some(change) = partitions::ended(map, &self.chains) {
             return Some(change);
         }
@@ -204,6 +254,9 @@ impl Watchman {
                 }
                 verdict => well &= verdict == Verdict::Well,
             }
+        }
+        if out.is_some() {
+            return out;
         }
         // While somebody is away there is enough to do.
         if !well {

@@ -8,6 +8,7 @@ use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
 use ashlar_layout::time::Instant;
 use proptest::prelude::*;
 
+use crate::out::OutLimits;
 use crate::partitions::PartitionLimits;
 use crate::policy::{ChainReport, Patience, Verdict, Watchman};
 use crate::testing;
@@ -15,6 +16,7 @@ use crate::testing;
 const PATIENCE: Patience = Patience {
     away_after: Duration::from_secs(2),
     replace_after: Duration::from_secs(10),
+    out: OutLimits::DEFAULT,
     partitions: PartitionLimits::DEFAULT,
 };
 
@@ -45,9 +47,15 @@ fn six() -> ClusterMap {
 fn watchman(map: &ClusterMap, silent: &[u32], told: Option<ChainReport>) -> Watchman {
     let mut man = Watchman::new(PATIENCE, at(0));
     for node in &map.nodes {
-        man.hear(at(0), map, node.id, told.clone().into_iter().collect());
+        man.hear(
+            at(0),
+            map,
+            node.id,
+            told.clone().into_iter().collect(),
+            None,
+        );
         if !silent.contains(&node.id.0) {
-            man.hear(at(20), map, node.id, Vec::new());
+            man.hear(at(20), map, node.id, Vec::new(), None);
         }
     }
     man
@@ -86,7 +94,7 @@ fn patience_comes_first() {
     };
     assert_eq!(verdict(&man, &map, 9), waiting);
     assert_eq!(man.decide(at(9), &map), None);
-    man.hear(at(19), &map, NodeId(2), Vec::new());
+    man.hear(at(19), &map, NodeId(2), Vec::new(), None);
     assert_eq!(verdict(&man, &map, 20), Verdict::Well);
 }
 
@@ -166,10 +174,16 @@ fn nothing_is_done_on_hearsay() {
     assert_eq!(verdict(&man, &map, 20), unreported);
     // Who is not in the chain cannot speak for it; an older word does not undo a newer one.
     let mut man = watchman(&map, &[2], None);
-    man.hear(at(20), &map, NodeId(4), vec![report(1, &[1, 2, 3])]);
+    man.hear(at(20), &map, NodeId(4), vec![report(1, &[1, 2, 3])], None);
     assert_eq!(verdict(&man, &map, 20), unreported);
-    man.hear(at(20), &map, NodeId(1), vec![report(2, &[1, 2, 3, 5])]);
-    man.hear(at(20), &map, NodeId(3), vec![report(1, &[1, 2, 3])]);
+    man.hear(
+        at(20),
+        &map,
+        NodeId(1),
+        vec![report(2, &[1, 2, 3, 5])],
+        None,
+    );
+    man.hear(at(20), &map, NodeId(3), vec![report(1, &[1, 2, 3])], None);
     let changing = Verdict::Changing {
         member: DeviceNo(2),
     };
@@ -226,7 +240,13 @@ fn judged(
     let mut last = [None::<u64>; 7];
     heard.sort_by_key(|(_, when)| *when);
     for (node, when) in heard {
-        man.hear(at(when), &map, NodeId(node), vec![report(config, members)]);
+        man.hear(
+            at(when),
+            &map,
+            NodeId(node),
+            vec![report(config, members)],
+            None,
+        );
         last[node as usize] = Some(when);
     }
     let there = |n: u32| last[n as usize].is_some_and(|when| when + 2 > now);

@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 
 use crate::client::ControlClient;
 use crate::member::Timing;
+use crate::out::OutLimits;
 use crate::policy::Patience;
 use crate::server::{ControlConfig, ControlServer, StartError};
 use crate::testing;
@@ -28,6 +29,11 @@ pub(crate) const TIMING: Timing = Timing {
     patience: Patience {
         away_after: Duration::from_millis(700),
         replace_after: Duration::from_millis(1500),
+        out: OutLimits {
+            after: Duration::from_millis(1500),
+            back_after: Duration::from_millis(300),
+            most: None,
+        },
         partitions: crate::partitions::PartitionLimits::DEFAULT,
     },
 };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ashlar_cluster_map::{ClusterMap, Device, MapChange, Node};
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameError, FrameHeader, Opcode};
-use ashlar_layout::ids::{ClusterId, Epoch, NodeId, PartitionId};
+use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId, PartitionId};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
@@ -109,6 +109,9 @@ pub enum Call {
         node: NodeId,
         /// How the chains are that it has members of.
         chains: Vec<ChainReport>,
+        /// Those of its devices that serve. Older nodes do not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        serving: Option<Vec<DeviceNo>>,
     },
     /// How the cluster is.
     Status,
@@ -147,6 +150,9 @@ pub enum Answer {
         epoch: Epoch,
         /// Where the leader listens: the next one can go straight to it.
         leader: String,
+        /// Why devices that are away are not marked out, if that is so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held: Option<String>,
     },
     /// To `Status`.
     Status(Status),
@@ -174,6 +180,15 @@ pub struct Status {
     /// How each chain is made up, by the newest word of one of its members; none when `doubt` is there.
     #[serde(default)]
     pub reports: Vec<ChainReport>,
+    /// Devices that are away, out or not; none when `doubt` is there.
+    #[serde(default)]
+    pub away: Vec<DeviceNo>,
+    /// Devices that are out, as the map says.
+    #[serde(default)]
+    pub out: Vec<DeviceNo>,
+    /// Why those that are away are not marked out, if that is so.
+    #[serde(default)]
+    pub held: Option<String>,
     /// Tokens that may yet be used.
     pub tokens: usize,
 }

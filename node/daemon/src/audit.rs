@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_node_audit::{Leads, Options};
+use ashlar_node_audit::{Known, Leads, Options};
 use ashlar_node_client::{Client, ClientOptions};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -34,8 +34,7 @@ pub struct AuditConfig {
     /// Seconds for which devices that are away are waited for, where there is margin. What is on them is put elsewhere
     /// then.
     pub wait_secs: u64,
-    /// With more devices away than this nothing is put elsewhere before a person has looked at it. Not said: a quarter
-    /// of all, and no more than the largest fault domain has.
+    /// It was said here once, and is refused: [`crate::config::ControlConfig::away_most`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub away_most: Option<usize>,
     /// Bytes a second that a device is read with at the least,
@@ -86,6 +85,16 @@ fn leads(shared: &Shared) -> Leads {
     leads
 }
 
+/// What was agreed on, and why no more was.
+fn known(shared: &Shared) -> Known {
+    let map = Arc::<ClusterMap>::new(shared.newest().map.clone());
+    let held = match map.control.is_empty() {
+        true => Some("the map names no control plane, and only that marks devices out".to_owned()),
+        false => shared.held(),
+    };
+    Known { map, held }
+}
+
 impl Auditor {
     /// Starts it, if the configuration asks for it.
     pub(crate) fn start(
@@ -100,7 +109,6 @@ impl Auditor {
             node: config.node,
             pass: Duration::from_secs(audit.pass_secs),
             wait: Duration::from_secs(audit.wait_secs),
-            away_most: audit.away_most,
             floor: audit.floor,
             most: audit.most,
             busy: audit.busy_requests,
@@ -127,9 +135,9 @@ impl Auditor {
                 runtime.block_on(async {
                     let devices = Arc::new(OwnDevices(shared.clone()));
                     let leads = || leads(&shared);
-                    let map = || Arc::<ClusterMap>::new(shared.newest().map.clone());
+                    let known = || known(&shared);
                     tokio::select! {
-                        () = ashlar_node_audit::run(client, options, leads, map, devices) => {}
+                        () = ashlar_node_audit::run(client, options, leads, known, devices) => {}
                         _ = stopped => {}
                     }
                 });

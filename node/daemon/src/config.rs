@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use ashlar_layout::ids::{DeviceNo, NodeId};
-use ashlar_node_control::PartitionLimits;
+use ashlar_node_control::{OutLimits, PartitionLimits};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditConfig;
@@ -88,6 +88,13 @@ pub struct ControlConfig {
     /// How long a node is away before it is replaced in the journal's chains, in seconds.
     #[serde(default = "default_replace_after")]
     pub replace_after_secs: u64,
+    /// How long a device is away before it is out, in seconds: from then on what is on it may be put elsewhere.
+    #[serde(default = "default_out_after")]
+    pub out_after_secs: u64,
+    /// With more devices away or out than this none is marked out before a person has looked at it. Not said: a quarter
+    /// of all, and no more than the largest fault domain has, but always one. Whichever member leads goes by its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away_most: Option<usize>,
     /// A partition with more objects is split.
     #[serde(default = "default_split_objects")]
     pub split_objects: u64,
@@ -113,6 +120,10 @@ fn default_merge_objects() -> u64 {
 
 fn default_replace_after() -> u64 {
     60
+}
+
+fn default_out_after() -> u64 {
+    OutLimits::DEFAULT.after.as_secs()
 }
 
 /// One device of a node.
@@ -207,8 +218,16 @@ impl Config {
             pass_secs,
             floor,
             most,
+            away_most,
             ..
         } = self.audit;
+        // To take it for said and go by another number would be worse than to stop.
+        if let Some(most) = away_most {
+            return Some(format!(
+                "away_most of [audit] is no more: the control plane decides which devices are out. Say \
+                 away_most = {most} in [control] of all nodes that are members of it, and remove it from [audit]"
+            ));
+        }
         if pass_secs == 0 {
             return Some(
                 "pass_secs of [audit] is 0: say in how many seconds all is to be read, or on = false"
@@ -238,11 +257,14 @@ mod tests {
         };
         assert_eq!(wrong(""), None);
         assert_eq!(wrong("[audit]\npass_secs = 1\nfloor = 5\nmost = 5\n"), None);
+        let control = "[control]\nid = 1\ndir = \"c\"\naway_most = 0\nout_after_secs = 0\n";
+        assert_eq!(wrong(control), None);
         for (more, told) in [
             ("index_table_bytes = 1\n", "index_table_bytes"),
             ("[audit]\npass_secs = 0\n", "pass_secs"),
             ("[audit]\nfloor = 0\n", "floor"),
             ("[audit]\nfloor = 5\nmost = 4\n", "floor"),
+            ("[audit]\naway_most = 1\n", "away_most = 1 in [control]"),
         ] {
             let said = wrong(more).unwrap_or_default();
             assert!(said.contains(told), "{more}: {said}");

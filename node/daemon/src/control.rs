@@ -1,21 +1,23 @@
 //! The node's part in the control plane, beside the data cores: it follows the cluster map, says that it
-//! is there, and is a control member itself if its configuration says so.
+//! is there and which of its devices serve, and is a control member itself if its configuration says so.
 //!
 //! Invariants:
 //! - a newer map is in the node's own file before a core works with it: after a restart the node knows at
 //!   least what it knew, though no control member be there;
 //! - nothing here is waited for by a data core: without the control plane they go on with the last map.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::Epoch;
+use ashlar_layout::ids::{DeviceNo, Epoch};
 use ashlar_node_control::{
-    ControlClient, ControlConfig as MemberConfig, ControlThread, PartitionLimits, Patience, Timing,
+    ControlClient, ControlConfig as MemberConfig, ControlThread, OutLimits, PartitionLimits,
+    Patience, Timing,
 };
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -31,6 +33,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const WATCH: Duration = Duration::from_secs(10);
 /// How long to wait after a control plane that does not answer.
 const PAUSE: Duration = Duration::from_millis(200);
+/// A core that has not gone round its loop for so long is stuck: it is woken twice a second.
+const STUCK: Duration = Duration::from_secs(10);
 /// How long a control plane that is electing, or away, is asked before that is told.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -101,6 +105,11 @@ fn member(config: &Config, map: &ClusterMap) -> Result<Option<ControlThread>, Da
     member.timing = Timing {
         patience: Patience {
             replace_after: Duration::from_secs(control.replace_after_secs),
+            out: OutLimits {
+                after: Duration::from_secs(control.out_after_secs),
+                most: control.away_most,
+                ..OutLimits::DEFAULT
+            },
             partitions: PartitionLimits {
                 split_objects: control.split_objects,
                 split_requests: control.split_requests,
@@ -176,8 +185,29 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
-/// Says again and again that the node is there, and how its chains are.
+/// How often cores have gone round their loops, by device, and since when it is so many times.
+#[derive(Default)]
+struct Rounds(BTreeMap<DeviceNo, (u64, Instant)>);
+
+impl Rounds {
+    /// Those of the devices that serve whose cores go round: one that is stuck answers nobody.
+    fn alive(&mut self, serving: &[(DeviceNo, u64)], now: Instant) -> Vec<DeviceNo> {
+        let before = std::mem::take(&mut self.0);
+        for (no, beats) in serving {
+            let known = before.get(no).filter(|(known, _)| known == beats);
+            let since = known.map_or(now, |(_, since)| *since);
+            self.0.insert(*no, (*beats, since));
+        }
+        let alive = |since: Instant| now.saturating_duration_since(since) < STUCK;
+        let all = self.0.iter();
+        all.filter_map(|(no, (_, since))| alive(*since).then_some(*no))
+            .collect()
+    }
+}
+
+/// Says again and again that the node is there, how its chains are, and which of its devices serve.
 async fn beat(shared: &Arc<Shared>) {
+    let mut rounds = Rounds::default();
     let mut client: Option<(Epoch, ControlClient)> = None;
     loop {
         let newest = shared.newest();
@@ -192,9 +222,33 @@ async fn beat(shared: &Arc<Shared>) {
         if let Some((_, client)) = &client
             && !shared.stopping.load(Ordering::Relaxed)
         {
+            let serving = rounds.alive(&shared.serving(), Instant::now());
+            let told = client.heartbeat(shared.node, shared.reports(), Some(serving));
             // Whoever does not hear us counts us as away: the next beat tells them otherwise.
-            let _ = client.heartbeat(shared.node, shared.reports()).await;
+            shared.hold(match told.await {
+                Ok(heard) => heard.held,
+                Err(error) => Some(format!("the control plane does not answer: {error}")),
+            });
         }
         tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stuck_core_serves_nothing() {
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut rounds = Rounds::default();
+        let (one, two) = (DeviceNo(1), DeviceNo(2));
+        assert_eq!(rounds.alive(&[(one, 5), (two, 5)], at(0)), [one, two]);
+        assert_eq!(rounds.alive(&[(one, 6), (two, 5)], at(9)), [one, two]);
+        assert_eq!(rounds.alive(&[(one, 6), (two, 5)], at(11)), [one]);
+        assert_eq!(rounds.alive(&[(one, 6), (two, 6)], at(20)), [two]);
+        assert_eq!(rounds.alive(&[(two, 7)], at(21)), [two]);
+        assert_eq!(rounds.alive(&[(one, 6), (two, 8)], at(22)), [one, two]);
     }
 }

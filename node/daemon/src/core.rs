@@ -601,6 +601,7 @@ impl<D: Driver> Handler<D> for Core {
                 self.work(now, io);
             }
         }
+        self.tell_serving();
         let ready = self.ready(now);
         self.pulse.ready.store(ready, Ordering::Relaxed);
         self.pulse.beats.fetch_add(1, Ordering::Relaxed);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use ashlar_cluster_index::Cache;
@@ -79,6 +80,8 @@ pub struct DeviceSlot {
     pub(crate) unnamed: bool,
     /// Pages of its indexes that are in memory. (Devices do not share them: a run's name is one of its device.)
     pub(crate) pages: Cache,
+    /// Whether it was told last that it serves.
+    said_serving: bool,
     /// Whether it has ever served: before that, a failure to open ends the node.
     served: bool,
     /// Why the node cannot go on with this device, if so.
@@ -116,6 +119,7 @@ impl DeviceSlot {
             strangers: BTreeSet::new(),
             unnamed: false,
             pages: Cache::new(cache),
+            said_serving: false,
             served: false,
             fatal: None,
             size: device.size,
@@ -405,6 +409,22 @@ impl Core {
             if due && self.devices[device].fatal.is_none() {
                 self.open_device(device, now, io);
             }
+        }
+    }
+
+    /// Tells the rest of the node which devices serve.
+    pub(crate) fn tell_serving(&mut self) {
+        for slot in &mut self.devices {
+            let serves = slot.is_serving();
+            if std::mem::replace(&mut slot.said_serving, serves) == serves {
+                continue;
+            }
+            let serving = self.shared.serving.lock();
+            let mut serving = serving.unwrap_or_else(PoisonError::into_inner);
+            match serves {
+                true => serving.insert(slot.no, self.pulse.clone()),
+                false => serving.remove(&slot.no),
+            };
         }
     }
 

@@ -1,4 +1,4 @@
-//! What all cores of a node share: the newest map, how the chains are, and whether the node is to end.
+//! What all cores of a node share: the newest map, how chains and devices are, and whether the node is to end.
 //!
 //! Invariants:
 //! - a map is replaced by a newer one of the same cluster only;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{NodeId, PartitionId};
+use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
 use ashlar_node_control::ChainReport;
 use ashlar_node_reactor::Waker;
 use bytes::Bytes;
@@ -31,6 +31,10 @@ pub struct Shared {
     pub epoch: AtomicU64,
     /// How the chains are of which this node has members.
     pub chains: Mutex<BTreeMap<PartitionId, ChainReport>>,
+    /// The devices that serve, and the pulse of the core of each.
+    pub(crate) serving: Mutex<BTreeMap<DeviceNo, Arc<Pulse>>>,
+    /// Why devices that are away are not marked out, if that is so, as the control plane said last.
+    pub(crate) held: Mutex<Option<String>>,
     /// What devices are to look at.
     pub(crate) audits: Asks,
     /// Wakes the cores.
@@ -63,6 +67,8 @@ impl Shared {
             newest: Mutex::new(Arc::new(maps)),
             epoch: AtomicU64::new(epoch),
             chains: Mutex::default(),
+            serving: Mutex::default(),
+            held: Mutex::default(),
             audits: Asks::default(),
             wakers: Mutex::default(),
         }
@@ -73,6 +79,24 @@ impl Shared {
         let chains = self.chains.lock();
         let chains = chains.unwrap_or_else(PoisonError::into_inner);
         chains.values().cloned().collect()
+    }
+
+    /// The devices that serve, and how often the core of each has gone round its loop.
+    pub fn serving(&self) -> Vec<(DeviceNo, u64)> {
+        let serving = self.serving.lock();
+        let serving = serving.unwrap_or_else(PoisonError::into_inner);
+        let beats = |pulse: &Pulse| pulse.beats.load(Ordering::Relaxed);
+        serving.iter().map(|(no, it)| (*no, beats(it))).collect()
+    }
+
+    /// Why devices that are away are not marked out, if that is so.
+    pub(crate) fn held(&self) -> Option<String> {
+        let held = self.held.lock();
+        held.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn hold(&self, why: Option<String>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Has all cores go round their loop once.

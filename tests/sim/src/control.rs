@@ -8,7 +8,7 @@ use std::time::Duration;
 use ashlar_cluster_map::MapChange;
 use ashlar_layout::time::Instant;
 use ashlar_node_control::state::Command;
-use ashlar_node_control::{PartitionLimits, Patience, State, Watchman, move_step};
+use ashlar_node_control::{OutLimits, PartitionLimits, Patience, State, Watchman, move_step};
 use ashlar_node_daemon::Maps;
 
 use crate::disk::Rng;
@@ -31,6 +31,11 @@ impl Control {
         let patience = Patience {
             away_after: Duration::from_secs(2),
             replace_after: Duration::from_secs(6),
+            out: OutLimits {
+                after: Duration::from_secs(4),
+                back_after: Duration::from_secs(2),
+                most: None,
+            },
             partitions: PartitionLimits {
                 split_objects: plan.split_objects,
                 split_requests: 1_000_000,
@@ -52,12 +57,16 @@ impl Control {
         }
     }
 
-    /// A node says that it is there, and how its chains are.
+    /// A node says that it is there, how its chains are, and which of its devices serve.
     pub fn hear(&mut self, now: u64, node: &Node) {
         if let Some(shared) = &node.shared {
             let reports = shared.reports();
             let at = Instant(now + 1);
-            self.watchman.hear(at, &self.map.map, node.id, reports);
+            let serving = shared.serving().into_iter().map(|(no, _)| no);
+            let serving: Vec<_> = serving.collect();
+            let map = &self.map.map;
+            self.watchman
+                .hear(at, map, node.id, reports, Some(&serving));
         }
     }
 

@@ -45,6 +45,16 @@ fn lines(status: &Status, map: Option<&ClusterMap>) -> Vec<String> {
         ));
         lines.extend(status.nodes.iter().map(node));
     }
+    if !(status.away.is_empty() && status.out.is_empty()) {
+        lines.push(format!(
+            "devices: away {}; out {}",
+            list(&status.away),
+            list(&status.out)
+        ));
+    }
+    if let Some(held) = &status.held {
+        lines.push(format!("  none more is marked out: {held}"));
+    }
     if !status.chains.is_empty() {
         lines.push("chains:".into());
         for (partition, verdict) in &status.chains {
@@ -82,16 +92,20 @@ fn node(node: &NodeStatus) -> String {
     )
 }
 
+fn list(devices: &[DeviceNo]) -> String {
+    let numbers: Vec<String> = devices.iter().map(DeviceNo::to_string).collect();
+    match numbers.is_empty() {
+        true => "none".to_owned(),
+        false => numbers.join(", "),
+    }
+}
+
 fn chain(
     partition: PartitionId,
     verdict: &Verdict,
     report: Option<&ChainReport>,
     map: Option<&ClusterMap>,
 ) -> String {
-    let list = |devices: &[DeviceNo]| {
-        let numbers: Vec<String> = devices.iter().map(DeviceNo::to_string).collect();
-        numbers.join(", ")
-    };
     let is = match report {
         Some(report) => format!(
             "devices {}, head {}",
@@ -215,6 +229,9 @@ mod tests {
                 },
             )],
             reports: vec![report(1, &[1, 2, 3])],
+            away: [3, 4].map(DeviceNo).to_vec(),
+            out: Vec::new(),
+            held: Some("2 of 6 devices are away".into()),
             tokens: 1,
         };
         let text = lines(&status, None).join("\n");
@@ -224,6 +241,7 @@ mod tests {
             "10.0.0.2:7100         leads     log to 17",
             "0 of 1 heard from",
             "away   silent for 12.3 s  draining",
+            "devices: away 3, 4; out none\n  none more is marked out: 2 of 6",
             "partition 0: devices 1, 2, 3, head 2: device 3 should be replaced",
             "may be used: 1",
         ] {

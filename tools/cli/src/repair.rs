@@ -2,7 +2,7 @@
 //!
 //! Invariant: what does not answer is said, and keeps nothing else from being told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ashlar_cluster_audit::{Absent, Record};
@@ -166,11 +166,13 @@ struct Row {
     absent: BTreeMap<DeviceNo, Absent>,
     /// Whether what is on devices that are gone is being looked for now.
     hunting: bool,
-    /// Why nothing is put elsewhere before a person has looked at it.
+    /// Those of them that are out: from no others anything is moved.
+    out: BTreeSet<DeviceNo>,
+    /// Why the others are not, if it is known.
     held: Option<String>,
 }
 
-fn row(record: &Record) -> Option<Row> {
+fn row(record: &Record, out: &BTreeSet<DeviceNo>) -> Option<Row> {
     let ended = record.ended.as_ref();
     let (pass, until_ms) = match (&record.pass, ended) {
         (Some(pass), _) => (pass, record.at_ms),
@@ -216,6 +218,12 @@ fn row(record: &Record) -> Option<Row> {
         unread: pass.unread.clone(),
         absent: record.absent.clone(),
         hunting: record.hunt.is_some(),
+        out: record
+            .absent
+            .keys()
+            .filter(|no| out.contains(no))
+            .copied()
+            .collect(),
         held: record.held.clone(),
     })
 }
@@ -237,9 +245,11 @@ pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(
             // With a partition's chain away there is no ledger; how devices are can be told all the same.
             Err(error) => (BTreeMap::new(), vec![error.to_string()]),
         };
+        // It asks the nodes, so the client has the newest map after it.
         let margin = margins(&client, found.values()).await;
+        let out = &client.map().out;
         Ok(Status {
-            partitions: found.values().filter_map(row).collect(),
+            partitions: found.values().filter_map(|it| row(it, out)).collect(),
             margin,
             unread,
         })
@@ -290,11 +300,11 @@ impl Status {
                 ))?;
             }
             for (device, absent) in &row.absent {
-                let what = match (absent.hunted, row.hunting, &row.held) {
-                    (_, _, Some(_)) => "nothing is moved from it now",
-                    (true, ..) => "all objects were gone through for it",
-                    (_, true, _) => "objects are being gone through for it",
-                    _ => "it is waited for",
+                let what = match (row.out.contains(device), absent.hunted, row.hunting) {
+                    (false, ..) => "it is waited for, since it is not out",
+                    (_, true, _) => "all objects were gone through for it",
+                    (_, _, true) => "objects are being gone through for it",
+                    _ => "it is out, and waited for a while longer",
                 };
                 output::line(&format!(
                     "  device {device} is away since {}: {} of its shards were moved; {what}",
@@ -309,7 +319,7 @@ impl Status {
                 }
             }
             if let Some(held) = &row.held {
-                output::line(&format!("  waits for a person: {held}"))?;
+                output::line(&format!("  no device more is marked out: {held}"))?;
             }
             for unread in &row.unread {
                 output::line(&format!("  not looked at: {unread}"))?;
@@ -342,7 +352,7 @@ mod tests {
 
     #[test]
     fn how_far_a_pass_is() {
-        assert!(row(&Record::default()).is_none());
+        assert!(row(&Record::default(), &BTreeSet::new()).is_none());
         let pass = |begun_ms, shard_bytes| Pass {
             begun_ms,
             shard_bytes,
@@ -357,14 +367,15 @@ mod tests {
             }),
             ..Record::default()
         };
-        let going = row(&record).unwrap();
+        let going = row(&record, &BTreeSet::new()).unwrap();
         assert_eq!((going.bytes_per_s, going.eta_s), (50.0, Some(30.0)));
-        let ended = row(&Record {
+        let record = Record {
             pass: None,
+            absent: [(DeviceNo(3), Absent::default())].into(),
             ..record
-        })
-        .unwrap();
+        };
+        let ended = row(&record, &[2, 3].map(DeviceNo).into()).unwrap();
         assert_eq!((ended.passing, ended.eta_s), (false, None));
-        assert_eq!(ended.bytes, 2000);
+        assert_eq!((ended.bytes, ended.out), (2000, [DeviceNo(3)].into()));
     }
 }

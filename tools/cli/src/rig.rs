@@ -105,6 +105,9 @@ pub struct UpArgs {
     /// Seconds after which a node that is away is replaced in the journal's chains. [default: 30]
     #[arg(long)]
     pub replace_after: Option<u64>,
+    /// Seconds after which a device that is away is out: from then on what is on it may be put elsewhere. [default: 30]
+    #[arg(long)]
+    pub out_after: Option<u64>,
     /// Split a partition of the index when it has more objects. [default: 4000000]
     #[arg(long)]
     pub split_objects: Option<u64>,
@@ -212,6 +215,9 @@ pub struct RigFile {
     pub control: u32,
     /// Seconds after which a node that is away is replaced in the journal's chains.
     pub replace_after: u64,
+    /// Seconds after which a device that is away is out, if it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_after: Option<u64>,
     /// Objects of a partition that is split, if it was said,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_objects: Option<u64>,

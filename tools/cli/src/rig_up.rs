@@ -8,7 +8,7 @@ use ashlar_cluster_map::{Class, ClusterMap, ControlMember, Device, DomainLevel, 
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::STRIPE_DATA;
 use ashlar_node_client::{Client, ClientOptions};
-use ashlar_node_control::PartitionLimits;
+use ashlar_node_control::{OutLimits, PartitionLimits};
 use ashlar_node_daemon::AuditConfig;
 use ashlar_node_daemon::config::{self, CacheMode, Config, ControlConfig, DeviceConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -118,6 +118,7 @@ fn change(rig: &mut Rig, args: &UpArgs) -> Result<(), Fail> {
     file.audit |= args.audit_pass.is_some() || args.audit_wait.is_some();
     file.audit_pass = args.audit_pass.or(file.audit_pass);
     file.audit_wait = args.audit_wait.or(file.audit_wait);
+    file.out_after = args.out_after.or(file.out_after);
     file.object_ownership = args.object_ownership.or(file.object_ownership);
     if file != rig.file {
         rig.file = file;
@@ -199,6 +200,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
             .control
             .unwrap_or(if nodes >= CONTROL { CONTROL } else { 1 }),
         replace_after: args.replace_after.unwrap_or(REPLACE_AFTER),
+        out_after: args.out_after,
         split_objects: args.split_objects,
         merge_objects: args
             .merge_objects
@@ -378,7 +380,7 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         .file
         .index_table
         .map(|table| usize::try_from(table).unwrap_or(usize::MAX));
-    let limits = PartitionLimits::DEFAULT;
+    let (limits, out) = (PartitionLimits::DEFAULT, OutLimits::DEFAULT);
     let audit = AuditConfig::default();
     let config = Config {
         node: NodeId(node),
@@ -387,6 +389,8 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
             id: node,
             dir: "control".into(),
             replace_after_secs: rig.file.replace_after,
+            out_after_secs: rig.file.out_after.unwrap_or(out.after.as_secs()),
+            away_most: None,
             split_objects: rig.file.split_objects.unwrap_or(limits.split_objects),
             split_requests: limits.split_requests,
             merge_objects: rig.file.merge_objects.unwrap_or(limits.merge_objects),

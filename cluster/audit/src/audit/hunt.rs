@@ -1,12 +1,14 @@
 //! Devices that are away, and what becomes of what is on them once they are gone.
 //!
-//! A device is gone when it has been away for as long as is waited, and was so in several answers one after the other.
+//! A device is gone when it has been away for as long as is waited, and was so in several answers one after the other,
+//! and if it is out: that all of the cluster have agreed on. Who sees it away may be cut off himself.
 //! Only what was watched counts: not the time before a record was read, nor what a clock was set by. Then all objects
 //! are gone through for stripes that are on it, by their manifests alone: that is done in a small part of the time that
 //! a pass takes. They come into the queue, and are put elsewhere in its order.
 //!
 //! Invariants:
-//! - nothing begins before it was told how devices are, nor while so many are away that a person has to look;
+//! - nothing begins before it was told how devices are, and nothing is moved from a device that is not out;
+//! - what came in again counts as having served, though nobody here has seen it;
 //! - where it is stands in the record together with the queue: after a crash it goes on from there, and what was put
 //!   elsewhere since is not on those devices any more;
 //! - it waits while the queue has no room for what is only away: what is bad has its own.
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use ashlar_layout::ids::{DeviceNo, StripeId};
 
-use super::{Action, Audit, CLOCKS_APART_MS, Doing, Looked, Now, Prey, World};
+use super::{Action, Audit, CLOCKS_APART_MS, Doing, Looked, Now};
 use crate::queue::{self, Finding};
 use crate::record::{Absent, Hunt, Item, cut};
 
@@ -27,6 +29,32 @@ const CONFIRMS: u32 = 3;
 /// Between two answers, which come each 15 seconds or four times while is waited, no more than four times that counts.
 const BETWEEN_MIN: Duration = Duration::from_secs(4);
 const BETWEEN_MAX: Duration = Duration::from_secs(60);
+
+/// How devices are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Those that serve,
+    pub serving: BTreeSet<DeviceNo>,
+    /// and those that do not.
+    pub away: BTreeSet<DeviceNo>,
+    /// Those that are out, as was agreed on: from no others anything is moved.
+    pub out: BTreeSet<DeviceNo>,
+    /// Why others that are away are not, if that is known.
+    pub held: Option<String>,
+}
+
+/// A stripe with shards on devices that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prey {
+    /// Which,
+    pub stripe: StripeId,
+    /// and the how many-th of its object.
+    pub nth: u64,
+    /// How many more shards it can lose, if all others are whole.
+    pub margin: i32,
+    /// The devices.
+    pub gone: Vec<DeviceNo>,
+}
 
 /// A device that is away, as it was seen since this began.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +114,7 @@ impl Audit {
                 None => self.early = true,
             }
         }
+        self.come_in(&world);
         let gone = self.watch(now, &world);
         self.make_due(now, &gone);
         self.world = Some(world);
@@ -93,6 +122,18 @@ impl Audit {
         // It may be waiting for just this.
         if self.doing == Doing::Nothing && self.loaded && (changed || !back.is_empty()) {
             self.until = None;
+        }
+    }
+
+    /// What was out and is not any more has served, and may have been written to since.
+    fn come_in(&mut self, world: &World) {
+        let before = self.world.iter().flat_map(|before| &before.out);
+        for device in before.filter(|device| !world.out.contains(device)) {
+            self.seen.remove(device);
+            if let Some(absent) = self.record.absent.get_mut(device) {
+                self.dirty |= absent.hunted;
+                absent.hunted = false;
+            }
         }
     }
 
@@ -119,11 +160,14 @@ impl Audit {
                 seen.time = seen.time.saturating_add(since.min(most));
             }
             seen.answers = seen.answers.saturating_add(1);
+            let was_out = self
+                .world
+                .as_ref()
+                .is_some_and(|it| it.out.contains(device));
+            let is_new =
+                |wait: &Duration| seen.is_gone(*wait) && !(was_out && before.is_gone(*wait));
             let waits = [Duration::ZERO, self.limits.wait];
-            if waits
-                .iter()
-                .any(|wait| seen.is_gone(*wait) && !before.is_gone(*wait))
-            {
+            if world.out.contains(device) && waits.iter().any(is_new) {
                 gone.insert(*device);
             }
         }
@@ -175,7 +219,8 @@ impl Audit {
             true => Duration::ZERO,
             false => self.limits.wait,
         };
-        self.record.held.is_none()
+        let out = |world: &World| world.out.contains(&device);
+        self.world.as_ref().is_some_and(out)
             && self.record.absent.contains_key(&device)
             && self.seen.get(&device).is_some_and(|it| it.is_gone(wait))
     }
@@ -216,7 +261,7 @@ impl Audit {
 
     /// Goes on looking for what is on devices that are gone, if there are such.
     pub(super) fn hunt_next(&mut self, now: Now, out: &mut Vec<Action>) -> bool {
-        if self.world.is_none() || self.record.held.is_some() || !self.may_queue() {
+        if self.world.is_none() || !self.may_queue() {
             return false;
         }
         if self.record.hunt.is_none() && !self.begin_hunt(now) {
