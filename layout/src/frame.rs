@@ -52,12 +52,29 @@ impl Opcode {
     }
 }
 
+/// In a request's flags: it is of an audit or a repair, and may be held back while others use the device.
+const BACKGROUND: u32 = 1;
+/// In a request's flags: it is of a repair that does not wait.
+const URGENT: u32 = 2;
+
+/// Whether a request may wait for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Haste {
+    /// Somebody waits for it. It is what others are measured by.
+    #[default]
+    Foreground,
+    /// It is of an audit or a repair, and may be held back for a moment.
+    Background,
+    /// It is of a repair of what can lose hardly anything more: it is never held back.
+    Urgent,
+}
+
 /// A frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     /// What the control part is.
     pub opcode: Opcode,
-    /// Reserved: 0 for now; a receiver ignores what it does not know.
+    /// Of a request: [`FrameHeader::haste`]; a receiver ignores what it does not know.
     pub flags: u32,
     /// The request's number, unique among those under way on a connection.
     pub request: u64,
@@ -245,6 +262,26 @@ impl FrameHeader {
             control_crc: raw.control_crc.get(),
             payload_crc: raw.payload_crc.get(),
         })
+    }
+
+    /// The same with flags that say whether it may wait.
+    pub fn hasting(mut self, haste: Haste) -> FrameHeader {
+        self.flags &= !(BACKGROUND | URGENT);
+        self.flags |= match haste {
+            Haste::Foreground => 0,
+            Haste::Background => BACKGROUND,
+            Haste::Urgent => URGENT,
+        };
+        self
+    }
+
+    /// Whether it may wait, as its sender says.
+    pub fn haste(&self) -> Haste {
+        match self.flags {
+            flags if flags & URGENT != 0 => Haste::Urgent,
+            flags if flags & BACKGROUND != 0 => Haste::Background,
+            _ => Haste::Foreground,
+        }
     }
 
     /// Bytes of the whole frame.

@@ -166,6 +166,8 @@ pub enum Request {
         /// At most so many entries of the map; at most [`crate::digest::DIGEST_ENTRIES_MAX`].
         entries: u32,
     },
+    /// How fast the devices of the core may be read for audits and repairs now.
+    Paces,
 }
 
 /// The answer to a [`Request`].
@@ -239,6 +241,8 @@ pub enum Reply {
         /// None: it has not come to the entry that was asked for, or is past it and has not kept that state.
         digest: Option<Box<Digest>>,
     },
+    /// To `Paces`: of each device of the core that answers.
+    Paces(Vec<DevicePace>),
 }
 
 /// A partition's chain, as one of its replicas sees it.
@@ -499,6 +503,19 @@ pub struct DeviceStatus {
     pub shards: u64,
     /// Findings since it was opened, by kind, in the order of [`FindingKind`].
     pub findings: Vec<FindingCount>,
+}
+
+/// How fast a device may be read for audits and repairs, so that others do not notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
+pub struct DevicePace {
+    /// Its number in the map.
+    pub device: DeviceNo,
+    /// Bytes a second that all auditors together may read.
+    pub allowed: u64,
+    /// By so many hundredths the 99th percentile of others may be longer for it.
+    pub percent: u32,
+    /// That percentile with audits and repairs and without them, in microseconds, as it was last known.
+    pub p99_us: Option<(u64, u64)>,
 }
 
 /// So many findings of a kind.

@@ -2,6 +2,7 @@
 //!
 //! - [`Audit`] decides for one partition which object is looked at next, which finding is mended next, and when that is
 //!   recorded; [`Pace`] says how fast a device is read for it;
+//! - [`Governor`] says how fast one may be read, by what that does to others;
 //! - [`Record`] is what is kept of a partition: where the pass is, what waits to be mended, what was counted. It is one
 //!   document, so that none of the three is ever ahead of the others;
 //! - [`Comparison`] compares the replicas of a partition with each other, a pass at a time;
@@ -16,6 +17,8 @@
 pub mod audit;
 pub mod compare;
 pub mod durability;
+pub mod govern;
+pub mod latency;
 pub mod markov;
 pub mod pace;
 pub mod poisson;
@@ -29,6 +32,8 @@ mod audit_tests;
 #[cfg(test)]
 mod compare_tests;
 #[cfg(test)]
+mod govern_tests;
+#[cfg(test)]
 mod hunt_tests;
 #[cfg(test)]
 mod rates_tests;
@@ -38,6 +43,7 @@ mod zones_tests;
 pub use audit::{Action, Audit, Event, Limits, Looked, Prey, World};
 pub use compare::{Compared, Comparison, Divergence, Next, Said};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
+pub use govern::{Arrival, Bound, Governor, Told};
 pub use pace::{Charge, Pace, Pacing};
 pub use queue::Finding;
 pub use record::{Absent, BadRecord, Closed, Document, Item, Loss, Place, Record};

@@ -331,6 +331,7 @@ pub fn unexpected(expected: &str, got: &Reply) -> ObjectError {
         Reply::Error(_) => "Error",
         Reply::Versions(_) => "Versions",
         Reply::Digest { .. } => "Digest",
+        Reply::Paces(_) => "Paces",
     };
     ObjectError::Protocol {
         detail: format!("a reply {got} came where {expected} was expected"),

@@ -367,6 +367,7 @@ pub fn requests() -> Vec<Request> {
             after: b"\x02photos\0a/b".to_vec(),
             entries: 256,
         },
+        Request::Paces,
     ]
 }
 
@@ -493,6 +494,12 @@ pub fn replies() -> Vec<Reply> {
                 more: true,
             })),
         },
+        Reply::Paces(vec![DevicePace {
+            device: DeviceNo(4),
+            allowed: 1 << 20,
+            percent: 10,
+            p99_us: Some((880, 800)),
+        }]),
     ]
 }
 

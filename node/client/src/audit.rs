@@ -15,6 +15,7 @@ use ashlar_cluster_object::tree::decode_node;
 use ashlar_cluster_object::{
     Code, Fault, Mend, Mended, Mends, ObjectError, Relocate, Relocated, Spot,
 };
+use ashlar_layout::frame::Haste;
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_layout::message::{FindingKind, ObjectMeta};
@@ -101,10 +102,15 @@ impl Audited {
 }
 
 /// Runs the machine for one stripe.
-async fn look(inner: &Arc<Inner>, stripe: &Stripe, mends: Mends) -> Result<Mended, ClientError> {
+async fn look(
+    inner: &Arc<Inner>,
+    stripe: &Stripe,
+    mends: Mends,
+    haste: Haste,
+) -> Result<Mended, ClientError> {
     let mend = Mend::new(inner.common.clone(), stripe.clone(), mends);
     let mend = mend.map_err(|detail| ObjectError::BadRequest { detail })?;
-    let mut drive = Drive::start(inner.clone(), mend, None);
+    let mut drive = Drive::hasting(inner.clone(), mend, None, haste);
     drive.until_answered().await;
     let outcome = drive.machine().and_then(Mend::outcome).cloned();
     Ok(outcome.unwrap_or(Err(ObjectError::Aborted))?)
@@ -148,6 +154,8 @@ pub struct ObjectAudit {
     list: Option<Stripe>,
     /// The list that names what is to be looked at.
     from: Option<Stripe>,
+    /// Whether devices may hold back what is asked of them.
+    haste: Haste,
 }
 
 impl ObjectAudit {
@@ -180,7 +188,13 @@ impl ObjectAudit {
             lists,
             list: None,
             from: None,
+            haste: Haste::Background,
         }))
+    }
+
+    /// From now on devices hold nothing of it back: there is hardly any margin left.
+    pub fn hurry(&mut self) {
+        self.haste = Haste::Urgent;
     }
 
     /// What is known of the object.
@@ -227,12 +241,12 @@ impl ObjectAudit {
         mends: impl Into<Mends>,
     ) -> Result<Option<Mended>, ClientError> {
         let mends = mends.into();
-        let mut found = look(&self.inner, stripe, Mends::None).await?;
+        let mut found = look(&self.inner, stripe, Mends::None, self.haste).await?;
         if !found.bad.is_empty() && !self.stands().await? {
             return Ok(None);
         }
         if !found.bad.is_empty() && mends != Mends::None {
-            found = look(&self.inner, stripe, mends).await?;
+            found = look(&self.inner, stripe, mends, self.haste).await?;
             // It may have been removed since: then what is missing is so rightly.
             let all = found.mended as usize == found.bad.len();
             if !all && !self.stands().await? {
@@ -280,7 +294,7 @@ impl ObjectAudit {
             Err(error) if error.code() == Code::ObjectChanged => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let mut drive = Drive::start(self.inner.clone(), relocate, None);
+        let mut drive = Drive::hasting(self.inner.clone(), relocate, None, self.haste);
         drive.until_answered().await;
         let outcome = drive.machine().and_then(Relocate::outcome).cloned();
         Ok(Some(outcome.unwrap_or(Err(ObjectError::Aborted))?))
@@ -291,7 +305,7 @@ impl ObjectAudit {
         let want = 0..node.data_len;
         let read = StripeRead::new(self.inner.common.clone(), 0, node.clone(), want);
         let read = read.map_err(|detail| self.bad(detail))?;
-        let mut drive = Drive::start(self.inner.clone(), read, None);
+        let mut drive = Drive::hasting(self.inner.clone(), read, None, self.haste);
         drive.until_answered().await;
         let part = match drive.machine().and_then(StripeRead::outcome).cloned() {
             Some(Ok(part)) => part,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_object::health::PROBE_TIME;
 use ashlar_cluster_object::{
     Answer, BufferPool, Code, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
 };
@@ -13,7 +14,8 @@ use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, Seq};
 use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Manifest, Precondition};
 use ashlar_layout::message::{
-    BucketMeta, ChainView, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage,
+    BucketMeta, ChainView, DevicePace, ListPage, NodeStatus, ObjectMeta, Reply, Request,
+    VersionPage, WireError,
 };
 use ashlar_layout::names::{check_bucket, check_key};
 use bytes::Bytes;
@@ -537,6 +539,39 @@ impl Client {
             });
         }
         Ok(statuses)
+    }
+
+    /// How fast a node's devices may be read for audits and repairs. An older node refuses to say.
+    pub async fn paces(&self, node: NodeId) -> Result<Vec<DevicePace>, ClientError> {
+        let map = self.map();
+        let Some(known) = map.node(node) else {
+            let detail = format!("map {} has no node {node}", map.epoch);
+            return Err(ClientError::Setup { detail });
+        };
+        let mut paces = Vec::new();
+        for core in &known.cores {
+            let link = self.inner.link(&core.address);
+            match self.inner.ask(&link, Request::Paces, PROBE_TIME).await {
+                Answer::Reply {
+                    reply: Reply::Paces(core),
+                    ..
+                } => paces.extend(core),
+                Answer::Reply {
+                    reply: Reply::Error(WireError { code, detail }),
+                    ..
+                } => return Err(ObjectError::Refused { code, detail }.into()),
+                Answer::Reply { reply, .. } => return Err(unexpected("Paces", &reply).into()),
+                Answer::NotSent { detail } | Answer::Lost { detail } => {
+                    let address = link.address().to_owned();
+                    return Err(ClientError::Node {
+                        node,
+                        address,
+                        detail,
+                    });
+                }
+            }
+        }
+        Ok(paces)
     }
 
     /// The chain of a partition, as its head in office sees it; `first` is asked first.

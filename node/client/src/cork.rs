@@ -74,7 +74,7 @@ mod tests {
     use std::time::Duration;
 
     use ashlar_cluster_object::{Answer, BufferPool, CallId};
-    use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, encode_control};
+    use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Haste, Opcode, encode_control};
     use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
     use ashlar_layout::message::{Reply, Request};
     use bytes::Bytes;
@@ -168,6 +168,7 @@ mod tests {
             epoch: Epoch(0),
             payload: Bytes::from(vec![1; payload]),
             payload_crc: None,
+            haste: Haste::Foreground,
             reply_to: Some((mailbox.clone(), CallId { lane: 0, call }, DeviceNo(1))),
         });
     }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use ashlar_cluster_object::{Action, Event, Machine};
+use ashlar_layout::frame::Haste;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep_until;
 
@@ -21,6 +22,8 @@ pub(crate) struct Drive<M: Machine + Send + 'static> {
     actions: Vec<Action>,
     machine: Option<M>,
     permit: Option<OwnedSemaphorePermit>,
+    /// Whether what it asks may wait.
+    haste: Haste,
     /// Nobody waits for it any more.
     is_tail: bool,
 }
@@ -32,12 +35,23 @@ impl<M: Machine + Send + 'static> Drive<M> {
         machine: M,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Drive<M> {
+        Drive::hasting(inner, machine, permit, Haste::Foreground)
+    }
+
+    /// Starts `machine`, whose requests may wait or not.
+    pub(crate) fn hasting(
+        inner: Arc<Inner>,
+        machine: M,
+        permit: Option<OwnedSemaphorePermit>,
+        haste: Haste,
+    ) -> Drive<M> {
         let mut drive = Drive {
             inner,
             mailbox: Arc::default(),
             actions: Vec::new(),
             machine: Some(machine),
             permit,
+            haste,
             is_tail: false,
         };
         drive.event(Event::Start);
@@ -65,7 +79,8 @@ impl<M: Machine + Send + 'static> Drive<M> {
     }
 
     fn carry_out(&mut self) {
-        self.inner.carry_out(&mut self.actions, &self.mailbox);
+        self.inner
+            .carry_out(&mut self.actions, &self.mailbox, self.haste);
     }
 
     pub(crate) fn is_answered(&self) -> bool {
@@ -144,6 +159,7 @@ impl<M: Machine + Send + 'static> Drop for Drive<M> {
             actions: Vec::new(),
             machine: Some(machine),
             permit: self.permit.take(),
+            haste: self.haste,
             is_tail: true,
         };
         self.inner.tail_begins();

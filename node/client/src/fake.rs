@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use ashlar_cluster_map::{Class, ClusterMap, Core, Device, DomainLevel, Domains, Node, solve};
 use ashlar_layout::crc::crc32;
-use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control, encode_control};
+use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Haste, decode_control};
 use ashlar_layout::ids::{
-    ClientId, ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, RequestNo, Seq, ShardId,
+    ClientId, ClusterId, DeviceId, DeviceNo, NodeId, PartitionId, RequestNo, Seq, ShardId,
     Term,
 };
-use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{
     BucketMeta, ChainView, DeviceStatus, ErrorCode, FindingKind, ListEntry, ListPage, NodeStatus,
@@ -20,9 +19,11 @@ use ashlar_layout::message::{
 };
 use ashlar_layout::slot::slot_of;
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+use crate::fake_answers::respond;
 
 /// How a node behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,8 @@ pub(crate) struct Store {
     pub(crate) term: Term,
     /// The chain's composition: of the map's devices.
     pub(crate) config: u64,
+    /// What was asked, and whether it may wait.
+    pub(crate) hastes: Vec<(Request, Haste)>,
     /// The highest entry of each slot.
     slots: HashMap<(PartitionId, u32), Seq>,
     /// Look-ups, and witnesses asked.
@@ -279,6 +282,7 @@ async fn connection(node: NodeId, mut stream: TcpStream, store: Arc<Mutex<Store>
         let (reply, out, mood) = {
             let mut store = store.lock().unwrap();
             *store.requests.entry(node).or_default() += 1;
+            store.hastes.push((request.clone(), frame.haste()));
             let mood = store.moods.get(&node).copied().unwrap_or(Mood::Well);
             let (reply, out) =
                 store.answer(node, &frame, request, Bytes::copy_from_slice(payload), mood);
@@ -288,59 +292,6 @@ async fn connection(node: NodeId, mut stream: TcpStream, store: Arc<Mutex<Store>
             return;
         }
     }
-}
-
-/// Sends the reply as the mood has it; false ends the connection.
-async fn respond(
-    stream: &mut TcpStream,
-    request: u64,
-    reply: Reply,
-    payload: Bytes,
-    mood: Mood,
-) -> bool {
-    let reply = if mood == Mood::WrongKind {
-        Reply::Done
-    } else {
-        reply
-    };
-    let mut control = encode_control(&reply);
-    if mood == Mood::ControlGarbage {
-        control = vec![0xee; 20];
-    }
-    let opcode = if mood == Mood::NoReply {
-        Opcode::Request
-    } else {
-        Opcode::Reply
-    };
-    let request = if mood == Mood::OtherRequest {
-        request + 1_000_000
-    } else {
-        request
-    };
-    let crc = crc32(&payload);
-    let mut header =
-        FrameHeader::new(opcode, request, Epoch(1), &control, payload.len(), crc).unwrap();
-    match mood {
-        Mood::Oversized => header.payload_len = FRAME_PAYLOAD_MAX + 1,
-        Mood::ControlCrc => header.control_crc ^= 1,
-        Mood::PayloadCrc => header.payload_crc ^= 1,
-        _ => {}
-    }
-    let mut frame = [&header.encode()[..], &control, &payload].concat();
-    match mood {
-        Mood::Mute => return true,
-        Mood::Closes => return false,
-        Mood::Slow(time) => tokio::time::sleep(time).await,
-        Mood::Garbage => frame = vec![b'x'; 500],
-        Mood::HeaderCrc => frame[20] ^= 1,
-        Mood::Truncated => {
-            let half = frame.len() / 2;
-            stream.write_all(&frame[..half]).await.ok();
-            return false;
-        }
-        _ => {}
-    }
-    stream.write_all(&frame).await.is_ok()
 }
 
 pub(crate) fn refuse(code: ErrorCode, detail: &str) -> (Reply, Bytes) {
@@ -525,7 +476,7 @@ impl Store {
                 }
                 other => other,
             },
-            Request::Digest { .. } => refuse(ErrorCode::BadFrame, "as an older program says"),
+            Request::Digest { .. } | Request::Paces => refuse(ErrorCode::BadFrame, "as an older one"),
             Request::ListBuckets { after, max, .. } => {
                 let mut names = self.buckets.iter().filter(|(name, _)| **name > after);
                 let page = names.by_ref().take(max as usize);

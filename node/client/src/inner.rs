@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ashlar_cluster_object::health::PROBE_TIME;
 use ashlar_cluster_object::{Action, Answer, CallId, Common, Leftover, Probed};
+use ashlar_layout::frame::Haste;
 use ashlar_layout::ids::{DeviceNo, Epoch, PartitionId};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
@@ -182,7 +183,12 @@ impl Inner {
     }
 
     /// Carries out what state machines ask for; answers go to `mailbox`.
-    pub(crate) fn carry_out(self: &Arc<Self>, actions: &mut Vec<Action>, mailbox: &Arc<Mailbox>) {
+    pub(crate) fn carry_out(
+        self: &Arc<Self>,
+        actions: &mut Vec<Action>,
+        mailbox: &Arc<Mailbox>,
+        haste: Haste,
+    ) {
         for action in actions.drain(..) {
             match action {
                 Action::Send {
@@ -193,9 +199,11 @@ impl Inner {
                     payload_crc,
                 } => {
                     let reply_to = Some((mailbox.clone(), call, to));
-                    self.send(to, request, payload, payload_crc, reply_to);
+                    self.send(to, request, (payload, payload_crc), reply_to, haste);
                 }
-                Action::Tell { to, request } => self.send(to, request, Bytes::new(), Some(0), None),
+                Action::Tell { to, request } => {
+                    self.send(to, request, (Bytes::new(), Some(0)), None, haste);
+                }
                 Action::View { partition, device } => self.view(partition, device),
                 Action::Probe { device } => self.probe(device),
             }
@@ -206,9 +214,9 @@ impl Inner {
         &self,
         to: DeviceNo,
         request: Request,
-        payload: Bytes,
-        payload_crc: Option<u32>,
+        (payload, payload_crc): (Bytes, Option<u32>),
         reply_to: ReplyTo,
+        haste: Haste,
     ) {
         match self.route(to, Use::of(&request)) {
             (epoch, Some(link)) => {
@@ -217,6 +225,7 @@ impl Inner {
                     epoch,
                     payload,
                     payload_crc,
+                    haste,
                     reply_to,
                 });
             }
@@ -246,6 +255,7 @@ impl Inner {
             epoch,
             payload,
             payload_crc: Some(0),
+            haste: Haste::Foreground,
             reply_to,
         });
         match tokio::time::timeout(wait, mailbox.take()).await {

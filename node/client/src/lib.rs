@@ -27,11 +27,15 @@ mod replicas;
 mod versions;
 
 #[cfg(test)]
+mod audit_tests;
+#[cfg(test)]
 mod client_tests;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_answers;
 #[cfg(test)]
 mod fake_versions;
 #[cfg(test)]

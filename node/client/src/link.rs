@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ashlar_cluster_object::{Answer, BufferPool, CallId};
 use ashlar_layout::crc::crc32;
-use ashlar_layout::frame::{FrameHeader, Opcode, encode_control};
+use ashlar_layout::frame::{FrameHeader, Haste, Opcode, encode_control};
 use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
 use ashlar_layout::limits::CONNECTION_REQUESTS_MAX;
 use ashlar_layout::message::{ErrorCode, Reply, Request, WireError};
@@ -58,6 +58,7 @@ pub(crate) struct Outgoing {
     pub(crate) epoch: Epoch,
     pub(crate) payload: Bytes,
     pub(crate) payload_crc: Option<u32>,
+    pub(crate) haste: Haste,
     pub(crate) reply_to: ReplyTo,
 }
 
@@ -216,6 +217,7 @@ impl Link {
             epoch,
             payload,
             payload_crc,
+            haste,
             reply_to,
         } = outgoing;
         let control = encode_control(&request);
@@ -231,7 +233,7 @@ impl Link {
             payload_crc,
         );
         let header = match header {
-            Ok(header) => header.encode(),
+            Ok(header) => header.hasting(haste).encode(),
             Err(error) => {
                 let (code, detail) = (ErrorCode::BadRequest, error.to_string());
                 answer(reply_to, refusal(WireError { code, detail }));
