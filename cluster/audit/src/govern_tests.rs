@@ -176,8 +176,14 @@ fn what_can_do_more_is_read_faster() {
     device.foreground = 1000.0;
     device.run(300);
     let (fast, more) = (device.run(1500), device.ideal());
-    assert!((0.6 * ideal..1.3 * ideal).contains(&slow), "{slow:.0} of {ideal:.0}");
-    assert!(fast > 0.6 * more && fast < 256.0 * MIB as f64, "{fast:.0} of {more:.0}");
+    assert!(
+        (0.6 * ideal..1.3 * ideal).contains(&slow),
+        "{slow:.0} of {ideal:.0}"
+    );
+    assert!(
+        fast > 0.6 * more && fast < 256.0 * MIB as f64,
+        "{fast:.0} of {more:.0}"
+    );
 }
 
 #[test]
@@ -188,7 +194,10 @@ fn it_recovers_when_nobody_else_is_there() {
     assert!(told.allowed < 20 * MIB, "{told:?}");
     let (with, without) = told.p99_us.unwrap();
     // 4.6 times the mean, which is 5 ms.
-    assert!((18_000..29_000).contains(&without) && with < 2 * without, "{told:?}");
+    assert!(
+        (18_000..29_000).contains(&without) && with < 2 * without,
+        "{told:?}"
+    );
     device.stop();
     device.run(11);
     let now = at_us(device.now_us);
@@ -218,7 +227,8 @@ fn whatever_it_does_to_others_there_is_a_floor() {
 /// which slot, is chance. A governor that takes that for harm would go to the floor.
 #[test]
 fn chance_does_not_stop_it() {
-    for (seed, foreground, hiccups) in [(1, 60.0, 0), (2, 1000.0, 0), (3, 1000.0, 1), (4, 300.0, 3)] {
+    for (seed, foreground, hiccups) in [(1, 60.0, 0), (2, 1000.0, 0), (3, 1000.0, 1), (4, 300.0, 3)]
+    {
         let mut device = Device::new(seed, foreground, 2.0 * foreground);
         device.weight = 0.0;
         device.hiccups = hiccups;

@@ -19,4 +19,4 @@ mod walk;
 
 pub use asked::Asked;
 pub use ledger::{LedgerError, Read};
-pub use node::{Known, Leads, Options, run};
+pub use node::{Known, Options, run};

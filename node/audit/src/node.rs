@@ -7,8 +7,7 @@
 //! - it may be dropped at any time: what was not recorded is looked at again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ashlar_cluster_audit::{Charge, Limits, Pace, Pacing, World};
@@ -25,11 +24,16 @@ use crate::device::{self, Devices};
 use crate::partition::{self, Led};
 use crate::walk::Range;
 
-/// How often is looked which partitions the node leads, and how busy it is.
+/// How often is looked which partitions the node leads.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often the nodes are asked how their devices are: so many looks at the most, and several times while a device
 /// that is away is waited for.
 const ASK_EVERY: u32 = 15;
+
+/// How often the nodes are asked how fast their devices may be read.
+const ASK_PACE: Duration = Duration::from_secs(2);
+/// The share of what a device allows that is for looking at itself: the rest is for those who look at what is on it.
+const OWN: f64 = 0.125;
 
 /// How a node's auditor is to work.
 #[derive(Clone)]
@@ -44,8 +48,6 @@ pub struct Options {
     pub floor: u64,
     /// and at the most.
     pub most: u64,
-    /// With so many requests a second of others it goes no faster than at the least.
-    pub busy: u64,
     /// Tells the log.
     pub tell: fn(&str),
 }
@@ -59,15 +61,6 @@ impl Options {
             record: (self.pass / 100).clamp(Duration::from_secs(1), Duration::from_secs(30)),
         }
     }
-}
-
-/// What a node leads at this moment, as far as it knows.
-#[derive(Clone, Debug, Default)]
-pub struct Leads {
-    /// The partitions.
-    pub partitions: Vec<PartitionId>,
-    /// Requests that come to them in a second.
-    pub requests: u64,
 }
 
 /// What was agreed on, as far as the node knows.
@@ -85,8 +78,8 @@ pub(crate) struct Node {
     pub(crate) options: Options,
     pace: Mutex<Pace>,
     pub(crate) clock: Clock,
-    /// Objects that were asked for since it was last looked.
-    pub(crate) asked: AtomicU64,
+    /// Which share of all objects this one looks at.
+    share: Mutex<f64>,
 }
 
 impl Node {
@@ -100,13 +93,34 @@ impl Node {
             return self.paced(|pace| pace.owe(self.clock.now(), charges));
         }
         while let Err(at) = self.paced(|pace| pace.take(self.clock.now(), charges)) {
-            sleep_until(self.clock.at(at)).await;
+            // More may be allowed before that.
+            let look = self.clock.now() + LOOK;
+            sleep_until(self.clock.at(at.min(look))).await;
         }
     }
 
-    /// Whether others want the node for themselves.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.paced(|pace| pace.is_yielding())
+    /// Whether others want one of these devices for themselves.
+    pub(crate) fn is_wanted(&self, charges: &[Charge]) -> bool {
+        self.paced(|pace| pace.is_wanted(charges))
+    }
+
+    /// Takes how fast devices may be read. One that does not say it is read at the least.
+    fn allow(&self, said: &BTreeMap<DeviceNo, u64>) {
+        let (now, share) = (self.clock.now(), *self.share());
+        for device in &self.client.map().devices {
+            let own = if device.node == self.options.node {
+                OWN
+            } else {
+                0.0
+            };
+            let ours = own + (1.0 - OWN) * share;
+            let bytes = said.get(&device.no).copied();
+            self.paced(|pace| pace.allow(now, device.no, bytes, ours));
+        }
+    }
+
+    fn share(&self) -> MutexGuard<'_, f64> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks all nodes how they are.
@@ -130,6 +144,7 @@ impl Node {
     /// Takes what nodes said: how fast devices are to be read, and which of them serve.
     fn learn(&self, said: &[NodeStatus], leads: &[PartitionId], known: &Known) -> World {
         let (share, now) = (share(said, leads), self.clock.now());
+        *self.share() = share;
         for device in said.iter().flat_map(|node| &node.devices) {
             let bytes = (device.bytes_used as f64 * share) as u64;
             self.paced(|pace| pace.holds(now, device.device, bytes));
@@ -152,6 +167,26 @@ fn world(said: &[NodeStatus], known: &Known) -> World {
         away,
         out,
         held,
+    }
+}
+
+/// Asks all nodes how fast their devices may be read, again and again.
+async fn follow_paces(node: Arc<Node>) {
+    let mut due = interval(ASK_PACE);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        let mut asked = JoinSet::new();
+        for known in &node.client.map().nodes {
+            let (client, id) = (node.client.clone(), known.id);
+            asked.spawn(async move { client.paces(id).await });
+        }
+        let mut said = BTreeMap::new();
+        while let Some(answer) = asked.join_next().await {
+            let paces = answer.ok().and_then(Result::ok).into_iter().flatten();
+            said.extend(paces.map(|pace| (pace.device, pace.allowed)));
+        }
+        node.allow(&said);
     }
 }
 
@@ -194,7 +229,7 @@ fn led(map: &ClusterMap, partition: PartitionId) -> Option<Led> {
 pub async fn run<D: Devices>(
     client: Client,
     options: Options,
-    leads: impl Fn() -> Leads + Send,
+    leads: impl Fn() -> Vec<PartitionId> + Send,
     known: impl Fn() -> Known + Send,
     devices: Arc<D>,
 ) {
@@ -208,11 +243,12 @@ pub async fn run<D: Devices>(
         pace: Mutex::new(Pace::new(pacing)),
         options,
         clock: Clock::start(),
-        asked: AtomicU64::new(0),
+        share: Mutex::new(0.0),
     });
     let (tell, heard) = watch::channel(World::default());
     // Aborted when this is dropped.
     let mut tasks = JoinSet::new();
+    tasks.spawn(follow_paces(node.clone()));
     let mut running: BTreeMap<PartitionId, (Led, AbortHandle)> = BTreeMap::new();
     let mut looking: BTreeMap<DeviceNo, AbortHandle> = BTreeMap::new();
     let mut look = interval(LOOK);
@@ -222,13 +258,7 @@ pub async fn run<D: Devices>(
     let every = every.clamp(1, ASK_EVERY);
     loop {
         look.tick().await;
-        let Leads {
-            partitions,
-            requests,
-        } = leads();
-        let own = node.asked.swap(0, Ordering::Relaxed);
-        let busy = requests.saturating_sub(own) >= node.options.busy;
-        node.paced(|pace| pace.yields(node.clock.now(), busy));
+        let partitions = leads();
         if looks.is_multiple_of(every) && !partitions.is_empty() {
             let said = node.ask().await;
             tell.send_replace(node.learn(&said, &partitions, &known()));

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ashlar_cluster_audit::audit::Now;
 use ashlar_cluster_audit::record::now_key;
@@ -221,7 +220,6 @@ impl Driver {
             bytes: ASKING,
         });
         self.node.pay(&asking.collect::<Vec<_>>(), false).await;
-        self.node.asked.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn look(&mut self, item: &Item, done: u64) -> Event {
@@ -289,13 +287,20 @@ impl Driver {
     }
 
     /// The stripe of a finding, where its object names it; none if that does not have it any more.
-    async fn find(&self, finding: &Finding) -> Result<Option<(ObjectAudit, Stripe)>, ClientError> {
+    async fn find(
+        &self,
+        finding: &Finding,
+        urgent: bool,
+    ) -> Result<Option<(ObjectAudit, Stripe)>, ClientError> {
         let item = &finding.item;
         let slot = item.slot.map(Seq);
         let opened = self.client().audit_object(&item.bucket, &item.key, slot);
         let Some(mut object) = opened.await? else {
             return Ok(None);
         };
+        if urgent {
+            object.hurry();
+        }
         // Another version may have the stripe too: an object that was made longer, or whose tags were changed.
         let mut unread = None;
         loop {
@@ -352,14 +357,14 @@ impl Driver {
         finding: &Finding,
         gone: &BTreeSet<DeviceNo>,
     ) -> Result<Event, ClientError> {
-        let Some((mut object, stripe)) = self.find(finding).await? else {
+        let first = finding.margin <= URGENT_MOVE;
+        let Some((mut object, stripe)) = self.find(finding, first).await? else {
             return Ok(Event::Mended(None));
         };
         // It is looked at, read once more, written and read back.
         let charges = charges(&self.client().map(), &stripe, 4);
-        let alone = finding.margin <= URGENT && !self.node.is_wanted();
-        let urgent = alone || finding.margin <= URGENT_MOVE;
-        self.node.pay(&charges, urgent).await;
+        let alone = finding.margin <= URGENT && !self.node.is_wanted(&charges);
+        self.node.pay(&charges, alone || first).await;
         let Some(found) = object.look(&stripe, false).await? else {
             return Ok(Event::Mended(None));
         };
@@ -385,12 +390,13 @@ impl Driver {
     /// Looks at a stripe of an object, and mends it; none if the object does not have it any more.
     async fn mend(&self, finding: &Finding, mends: bool) -> Result<Option<Looked>, ClientError> {
         let item = &finding.item;
-        let Some((mut object, stripe)) = self.find(finding).await? else {
+        let urgent = finding.margin <= URGENT;
+        let Some((mut object, stripe)) = self.find(finding, urgent).await? else {
             return Ok(None);
         };
         let times = if mends { 3 } else { 1 };
         let charges = charges(&self.client().map(), &stripe, times);
-        self.node.pay(&charges, finding.margin <= URGENT).await;
+        self.node.pay(&charges, urgent).await;
         // What has become bad since is counted before it is mended.
         let mends = match mends {
             true => Mends::Only(finding.bad.keys().copied().collect()),

@@ -9,8 +9,7 @@ use ashlar_cluster_map::{Class, ClusterMap, Core, Device, DomainLevel, Domains, 
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Haste, decode_control};
 use ashlar_layout::ids::{
-    ClientId, ClusterId, DeviceId, DeviceNo, NodeId, PartitionId, RequestNo, Seq, ShardId,
-    Term,
+    ClientId, ClusterId, DeviceId, DeviceNo, NodeId, PartitionId, RequestNo, Seq, ShardId, Term,
 };
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{
@@ -476,7 +475,9 @@ impl Store {
                 }
                 other => other,
             },
-            Request::Digest { .. } | Request::Paces => refuse(ErrorCode::BadFrame, "as an older one"),
+            Request::Digest { .. } | Request::Paces => {
+                refuse(ErrorCode::BadFrame, "as an older one")
+            }
             Request::ListBuckets { after, max, .. } => {
                 let mut names = self.buckets.iter().filter(|(name, _)| **name > after);
                 let page = names.by_ref().take(max as usize);

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_node_audit::{Known, Leads, Options};
+use ashlar_layout::ids::PartitionId;
+use ashlar_node_audit::{Known, Options};
 use ashlar_node_client::{Client, ClientOptions};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -41,9 +42,9 @@ pub struct AuditConfig {
     pub floor: u64,
     /// and at the most.
     pub most: u64,
-    /// With so many requests a second of others to the partitions that the node leads, it goes no faster than at the
-    /// least.
-    pub busy_requests: u64,
+    /// The 99th percentile of what others wait for the node's devices may be longer by so many hundredths for all that
+    /// auditors read of them; they go no slower than at the least for that.
+    pub p99_percent: u32,
 }
 
 impl Default for AuditConfig {
@@ -55,7 +56,7 @@ impl Default for AuditConfig {
             away_most: None,
             floor: 1 << 20,
             most: 64 << 20,
-            busy_requests: 500,
+            p99_percent: 10,
         }
     }
 }
@@ -71,18 +72,13 @@ fn tell(what: &str) {
 }
 
 /// Which partitions the node is the head in office of.
-fn leads(shared: &Shared) -> Leads {
+fn leads(shared: &Shared) -> Vec<PartitionId> {
     if shared.stopping.load(Ordering::Relaxed) {
-        return Leads::default();
+        return Vec::new();
     }
-    let mut leads = Leads::default();
-    for report in shared.reports() {
-        if let Some(load) = report.load {
-            leads.partitions.push(report.partition);
-            leads.requests = leads.requests.saturating_add(load.requests_per_s);
-        }
-    }
-    leads
+    let reports = shared.reports().into_iter();
+    let led = reports.filter(|report| report.load.is_some());
+    led.map(|report| report.partition).collect()
 }
 
 /// What was agreed on, and why no more was.
@@ -111,7 +107,6 @@ impl Auditor {
             wait: Duration::from_secs(audit.wait_secs),
             floor: audit.floor,
             most: audit.most,
-            busy: audit.busy_requests,
             tell,
         };
         let system = |what| move |source| DaemonError::System { what, source };

@@ -62,6 +62,8 @@ pub const INDEX_CACHE: usize = 64 * 1024 * 1024;
 pub const INDEX_TABLE_BYTES: usize = 8 * 1024 * 1024;
 /// and what it may be.
 const INDEX_TABLE_RANGE: RangeInclusive<usize> = 4 * 1024..=1024 * 1024 * 1024;
+/// What [`AuditConfig::p99_percent`] may be.
+const PERCENT_RANGE: RangeInclusive<u32> = 1..=1000;
 /// What [`Config::journal_keep_bytes`] is unless it is said.
 pub const JOURNAL_KEEP_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -219,6 +221,7 @@ impl Config {
             floor,
             most,
             away_most,
+            p99_percent,
             ..
         } = self.audit;
         // To take it for said and go by another number would be worse than to stop.
@@ -233,6 +236,13 @@ impl Config {
                 "pass_secs of [audit] is 0: say in how many seconds all is to be read, or on = false"
                     .into(),
             );
+        }
+        // With none at all whatever chance does would be harm.
+        if !PERCENT_RANGE.contains(&p99_percent) {
+            let (least, most) = (PERCENT_RANGE.start(), PERCENT_RANGE.end());
+            return Some(format!(
+                "p99_percent of [audit] is {p99_percent}; it takes {least} to {most}"
+            ));
         }
         // A floor of nothing would leave what has lost shards to whoever is not busy.
         if floor == 0 || floor > most {
@@ -263,6 +273,8 @@ mod tests {
             ("index_table_bytes = 1\n", "index_table_bytes"),
             ("[audit]\npass_secs = 0\n", "pass_secs"),
             ("[audit]\nfloor = 0\n", "floor"),
+            ("[audit]\np99_percent = 0\n", "p99_percent"),
+            ("[audit]\np99_percent = 2000\n", "p99_percent"),
             ("[audit]\nfloor = 5\nmost = 4\n", "floor"),
             ("[audit]\naway_most = 1\n", "away_most = 1 in [control]"),
         ] {

@@ -28,6 +28,7 @@ use bytes::Bytes;
 use crate::config::Config;
 use crate::devices::DeviceSlot;
 use crate::drain::Drain;
+use crate::holding::Meter;
 use crate::incoming::{Incoming, Progress};
 use crate::indexes::IndexOp;
 use crate::lookups::Reading;
@@ -62,9 +63,17 @@ pub(crate) type Opening = ashlar_node_engine::opening::Opening<PoolMemory>;
 /// What an engine operation is for.
 pub(crate) enum Pending {
     /// A client's shard write or delete.
-    Shard { conn: ConnId, request: u64 },
+    Shard {
+        conn: ConnId,
+        request: u64,
+        meter: Meter,
+    },
     /// A client's shard read.
-    Read { conn: ConnId, request: u64 },
+    Read {
+        conn: ConnId,
+        request: u64,
+        meter: Meter,
+    },
     /// A replica's append.
     Persist { replica: usize, token: u64 },
     /// A replica's read of its own log.
@@ -89,8 +98,8 @@ pub(crate) enum Pending {
     Replay { device: usize, record: usize },
     /// The last operation of a device.
     Shutdown { device: usize },
-    /// A step of a device's audit.
-    Audit(crate::own_audit::Reply),
+    /// A step of the audit of a device.
+    Audit(crate::own_audit::Reply, usize),
 }
 
 /// An inline object on its way to a client.
@@ -249,8 +258,8 @@ impl Core {
         let devices: Vec<DeviceSlot> = ours
             .into_iter()
             .filter_map(|d| {
-                let config = config.devices.iter().find(|c| c.no == d.no)?;
-                Some(DeviceSlot::new(d, config, &maps.map, cache))
+                let device = config.devices.iter().find(|c| c.no == d.no)?;
+                Some(DeviceSlot::new(d, device, &maps.map, cache, &config.audit))
             })
             .collect();
         Core::new(shared, core as u32, maps, pulse, pool, devices, now)
@@ -357,14 +366,26 @@ impl Core {
     ) {
         match self.ops.remove(op) {
             None => {}
-            Some(Pending::Shard { conn, request }) => {
+            Some(Pending::Shard {
+                conn,
+                request,
+                meter,
+            }) => {
+                self.measure(meter, &result, now);
                 let reply = match result {
                     Ok(_) => Reply::Done,
                     Err(e) => crate::devices::refusal(&e),
                 };
                 self.answer(io, conn, request, &reply, Payload::None);
             }
-            Some(Pending::Read { conn, request }) => self.shard_read(conn, request, result, io),
+            Some(Pending::Read {
+                conn,
+                request,
+                meter,
+            }) => {
+                self.measure(meter, &result, now);
+                self.shard_read(conn, request, result, io);
+            }
             Some(Pending::Persist { replica, token }) => self.persisted(replica, token, result),
             Some(Pending::LogRead {
                 replica,
@@ -416,7 +437,10 @@ impl Core {
                 }
                 self.replayed(device, record, result, now, io);
             }
-            Some(Pending::Audit(reply)) => crate::own_audit::answer(reply, result),
+            Some(Pending::Audit(reply, device)) => {
+                self.measure(Meter::Background { device, bytes: 0 }, &result, now);
+                crate::own_audit::answer(reply, result);
+            }
             Some(Pending::Shutdown { device }) => {
                 let draining = self.draining();
                 self.devices[device].shut_down(draining, now, io);
@@ -486,7 +510,7 @@ impl Core {
             }
             Progress::Filled(buf) => {
                 if let Some((header, message)) = self.take_head(conn) {
-                    self.shard_write(conn, &header, message, buf, io);
+                    self.shard_write(conn, &header, message, buf, now, io);
                 }
             }
             Progress::Discarded => {}
@@ -585,7 +609,8 @@ impl<D: Driver> Handler<D> for Core {
         self.tend_peers(now, io);
         self.tend_replicas(now, io);
         self.unpark(now);
-        self.take_audits();
+        self.take_audits(now);
+        self.release(now);
         self.work(now, io);
         if std::mem::take(&mut self.forwards) {
             io.send_first();
@@ -627,8 +652,9 @@ impl<D: Driver> Handler<D> for Core {
             return ours;
         }
         let devices = self.devices.iter().filter_map(DeviceSlot::next_deadline);
+        let held = self.devices.iter().filter_map(|d| d.holding.release_at());
         let peers = self.peers.iter().filter_map(Peer::next_deadline);
-        devices.chain(peers).chain(ours).min()
+        devices.chain(held).chain(peers).chain(ours).min()
     }
 
     fn finished(&self) -> bool {

@@ -21,8 +21,10 @@ use ashlar_node_engine::error::{EngineError, OpenError};
 use ashlar_node_engine::opening::{OpenParams, Opened};
 use ashlar_node_reactor::{self as reactor, Buf, Dev, DeviceIoError, Driver, OpenOptions};
 
+use crate::audit::AuditConfig;
 use crate::config::{CacheMode, DeviceConfig};
 use crate::core::{Core, Engine, Opening, Pending, PoolMemory, Todo};
+use crate::holding::Holding;
 use crate::outgoing;
 use crate::replay::Replay;
 use crate::words::say;
@@ -82,6 +84,8 @@ pub struct DeviceSlot {
     pub(crate) pages: Cache,
     /// Whether it was told last that it serves.
     said_serving: bool,
+    /// What audits and repairs ask of it.
+    pub(crate) holding: Holding,
     /// Whether it has ever served: before that, a failure to open ends the node.
     served: bool,
     /// Why the node cannot go on with this device, if so.
@@ -96,6 +100,7 @@ impl DeviceSlot {
         config: &DeviceConfig,
         map: &ClusterMap,
         cache: usize,
+        audit: &AuditConfig,
     ) -> DeviceSlot {
         DeviceSlot {
             no: device.no,
@@ -120,6 +125,7 @@ impl DeviceSlot {
             unnamed: false,
             pages: Cache::new(cache),
             said_serving: false,
+            holding: Holding::new(device.no, audit),
             served: false,
             fatal: None,
             size: device.size,
@@ -129,6 +135,7 @@ impl DeviceSlot {
     /// Its journal is replayed: it serves.
     pub(crate) fn serve(&mut self, mut engine: Engine) {
         engine.clean_from(self.clean_from);
+        self.holding.opened();
         self.said_cleaned = 0;
         self.phase = Phase::Serving(Box::new(engine));
         self.served = true;

@@ -11,6 +11,7 @@
 //! | `replicas`, `peers` | its journal replicas and the nodes that they talk to |
 //! | `indexes` | what the replicas' indexes want done, and when |
 //! | `requests`, `lookups` | what clients ask |
+//! | `holding` | what audits and repairs ask of devices, and what that does to others |
 //! | `incoming`, `outgoing` | frames |
 //! | `words` | what cores have to say |
 //! | `control`, `audit`, `own_audit` | beside the cores: following the map, looking at what is stored, and at devices |
@@ -25,6 +26,7 @@ mod control;
 mod core;
 mod devices;
 mod drain;
+mod holding;
 mod identity;
 mod incoming;
 mod indexes;

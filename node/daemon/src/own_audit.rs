@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ashlar_layout::ids::DeviceNo;
+use ashlar_layout::time::Instant;
 use ashlar_node_audit::device::{Answer, Devices, Seen};
 use ashlar_node_engine::api::{self, Output};
 use ashlar_node_engine::audit::{Audited, Step};
@@ -19,7 +20,8 @@ use ashlar_node_reactor::Buf;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::core::{Core, Pending, Todo};
+use crate::core::{Core, Pending};
+use crate::holding::Meter;
 use crate::shared::Shared;
 
 /// How long an answer is waited for: after that the device counts as away.
@@ -107,7 +109,7 @@ impl Asks {
 
 impl Core {
     /// Takes what devices of this core are asked for.
-    pub(crate) fn take_audits(&mut self) {
+    pub(crate) fn take_audits(&mut self, now: Instant) {
         let devices = &self.devices;
         let asks = self.shared.audits.take(&mut self.audits_seen, |no| {
             devices.iter().any(|device| device.no == no)
@@ -123,9 +125,10 @@ impl Core {
             if let Some(device) = found
                 && self.devices[device].is_serving()
             {
-                let op = self.ops.insert(Pending::Audit(reply));
+                let op = self.ops.insert(Pending::Audit(reply, device));
                 let event = api::Event::Audit { op, step };
-                self.todo.push_back(Todo::Engine { device, event });
+                let meter = Meter::Background { device, bytes: 0 };
+                self.metered(device, meter, event, now);
             }
         }
     }

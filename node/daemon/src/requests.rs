@@ -1,7 +1,7 @@
 //! What clients ask of a core.
 
 use ashlar_layout::crc::crc32;
-use ashlar_layout::frame::{FrameHeader, Opcode, decode_control};
+use ashlar_layout::frame::{FrameHeader, Haste, Opcode, decode_control};
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, ShardId};
 use ashlar_layout::limits::{CONNECTION_REQUESTS_MAX, INLINE_MAX, SHARD_SIZE_MAX};
 use ashlar_layout::manifest::{Body, Op, Then};
@@ -16,6 +16,7 @@ use ashlar_node_reactor::{Buf, Chunk, ConnId, Driver};
 use bytes::Bytes;
 
 use crate::core::{Conn, Core, Message, Pending, Todo, replica_of};
+use crate::holding::Meter;
 use crate::incoming::Sink;
 use crate::lookups::Reading;
 use crate::outgoing::{self, Payload};
@@ -171,7 +172,7 @@ impl Core {
         let epoch = self.maps.map.epoch;
         let unversioned = matches!(
             request,
-            Request::GetMap | Request::Status | Request::Chain { .. }
+            Request::GetMap | Request::Status | Request::Paces | Request::Chain { .. }
         );
         // A caller with a newer map is served: what it names is here or it is not, and the logs of the chains
         // decide everything else. This node hears of that map from the control plane.
@@ -282,6 +283,7 @@ impl Core {
         header: &FrameHeader,
         message: Message,
         buf: Buf,
+        now: Instant,
         io: &mut impl Driver,
     ) {
         let Message::Request(Request::ShardWrite { device, shard }) = message else {
@@ -291,9 +293,12 @@ impl Core {
             Ok(slot) => slot,
             Err(error) => return self.refuse(conn, header, error, io),
         };
+        let bytes = u64::from(header.payload_len);
+        let meter = self.meter(slot, header.haste(), true, bytes, now);
         let op = self.ops.insert(Pending::Shard {
             conn,
             request: header.request,
+            meter,
         });
         let event = api::Event::WriteShard {
             op,
@@ -302,10 +307,7 @@ impl Core {
             payload_len: header.payload_len,
             payload_crc: header.payload_crc,
         };
-        self.todo.push_back(Todo::Engine {
-            device: slot,
-            event,
-        });
+        self.metered(slot, meter, event, now);
     }
 
     /// A frame is in, whole.
@@ -357,10 +359,11 @@ impl Core {
             } => match self.admit(READ_SPARE) {
                 Err(error) => Some(Err(error)),
                 Ok(()) => self.device_op(
-                    device,
-                    Pending::Read {
+                    (device, header.haste(), true, now),
+                    |meter| Pending::Read {
                         conn,
                         request: number,
+                        meter,
                     },
                     |op| api::Event::ReadShard {
                         op,
@@ -371,10 +374,11 @@ impl Core {
                 ),
             },
             Request::ShardDelete { device, shard } => self.device_op(
-                device,
-                Pending::Shard {
+                (device, header.haste(), false, now),
+                |meter| Pending::Shard {
                     conn,
                     request: number,
+                    meter,
                 },
                 |op| api::Event::DeleteShard { op, shard },
             ),
@@ -436,6 +440,11 @@ impl Core {
                 Ok(Reply::Witness { config, highest })
             })),
             Request::Status => Some(Ok(Reply::Status(self.status(now)))),
+            Request::Paces => {
+                let devices = self.devices.iter();
+                let paces = devices.map(|slot| slot.holding.pace(slot.no, now));
+                Some(Ok(Reply::Paces(paces.collect())))
+            }
             Request::ReportShard {
                 device,
                 shard,
@@ -509,17 +518,15 @@ impl Core {
 
     fn device_op(
         &mut self,
-        device: DeviceNo,
-        pending: Pending,
+        (device, haste, counts, now): (DeviceNo, Haste, bool, Instant),
+        pending: impl FnOnce(Meter) -> Pending,
         event: impl FnOnce(u64) -> api::Event<Buf>,
     ) -> Option<Result<Reply, WireError>> {
         match self.serving_device(device) {
             Ok(slot) => {
-                let op = self.ops.insert(pending);
-                self.todo.push_back(Todo::Engine {
-                    device: slot,
-                    event: event(op),
-                });
+                let meter = self.meter(slot, haste, counts, 0, now);
+                let op = self.ops.insert(pending(meter));
+                self.metered(slot, meter, event(op), now);
                 None
             }
             Err(error) => Some(Err(error)),

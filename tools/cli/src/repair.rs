@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ashlar_cluster_audit::{Absent, Record};
+use ashlar_cluster_map::Device;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_layout::message::DevicePace;
 use ashlar_node_audit::ledger;
 use ashlar_node_client::Client;
 use clap::{Args, Subcommand};
@@ -41,6 +43,69 @@ pub struct Margins {
     pub away: BTreeMap<DeviceNo, NodeId>,
     /// Nodes that do not answer, and why.
     pub silent: BTreeMap<NodeId, String>,
+}
+
+/// How fast audits and repairs may read a device, and what that does to others.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct PaceRow {
+    device: DeviceNo,
+    node: NodeId,
+    /// Bytes a second that all auditors together may read now. None of these if its node does not say it.
+    allowed: Option<u64>,
+    /// By so many hundredths the 99th percentile of others may be longer for it.
+    p99_percent: Option<u32>,
+    /// That percentile with audits and repairs under way, in microseconds, as it was last measured,
+    p99_with_us: Option<u64>,
+    /// and without them.
+    p99_without_us: Option<u64>,
+}
+
+/// Asks the nodes how fast their devices may be read.
+async fn paces(client: &Client) -> Vec<PaceRow> {
+    let map = client.map();
+    let mut asked = JoinSet::new();
+    for node in &map.nodes {
+        let (client, id) = (client.clone(), node.id);
+        asked.spawn(async move { client.paces(id).await });
+    }
+    let mut said: BTreeMap<DeviceNo, DevicePace> = BTreeMap::new();
+    while let Some(answer) = asked.join_next().await {
+        // Who does not answer is told among the margins, and an older node cannot say it.
+        let paces = answer.ok().and_then(Result::ok).into_iter().flatten();
+        said.extend(paces.map(|pace| (pace.device, pace)));
+    }
+    let devices = map.devices.iter();
+    let row = |device: &Device| pace_row(device.no, device.node, said.get(&device.no));
+    devices.map(row).collect()
+}
+
+fn pace_row(device: DeviceNo, node: NodeId, said: Option<&DevicePace>) -> PaceRow {
+    let p99_us = said.and_then(|pace| pace.p99_us);
+    PaceRow {
+        device,
+        node,
+        allowed: said.map(|pace| pace.allowed),
+        p99_percent: said.map(|pace| pace.percent),
+        p99_with_us: p99_us.map(|(with, _)| with),
+        p99_without_us: p99_us.map(|(_, without)| without),
+    }
+}
+
+impl PaceRow {
+    fn told(&self) -> String {
+        let (device, node) = (self.device, self.node);
+        let (Some(allowed), Some(percent)) = (self.allowed, self.p99_percent) else {
+            return format!("  device {device} of node {node}: it does not say");
+        };
+        let p99 = match (self.p99_with_us, self.p99_without_us) {
+            (Some(with), Some(without)) => {
+                format!("99 % of others took up to {with} us with them, {without} us without")
+            }
+            _ => "what they do to others was not measured yet".to_owned(),
+        };
+        let allowed = human(allowed);
+        format!("  device {device} of node {node}: {allowed}/s, bound {percent} %; {p99}")
+    }
 }
 
 /// Asks the nodes how their devices are; of stripes it takes what records say.
@@ -232,6 +297,7 @@ fn row(record: &Record, out: &BTreeSet<DeviceNo>) -> Option<Row> {
 struct Status {
     partitions: Vec<Row>,
     margin: Margins,
+    devices: Vec<PaceRow>,
     /// What of the ledger could not be read.
     unread: Vec<String>,
 }
@@ -251,6 +317,7 @@ pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(
         Ok(Status {
             partitions: found.values().filter_map(|it| row(it, out)).collect(),
             margin,
+            devices: paces(&client).await,
             unread,
         })
     })?;
@@ -329,6 +396,10 @@ impl Status {
             output::line("no pass was begun yet")?;
         }
         self.margin.tell()?;
+        output::line("audits and repairs may read:")?;
+        for device in &self.devices {
+            output::line(&device.told())?;
+        }
         for unread in &self.unread {
             output::line(&format!("not read: {unread}"))?;
         }
@@ -348,6 +419,26 @@ mod tests {
         let told = told([(-2, 3), (-1, 4), (2, 5)].into_iter());
         let want = [("cannot be read now", 7), ("can lose 2 more", 5)];
         assert_eq!(told, want.map(|(what, count)| (what.to_owned(), count)));
+    }
+
+    #[test]
+    fn how_fast_a_device_may_be_read() {
+        let said = DevicePace {
+            device: DeviceNo(3),
+            allowed: 4 << 20,
+            percent: 10,
+            p99_us: Some((880, 800)),
+        };
+        let row = |said| pace_row(DeviceNo(3), NodeId(2), said);
+        let told = row(Some(&said)).told();
+        let want = "device 3 of node 2: 4.0 MiB/s, bound 10 %; 99 % of others took up to 880 us with them, 800 us without";
+        assert_eq!(told.trim(), want);
+        let new = DevicePace {
+            p99_us: None,
+            ..said
+        };
+        assert!(row(Some(&new)).told().contains("not measured yet"));
+        assert!(row(None).told().contains("does not say"));
     }
 
     #[test]
