@@ -16,7 +16,9 @@ use ashlar_cluster_object::{
     Probed, Put, StripeRead, ask::Ask,
 };
 use ashlar_layout::crc::crc32;
-use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control, encode_control};
+use ashlar_layout::frame::{
+    FRAME_HEADER_LEN, FrameHeader, Haste, Opcode, decode_control, encode_control,
+};
 use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
@@ -79,6 +81,14 @@ impl Running {
         each!(self, machine => machine.next_deadline())
     }
 
+    /// Audits may wait, as in the shipped driver.
+    fn haste(&self) -> Haste {
+        match self {
+            Running::Mend(_) | Running::Stripe(_) => Haste::Background,
+            _ => Haste::Foreground,
+        }
+    }
+
     /// Whether it has come to an answer.
     pub fn is_answered(&self) -> bool {
         each!(self, machine => machine.is_answered())
@@ -96,7 +106,7 @@ impl Running {
 /// Who waits for an answer.
 #[derive(Clone, Copy, Debug)]
 enum Who {
-    Machine(u64, CallId),
+    Machine(u64, CallId, Haste),
     Probe(u64),
     View(u64, PartitionId),
     Map,
@@ -212,6 +222,8 @@ impl Client {
     }
 
     fn carry_out(&mut self, now: u64, op: u64, actions: Vec<Action>) {
+        let running = self.running.get(&op);
+        let haste = running.map_or(Haste::Foreground, Running::haste);
         for action in actions {
             match action {
                 Action::Send {
@@ -226,7 +238,7 @@ impl Client {
                     request,
                     payload,
                     payload_crc,
-                    Who::Machine(op, call),
+                    Who::Machine(op, call, haste),
                 ),
                 Action::Tell { to, request } => {
                     self.submit(now, to, request, Bytes::new(), Some(0), Who::Nobody);
@@ -327,7 +339,7 @@ impl Client {
         }
         match who {
             Who::Nobody => {}
-            Who::Machine(op, call) => self.event(now, op, Event::Answer { call, answer }),
+            Who::Machine(op, call, _) => self.event(now, op, Event::Answer { call, answer }),
             Who::Map => {
                 self.asking_map = false;
                 if let Answer::Reply {
@@ -557,10 +569,15 @@ fn send(
     let control = encode_control(&request);
     let number = link.next_request;
     link.next_request += 1;
+    let haste = match who {
+        Who::Machine(_, _, haste) => haste,
+        _ => Haste::Foreground,
+    };
     let crc = crc.unwrap_or_else(|| crc32(&payload));
     let header = FrameHeader::new(Opcode::Request, number, epoch, &control, payload.len(), crc);
     let header = header
         .expect("an operation asks for no more than a frame")
+        .hasting(haste)
         .encode();
     if link.under_way.is_empty() {
         link.heard = now;
