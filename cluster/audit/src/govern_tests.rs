@@ -239,7 +239,7 @@ fn chance_does_not_stop_it() {
             halved += u32::from(allowed < last);
             last = allowed;
         }
-        // 1200 seconds have up to 150 epochs.
+        // 1200 seconds have up to 240 epochs.
         assert!(halved <= 20, "{seed}: {halved}");
         let mean = device.run(600);
         assert!(mean > 128.0 * MIB as f64, "{seed}: {mean:.0}, {halved}");

@@ -44,6 +44,8 @@ pub struct Tuning {
     pub frees: usize,
     /// A request without an answer for so long is taken for lost.
     pub give_up: Duration,
+    /// Devices may hold requests back for so long, as they do what is in the background: nobody is late for that.
+    pub held: Duration,
     /// Stripes in one node of a manifest tree.
     pub tree_fanout: usize,
     /// The same in that of an object that is put together of parts.
@@ -71,6 +73,7 @@ impl Default for Tuning {
             get_stripes: 3,
             frees: 64,
             give_up: Duration::from_secs(5),
+            held: Duration::ZERO,
             tree_fanout: 8192,
             compose_fanout: 65_536,
             manifest_stripes: ashlar_layout::limits::MANIFEST_STRIPES_MAX,

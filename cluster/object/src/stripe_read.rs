@@ -384,7 +384,9 @@ impl StripeRead {
         let whole = bytes == self.stripe.shard_len();
         let (hedge, patience) = {
             let health = self.common.health();
-            (health.hedge(bytes), health.deadline(Kind::Read, bytes))
+            let held = self.common.tuning().held;
+            let patience = health.deadline(Kind::Read, bytes);
+            (health.hedge(bytes) + held, patience + held)
         };
         out.push(Action::Send {
             call,

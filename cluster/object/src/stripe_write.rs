@@ -555,7 +555,8 @@ fn send(
     });
     let patience = common
         .health()
-        .deadline(Kind::Write, attempt.stripe.shard_len());
+        .deadline(Kind::Write, attempt.stripe.shard_len())
+        + common.tuning().held;
     Slot::Sent {
         call,
         sent: now,

@@ -34,6 +34,9 @@ use crate::options::{
 };
 use crate::{list, put, rename, replicas, versions};
 
+/// Devices hold back what audits ask for half a second at the most.
+const HELD_MAX: Duration = Duration::from_millis(600);
+
 /// A client of one cluster. Cheap to clone; clones share connections.
 ///
 /// It lives in a tokio runtime. For the lowest latency run it on a current-thread runtime, or in
@@ -146,6 +149,11 @@ impl Client {
         });
         let tuning = Tuning {
             unavailable_wait: options.unavailable_wait,
+            held: if options.patient {
+                HELD_MAX
+            } else {
+                Duration::ZERO
+            },
             put_stripes: options.put_stripes.max(1),
             put_stripes_kept: options.put_stripes.max(1).saturating_mul(2),
             get_stripes: options.get_stripes.max(1),

@@ -26,6 +26,8 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// A connection on which requests wait and nothing came for so long is given up.
     pub silence_max: Duration,
+    /// For auditors: devices that hold back what is asked of them while others use them are not taken for slow.
+    pub patient: bool,
     /// Stripes of one put that may be on their way and not yet acknowledged.
     pub put_stripes: usize,
     /// Stripes of one get that are read ahead.
@@ -49,6 +51,7 @@ impl Default for ClientOptions {
             admit_wait: None,
             connect_timeout: Duration::from_secs(1),
             silence_max: Duration::from_secs(10),
+            patient: false,
             put_stripes: 4,
             get_stripes: 3,
             buffers_kept: 64 * 1024 * 1024,

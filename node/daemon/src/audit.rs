@@ -118,6 +118,7 @@ impl Auditor {
             operations_max: OPERATIONS_MAX,
             buffers_kept: BUFFERS_KEPT,
             cache: false,
+            patient: true,
             ..ClientOptions::default()
         };
         let client = Client::connect(shared.newest().map.clone(), client)

@@ -43,6 +43,8 @@ pub(crate) struct Holding<E = api::Event<Buf>> {
     held: VecDeque<(E, usize)>,
     /// Bytes of the buffers in there.
     bytes: usize,
+    /// How often something was held back.
+    count: u64,
     release_at: Option<Instant>,
 }
 
@@ -58,6 +60,7 @@ impl<E> Holding<E> {
             percent: audit.p99_percent,
             held: VecDeque::new(),
             bytes: 0,
+            count: 0,
             release_at: None,
         }
     }
@@ -82,6 +85,7 @@ impl<E> Holding<E> {
         }
         self.held.push_back((event, bytes));
         self.bytes += bytes;
+        self.count += 1;
         // None: the slot is over, and what was held before goes on at the end of the round.
         self.release_at = self.release_at.or(Some(until.unwrap_or(now)));
         while self.held.len() > HELD_MAX || self.bytes > bytes_max {
@@ -196,6 +200,12 @@ impl Core {
                 self.devices[device].holding.governor.ended(now, bytes);
             }
         }
+    }
+
+    /// How often devices held back what audits and repairs asked of them.
+    pub fn held_back(&self) -> u64 {
+        let counts = self.devices.iter().map(|device| device.holding.count);
+        counts.sum()
     }
 
     /// Lets go on what was held back, where its time has come.

@@ -63,6 +63,8 @@ pub struct Node {
     pub drives: Vec<Drive>,
     /// The process, if it runs.
     pub core: Option<Core>,
+    /// What its processes held back that were killed.
+    pub held_before: u64,
     /// Extents that its processes cleaned that were killed.
     pub cleaned_before: u64,
     /// What its threads share.
@@ -173,6 +175,7 @@ impl Node {
             port: Port::new(infos, wires),
             drives,
             core: None,
+            held_before: 0,
             cleaned_before: 0,
             shared: None,
             map: map.clone(),
@@ -238,6 +241,7 @@ impl Node {
     /// The process ends, in the middle of everything; the power with it if `power`.
     pub fn kill(&mut self, power: bool) {
         self.cleaned_before += self.cleaned();
+        self.held_before += self.held_back();
         self.core = None;
         self.shared = None;
         self.news.clear();
@@ -271,6 +275,11 @@ impl Node {
             shared.adopt((**map).clone());
             self.news.push_back(News::Time);
         }
+    }
+
+    /// Requests of audits that this process has held back.
+    pub fn held_back(&self) -> u64 {
+        self.core.as_ref().map_or(0, Core::held_back)
     }
 
     /// Extents that this process has cleaned.

@@ -319,6 +319,10 @@ impl World {
         for _ in 0..self.nodes.iter().map(cleaned).sum::<u64>() {
             self.story.mark("extent cleaned");
         }
+        let held = |node: &Node| node.held_before + node.held_back();
+        if self.nodes.iter().map(held).sum::<u64>() > 0 {
+            self.story.mark("audit held back");
+        }
         self.story.mark(if untidy {
             "stock taken, untidy"
         } else {

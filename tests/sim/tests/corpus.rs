@@ -21,6 +21,7 @@ const ONCE_FAILED: &[u64] = &[
 /// What has to come up in the corpus: a fault that is never thrown shows nothing.
 const MARKS: &[&str] = &[
     "all nodes at once",
+    "audit held back",
     "bits rot",
     "clock jumps",
     "client cut off",
