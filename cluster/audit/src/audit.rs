@@ -1,7 +1,8 @@
 //! The auditor and repairer of one partition.
 //!
 //! It goes through the partition's objects in their order, a pass at a time, looks at every shard of each, and mends
-//! what is bad. One thing is under way at a time; what it is, the driver was told by the last action.
+//! what is bad, several stripes together. One thing is under way at a time; what it is, the driver was told by the
+//! last action.
 //!
 //! Invariants:
 //! - what was found is in the record, durably, before anything is mended: a crash between the two makes nobody count it
@@ -24,7 +25,7 @@ use std::time::Duration;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, StripeId};
 use ashlar_layout::time::Instant;
 
-use crate::queue::{self, AWAY_MAX, Finding};
+use crate::queue::{self, AWAY_MAX, Job, Outcome};
 use crate::record::{Closed, DAY_MS, Ended, Item, Loss, Pass, Place, Record};
 use crate::tally::{Kind, Tally};
 pub use hunt::{Prey, World};
@@ -121,8 +122,8 @@ pub enum Event {
     Over(bool),
     /// The object was replaced or removed.
     Changed,
-    /// A stripe of the queue was looked at or mended; none: its object does not have it any more.
-    Mended(Option<Looked>),
+    /// What came of the stripes of the queue that were to be mended: of each of them.
+    Mended(Vec<(StripeId, Outcome)>),
     /// What was to be recorded is durable.
     Recorded,
     /// Somebody else has written the record.
@@ -133,8 +134,6 @@ pub enum Event {
     Failed(String),
     /// Stripes of the object that are on devices which are gone, and the how many-th comes next, if there are more.
     Tracked(Vec<Prey>, Option<u64>),
-    /// A stripe of the queue was put elsewhere: so it was before.
-    Moved(Looked),
     /// How devices are now.
     World(World),
     /// The deadline has come.
@@ -152,15 +151,11 @@ pub enum Action {
     Look(Item, u64),
     /// Look at its next stripe.
     Next,
-    /// Look at a stripe of the queue, and mend those of its shards that the finding has, if it is said so: no others,
-    /// for they are not recorded.
-    Mend(Box<Finding>, bool),
+    /// Do something about stripes of the queue, about all at the same time if that can be: none waits for another one.
+    Mend(Vec<Job>),
     /// Say which stripes of an object, from so many on, are on these devices: some of them, in their order. No shard
     /// is to be read for that but those of lists of stripes.
     Track(Item, u64, BTreeSet<DeviceNo>),
-    /// Look at a stripe of the queue, and put it elsewhere if that is all that is wrong with it: shards of it are on
-    /// these devices, which do not answer. If it is not so, it was looked at: [`Event::Mended`].
-    Move(Box<Finding>, BTreeSet<DeviceNo>),
     /// Make the documents of losses, where they are not there, and then write the record.
     Record(Box<Record>, Vec<Loss>),
     /// Make the document of a day.
@@ -174,7 +169,7 @@ enum Doing {
     Loading,
     Listing,
     Looking,
-    Mending(StripeId),
+    Mending,
     Recording,
     KeepingDay,
     /// What is on devices that are gone is looked for.
@@ -218,6 +213,10 @@ pub struct Audit {
     fresh: bool,
     /// What is due is mended before anything else is looked at.
     draining: bool,
+    /// Since when something urgent is due, and others are looked for that can be mended together with it.
+    gathering: Option<Instant>,
+    /// Those that are being mended.
+    mending: Vec<StripeId>,
     away: BTreeSet<DeviceNo>,
     /// How devices are, as far as it was told.
     world: Option<World>,
@@ -254,6 +253,8 @@ impl Audit {
             loaded: false,
             fresh: false,
             draining: false,
+            gathering: None,
+            mending: Vec::new(),
             away: BTreeSet::new(),
             world: None,
             told: None,
@@ -295,8 +296,7 @@ impl Audit {
                 self.record.today.tally.changed += 1;
                 self.behind_open();
             }
-            (Doing::Mending(stripe), Event::Mended(looked)) => self.mended(now, stripe, looked),
-            (Doing::Mending(stripe), Event::Moved(looked)) => self.moved(now, stripe, &looked),
+            (Doing::Mending, Event::Mended(outcomes)) => self.all_mended(now, outcomes),
             (Doing::Scouting, Event::Listed(items, more)) => {
                 (self.doing, self.pause) = (Doing::Nothing, PAUSE);
                 (self.prey, self.prey_more) = (items.into(), more.map(Some));
@@ -348,14 +348,7 @@ impl Audit {
     /// What was under way could not be done.
     fn failed(&mut self, now: Now, why: &str) {
         match self.doing {
-            Doing::Mending(stripe) => {
-                if let Some(finding) = self.find(stripe) {
-                    finding.later(now.wall_ms, why);
-                    self.dirty = true;
-                }
-                self.doing = Doing::Nothing;
-                return;
-            }
+            Doing::Mending => return self.not_mended(now, why),
             Doing::Looking => {
                 let tries = self.open.as_mut().map_or(TRIES, |open| {
                     open.tries += 1;

@@ -8,7 +8,8 @@ use ashlar_layout::time::Instant;
 use proptest::prelude::*;
 
 use crate::audit::{Action, Audit, Event, Limits, Looked, Now, Prey, World};
-use crate::queue::{AWAY_MAX, Finding, OPEN_MAX};
+use crate::mends_tests::mends;
+use crate::queue::{AWAY_MAX, Finding, OPEN_MAX, Outcome};
 use crate::record::{Closed, DAY_MS, Item, Loss, Place, Record, decode, encode};
 use crate::tally::{Kind, Tally};
 
@@ -33,13 +34,13 @@ pub(crate) struct Store {
     pub(crate) away: BTreeSet<DeviceNo>,
     pub(crate) now: Now,
     record: Option<Vec<u8>>,
-    version: u64,
+    pub(crate) version: u64,
     pub(crate) losses: BTreeMap<StripeId, Loss>,
     days: BTreeMap<u64, Tally>,
     /// Stripes that were read, in order.
     pub(crate) read: Vec<StripeId>,
     /// How many are mended before the others, by margin.
-    mended: Vec<i32>,
+    pub(crate) mended: Vec<i32>,
     /// It ends whoever looks at it.
     poison: Option<String>,
 }
@@ -89,7 +90,7 @@ impl Store {
         self.moves.get(&at).copied().unwrap_or(0)
     }
 
-    fn name(&self, key: &str, nth: usize) -> StripeId {
+    pub(crate) fn name(&self, key: &str, nth: usize) -> StripeId {
         stripe_id(key, nth).moved_by(self.turn(key, nth))
     }
 
@@ -136,30 +137,30 @@ impl Store {
     }
 
     /// Puts a stripe elsewhere, if all that is wrong with it is that these devices are away.
-    fn relocate(&mut self, finding: &Finding, gone: &BTreeSet<DeviceNo>) -> Event {
+    pub(crate) fn relocate(&mut self, finding: &Finding, gone: &BTreeSet<DeviceNo>) -> Outcome {
         let nth = finding.nth as usize;
         if self.name(&finding.item.key, nth) != finding.stripe {
-            return Event::Mended(None);
+            return Outcome::Seen(None);
         }
         assert!(finding.item.may_move(), "{finding:?}");
         let Some(looked) = self.look(&finding.item, nth, &[]) else {
-            return Event::Mended(None);
+            return Outcome::Seen(None);
         };
         let is_gone = |(_, device): &(u16, DeviceNo)| gone.contains(device);
         if !looked.bad.is_empty() || !looked.away.iter().any(is_gone) {
-            return Event::Mended(Some(looked));
+            return Outcome::Seen(Some(looked));
         }
         if self.full {
-            return Event::Failed("no device has room".to_owned());
+            return Outcome::Failed("no device has room".to_owned());
         }
         *self
             .moves
             .entry((finding.item.key.clone(), nth))
             .or_default() += 1;
-        Event::Moved(looked)
+        Outcome::Moved(looked)
     }
 
-    fn look(&mut self, item: &Item, nth: usize, mends: &[u16]) -> Option<Looked> {
+    pub(crate) fn look(&mut self, item: &Item, nth: usize, mends: &[u16]) -> Option<Looked> {
         let (stripe, devices) = (self.name(&item.key, nth), self.devices(&item.key, nth));
         let away = self.away.clone();
         let shards = self.objects.get_mut(&item.key)?.get_mut(nth)?;
@@ -219,7 +220,7 @@ impl MovedBy for StripeId {
 /// Who carries out what the auditor says.
 pub(crate) struct Driver {
     pub(crate) audit: Audit,
-    version: u64,
+    pub(crate) version: u64,
     open: Option<(Item, usize)>,
     pub(crate) todo: Vec<Action>,
 }
@@ -308,22 +309,14 @@ impl Driver {
                 self.stripe(store)?
             }
             Action::Next => self.stripe(store)?,
-            Action::Mend(finding, mends) => {
-                if mends && self.version == store.version {
-                    let known = store.record();
-                    let known = known.open.iter().find(|it| it.stripe == finding.stripe);
-                    let known = known.expect("it is recorded before it is mended");
-                    let is_known = |index| known.bad.contains_key(index);
-                    assert!(finding.bad.keys().all(is_known), "{known:?} {finding:?}");
-                }
-                let known = finding.bad.keys().copied().filter(|_| mends);
-                let known: Vec<u16> = known.collect();
-                match store.name(&finding.item.key, finding.nth as usize) == finding.stripe {
-                    false => Event::Mended(None),
-                    true => Event::Mended(store.look(&finding.item, finding.nth as usize, &known)),
-                }
+            Action::Mend(jobs) => {
+                let stripes = jobs.iter().map(|job| job.finding.stripe);
+                let different: BTreeSet<StripeId> = stripes.collect();
+                assert_eq!(different.len(), jobs.len(), "each stripe once");
+                let done = jobs.iter();
+                let done = done.map(|job| (job.finding.stripe, self.mend(store, job)));
+                Event::Mended(done.collect())
             }
-            Action::Move(finding, gone) => store.relocate(&finding, &gone),
             Action::Track(item, from, gone) => store.track(&item, from as usize, &gone),
             Action::Record(record, losses) => {
                 for loss in losses {
@@ -377,7 +370,7 @@ impl Driver {
     }
 }
 
-fn rot(store: &mut Store, object: usize, stripe: usize, shard: usize) -> u64 {
+pub(crate) fn rot(store: &mut Store, object: usize, stripe: usize, shard: usize) -> u64 {
     let keys: Vec<String> = store.objects.keys().cloned().collect();
     let stripes = store.objects.get_mut(&keys[object % keys.len()]).unwrap();
     let at = stripe % stripes.len();
@@ -447,8 +440,8 @@ fn what_has_gone_elsewhere_is_looked_for_at_once() {
     assert_eq!(rot(&mut store, 4, 0, 1), 1);
     let mut driver = Driver::new(&store);
     let key = loop {
-        if let Some(Action::Mend(finding, _)) = driver.todo.last() {
-            break finding.item.key.clone();
+        if let Some(Action::Mend(jobs)) = driver.todo.last() {
+            break jobs[0].finding.item.key.clone();
         }
         assert_eq!(driver.step(&mut store), Some(true));
     };
@@ -469,7 +462,7 @@ fn least_margin_is_mended_first() {
     }
     let mut driver = Driver::new(&store);
     driver.settle(&mut store);
-    // The one in the middle does not wait for the end of the page, and is mended before what was found before it.
+    // The one in the middle is mended before what was found before it.
     assert_eq!(store.mended, [1, 2, 2]);
     let tally = store.all();
     assert_eq!((tally.found[&Kind::Rot], tally.repaired), (4, 4));
@@ -483,7 +476,7 @@ fn what_rots_before_it_is_mended_is_counted_first() {
     let mut store = Store::new(10, 1);
     assert_eq!(rot(&mut store, 4, 0, 1), 1);
     let mut driver = Driver::new(&store);
-    while !matches!(driver.todo.last(), Some(Action::Mend(_, true))) {
+    while !mends(&driver) {
         assert_eq!(driver.step(&mut store), Some(true));
     }
     assert_eq!(rot(&mut store, 4, 0, 2), 1);

@@ -5,8 +5,9 @@ use std::time::Duration;
 use ashlar_layout::ids::DeviceNo;
 use proptest::prelude::*;
 
-use crate::audit::{Action, Event, World};
+use crate::audit::{Event, World};
 use crate::audit_tests::{Driver, Store};
+use crate::mends_tests::mends;
 use crate::queue::AWAY_MAX;
 
 /// Time goes by, a second at a time, and devices are told of now and then.
@@ -240,7 +241,7 @@ fn a_part_whose_stripe_is_nowhere_is_no_loss() {
     );
     let mut driver = Driver::new(&store);
     // What was found bad of the other one is counted, and then there is nothing left of it either.
-    while !matches!(driver.todo.last(), Some(Action::Mend(_, true))) {
+    while !mends(&driver) {
         driver.step(&mut store);
     }
     store

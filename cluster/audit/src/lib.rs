@@ -36,6 +36,8 @@ mod govern_tests;
 #[cfg(test)]
 mod hunt_tests;
 #[cfg(test)]
+mod mends_tests;
+#[cfg(test)]
 mod rates_tests;
 #[cfg(test)]
 mod zones_tests;
@@ -45,6 +47,6 @@ pub use compare::{Compared, Comparison, Divergence, Next, Said};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
 pub use govern::{Arrival, Bound, Governor, Told};
 pub use pace::{Charge, Pace, Pacing};
-pub use queue::Finding;
+pub use queue::{Finding, How, Job, Outcome};
 pub use record::{Absent, BadRecord, Closed, Document, Item, Loss, Place, Record};
 pub use tally::{Kind, Tally};

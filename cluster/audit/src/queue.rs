@@ -6,11 +6,12 @@
 //!   their object is gone;
 //! - the queue is bounded: what is not in it is not counted, and a later pass finds it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_layout::ids::{DeviceNo, StripeId};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Looked;
 use crate::record::Item;
 use crate::tally::Kind;
 
@@ -72,14 +73,49 @@ impl Finding {
     }
 }
 
-/// Which one is next of those that are due.
-pub fn next(open: &[Finding], now_ms: u64) -> Option<usize> {
-    let due = open
-        .iter()
-        .enumerate()
-        .filter(|(_, it)| it.due_ms <= now_ms);
-    due.min_by_key(|(_, it)| (it.margin, it.found_ms, it.stripe))
-        .map(|(index, _)| index)
+/// What is to be done about a stripe of the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Which, and of what it is known that it is wrong.
+    pub finding: Finding,
+    /// What to do.
+    pub how: How,
+}
+
+/// What is to be done about a stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Look at it: [`Outcome::Seen`].
+    Look,
+    /// Look at it, and mend those of its shards that the finding has, no others, for they are not recorded:
+    /// [`Outcome::Seen`].
+    Mend,
+    /// Look at it, and put it elsewhere if that is all that is wrong with it: shards of it are on these devices, which do
+    /// not answer. [`Outcome::Moved`]; if it is not so, it was looked at.
+    Move(BTreeSet<DeviceNo>),
+}
+
+/// What came of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was looked at or mended; none: its object does not have it any more.
+    Seen(Option<Looked>),
+    /// It was put elsewhere: so it was before.
+    Moved(Looked),
+    /// It could not be done.
+    Failed(String),
+}
+
+/// Which are next of those that are due, so many at the most.
+pub fn next(open: &[Finding], now_ms: u64, most: usize) -> Vec<usize> {
+    let due = (0..open.len()).filter(|at| open[*at].due_ms <= now_ms);
+    let mut due: Vec<usize> = due.collect();
+    due.sort_unstable_by_key(|at| {
+        let it = &open[*at];
+        (it.margin, it.found_ms, it.stripe)
+    });
+    due.truncate(most);
+    due
 }
 
 /// When the first one is due.
@@ -121,9 +157,13 @@ mod tests {
             finding(3, 0, 7, 0),
             finding(4, -1, 1, 100),
         ];
-        assert_eq!(next(&open, 50), Some(2), "the worst one is not due yet");
-        assert_eq!(next(&open, 100), Some(3));
-        assert_eq!(next(&open[..0], 100), None);
+        assert_eq!(
+            next(&open, 50, 9),
+            [2, 1, 0],
+            "the worst one is not due yet"
+        );
+        assert_eq!(next(&open, 100, 2), [3, 2]);
+        assert!(next(&open[..0], 100, 9).is_empty());
         assert_eq!((due(&open), due(&[])), (Some(0), None));
     }
 

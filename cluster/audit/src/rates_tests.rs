@@ -12,6 +12,7 @@ use ashlar_layout::time::Instant;
 use crate::audit::{Action, Audit, Event, Limits, Looked, Now};
 use crate::durability::{YEAR_S, found_after_s, measure};
 use crate::markov::Stripe;
+use crate::queue::{How, Job, Outcome};
 use crate::record::{Closed, DAY_MS, Item, Loss, Place, Record};
 use crate::tally::{Kind, Tally};
 
@@ -381,10 +382,15 @@ pub(crate) fn run(rates: Rates, seed: u64) -> Store {
                 looked.map_or(Event::Changed, Event::Stripe)
             }
             Action::Next => Event::Over(false),
-            Action::Mend(finding, mends) => {
-                Event::Mended(store.look(finding.stripe.attempt, mends))
+            Action::Mend(jobs) => {
+                let mend = |Job { finding, how }: Job| {
+                    let mends = how == How::Mend;
+                    let looked = store.look(finding.stripe.attempt, mends);
+                    (finding.stripe, Outcome::Seen(looked))
+                };
+                Event::Mended(jobs.into_iter().map(mend).collect())
             }
-            Action::Track(..) | Action::Move(..) => panic!("no device is away"),
+            Action::Track(..) => panic!("no device is away"),
             Action::Record(record, losses) => {
                 losses.into_iter().for_each(|loss| store.lose(loss));
                 store.record = Some(*record);

@@ -244,6 +244,11 @@ impl Item {
         self.bucket != SYSTEM_BUCKET || !self.key.starts_with(SYSTEM_PARTS)
     }
 
+    /// Whether it is the same object, or a version of it.
+    pub fn is_of(&self, other: &Item) -> bool {
+        (&self.bucket, &self.key) == (&other.bucket, &other.key)
+    }
+
     /// The place behind it.
     pub fn behind(&self) -> Place {
         Place {

@@ -8,11 +8,13 @@
 //!
 //! What is looked at next, mended and counted is decided in `ashlar-cluster-audit`.
 
+mod ahead;
 pub mod asked;
 mod compare;
 pub mod device;
 pub mod ledger;
 pub mod look;
+mod mend;
 pub mod node;
 mod partition;
 mod walk;

@@ -13,9 +13,10 @@ use std::time::Duration;
 use ashlar_cluster_audit::{Charge, Limits, Pace, Pacing, World};
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_layout::manifest::Stripe;
 use ashlar_layout::message::NodeStatus;
 use ashlar_node_client::{Client, Clock};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
@@ -80,7 +81,13 @@ pub(crate) struct Node {
     pub(crate) clock: Clock,
     /// Which share of all objects this one looks at.
     share: Mutex<f64>,
+    /// Room for bytes of stripes, in units of [`ROOM_UNIT`].
+    room: Arc<Semaphore>,
 }
+
+/// Bytes of stripes that all auditors of a node hold at the most, but for one stripe that is larger.
+pub(crate) const ROOM: u64 = 64 << 20;
+const ROOM_UNIT: u64 = 4096;
 
 impl Node {
     fn paced<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
@@ -97,6 +104,17 @@ impl Node {
             let look = self.clock.now() + LOOK;
             sleep_until(self.clock.at(at.min(look))).await;
         }
+    }
+
+    /// Waits until so many copies of a stripe may be in memory; it is given back when what is given is dropped. Whoever
+    /// has some waits for nothing but devices.
+    pub(crate) async fn room(&self, stripe: &Stripe, copies: u64) -> Option<OwnedSemaphorePermit> {
+        let shards = u64::from(stripe.k) + u64::from(stripe.m);
+        let bytes = u64::from(stripe.shard_len()) * shards * copies;
+        let units = bytes.clamp(ROOM_UNIT, ROOM).div_ceil(ROOM_UNIT);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        // It is never closed.
+        self.room.clone().acquire_many_owned(units).await.ok()
     }
 
     /// Whether others want one of these devices for themselves.
@@ -244,6 +262,7 @@ pub async fn run<D: Devices>(
         options,
         clock: Clock::start(),
         share: Mutex::new(0.0),
+        room: Arc::new(Semaphore::new((ROOM / ROOM_UNIT) as usize)),
     });
     let (tell, heard) = watch::channel(World::default());
     // Aborted when this is dropped.

@@ -381,7 +381,6 @@ impl Audit {
 
     /// A stripe of the queue is elsewhere now, whole.
     pub(super) fn moved(&mut self, now: Now, stripe: StripeId, looked: &Looked) {
-        self.doing = Doing::Nothing;
         self.dirty = true;
         let open = &mut self.record.open;
         let Some(at) = open.iter().position(|it| it.stripe == stripe) else {

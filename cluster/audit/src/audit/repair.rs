@@ -1,15 +1,22 @@
 //! What was found, and what is done about it: into the queue, out of it, and to the losses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ashlar_layout::ids::StripeId;
 
 use super::{Action, Audit, Doing, Looked, Now};
-use crate::queue::{self, Finding, OPEN_MAX};
+use crate::queue::{self, Finding, How, Job, OPEN_MAX, Outcome};
 use crate::record::{Item, Loss};
 
-/// Findings that are mended together, if none of them is urgent.
+/// Findings that are mended together: each write of the record is a change of the journal, for one stripe as for many.
 const BATCH: usize = 32;
+/// Of those that wait for their turn fewer: while they are read at the pace of audits nothing else is found.
+const BATCH_CALM: usize = 4;
+/// With no more margin than this it is not waited until there are so many,
+const URGENT: i32 = 1;
+/// but for so long, while it is looked on, and until a look ends: after a device was lost the next stripe is as bad.
+const GATHER: Duration = Duration::from_millis(100);
 
 fn is_due(finding: &Finding, now: Now) -> bool {
     finding.due_ms <= now.wall_ms
@@ -117,8 +124,41 @@ impl Audit {
         (self.dirty, self.must) = (true, true);
     }
 
-    pub(super) fn mended(&mut self, now: Now, stripe: StripeId, looked: Option<Looked>) {
+    /// What was to be mended is, or is not.
+    pub(super) fn all_mended(&mut self, now: Now, outcomes: Vec<(StripeId, Outcome)>) {
         self.doing = Doing::Nothing;
+        let mut asked: BTreeSet<StripeId> = std::mem::take(&mut self.mending).into_iter().collect();
+        for (stripe, outcome) in outcomes {
+            if !asked.remove(&stripe) {
+                continue;
+            }
+            match outcome {
+                Outcome::Seen(looked) => self.mended(now, stripe, looked),
+                Outcome::Moved(looked) => self.moved(now, stripe, &looked),
+                Outcome::Failed(why) => self.failed_one(now, stripe, &why),
+            }
+        }
+        for stripe in asked {
+            self.failed_one(now, stripe, "it was not said what came of it");
+        }
+    }
+
+    /// Nothing is known of what was to be mended.
+    pub(super) fn not_mended(&mut self, now: Now, why: &str) {
+        self.doing = Doing::Nothing;
+        for stripe in std::mem::take(&mut self.mending) {
+            self.failed_one(now, stripe, why);
+        }
+    }
+
+    fn failed_one(&mut self, now: Now, stripe: StripeId, why: &str) {
+        if let Some(finding) = self.find(stripe) {
+            finding.later(now.wall_ms, why);
+            self.dirty = true;
+        }
+    }
+
+    fn mended(&mut self, now: Now, stripe: StripeId, looked: Option<Looked>) {
         self.dirty = true;
         let open = &mut self.record.open;
         let Some(at) = open.iter().position(|it| it.stripe == stripe) else {
@@ -201,33 +241,71 @@ impl Audit {
         }
     }
 
-    /// Mends what is due, if it is time for that.
-    pub(super) fn mend_next(&mut self, now: Now, out: &mut Vec<Action>) -> bool {
+    /// Whether it is time to mend what is due.
+    fn is_time(&mut self, now: Now) -> bool {
         let open = &self.record.open;
         let due = open.iter().filter(|it| is_due(it, now));
-        let urgent = due.clone().any(|it| it.margin <= 1);
-        let many = due.count() >= BATCH || open.len() >= OPEN_MAX;
-        let rests = self.open.is_none() && self.page.is_empty();
-        self.draining |= urgent || many || rests;
-        let Some(next) = queue::next(open, now.wall_ms).filter(|_| self.draining) else {
-            self.draining = false;
-            return false;
+        let (all, urgent) = due.fold((0, 0), |(all, urgent), it| {
+            (all + 1, urgent + usize::from(it.margin <= URGENT))
+        });
+        if urgent == 0 {
+            self.gathering = None;
+        }
+        let waited = match urgent {
+            0 => false,
+            _ => now.at >= *self.gathering.get_or_insert(now.at) + GATHER,
         };
-        let finding = &open[next];
-        if self.fresh && !finding.bad.is_empty() {
+        let rests = self.open.is_none() && self.page.is_empty();
+        waited || all >= BATCH || open.len() >= OPEN_MAX || rests
+    }
+
+    /// Mends what is due, if it is time for that.
+    pub(super) fn mend_next(&mut self, now: Now, out: &mut Vec<Action>) -> bool {
+        self.draining = self.draining || self.is_time(now);
+        let open = &self.record.open;
+        let mut next = match self.draining {
+            true => queue::next(open, now.wall_ms, BATCH),
+            false => Vec::new(),
+        };
+        // What is urgent waits for nothing that is not.
+        if next.first().is_some_and(|at| open[*at].margin <= URGENT) {
+            next.retain(|at| open[*at].margin <= URGENT);
+        } else {
+            next.truncate(BATCH_CALM);
+        }
+        if next.is_empty() {
+            if self.draining {
+                (self.draining, self.gathering) = (false, None);
+            }
+            return false;
+        }
+        if self.fresh && next.iter().any(|at| !open[*at].bad.is_empty()) {
             self.write(now, out);
             return true;
         }
-        self.doing = Doing::Mending(finding.stripe);
-        let mends = !finding.bad.is_empty();
-        let gone = self.gone_of(finding.away.iter().copied(), finding.margin);
-        let finding = Box::new(finding.clone());
-        out.push(
-            match !mends && !gone.is_empty() && finding.item.may_move() {
-                true => Action::Move(finding, gone),
-                false => Action::Mend(finding, mends),
-            },
-        );
+        let mut jobs: Vec<Job> = Vec::new();
+        for at in next {
+            let finding = &open[at];
+            let gone = self.gone_of(finding.away.iter().copied(), finding.margin);
+            let how = match finding.bad.is_empty() {
+                false => How::Mend,
+                true if !gone.is_empty() && finding.item.may_move() => How::Move(gone),
+                true => How::Look,
+            };
+            // To move a stripe is to write its object anew: of one object nothing else is done meanwhile.
+            let moves = matches!(how, How::Move(_));
+            let clashes = |job: &Job| {
+                let same = job.finding.item.is_of(&finding.item);
+                same && (moves || matches!(job.how, How::Move(_)))
+            };
+            if !jobs.iter().any(clashes) {
+                let finding = finding.clone();
+                jobs.push(Job { finding, how });
+            }
+        }
+        self.mending = jobs.iter().map(|job| job.finding.stripe).collect();
+        self.doing = Doing::Mending;
+        out.push(Action::Mend(jobs));
         true
     }
 }
