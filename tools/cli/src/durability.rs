@@ -29,6 +29,12 @@ pub struct DurabilityArgs {
     /// and which share of them.
     #[arg(long, value_name = "SHARE", default_value_t = Assumptions::default().struck)]
     struck: f64,
+    /// How often a year a zone (what a fault domain of the map is) fails with all that is in it,
+    #[arg(long, value_name = "RATE", default_value_t = Assumptions::default().zone_fails)]
+    zone_fails: f64,
+    /// and in how many of them the shards of a stripe stand; 0: each in one of its own.
+    #[arg(long, value_name = "ZONES", default_value_t = Assumptions::default().zones)]
+    zones: u32,
     /// In how many days the nodes look at everything.
     #[arg(long, value_name = "DAYS", default_value_t = 7.0)]
     pass_days: f64,
@@ -81,11 +87,14 @@ pub fn durability(args: &DurabilityArgs, cluster: Option<&Path>, json: bool) -> 
     check("device-fails", args.device_fails, 1e6)?;
     check("shocks", args.shocks, 1e6)?;
     check("struck", args.struck, 1.0)?;
+    check("zone-fails", args.zone_fails, 1e6)?;
     check("pass-days", args.pass_days, 1e5)?;
     let assumed = Assumptions {
         device_fails: args.device_fails,
         shocks: args.shocks,
         struck: args.struck,
+        zone_fails: args.zone_fails,
+        zones: args.zones,
         pass_s: args.pass_days * 86_400.0,
         ..Assumptions::default()
     };
