@@ -26,6 +26,7 @@ mod manifest_v1;
 mod manifest_v4;
 pub mod message;
 pub mod names;
+pub mod pace;
 pub mod page;
 pub mod record;
 pub mod replica_state;

@@ -12,6 +12,7 @@ use crate::ids::{
     Term,
 };
 use crate::manifest::{Etag, Manifest, Op, Precondition, VersionTag};
+use crate::pace::DevicePace;
 
 /// What a client asks of a core. The frame's payload is named where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
@@ -503,19 +504,6 @@ pub struct DeviceStatus {
     pub shards: u64,
     /// Findings since it was opened, by kind, in the order of [`FindingKind`].
     pub findings: Vec<FindingCount>,
-}
-
-/// How fast a device may be read for audits and repairs, so that others do not notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
-pub struct DevicePace {
-    /// Its number in the map.
-    pub device: DeviceNo,
-    /// Bytes a second that all auditors together may read.
-    pub allowed: u64,
-    /// By so many hundredths the 99th percentile of others may be longer for it.
-    pub percent: u32,
-    /// That percentile with audits and repairs and without them, in microseconds, as it was last known.
-    pub p99_us: Option<(u64, u64)>,
 }
 
 /// So many findings of a kind.

@@ -87,7 +87,7 @@ impl Device {
         }
     }
 
-    /// Bytes a second that make the 99th percentile longer by what is allowed: all of them are read in half of the time.
+    /// Bytes a second that make the 99th percentile longer by what is allowed: all are read in half of the time.
     fn ideal(&self) -> f64 {
         let left = self.capacity - self.foreground;
         left * (1.0 - 1.0 / 1.1) / 2.0 / self.weight * CHUNK as f64

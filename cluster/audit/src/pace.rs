@@ -1,8 +1,9 @@
 //! How fast devices are read for audits and repairs.
 //!
 //! Each device has a bucket of tokens, one a byte, that fills at a rate: so that what is on it is read in the time that
-//! was asked for, but not slower than a floor, and never faster than the device allows ([`crate::Governor`]): this one's
-//! share of it, so that all auditors together take no more. Of one that says nothing the floor is taken to be allowed.
+//! was asked for, but not slower than a floor, and never faster than the device allows ([`crate::Governor`]): this
+//! one's share of it, so that all auditors together take no more. Of one that says nothing the floor is taken to
+//! be allowed.
 //!
 //! Invariants:
 //! - over any time, no more is taken from a device than its rate gives and the bucket holds, but for what may not wait;

@@ -10,6 +10,7 @@ use ashlar_layout::ids::*;
 use ashlar_layout::journal::encode_entry;
 use ashlar_layout::manifest::{Body, Etag, Manifest, Op, Precondition, Stripe, VersionTag};
 use ashlar_layout::message::*;
+use ashlar_layout::pace::DevicePace;
 use ashlar_layout::record::{RecordHeader, Subject, record_len};
 use ashlar_layout::stamp::Place;
 use ashlar_layout::superblock::{CheckpointRef, Label, Labels, Superblock};

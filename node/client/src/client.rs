@@ -14,10 +14,10 @@ use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, Seq};
 use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Manifest, Precondition};
 use ashlar_layout::message::{
-    BucketMeta, ChainView, DevicePace, ListPage, NodeStatus, ObjectMeta, Reply, Request,
-    VersionPage, WireError,
+    BucketMeta, ChainView, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage, WireError,
 };
 use ashlar_layout::names::{check_bucket, check_key};
+use ashlar_layout::pace::DevicePace;
 use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use ashlar_cluster_audit::govern::{Arrival, Bound, Governor};
 use ashlar_layout::frame::Haste;
 use ashlar_layout::ids::DeviceNo;
-use ashlar_layout::message::DevicePace;
+use ashlar_layout::pace::DevicePace;
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Output};
 use ashlar_node_engine::error::EngineError;

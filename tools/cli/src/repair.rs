@@ -8,7 +8,7 @@ use std::path::Path;
 use ashlar_cluster_audit::{Absent, Record};
 use ashlar_cluster_map::Device;
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
-use ashlar_layout::message::DevicePace;
+use ashlar_layout::pace::DevicePace;
 use ashlar_node_audit::ledger;
 use ashlar_node_client::Client;
 use clap::{Args, Subcommand};
@@ -431,7 +431,8 @@ mod tests {
         };
         let row = |said| pace_row(DeviceNo(3), NodeId(2), said);
         let told = row(Some(&said)).told();
-        let want = "device 3 of node 2: 4.0 MiB/s, bound 10 %; 99 % of others took up to 880 us with them, 800 us without";
+        let want = "device 3 of node 2: 4.0 MiB/s, bound 10 %; \
+                    99 % of others took up to 880 us with them, 800 us without";
         assert_eq!(told.trim(), want);
         let new = DevicePace {
             p99_us: None,
