@@ -3,7 +3,8 @@
 //! While others use a device, its time goes by slots, in pairs: in one of a pair what is in the background goes on,
 //! in the other one it is held back. A request of others counts for the slot in which it came, whether something was
 //! under way just then or not: it is the rate that is judged, and a request that does meet a read of the background
-//! is as late at any rate. Which slot of a pair is which is drawn: nothing that comes at regular times counts for one side only.
+//! is as late at any rate. Which slot of a pair is which is drawn: nothing that comes at regular times counts for one
+//! side only.
 //!
 //! The latencies in slots with background are taken without what is allowed on top, and with that both sides are to
 //! be equal in this: how many lie above the line, which is where one in a hundred of both lay in the epoch before. By
