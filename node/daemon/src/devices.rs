@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use ashlar_cluster_index::Cache;
@@ -426,12 +425,8 @@ impl Core {
             if std::mem::replace(&mut slot.said_serving, serves) == serves {
                 continue;
             }
-            let serving = self.shared.serving.lock();
-            let mut serving = serving.unwrap_or_else(PoisonError::into_inner);
-            match serves {
-                true => serving.insert(slot.no, self.pulse.clone()),
-                false => serving.remove(&slot.no),
-            };
+            let pulse = serves.then(|| self.pulse.clone());
+            self.shared.serves(slot.no, pulse);
         }
     }
 

@@ -32,7 +32,7 @@ pub struct Shared {
     /// How the chains are of which this node has members.
     pub chains: Mutex<BTreeMap<PartitionId, ChainReport>>,
     /// The devices that serve, and the pulse of the core of each.
-    pub(crate) serving: Mutex<BTreeMap<DeviceNo, Arc<Pulse>>>,
+    serving: Mutex<BTreeMap<DeviceNo, Arc<Pulse>>>,
     /// Why devices that are away are not marked out, if that is so, as the control plane said last.
     pub(crate) held: Mutex<Option<String>>,
     /// What devices are to look at.
@@ -87,6 +87,16 @@ impl Shared {
         let serving = serving.unwrap_or_else(PoisonError::into_inner);
         let beats = |pulse: &Pulse| pulse.beats.load(Ordering::Relaxed);
         serving.iter().map(|(no, it)| (*no, beats(it))).collect()
+    }
+
+    /// A device serves, with the pulse of its core, or does not any more.
+    pub(crate) fn serves(&self, device: DeviceNo, pulse: Option<Arc<Pulse>>) {
+        let serving = self.serving.lock();
+        let mut serving = serving.unwrap_or_else(PoisonError::into_inner);
+        match pulse {
+            Some(pulse) => serving.insert(device, pulse),
+            None => serving.remove(&device),
+        };
     }
 
     /// Why devices that are away are not marked out, if that is so.
