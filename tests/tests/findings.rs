@@ -88,7 +88,7 @@ fn size() -> Size {
         device: match shards {
             ..20_000 => "256M",
             20_000..MANY => "2G",
-            _ => "6G",
+            _ => "8G",
         },
     }
 }
