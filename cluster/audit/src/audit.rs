@@ -215,6 +215,9 @@ pub struct Audit {
     draining: bool,
     /// Since when something urgent is due, and others are looked for that can be mended together with it.
     gathering: Option<Instant>,
+    /// When the last look began, and whether it took so long that what is urgent does not wait for the next one.
+    asked: Instant,
+    slow: bool,
     /// Those that are being mended.
     mending: Vec<StripeId>,
     away: BTreeSet<DeviceNo>,
@@ -254,6 +257,8 @@ impl Audit {
             fresh: false,
             draining: false,
             gathering: None,
+            asked: Instant(0),
+            slow: false,
             mending: Vec::new(),
             away: BTreeSet::new(),
             world: None,
@@ -451,6 +456,7 @@ impl Audit {
 
     fn stripe(&mut self, now: Now, looked: &Looked) {
         self.doing = Doing::Nothing;
+        self.slow = now.at.since(self.asked) >= repair::GATHER;
         let Some(mut open) = self.open.take() else {
             return;
         };
@@ -587,6 +593,7 @@ impl Audit {
         if self.record.pass.is_none() && !self.begin(now) {
             return self.rest(now, out);
         }
+        self.asked = now.at;
         if let Some(open) = &self.open {
             self.doing = Doing::Looking;
             // After a failure it is opened anew.

@@ -8,9 +8,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ashlar_cluster_audit::{Charge, Event, Item};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, StripeId};
+use ashlar_layout::time::Instant;
 use ashlar_node_client::{ClientError, ObjectAudit, Step};
 use tokio::task::JoinHandle;
 
@@ -21,6 +23,9 @@ use crate::node::Node;
 const ASKING: u64 = 4096;
 /// Objects that are looked at at the same time.
 const AHEAD: usize = 16;
+/// A look that ended longer ago, and saw something bad, is made again: whoever else audits may have mended it, and
+/// counted it.
+const FRESH: Duration = Duration::from_secs(1);
 /// Objects that are looked at one by one after somebody else's pass was gone on with: then it is recorded how far it
 /// came.
 const ALONE: u64 = 256;
@@ -110,7 +115,8 @@ impl Eye {
 /// A look that is under way; given up if nobody waits for it.
 struct Begun {
     item: Item,
-    task: JoinHandle<Seen>,
+    /// When it ended, and what came of it.
+    task: JoinHandle<(Instant, Seen)>,
 }
 
 impl Drop for Begun {
@@ -155,30 +161,33 @@ impl Ahead {
 
     /// Looks at the first stripe of an object behind so many, and begins to look at the next ones.
     pub(crate) async fn look(&mut self, eye: &Eye, item: &Item, done: u64) -> Seen {
-        // What was passed over is not asked for.
-        while self.begun.front().is_some_and(|it| it.item != *item) {
-            self.begun.pop_front();
+        // What was passed over is not asked for. One that is tried once more is not among them.
+        let at = self.begun.iter().position(|it| it.item == *item);
+        self.begun.drain(..at.unwrap_or(0));
+        let known = at.and_then(|_| self.begun.pop_front());
+        if let Some(at) = self.items.iter().position(|next| next == item) {
+            self.items.drain(..=at);
         }
-        let known = self.begun.pop_front();
-        if known.is_none() {
+        if self.begun.is_empty() && known.is_none() {
             self.mended.clear();
-            while let Some(next) = self.items.pop_front()
-                && next != *item
-            {}
         }
         self.alone = self.alone.saturating_sub(1);
         self.begin(eye);
         if let Some(mut known) = known.filter(|_| done == 0)
-            && let Ok(seen) = (&mut known.task).await
-            && !self.is_stale(&seen.1)
+            && let Ok((ended, seen)) = (&mut known.task).await
+            && !self.is_stale(eye, ended, &seen.1)
         {
             return seen;
         }
         eye.look(item, done).await
     }
 
-    fn is_stale(&self, event: &Event) -> bool {
-        matches!(event, Event::Stripe(looked) if self.mended.contains(&looked.stripe))
+    fn is_stale(&self, eye: &Eye, ended: Instant, event: &Event) -> bool {
+        let Event::Stripe(looked) = event else {
+            return false;
+        };
+        let old = eye.node.clock.now().since(ended) > FRESH;
+        self.mended.contains(&looked.stripe) || old && !looked.bad.is_empty()
     }
 
     fn begin(&mut self, eye: &Eye) {
@@ -187,7 +196,10 @@ impl Ahead {
             && let Some(item) = self.items.pop_front()
         {
             let (eye, of) = (eye.clone(), item.clone());
-            let task = tokio::spawn(async move { eye.look(&of, 0).await });
+            let task = tokio::spawn(async move {
+                let seen = eye.look(&of, 0).await;
+                (eye.node.clock.now(), seen)
+            });
             self.begun.push_back(Begun { item, task });
         }
     }

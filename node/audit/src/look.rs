@@ -62,8 +62,10 @@ pub fn prey(
 pub fn charges(map: &ClusterMap, stripe: &Stripe, times: u64) -> Vec<Charge> {
     let bytes = u64::from(stripe.shard_len()) * times;
     let devices = map.group(stripe.pg).map(|group| &group.devices);
+    // What is out is not read: nobody says how fast it may be.
     let devices = devices.into_iter().flatten();
     devices
+        .filter(|device| !map.out.contains(device))
         .map(|device| Charge {
             device: *device,
             bytes,

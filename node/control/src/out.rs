@@ -191,6 +191,8 @@ impl Devices {
             return Some(MapChange::MarkIn { devices });
         }
         if self.held.is_some() {
+            // Who comes back when many were away comes back one after the other: the last of them are not gone.
+            self.since = now;
             return None;
         }
         let due = |since: Instant| now.since(since.max(self.since)) >= self.limits.after;

@@ -160,8 +160,9 @@ fn with_too_many_away_none_goes_out_and_it_says_why() {
     assert_eq!(office.pass(5000), []);
     let why = office.man.held().unwrap().to_owned();
     assert!(why.contains("3 of 9") && why.contains("a person"), "{why}");
-    // One is back: the others have been away for long.
+    // One is back: the others may be on their way as well, however long it was.
     office.silent.remove(&4);
+    assert_eq!(office.pass(29), []);
     assert_eq!(office.pass(1), [out(&[1, 7])]);
     assert_eq!(office.man.held(), None);
     // What is out counts as well, whether it is away or not.
@@ -224,6 +225,20 @@ fn only_what_a_leader_has_watched_itself_counts() {
     assert_eq!(office.pass(2), [out(&[3])]);
 }
 
+/// A node that joins is started after it is in the map: it was not silent before.
+#[test]
+fn who_joins_is_waited_for() {
+    let mut office = Office::new(9);
+    office.pass(3600);
+    let (node, devices) = testing::node(10, 3);
+    office.map.nodes.push(node);
+    office.map.devices.extend(devices);
+    office.silent.insert(10);
+    assert_eq!(office.pass(29), []);
+    office.silent.clear();
+    assert_eq!(office.pass(100), []);
+}
+
 #[test]
 fn older_nodes_keep_all_in_and_are_no_less_there() {
     let mut office = Office::new(9);
@@ -238,6 +253,7 @@ fn older_nodes_keep_all_in_and_are_no_less_there() {
     office.older = [2, 3].into();
     assert_eq!(office.pass(100), []);
     office.older = [2].into();
+    assert_eq!(office.pass(29), []);
     assert_eq!(office.pass(2), [out(&[2])]);
     // It comes back as it was.
     office.silent.clear();

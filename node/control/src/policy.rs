@@ -122,6 +122,8 @@ pub struct Watchman {
     patience: Patience,
     since: Instant,
     heard: BTreeMap<NodeId, Instant>,
+    /// Since when this leader has known of each node.
+    known: BTreeMap<NodeId, Instant>,
     chains: BTreeMap<PartitionId, ChainReport>,
     devices: Devices,
     /// When partitions were changed last, or could not be.
@@ -135,6 +137,7 @@ impl Watchman {
             patience,
             since: now,
             heard: BTreeMap::new(),
+            known: BTreeMap::new(),
             chains: BTreeMap::new(),
             devices: Devices::new(patience.out, now),
             rests: now,
@@ -154,6 +157,7 @@ impl Watchman {
         if map.node(node).is_none() {
             return;
         }
+        self.know(now, map);
         let silent = self.silent(now, node);
         let beat = Beat {
             node,
@@ -182,14 +186,32 @@ impl Watchman {
         }
     }
 
+    /// When a node was heard last, or since when one is waited for that was not.
+    fn last(&self, node: NodeId) -> Instant {
+        let last = self.heard.get(&node).or(self.known.get(&node));
+        last.copied().unwrap_or(self.since)
+    }
+
+    /// Notes the nodes of the map: one that joins is not taken to have been silent before.
+    fn know(&mut self, now: Instant, map: &ClusterMap) {
+        if self.known.is_empty() {
+            // Those of the map that it took office with have been waited for since then.
+            let all = map.nodes.iter().map(|node| (node.id, self.since));
+            self.known = all.collect();
+        }
+        for node in &map.nodes {
+            self.known.entry(node.id).or_insert(now);
+        }
+    }
+
     /// How long a node has been silent; since this leader took office if it was never heard.
     pub fn silence(&self, now: Instant, node: NodeId) -> Duration {
-        now.since(self.heard.get(&node).copied().unwrap_or(self.since))
+        now.since(self.last(node))
     }
 
     /// Since when a node has been silent that is taken for away.
     fn silent(&self, now: Instant, node: NodeId) -> Option<Instant> {
-        let since = self.heard.get(&node).copied().unwrap_or(self.since);
+        let since = self.last(node);
         (now.since(since) >= self.patience.away_after).then_some(since)
     }
 
@@ -218,6 +240,7 @@ impl Watchman {
     /// Forgets what is no longer in the map.
     pub fn forget(&mut self, map: &ClusterMap) {
         self.heard.retain(|node, _| map.node(*node).is_some());
+        self.known.retain(|node, _| map.node(*node).is_some());
         self.chains
             .retain(|id, _| map.known_partition(*id).is_some());
         self.devices.forget(map);
@@ -236,6 +259,7 @@ impl Watchman {
 
     /// The change to make now, if any.
     pub fn decide(&mut self, now: Instant, map: &ClusterMap) -> Option<MapChange> {
+        self.know(now, map);
         let (silent, pause) = (self.all_silent(now, map), self.patience.away_after * PAUSES);
         let out = self.devices.look(now, map, &silent, pause);
         if let Some(change) = partitions::ended(map, &self.chains) {

@@ -109,6 +109,11 @@ impl Auditor {
             most: audit.most,
             tell,
         };
+        if shared.newest().map.control.is_empty() {
+            tell(
+                "the map names no control plane: what is on devices that are away is put nowhere else by itself",
+            );
+        }
         let system = |what| move |source| DaemonError::System { what, source };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use ashlar_cluster_audit::govern::{Arrival, Bound, Governor};
 use ashlar_layout::frame::Haste;
 use ashlar_layout::ids::DeviceNo;
+use ashlar_layout::limits::SHARD_SIZE_MAX;
 use ashlar_layout::pace::DevicePace;
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{self, Output};
@@ -164,6 +165,8 @@ impl Core {
         };
         let buffer = match &event {
             api::Event::WriteShard { buf, .. } => buf.len(),
+            // It takes one when it goes on, and all that was held back goes on at once.
+            api::Event::ReadShard { len, .. } => (*len).min(SHARD_SIZE_MAX) as usize,
             _ => 0,
         };
         let bytes_max = match self.draining() {

@@ -16,7 +16,16 @@ const BATCH_CALM: usize = 4;
 /// With no more margin than this it is not waited until there are so many,
 const URGENT: i32 = 1;
 /// but for so long, while it is looked on, and until a look ends: after a device was lost the next stripe is as bad.
-const GATHER: Duration = Duration::from_millis(100);
+pub(super) const GATHER: Duration = Duration::from_millis(100);
+
+/// Whether it waits for nothing that is not urgent. What is only away is moved, and that waits for its turn while others
+/// want the devices, if one more may be lost: a batch of many would keep all else waiting for as long.
+fn is_first(finding: &Finding) -> bool {
+    match finding.bad.is_empty() {
+        true => finding.margin < URGENT,
+        false => finding.margin <= URGENT,
+    }
+}
 
 fn is_due(finding: &Finding, now: Now) -> bool {
     finding.due_ms <= now.wall_ms
@@ -134,7 +143,11 @@ impl Audit {
             }
             match outcome {
                 Outcome::Seen(looked) => self.mended(now, stripe, looked),
-                Outcome::Moved(looked) => self.moved(now, stripe, &looked),
+                Outcome::Moved(looked) => {
+                    self.moved(now, stripe, &looked);
+                    // Nobody else finds out that it was: whoever comes next finds a stripe that is whole.
+                    self.must = true;
+                }
                 Outcome::Failed(why) => self.failed_one(now, stripe, &why),
             }
         }
@@ -253,7 +266,7 @@ impl Audit {
         }
         let waited = match urgent {
             0 => false,
-            _ => now.at >= *self.gathering.get_or_insert(now.at) + GATHER,
+            _ => self.slow || now.at >= *self.gathering.get_or_insert(now.at) + GATHER,
         };
         let rests = self.open.is_none() && self.page.is_empty();
         waited || all >= BATCH || open.len() >= OPEN_MAX || rests
@@ -268,8 +281,8 @@ impl Audit {
             false => Vec::new(),
         };
         // What is urgent waits for nothing that is not.
-        if next.first().is_some_and(|at| open[*at].margin <= URGENT) {
-            next.retain(|at| open[*at].margin <= URGENT);
+        if next.iter().any(|at| is_first(&open[*at])) {
+            next.retain(|at| is_first(&open[*at]));
         } else {
             next.truncate(BATCH_CALM);
         }
