@@ -199,7 +199,8 @@ mod tests {
     proptest! {
         #[test]
         fn as_all_that_can_happen(
-            m in 0u32..4, shards in prop::collection::vec(1u32..4, 1..4), fails in -4.0f64..1.0, zones in -4.0f64..1.0,
+            m in 0u32..4, shards in prop::collection::vec(1u32..4, 1..4),
+            fails in -4.0f64..1.0, zones in -4.0f64..1.0,
         ) {
             let of = zoned(m, &shards, 10f64.powf(fails), 10f64.powf(zones));
             let [calm, struck] = one_by_one(&of);

@@ -228,7 +228,8 @@ impl Config {
         if let Some(most) = away_most {
             return Some(format!(
                 "away_most of [audit] is no more: the control plane decides which devices are out. Say \
-                 away_most = {most} in [control] of all nodes that are members of it, and remove it from [audit]"
+                 away_most = {most} in [control] of all nodes that are members of it, and remove it from \
+                 [audit]"
             ));
         }
         if pass_secs == 0 {
