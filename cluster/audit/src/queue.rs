@@ -90,7 +90,7 @@ pub enum How {
     /// Look at it, and mend those of its shards that the finding has, no others, for they are not recorded:
     /// [`Outcome::Seen`].
     Mend,
-    /// Look at it, and put it elsewhere if that is all that is wrong with it: shards of it are on these devices, which do
+    /// Look at it, and put it elsewhere if that is all that is wrong with it: shards of it are on these, which do
     /// not answer. [`Outcome::Moved`]; if it is not so, it was looked at.
     Move(BTreeSet<DeviceNo>),
 }

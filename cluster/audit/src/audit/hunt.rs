@@ -197,7 +197,7 @@ impl Audit {
         changed |= world.held.is_some() != before.1;
         record.held = world.held.as_deref().map(cut);
         if let Some(hunt) = &mut record.hunt {
-            // One that came in meanwhile has other shards when it goes out again, and is gone through from the beginning.
+            // One that came in meanwhile has other shards when it goes out again: it is gone through anew then.
             let is_out = |device: &DeviceNo| world.out.contains(device);
             hunt.gone
                 .retain(|device| record.absent.contains_key(device) && is_out(device));

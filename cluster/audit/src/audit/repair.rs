@@ -18,7 +18,7 @@ const URGENT: i32 = 1;
 /// but for so long, while it is looked on, and until a look ends: after a device was lost the next stripe is as bad.
 pub(super) const GATHER: Duration = Duration::from_millis(100);
 
-/// Whether it waits for nothing that is not urgent. What is only away is moved, and that waits for its turn while others
+/// Whether it waits for nothing that is not urgent. What is only away is moved, and waits for its turn while others
 /// want the devices, if one more may be lost: a batch of many would keep all else waiting for as long.
 fn is_first(finding: &Finding) -> bool {
     match finding.bad.is_empty() {
