@@ -506,6 +506,13 @@ pub struct DeviceStatus {
     pub findings: Vec<FindingCount>,
 }
 
+impl DeviceStatus {
+    /// Whether what is on it can be had.
+    pub fn serves(&self) -> bool {
+        matches!(self.state.as_str(), "serving" | "full")
+    }
+}
+
 /// So many findings of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead, Serialize, Deserialize)]
 pub struct FindingCount {

@@ -301,7 +301,9 @@ impl Audit {
                 self.record.today.tally.changed += 1;
                 self.behind_open();
             }
-            (Doing::Mending, Event::Mended(outcomes)) => self.all_mended(now, outcomes),
+            (Doing::Mending, Event::Mended(outcomes)) => {
+                self.all_mended(now, outcomes, "it was not said what came of it");
+            }
             (Doing::Scouting, Event::Listed(items, more)) => {
                 (self.doing, self.pause) = (Doing::Nothing, PAUSE);
                 (self.prey, self.prey_more) = (items.into(), more.map(Some));
@@ -353,7 +355,7 @@ impl Audit {
     /// What was under way could not be done.
     fn failed(&mut self, now: Now, why: &str) {
         match self.doing {
-            Doing::Mending => return self.not_mended(now, why),
+            Doing::Mending => return self.all_mended(now, Vec::new(), why),
             Doing::Looking => {
                 let tries = self.open.as_mut().map_or(TRIES, |open| {
                     open.tries += 1;

@@ -195,6 +195,25 @@ fn what_was_in_for_a_while_is_waited_for_and_gone_through_anew() {
     assert!(store.record().absent[&DeviceNo(3)].hunted);
 }
 
+/// What is not gone through to its end for one device does not keep back another one.
+#[test]
+fn a_hunt_for_what_came_in_is_over() {
+    let mut store = Store::new(2 * AWAY_MAX, 1);
+    store.full = true;
+    let mut driver = Driver::new(&store);
+    with_out(&mut driver, &mut store, 20, &[]);
+    store.away.insert(DeviceNo(3));
+    with_out(&mut driver, &mut store, 940, &[3]);
+    let hunt = store.record().hunt.unwrap();
+    assert_eq!(hunt.gone, [DeviceNo(3)].into(), "there is no room for more");
+    // It is in again, though it cannot be reached from here, and another one is gone.
+    (store.full, _) = (false, store.away.insert(DeviceNo(2)));
+    with_out(&mut driver, &mut store, 1000, &[2]);
+    assert_eq!(moved(&store), 2 * AWAY_MAX);
+    assert!(store.record().absent[&DeviceNo(2)].hunted);
+    assert!(!store.record().absent[&DeviceNo(3)].hunted);
+}
+
 /// While others are away that are not out, what is out is moved all the same.
 #[test]
 fn what_is_out_does_not_wait_for_what_is_not() {

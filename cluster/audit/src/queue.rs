@@ -15,6 +15,11 @@ use crate::audit::Looked;
 use crate::record::Item;
 use crate::tally::Kind;
 
+/// With no more margin than this, a repair does not wait for its turn, nor is it waited for a device that is away.
+pub const URGENT: i32 = 1;
+/// With no more margin than this, a move does not. With more there are as many of them as a device had stripes: while
+/// others want the devices too, those go at the pace of audits, which has a floor; otherwise one batch after the other.
+pub const URGENT_MOVE: i32 = 0;
 /// Most findings that wait.
 pub const OPEN_MAX: usize = 256;
 /// Most of them of which nothing is known but that devices were away: those leave room for the others.

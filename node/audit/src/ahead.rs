@@ -46,8 +46,8 @@ pub(crate) struct Eye {
 
 impl Eye {
     fn failed(&self, doing: &str, error: &ClientError) -> Event {
-        let (why, partition) = (format!("{doing}: {error}"), self.partition);
-        (self.node.options.tell)(&format!("audit of partition {partition}: {why}"));
+        let why = format!("{doing}: {error}");
+        self.node.tell(self.partition, &why);
         Event::Failed(why)
     }
 

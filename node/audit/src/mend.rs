@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ashlar_cluster_audit::queue::{URGENT, URGENT_MOVE};
 use ashlar_cluster_audit::{Finding, How, Job, Looked, Outcome};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, StripeId};
 use ashlar_layout::manifest::Stripe;
@@ -15,12 +16,6 @@ use tokio::task::JoinSet;
 
 use crate::look::{charges, looked};
 use crate::node::Node;
-
-/// With no more margin than this, a repair does not wait for its turn.
-const URGENT: i32 = 1;
-/// With no more margin than this, a move does not. With more there are as many of them as a device had stripes: while
-/// others want the devices too, those go at the pace of audits, which has a floor; otherwise one batch after the other.
-const URGENT_MOVE: i32 = 0;
 
 /// Who does that, in a partition.
 #[derive(Clone)]
@@ -31,8 +26,7 @@ pub(crate) struct Mender {
 
 impl Mender {
     fn tell(&self, what: &str) {
-        let partition = self.partition;
-        (self.node.options.tell)(&format!("audit of partition {partition}: {what}"));
+        self.node.tell(self.partition, what);
     }
 
     /// Does all of it, and says what came of each. It may be dropped at any time: then what was begun is given up.

@@ -90,6 +90,11 @@ pub(crate) const ROOM: u64 = 64 << 20;
 const ROOM_UNIT: u64 = 4096;
 
 impl Node {
+    /// Tells the log something of a partition.
+    pub(crate) fn tell(&self, partition: PartitionId, what: &str) {
+        (self.options.tell)(&format!("audit of partition {partition}: {what}"));
+    }
+
     fn paced<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
         with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -143,20 +148,10 @@ impl Node {
 
     /// Asks all nodes how they are.
     async fn ask(&self) -> Vec<NodeStatus> {
-        let map = self.client.map();
-        let mut asked = JoinSet::new();
-        for node in &map.nodes {
-            let (client, id) = (self.client.clone(), node.id);
-            asked.spawn(async move { client.node_status(id).await });
-        }
-        let mut said = Vec::new();
-        while let Some(answer) = asked.join_next().await {
-            // Who does not answer is away.
-            if let Ok(Ok(cores)) = answer {
-                said.extend(cores);
-            }
-        }
-        said
+        let question = |client: Client, node| async move { client.node_status(node).await };
+        let told = self.client.each_node(question).await;
+        // Who does not answer is away.
+        told.into_values().flatten().flatten().collect()
     }
 
     /// Takes what nodes said: how fast devices are to be read, and which of them serve.
@@ -174,7 +169,7 @@ impl Node {
 /// How devices are: who serves by what the nodes said, and who is out by what was agreed on.
 fn world(said: &[NodeStatus], known: &Known) -> World {
     let devices = said.iter().flat_map(|node| &node.devices);
-    let there = devices.filter(|it| matches!(it.state.as_str(), "serving" | "full"));
+    let there = devices.filter(|it| it.serves());
     let serving: BTreeSet<DeviceNo> = there.map(|device| device.device).collect();
     let all = known.map.devices.iter().map(|device| device.no);
     let away: BTreeSet<DeviceNo> = all.filter(|no| !serving.contains(no)).collect();
@@ -194,17 +189,10 @@ async fn follow_paces(node: Arc<Node>) {
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         due.tick().await;
-        let mut asked = JoinSet::new();
-        for known in &node.client.map().nodes {
-            let (client, id) = (node.client.clone(), known.id);
-            asked.spawn(async move { client.paces(id).await });
-        }
-        let mut said = BTreeMap::new();
-        while let Some(answer) = asked.join_next().await {
-            let paces = answer.ok().and_then(Result::ok).into_iter().flatten();
-            said.extend(paces.map(|pace| (pace.device, pace.allowed)));
-        }
-        node.allow(&said);
+        let question = |client: Client, node| async move { client.paces(node).await };
+        let told = node.client.each_node(question).await;
+        let paces = told.into_values().flatten().flatten();
+        node.allow(&paces.map(|pace| (pace.device, pace.allowed)).collect());
     }
 }
 
@@ -278,9 +266,13 @@ pub async fn run<D: Devices>(
     loop {
         look.tick().await;
         let partitions = leads();
-        if looks.is_multiple_of(every) && !partitions.is_empty() {
-            let said = node.ask().await;
-            tell.send_replace(node.learn(&said, &partitions, &known()));
+        let said = match looks.is_multiple_of(every) && !partitions.is_empty() {
+            true => Some(node.ask().await),
+            false => None,
+        };
+        let known = known();
+        if let Some(said) = said {
+            tell.send_replace(node.learn(&said, &partitions, &known));
         }
         // Asked for the first time as soon as it leads something.
         looks = if partitions.is_empty() {
@@ -288,7 +280,7 @@ pub async fn run<D: Devices>(
         } else {
             looks.wrapping_add(1)
         };
-        let map = known().map;
+        let map = known.map;
         let wanted: Vec<Led> = partitions.iter().filter_map(|it| led(&map, *it)).collect();
         running.retain(|_, (led, task)| {
             let stays = wanted.contains(led) && !task.is_finished();

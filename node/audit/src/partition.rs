@@ -20,6 +20,7 @@ use crate::walk::{self, Range};
 
 /// Stripes that are told at once of an object that is gone through.
 const TRACKED: usize = 64;
+
 /// A partition that a node leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Led {
@@ -105,10 +106,7 @@ impl Driver {
     }
 
     fn tell(&self, what: &str) {
-        (self.node.options.tell)(&format!(
-            "audit of partition {}: {what}",
-            self.led.partition
-        ));
+        self.node.tell(self.led.partition, what);
     }
 
     fn failed(&self, doing: &str, error: &dyn std::fmt::Display) -> Event {

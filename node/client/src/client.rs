@@ -1,20 +1,18 @@
 //! The client's operations.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_cluster_object::health::PROBE_TIME;
-use ashlar_cluster_object::{
-    Answer, BufferPool, Code, Common, Delete, Making, ObjectError, Tuning, common::unexpected,
-};
+use ashlar_cluster_object::{BufferPool, Code, Common, Delete, Making, ObjectError, Tuning};
 use ashlar_layout::digest::Digest;
 use ashlar_layout::ids::{ClientId, DeviceNo, NodeId, PartitionId, Seq};
 use ashlar_layout::lock::Lock;
 use ashlar_layout::manifest::{Manifest, Precondition};
 use ashlar_layout::message::{
-    BucketMeta, ChainView, ListPage, NodeStatus, ObjectMeta, Reply, Request, VersionPage, WireError,
+    BucketMeta, ChainView, ListPage, NodeStatus, ObjectMeta, VersionPage,
 };
 use ashlar_layout::names::{check_bucket, check_key};
 use ashlar_layout::pace::DevicePace;
@@ -32,7 +30,7 @@ use crate::options::{
     ClientOptions, DeleteOptions, DeleteOutcome, Drained, GetOptions, ListOptions, PutOptions,
     PutOutcome, RenameOptions, Seal, Sealed, VersionDropped, VersionsOptions,
 };
-use crate::{list, put, rename, replicas, versions};
+use crate::{list, nodes, put, rename, replicas, versions};
 
 /// Devices hold back what audits ask for half a second at the most.
 const HELD_MAX: Duration = Duration::from_millis(600);
@@ -515,71 +513,24 @@ impl Client {
 
     /// How a node is doing: one answer per core, in the map's order.
     pub async fn node_status(&self, node: NodeId) -> Result<Vec<NodeStatus>, ClientError> {
-        let map = self.map();
-        let Some(known) = map.node(node) else {
-            let detail = format!("map {} has no node {node}", map.epoch);
-            return Err(ClientError::Setup { detail });
-        };
-        let mut statuses = Vec::with_capacity(known.cores.len());
-        for core in &known.cores {
-            let link = self.inner.link(&core.address);
-            let wait = self.inner.options.connect_timeout + self.inner.options.unavailable_wait;
-            let answer = self.inner.ask(&link, Request::Status, wait).await;
-            let silent = |detail| ClientError::Node {
-                node,
-                address: link.address().to_owned(),
-                detail,
-            };
-            statuses.push(match answer {
-                Answer::Reply {
-                    reply: Reply::Status(status),
-                    ..
-                } => status,
-                Answer::Reply {
-                    reply: Reply::Error(error),
-                    ..
-                } => {
-                    let (code, detail) = (error.code, error.detail);
-                    return Err(ObjectError::Refused { code, detail }.into());
-                }
-                Answer::Reply { reply, .. } => return Err(unexpected("Status", &reply).into()),
-                Answer::NotSent { detail } | Answer::Lost { detail } => return Err(silent(detail)),
-            });
-        }
-        Ok(statuses)
+        nodes::status(&self.inner, node).await
     }
 
     /// How fast a node's devices may be read for audits and repairs. An older node refuses to say.
     pub async fn paces(&self, node: NodeId) -> Result<Vec<DevicePace>, ClientError> {
-        let map = self.map();
-        let Some(known) = map.node(node) else {
-            let detail = format!("map {} has no node {node}", map.epoch);
-            return Err(ClientError::Setup { detail });
-        };
-        let mut paces = Vec::new();
-        for core in &known.cores {
-            let link = self.inner.link(&core.address);
-            match self.inner.ask(&link, Request::Paces, PROBE_TIME).await {
-                Answer::Reply {
-                    reply: Reply::Paces(core),
-                    ..
-                } => paces.extend(core),
-                Answer::Reply {
-                    reply: Reply::Error(WireError { code, detail }),
-                    ..
-                } => return Err(ObjectError::Refused { code, detail }.into()),
-                Answer::Reply { reply, .. } => return Err(unexpected("Paces", &reply).into()),
-                Answer::NotSent { detail } | Answer::Lost { detail } => {
-                    let address = link.address().to_owned();
-                    return Err(ClientError::Node {
-                        node,
-                        address,
-                        detail,
-                    });
-                }
-            }
-        }
-        Ok(paces)
+        nodes::paces(&self.inner, node).await
+    }
+
+    /// Asks all nodes of the map something, at the same time, and says what came of each.
+    pub async fn each_node<T, F>(
+        &self,
+        question: impl Fn(Client, NodeId) -> F,
+    ) -> BTreeMap<NodeId, Result<T, ClientError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ClientError>> + Send + 'static,
+    {
+        nodes::each(self, question).await
     }
 
     /// The chain of a partition, as its head in office sees it; `first` is asked first.

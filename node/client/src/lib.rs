@@ -19,6 +19,7 @@ mod inner;
 mod link;
 mod list;
 mod mailbox;
+mod nodes;
 pub mod options;
 mod put;
 mod reader;

@@ -13,7 +13,6 @@ use ashlar_node_audit::ledger;
 use ashlar_node_client::Client;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use tokio::task::JoinSet;
 
 use crate::fail::Fail;
 use crate::output::{self, human};
@@ -63,17 +62,11 @@ struct PaceRow {
 /// Asks the nodes how fast their devices may be read.
 async fn paces(client: &Client) -> Vec<PaceRow> {
     let map = client.map();
-    let mut asked = JoinSet::new();
-    for node in &map.nodes {
-        let (client, id) = (client.clone(), node.id);
-        asked.spawn(async move { client.paces(id).await });
-    }
-    let mut said: BTreeMap<DeviceNo, DevicePace> = BTreeMap::new();
-    while let Some(answer) = asked.join_next().await {
-        // Who does not answer is told among the margins, and an older node cannot say it.
-        let paces = answer.ok().and_then(Result::ok).into_iter().flatten();
-        said.extend(paces.map(|pace| (pace.device, pace)));
-    }
+    let question = |client: Client, node| async move { client.paces(node).await };
+    // Who does not answer is told among the margins, and an older node cannot say it.
+    let told = client.each_node(question).await;
+    let paces = told.into_values().flatten().flatten();
+    let said: BTreeMap<DeviceNo, DevicePace> = paces.map(|pace| (pace.device, pace)).collect();
     let devices = map.devices.iter();
     let row = |device: &Device| pace_row(device.no, device.node, said.get(&device.no));
     devices.map(row).collect()
@@ -119,21 +112,16 @@ pub async fn margins(client: &Client, records: impl Iterator<Item = &Record>) ->
         }
     }
     let map = client.map();
-    let mut asked = JoinSet::new();
-    for node in &map.nodes {
-        let (client, id) = (client.clone(), node.id);
-        asked.spawn(async move { (id, client.node_status(id).await) });
-    }
+    let question = |client: Client, node| async move { client.node_status(node).await };
     let mut serving = Vec::new();
-    while let Some(answer) = asked.join_next().await {
+    for (node, answer) in client.each_node(question).await {
         match answer {
-            Ok((_, Ok(cores))) => {
+            Ok(cores) => {
                 let devices = cores.into_iter().flat_map(|core| core.devices);
-                let good = devices.filter(|it| matches!(it.state.as_str(), "serving" | "full"));
+                let good = devices.filter(|it| it.serves());
                 serving.extend(good.map(|it| it.device));
             }
-            Ok((id, Err(error))) => drop(margins.silent.insert(id, error.to_string())),
-            Err(error) => output::note(&format!("a question to a node panicked: {error}")),
+            Err(error) => drop(margins.silent.insert(node, error.to_string())),
         }
     }
     let away = map.devices.iter().filter(|it| !serving.contains(&it.no));

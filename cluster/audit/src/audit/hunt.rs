@@ -19,12 +19,11 @@ use std::time::Duration;
 use ashlar_layout::ids::{DeviceNo, StripeId};
 
 use super::{Action, Audit, CLOCKS_APART_MS, Doing, Looked, Now};
-use crate::queue::{self, Finding};
+use crate::queue::{self, Finding, URGENT};
 use crate::record::{Absent, Hunt, Item, cut};
 
-/// With no more margin than this it is not waited for a device that is away.
-const URGENT: i32 = 1;
-/// But so often it was told so, with nothing else in between: answers are lost, and so are nodes for a moment.
+/// So often it was told that a device is away, with nothing else in between, though it is not waited for: answers are
+/// lost, and so are nodes for a moment.
 const CONFIRMS: u32 = 3;
 /// Between two answers, which come each 15 seconds or four times while is waited, no more than four times that counts.
 const BETWEEN_MIN: Duration = Duration::from_secs(4);

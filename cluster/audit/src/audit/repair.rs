@@ -6,25 +6,25 @@ use std::time::Duration;
 use ashlar_layout::ids::StripeId;
 
 use super::{Action, Audit, Doing, Looked, Now};
-use crate::queue::{self, Finding, How, Job, OPEN_MAX, Outcome};
+use crate::queue::{self, Finding, How, Job, OPEN_MAX, Outcome, URGENT, URGENT_MOVE};
 use crate::record::{Item, Loss};
 
 /// Findings that are mended together: each write of the record is a change of the journal, for one stripe as for many.
 const BATCH: usize = 32;
 /// Of those that wait for their turn fewer: while they are read at the pace of audits nothing else is found.
 const BATCH_CALM: usize = 4;
-/// With no more margin than this it is not waited until there are so many,
-const URGENT: i32 = 1;
-/// but for so long, while it is looked on, and until a look ends: after a device was lost the next stripe is as bad.
+/// For what is urgent it is not waited until there are so many, but for so long, while it is looked on, and until a
+/// look ends: after a device was lost the next stripe is as bad.
 pub(super) const GATHER: Duration = Duration::from_millis(100);
 
 /// Whether it waits for nothing that is not urgent. What is only away is moved, and waits for its turn while others
 /// want the devices, if one more may be lost: a batch of many would keep all else waiting for as long.
 fn is_first(finding: &Finding) -> bool {
-    match finding.bad.is_empty() {
-        true => finding.margin < URGENT,
-        false => finding.margin <= URGENT,
-    }
+    let most = match finding.bad.is_empty() {
+        true => URGENT_MOVE,
+        false => URGENT,
+    };
+    finding.margin <= most
 }
 
 fn is_due(finding: &Finding, now: Now) -> bool {
@@ -133,8 +133,13 @@ impl Audit {
         (self.dirty, self.must) = (true, true);
     }
 
-    /// What was to be mended is, or is not.
-    pub(super) fn all_mended(&mut self, now: Now, outcomes: Vec<(StripeId, Outcome)>) {
+    /// What was to be mended is, or is not: of what has no outcome, why not.
+    pub(super) fn all_mended(
+        &mut self,
+        now: Now,
+        outcomes: Vec<(StripeId, Outcome)>,
+        why_not: &str,
+    ) {
         self.doing = Doing::Nothing;
         let mut asked: BTreeSet<StripeId> = std::mem::take(&mut self.mending).into_iter().collect();
         for (stripe, outcome) in outcomes {
@@ -152,15 +157,7 @@ impl Audit {
             }
         }
         for stripe in asked {
-            self.failed_one(now, stripe, "it was not said what came of it");
-        }
-    }
-
-    /// Nothing is known of what was to be mended.
-    pub(super) fn not_mended(&mut self, now: Now, why: &str) {
-        self.doing = Doing::Nothing;
-        for stripe in std::mem::take(&mut self.mending) {
-            self.failed_one(now, stripe, why);
+            self.failed_one(now, stripe, why_not);
         }
     }
 
