@@ -419,7 +419,7 @@ mod tests {
         };
         let row = |said| pace_row(DeviceNo(3), NodeId(2), said);
         let told = row(Some(&said)).told();
-        let want = "device 3 of node 2: 4.0 MiB/s, bound 10 %; \
+        let want = "device 3 of node 2: 4.00 MiB/s, bound 10 %; \
                     99 % of others took up to 880 us with them, 800 us without";
         assert_eq!(told.trim(), want);
         let new = DevicePace {
