@@ -42,14 +42,30 @@ impl Chain {
 
     /// How far `device` is behind the head; the last place if it is no member.
     pub(crate) fn rank(&self, head: DeviceNo, device: DeviceNo) -> usize {
-        let order = self.order(head);
-        let at = order.iter().position(|member| *member == device);
-        at.unwrap_or(order.len())
+        let place = |of| self.members.iter().position(|member| *member == of);
+        let n = self.members.len();
+        match (place(head), place(device)) {
+            _ if device == head => 0,
+            (Some(head), Some(at)) => (at + n - head) % n,
+            // One who is no member orders all of them.
+            (None, Some(at)) => at + 1,
+            (Some(_), None) => n,
+            (None, None) => n + 1,
+        }
     }
 
     /// Whom `device` passes on what the head orders.
     pub(crate) fn successor(&self, head: DeviceNo, device: DeviceNo) -> Option<DeviceNo> {
-        self.order(head).get(self.rank(head, device) + 1).copied()
+        let place = |of| self.members.iter().position(|member| *member == of);
+        let (at, n) = (place(device), self.members.len());
+        let next = match (place(head), at) {
+            // One who is no member orders all of them.
+            (None, _) if device == head => self.members.first(),
+            (None, Some(at)) => self.members.get(at + 1),
+            (Some(_), Some(at)) => self.members.get((at + 1) % n).filter(|next| **next != head),
+            (_, None) => None,
+        };
+        next.copied()
     }
 
     /// The next composition on the way to `desired`; None if there is nothing to do (yet). `ready`
@@ -115,6 +131,27 @@ mod tests {
         }
         let quorum = |n: u32| chain(1, &(0..n).collect::<Vec<_>>()).quorum();
         assert_eq!([1, 2, 3, 4, 5].map(quorum), [1, 2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn places_are_those_of_the_order() {
+        for n in 0..=5u32 {
+            let numbers: Vec<u32> = (1..=n).collect();
+            let chain = chain(1, &numbers);
+            for (head, device) in (0..=n + 1).flat_map(|head| (0..=n + 1).map(move |it| (head, it)))
+            {
+                let (head, device) = (DeviceNo(head), DeviceNo(device));
+                let order = chain.order(head);
+                let at = order.iter().position(|member| *member == device);
+                assert_eq!(chain.rank(head, device), at.unwrap_or(order.len()));
+                let next = at.and_then(|at| order.get(at + 1)).copied();
+                assert_eq!(
+                    chain.successor(head, device),
+                    next,
+                    "{head} {device} of {n}"
+                );
+            }
+        }
     }
 
     #[test]

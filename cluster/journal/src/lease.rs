@@ -25,12 +25,16 @@ impl Replica {
     /// When what enough followers answered was sent. None: not enough of them did.
     fn heard_since(&self) -> Option<Instant> {
         let needed = self.others_needed().checked_sub(1)?;
-        let members = self.members_but_me().into_iter();
-        let mut stamps: Vec<Instant> = members
-            .filter_map(|member| self.progress(member)?.stamp)
-            .collect();
-        stamps.sort_unstable_by(|a, b| b.cmp(a));
-        stamps.get(needed).copied()
+        // Asked in every round of the loop: nothing is gathered, and a chain is short.
+        let stamps = || {
+            let members = self.log.chain().members.iter();
+            let others = members.filter(|member| **member != self.config.me);
+            others.filter_map(|member| self.progress(*member)?.stamp)
+        };
+        let newer = |than: Instant| stamps().filter(|stamp| *stamp > than).count();
+        let enough = stamps().count() > needed;
+        let so_new = stamps().filter(|stamp| newer(*stamp) <= needed);
+        so_new.min().filter(|_| enough)
     }
 
     /// Whether no other head can have been chosen.

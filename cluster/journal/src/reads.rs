@@ -13,6 +13,7 @@ use ashlar_layout::root::InlinePlace;
 use ashlar_layout::time::Instant;
 
 use crate::api::{Action, Answer, Ask, InlineRef, ListParams};
+use crate::chain::Chain;
 use crate::indexing::Why;
 use crate::mutants::mutant;
 use crate::pending::Refusal;
@@ -233,23 +234,30 @@ impl Replica {
 
     /// The chain as it knows it.
     pub fn view(&self, now: Instant) -> ChainView {
-        // Clients believe a head in office, and what it names must not be taken back. Everybody else tells
-        // whom there may be to talk to.
-        let chain = if self.in_office() {
-            self.log.chain_at(self.committed)
-        } else {
-            self.log.chain()
-        };
+        let (term, chain) = self.named();
         ChainView {
-            // Others may have begun another reign, in vain: its own is the one to be named.
-            term: match self.in_office() {
-                true => self.term,
-                false => self.term.max(self.seen),
-            },
+            term,
             serving: self.serving(now),
             committed: self.committed,
             config: chain.config,
             members: chain.members.clone(),
+        }
+    }
+
+    /// The reign and the composition that [`Replica::view`] names.
+    pub fn reign(&self) -> (Term, u64) {
+        let (term, chain) = self.named();
+        (term, chain.config)
+    }
+
+    /// Clients believe a head in office, and what it names must not be taken back. Everybody else tells whom there may
+    /// be to talk to.
+    fn named(&self) -> (Term, &Chain) {
+        if self.in_office() {
+            // Others may have begun another reign, in vain: its own is the one to be named.
+            (self.term, self.log.chain_at(self.committed))
+        } else {
+            (self.term.max(self.seen), self.log.chain())
         }
     }
 

@@ -86,17 +86,14 @@ impl Core {
     /// Tells the control plane's caller how a chain is, if that has changed.
     pub(crate) fn report_chain(&mut self, replica: usize, now: Instant) {
         let slot = &mut self.replicas[replica];
+        let load = slot.weigh(now);
         let Some(state) = slot.replica.as_ref() else {
             return;
         };
-        let view = state.view(now);
-        let load = slot.weigh(now);
-        if load.is_none() && slot.reported == Some((view.term, view.config)) {
+        // Asked after every event: the members are copied only if there is something to tell.
+        if load.is_none() && slot.reported == Some(state.reign()) {
             return;
         }
-        let Some(state) = slot.replica.as_ref() else {
-            return;
-        };
         let view = state.view(now);
         let recomposed = slot
             .reported

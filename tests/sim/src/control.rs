@@ -28,12 +28,13 @@ pub struct Control {
 impl Control {
     /// In office, with this map.
     pub fn new(map: Arc<Maps>, plan: &Plan) -> Control {
+        let secs = |secs: u64| Duration::from_secs(secs * plan.longer);
         let patience = Patience {
-            away_after: Duration::from_secs(2),
-            replace_after: Duration::from_secs(6),
+            away_after: secs(2),
+            replace_after: secs(6),
             out: OutLimits {
-                after: Duration::from_secs(4),
-                back_after: Duration::from_secs(2),
+                after: secs(4),
+                back_after: secs(2),
                 most: None,
             },
             partitions: PartitionLimits {
@@ -41,7 +42,7 @@ impl Control {
                 split_requests: 1_000_000,
                 merge_objects: plan.split_objects / 2,
                 per_device: 1,
-                pause: Duration::from_secs(2),
+                pause: secs(2),
             },
         };
         let found = Command::Found {

@@ -55,7 +55,8 @@ impl World {
         let nodes = self.nodes.len() as u64;
         let node = self.faults.rng.below(nodes) as usize;
         let other = self.faults.rng.below(nodes) as usize;
-        let ms = |rng: &mut Rng, below: u64| (1 + rng.below(below)) * 1_000_000;
+        let longer = self.plan.longer;
+        let ms = |rng: &mut Rng, below: u64| (1 + rng.below(below * longer)) * 1_000_000;
         let kind = self.faults.rng.below(20);
         if self.plan.faults & 1 << kind == 0 {
             return;
@@ -262,7 +263,8 @@ impl World {
         ));
         self.end_node(victim, true);
         self.nodes[victim].renew();
-        let back = self.now + (1 + self.faults.rng.below(4000)) * 1_000_000;
+        let off = self.faults.rng.below(4000 * self.plan.longer);
+        let back = self.now + (1 + off) * 1_000_000;
         self.start_later(victim, back);
     }
 

@@ -77,6 +77,8 @@ pub struct Node {
     pub news: VecDeque<News>,
     /// When the core goes round next.
     pub batch_at: Option<u64>,
+    /// Its place among all that is to come at that moment.
+    pub batch_tie: u64,
     /// When its process is started again.
     pub start_at: Option<u64>,
     /// Stopped until then.
@@ -182,6 +184,7 @@ impl Node {
             life: 0,
             news: VecDeque::new(),
             batch_at: None,
+            batch_tie: 0,
             start_at: None,
             stopped_until: 0,
             started: 0,

@@ -40,6 +40,10 @@ pub struct Plan {
     pub fault_every: u64,
     /// Nanoseconds between two operations of a client, about.
     pub think: u64,
+    /// So many times longer than in the other runs do faults last and does the control plane wait: in a long run
+    /// little is done in much time, and what comes with time alone (terms, leases, clocks that go apart, the wait
+    /// before a device is out, its coming back after all) is what there is to be seen.
+    pub longer: u64,
     /// How fast the network is.
     pub pace: Pace,
     /// Partitions with more objects are split.
@@ -72,7 +76,7 @@ impl Plan {
             2 => (6, "4+2"),
             _ => (6, "2+2"),
         };
-        Plan {
+        let plan = Plan {
             seed,
             nodes,
             class,
@@ -90,6 +94,7 @@ impl Plan {
             length: 1_000_000_000 * pick(&mut rng, &[15, 30, 60]),
             fault_every: 1_000_000 * pick(&mut rng, &[400, 1500, 5000]),
             think: 1_000_000 * pick(&mut rng, &[20, 80, 400]),
+            longer: 1,
             pace: Pace {
                 least: 20_000,
                 spread: pick(&mut rng, &[60_000, 400_000, 5_000_000]),
@@ -104,6 +109,17 @@ impl Plan {
             renews: seed % 4 == 1 && seed % 5 != 4,
             beyond: seed % 5 == 4,
             lying: false,
+        };
+        // Those of the corpus are short.
+        if seed < 1000 || seed % 11 >= 4 {
+            return plan;
+        }
+        Plan {
+            length: 1_000_000_000 * pick(&mut rng, &[600, 1200]),
+            fault_every: 1_000_000_000 * pick(&mut rng, &[10, 30]),
+            think: 1_000_000_000 * pick(&mut rng, &[2, 10]),
+            longer: 15,
+            ..plan
         }
     }
 }
@@ -148,10 +164,11 @@ impl Plan {
             "clients" => self.clients = value.clamp(1, 64) as usize,
             "keys" => self.keys = value.clamp(1, 1000) as u32,
             "think" => self.think = value.max(1),
+            "fault_every" => self.fault_every = value.max(2),
             "faults" => self.faults = value as u32,
             _ => {
                 return Err(format!(
-                    "'{name}' is none of length, clients, keys, think, faults"
+                    "'{name}' is none of length, clients, keys, think, fault_every, faults"
                 ));
             }
         }

@@ -84,8 +84,8 @@ pub enum News {
     Connected(ConnId),
     /// Bytes came.
     Bytes(ConnId, Bytes),
-    /// So many of the bytes that were sent have arrived.
-    Arrived(ConnId, usize),
+    /// So much of what was sent has arrived that there is room for more.
+    Drained(ConnId),
     /// It is over.
     Closed(ConnId, Option<Errno>),
     /// A device is done.
@@ -195,14 +195,11 @@ impl Port {
                     self.give(core, conn);
                 }
             }
-            News::Arrived(conn, bytes) => {
-                if let Some(socket) = self.sockets.get_mut(&conn) {
-                    socket.flying = socket.flying.saturating_sub(bytes);
-                    let queued = socket.flying.saturating_sub(KERNEL_BYTES);
-                    if socket.was_high && queued <= LOW_WATER && !socket.quiet {
-                        socket.was_high = false;
-                        core.on_event(now, Event::Drained { conn }, self);
-                    }
+            News::Drained(conn) => {
+                if let Some(socket) = self.sockets.get_mut(&conn)
+                    && !socket.quiet
+                {
+                    core.on_event(now, Event::Drained { conn }, self);
                 }
             }
             News::Closed(conn, error) => {
@@ -216,6 +213,18 @@ impl Port {
             }
             News::Time => core.on_event(now, Event::Deadline, self),
         }
+    }
+
+    /// So many of the bytes that were sent have arrived; whether the core is to be told that there is room.
+    pub fn arrived(&mut self, conn: ConnId, bytes: usize) -> bool {
+        let Some(socket) = self.sockets.get_mut(&conn) else {
+            return false;
+        };
+        socket.flying = socket.flying.saturating_sub(bytes);
+        let queued = socket.flying.saturating_sub(KERNEL_BYTES);
+        let drained = socket.was_high && queued <= LOW_WATER;
+        socket.was_high &= !drained;
+        drained
     }
 
     /// Gives what the core resumed the reading of.

@@ -36,13 +36,11 @@ use crate::work::{Task, Work};
 const EVENTS_MAX: u64 = 40_000_000;
 /// Lines of what nodes said that a failing run shows.
 const LINES_KEPT: usize = 4000;
-/// How long all may take to serve again when nothing is wrong any more.
+/// How long all may take to serve again when nothing is wrong any more, if the run is not a long one.
 const PATIENCE: u64 = 180_000_000_000;
 
 /// What comes next.
 pub enum Due {
-    /// A node's core goes round.
-    Round(usize, u64),
     /// A disk operation ends: of which node and life, on which disk, which.
     Disk(usize, u64, usize, u64),
     /// Something arrives.
@@ -234,7 +232,7 @@ impl World {
         self.works[0].make_bucket(now, &mut self.clients[0]);
         self.tend_client(0);
         let made = |world: &World| world.story.marks.contains_key("bucket made");
-        if !self.go_on_until(PATIENCE, made) {
+        if !self.go_on_until(self.patience(), made) {
             return self.stuck("the bucket is not made");
         }
         let end = self.now + self.plan.length;
@@ -253,22 +251,22 @@ impl World {
             self.works[place].turn_to(Task::Nothing, &self.plan);
         }
         let rested = |world: &World| world.works.iter().all(Work::is_done);
-        if !self.go_on_until(PATIENCE, rested) {
+        if !self.go_on_until(self.patience(), rested) {
             return self.stuck("operations do not end though nothing is wrong any more");
         }
         for place in 0..self.works.len() {
             self.works[place].turn_to(Task::Last, &self.plan);
             self.tend_client(place);
         }
-        if !self.go_on_until(PATIENCE, rested) {
+        if !self.go_on_until(self.patience(), rested) {
             return self
                 .stuck("not all can be read, listed and audited though nothing is wrong any more");
         }
         let idle = |world: &World| world.clients.iter().all(Client::is_idle);
-        if !self.go_on_until(PATIENCE, idle) {
+        if !self.go_on_until(self.patience(), idle) {
             return self.stuck("what is left to do behind the operations does not end");
         }
-        if !self.go_on_until(PATIENCE, World::replicas_agree) {
+        if !self.go_on_until(self.patience(), World::replicas_agree) {
             return self.stuck("the replicas of a chain do not come to agree");
         }
         self.take_stock();
@@ -342,6 +340,11 @@ impl World {
         self.tend_client(client);
     }
 
+    /// How long all may take to serve again when nothing is wrong any more, in nanoseconds.
+    fn patience(&self) -> u64 {
+        PATIENCE * self.plan.longer
+    }
+
     fn stuck(&mut self, what: &str) {
         if self.story.beyond || self.plan.crowded {
             self.story
@@ -362,30 +365,38 @@ impl World {
     fn go_on_until(&mut self, patience: u64, holds: impl Fn(&World) -> bool) -> bool {
         let end = self.now + patience;
         while self.story.wrong.is_empty() && !holds(self) {
-            let Some(next) = self.agenda.first_entry() else {
+            let round = self.next_round();
+            let due = self.agenda.first_key_value().map(|(at, _)| *at);
+            let round = round.filter(|(at, _)| due.is_none_or(|due| *at < due));
+            let Some((at, _)) = round.map(|(at, _)| at).or(due) else {
                 return false;
             };
-            let at = next.key().0;
             if at > end || self.events >= EVENTS_MAX {
                 self.now = end.min(at);
                 return false;
             }
-            let due = next.remove();
             self.now = at;
             self.events += 1;
-            self.step(due);
+            if let Some((_, node)) = round {
+                self.round(node);
+            } else if let Some((_, due)) = self.agenda.pop_first() {
+                self.step(due);
+            }
         }
         self.story.wrong.is_empty()
+    }
+
+    /// The node whose core goes round next, and its place among all that is to come.
+    fn next_round(&self) -> Option<((u64, u64), usize)> {
+        let rounds = self.nodes.iter().enumerate();
+        rounds
+            .filter_map(|(node, it)| Some(((it.batch_at?, it.batch_tie), node)))
+            .min()
     }
 
     fn step(&mut self, due: Due) {
         let now = self.now;
         match due {
-            Due::Round(node, at) => {
-                if self.nodes[node].batch_at == Some(at) {
-                    self.round(node);
-                }
-            }
             Due::Disk(node, life, device, op) => {
                 if self.nodes[node].life != life {
                     return;
@@ -469,8 +480,8 @@ impl World {
         let it = &mut self.nodes[node];
         let at = at.max(it.stopped_until);
         if it.core.is_some() && it.batch_at.is_none_or(|known| known > at) {
-            it.batch_at = Some(at);
-            self.at(at, Due::Round(node, at));
+            self.ties += 1;
+            (it.batch_at, it.batch_tie) = (Some(at), self.ties);
         }
     }
 
@@ -518,9 +529,8 @@ impl World {
         if !self.nodes[node].news.is_empty() {
             self.nodes[node].batch_at = Some(now + 1000);
         }
-        if let Some(at) = self.nodes[node].batch_at {
-            self.at(at, Due::Round(node, at));
-        }
+        self.ties += 1;
+        self.nodes[node].batch_tie = self.ties;
     }
 
     /// Says what a replica says to another one, if that is asked for.
@@ -562,6 +572,8 @@ impl World {
     fn hear(&mut self, host: Host, life: u64, conn: ConnId, heard: Heard) {
         let now = self.now;
         match host {
+            // Nobody is told that what he sent has arrived, but for a core that waits for room.
+            Host::Client(_) if matches!(heard, Heard::Arrived(_)) => {}
             Host::Client(client) => {
                 self.clients[client].hear(now, conn, heard);
                 self.tend_client(client);
@@ -578,14 +590,20 @@ impl World {
                 if !is_call && it.life != life {
                     return;
                 }
-                it.news.push_back(match heard {
+                let news = match heard {
                     Heard::Accepted => News::Accepted(conn),
                     Heard::Connected => News::Connected(conn),
                     Heard::Bytes(bytes) => News::Bytes(conn, bytes),
-                    Heard::Arrived(bytes) => News::Arrived(conn, bytes),
+                    Heard::Arrived(bytes) => {
+                        if !it.port.arrived(conn, bytes) {
+                            return;
+                        }
+                        News::Drained(conn)
+                    }
                     Heard::Closed(true) => News::Closed(conn, None),
                     Heard::Closed(false) => News::Closed(conn, Some(Errno::CONNRESET)),
-                });
+                };
+                it.news.push_back(news);
                 if is_call {
                     let life = it.life;
                     self.net.answer(now, conn, Some(life));
