@@ -4,12 +4,13 @@
 //! [`content`] makes bytes that can be told apart; [`model`] knows which states a key may be in
 //! after a history of answers and crashes; [`damage`] hurts shards in the files of devices; [`wire`]
 //! speaks to a node's port, well or badly; [`s3`] has the clients of S3; [`pulse`] tells what the
-//! disk did meanwhile; [`power`] has disks that forget what was not flushed.
+//! disk did meanwhile; [`power`] has disks that forget what was not flushed; [`by_hand`] starts nodes without a rig.
 //!
 //! Everything here panics with the whole story when the store does not do what it should: a
 //! test's message is its report.
 
 pub mod binary;
+pub mod by_hand;
 pub mod chart;
 pub mod content;
 pub mod damage;

@@ -47,6 +47,8 @@ pub struct Options {
     pub audit: Option<&'static str>,
     /// For how many seconds they wait for a device that is away, if not as long as usual. Only with `audit`.
     pub audit_wait: Option<&'static str>,
+    /// With how many bytes a second of each device at the least, whatever others feel of it. Only with `audit`.
+    pub audit_floor: Option<&'static str>,
     /// After how many seconds a device that is away is out, if not after as many as usual.
     pub out_after: Option<&'static str>,
     /// An S3 gateway.
@@ -66,6 +68,7 @@ impl Default for Options {
             merge_objects: None,
             audit: None,
             audit_wait: None,
+            audit_floor: None,
             out_after: None,
             gateway: false,
         }
@@ -100,8 +103,13 @@ impl Rig {
 
     /// Ends all nodes in order, and starts them again, which look at what is stored by themselves or do not.
     pub fn again_with_audit(&mut self, audit: Option<&'static str>) {
+        self.again_with(|options| options.audit = audit);
+    }
+
+    /// Ends all nodes in order, and starts them again by other options.
+    pub fn again_with(&mut self, change: impl FnOnce(&mut Options)) {
         self.rig(&["down"]);
-        self.options.audit = audit;
+        change(&mut self.options);
         self.up_again();
     }
 
@@ -118,6 +126,7 @@ impl Rig {
             merge_objects,
             audit,
             audit_wait,
+            audit_floor,
             out_after,
             gateway,
         } = self.options;
@@ -137,6 +146,7 @@ impl Rig {
             ("--merge-objects", merge_objects),
             ("--audit-pass", audit),
             ("--audit-wait", audit_wait),
+            ("--audit-floor", audit_floor),
             ("--out-after", out_after),
         ] {
             args.extend(value.into_iter().flat_map(|value| [flag, value]));

@@ -1,15 +1,14 @@
 //! The control plane of a real rig, through `ashlar cluster`: nodes join and are refused, members of chains are
 //! replaced by command and by silence, and the store goes on without a quorum.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use ashlar_cluster_map::{ClusterMap, Core, Device, Node};
 use ashlar_layout::ids::{ClusterId, DeviceNo, NodeId, PartitionId};
 use ashlar_node_client::{Client, ClientOptions, PutOptions};
 use ashlar_node_control::{ClientError, ControlClient, Status, Token};
-use ashlar_tests::binary;
+use ashlar_tests::by_hand::{Process, free_address};
 use ashlar_tests::content::{Content, seed};
 use ashlar_tests::load;
 use ashlar_tests::rig::{self, Options, PATIENCE, Rig, eventually};
@@ -162,65 +161,6 @@ impl Store {
     }
 }
 
-/// A node that the rig's own commands know nothing of; it dies with this.
-struct Joined {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Joined {
-    fn start(folder: &Path) -> Joined {
-        let log = std::fs::File::create(folder.join("node.log")).expect("a log can be made");
-        let child = Command::new(binary::ashlar())
-            .args(["node", "run", "--config", text(&folder.join("node.toml"))])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("a node can be started");
-        Joined {
-            child,
-            folder: folder.to_owned(),
-        }
-    }
-
-    /// Waits until it serves.
-    fn serves(self) -> Joined {
-        let log = self.folder.join("node.log");
-        eventually("the node serves", PATIENCE, || {
-            let told = std::fs::read_to_string(&log).unwrap_or_default();
-            told.contains("serves").then_some(())
-        });
-        self
-    }
-
-    /// Waits until it has ended; what it said.
-    fn end(mut self) -> (bool, String) {
-        let ended = eventually("the node ends", PATIENCE, || {
-            self.child.try_wait().expect("a child can be waited for")
-        });
-        let log = std::fs::read_to_string(self.folder.join("node.log")).unwrap_or_default();
-        (ended.success(), log)
-    }
-}
-
-impl Drop for Joined {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A port that nobody has, below those that the kernel gives to outgoing connections and those of rigs.
-fn free_address() -> String {
-    let first = 11_000 + (std::process::id() % 8000) as u16;
-    let free = (first..20_000).chain(10_000..first).find_map(|port| {
-        let bound = std::net::TcpListener::bind(("127.0.0.1", port)).ok()?;
-        bound.local_addr().ok()
-    });
-    free.expect("some port is free").to_string()
-}
-
 /// The arguments of a join.
 fn joining<'a>(
     token: &'a str,
@@ -339,7 +279,7 @@ fn a_seventh_node_joins_and_serves() {
     let image = folder.join("device.img");
     device_file(&image);
     rig.ok(&["device", "format", text(&image)]);
-    let (well, log) = Joined::start(&folder).end();
+    let (well, log) = Process::start(&folder).end();
     assert!(
         !well && log.contains("cluster"),
         "a foreign device was taken: {log}"
@@ -354,7 +294,7 @@ fn a_seventh_node_joins_and_serves() {
         "7",
         text(&image),
     ]);
-    let seventh = Joined::start(&folder).serves();
+    let seventh = Process::start(&folder).serves();
     all_heard(&rig, 7);
 
     // It stores shards of new objects.

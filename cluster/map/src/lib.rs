@@ -18,5 +18,6 @@ pub use map::{
     Node, Partition, PlacementGroup,
 };
 pub use out::held;
+pub use rules::CONTROL_MAX;
 pub use solve::{SolveError, extend, solve};
 pub use spare::{Spare, spares};

@@ -16,7 +16,7 @@ use crate::map::{Chain, Class, ClusterMap, Device, DomainLevel, Ending, MapError
 /// Replicas of a chain, at most.
 const CHAIN_MAX: usize = 9;
 /// Control members, at most.
-const CONTROL_MAX: usize = 7;
+pub const CONTROL_MAX: usize = 7;
 
 /// Where a device stands, down to the level that the map declares. Labels count with all that
 /// is above them: rack `1` of zone `a` is not rack `1` of zone `b`.

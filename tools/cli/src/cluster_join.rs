@@ -167,6 +167,7 @@ fn check(args: &JoinArgs, map: &ClusterMap) -> Result<(), Fail> {
             id: args.node,
             domains: args.labels.clone().over(Domains::default()),
             cores: args.addresses.clone(),
+            control: None,
             devices: args.devices.iter().map(device).collect(),
         }],
     };

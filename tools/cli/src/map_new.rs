@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ashlar_cluster_map::{ClusterMap, Core, Device, Node, solve};
+use ashlar_cluster_map::{ClusterMap, ControlMember, Core, Device, Node, solve};
 use ashlar_layout::ids::{ClusterId, DeviceId};
 use clap::Args;
 use serde::Serialize;
@@ -112,9 +112,16 @@ pub fn make(spec: &Spec, seed: u64) -> Result<ClusterMap, Fail> {
             });
         }
     }
+    let members = spec.nodes.iter().filter_map(|node| {
+        Some(ControlMember {
+            id: node.id.0,
+            address: node.control.clone()?,
+        })
+    });
     let mut map = ClusterMap {
         nodes,
         devices,
+        control: members.collect(),
         ..ClusterMap::bare(cluster, spec.class, spec.stripe_data, spec.domain)
     };
     solve(&mut map, seed)?;
@@ -194,6 +201,12 @@ fn next(map: &ClusterMap, path: &Path) -> Result<(), Fail> {
             output::line("       path = \"/dev/disk/by-id/…\"")?;
         }
     }
+    for member in &map.control {
+        output::line(&format!(
+            "     and in that of node {}, a member of the control plane: [control], id = {}, dir = \"control\"",
+            member.id, member.id
+        ))?;
+    }
     output::line(
         "  4. start each node: ashlar node run --config node.toml, or the unit in tools/deploy",
     )?;
@@ -231,6 +244,8 @@ mod tests {
         let spec = Spec::parse(EXAMPLE).unwrap();
         assert_eq!(map.class, spec.class);
         assert_eq!(map.nodes.len(), spec.nodes.len());
+        let members = map.control.iter().map(|member| member.id);
+        assert_eq!(members.collect::<Vec<_>>(), [1, 3, 5]);
         assert_eq!(files(folder.path()), 2, "only the spec and the map stay");
         let mode = std::fs::metadata(&args.out).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, MODE);
@@ -273,6 +288,10 @@ mod tests {
         let cases = [
             (EXAMPLE.replace("id = 2", "id = 1"), "two nodes"),
             (EXAMPLE.replace("4+2", "40+2"), "class 40+2 needs 42"),
+            (
+                EXAMPLE.replace("control = \"10.0.0.5:7100\"", ""),
+                "2 nodes have a control",
+            ),
             ("class = '4+2'".to_owned(), "no devices"),
         ];
         for (spec, says) in cases {

@@ -31,6 +31,8 @@ pub struct Summary {
     bytes: u64,
     head: Option<NodeId>,
     followers: Vec<NodeId>,
+    /// Members of the control plane.
+    control: Vec<u32>,
     groups: Vec<Groups>,
 }
 
@@ -56,6 +58,7 @@ impl Summary {
                 .fold(0, |sum, d| sum.saturating_add(d.size)),
             head: chain.next(),
             followers: chain.collect(),
+            control: map.control.iter().map(|member| member.id).collect(),
             groups: groups
                 .into_iter()
                 .rev()
@@ -90,6 +93,12 @@ impl Summary {
             _ => format!("nodes {}", followers.join(", ")),
         };
         output::line(&format!("  journal   head {head}, followers {followers}"))?;
+        let members: Vec<String> = self.control.iter().map(u32::to_string).collect();
+        output::line(&match members.len() {
+            0 => "  control   none: nobody replaces what is away, splits partitions or has nodes join".to_owned(),
+            1 => format!("  control   member {}", members.join("")),
+            _ => format!("  control   members {}", members.join(", ")),
+        })?;
         let groups: Vec<String> = self
             .groups
             .iter()

@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::Path;
 
-use ashlar_cluster_map::{Class, DomainLevel, Domains};
+use ashlar_cluster_map::{CONTROL_MAX, Class, DomainLevel, Domains};
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits::{DEVICE_SIZE_MIN, STRIPE_DATA};
 use ashlar_layout::superblock::{LABEL_MAX, Label};
@@ -48,6 +48,10 @@ pub struct NodeSpec {
     pub domains: Domains,
     /// The addresses of its cores, in order, each `host:port`.
     pub cores: Vec<String>,
+    /// Where it listens as a member of the control plane, `host:port`; none: it is no member. Its number as a member is
+    /// that of the node.
+    #[serde(default)]
+    pub control: Option<String>,
     /// Its devices.
     #[serde(default, rename = "device")]
     pub devices: Vec<DeviceSpec>,
@@ -86,10 +90,12 @@ pub enum SpecError {
     #[error("two devices have the no {0}: numbers of devices are unique in the whole cluster")]
     TwoDevices(DeviceNo),
     /// Two cores in one place.
-    #[error("two cores have the address {0}: each core has a port of its own")]
+    #[error(
+        "two cores have the address {0}: each core, and each member of the control plane, has a port of its own"
+    )]
     TwoCores(String),
     /// Nobody could connect there.
-    #[error("node {node}: '{address}' is not an address for a core: {why}")]
+    #[error("node {node}: '{address}' is not an address to listen at: {why}")]
     BadAddress {
         /// Whose.
         node: NodeId,
@@ -98,6 +104,12 @@ pub enum SpecError {
         /// Which rule.
         why: &'static str,
     },
+    /// Members that could come to a tie, or are too many.
+    #[error(
+        "{0} nodes have a control = \"host:port\": it takes an odd number of them, {CONTROL_MAX} at the most; with three \
+         one may be away, with five two"
+    )]
+    Members(usize),
     /// A node that listens nowhere.
     #[error("node {0} has no core: it takes cores = [\"host:port\"]")]
     NoCore(NodeId),
@@ -192,7 +204,7 @@ impl Spec {
             }
             node.check_labels(self.domain)?;
             node.check_cores()?;
-            for address in &node.cores {
+            for address in node.cores.iter().chain(&node.control) {
                 if !addresses.insert(address) {
                     return Err(SpecError::TwoCores(address.clone()));
                 }
@@ -213,7 +225,13 @@ impl Spec {
                 bytes = bytes.checked_add(device.size).ok_or(SpecError::TooLarge)?;
             }
         }
-        Ok(())
+        let members = self.nodes.iter().filter(|node| node.control.is_some());
+        match members.count() {
+            members if members > CONTROL_MAX || members > 0 && members.is_multiple_of(2) => {
+                Err(SpecError::Members(members))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -245,7 +263,7 @@ impl NodeSpec {
         if self.devices.is_empty() {
             return Err(SpecError::NoDevice(node));
         }
-        for address in &self.cores {
+        for address in self.cores.iter().chain(&self.control) {
             check_address(address).map_err(|why| SpecError::BadAddress {
                 node,
                 address: address.clone(),
@@ -514,6 +532,29 @@ mod tests {
             Spec::parse(bare).unwrap_err(),
             SpecError::NoDevice(NodeId(2))
         );
+    }
+
+    #[test]
+    fn members_are_an_odd_number_and_have_ports_of_their_own() {
+        let with = |one: &str, two: &str| {
+            let text = GOOD.replace("id = 1\n", &format!("id = 1\n{one}\n"));
+            Spec::parse(&text.replace("id = 2\n", &format!("id = 2\n{two}\n")))
+        };
+        let spec = with("control = '10.0.0.1:7100'", "").unwrap();
+        assert_eq!(spec.nodes[0].control.as_deref(), Some("10.0.0.1:7100"));
+        assert_eq!(spec.nodes[1].control, None);
+        assert_eq!(
+            with("control = '10.0.0.1:7100'", "control = 'b:7100'").unwrap_err(),
+            SpecError::Members(2)
+        );
+        assert_eq!(
+            with("control = '10.0.0.1:7000'", "").unwrap_err(),
+            SpecError::TwoCores("10.0.0.1:7000".into())
+        );
+        assert!(matches!(
+            with("control = '0.0.0.0:7100'", "").unwrap_err(),
+            SpecError::BadAddress { .. }
+        ));
     }
 
     #[test]

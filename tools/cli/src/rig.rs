@@ -144,6 +144,9 @@ pub struct UpArgs {
     /// Seconds for which they wait for devices that are away. [default: 900]
     #[arg(long, conflicts_with = "no_audit")]
     pub audit_wait: Option<u64>,
+    /// Bytes a second that they read each device with at the least for that, whatever others feel of it. [default: 1M]
+    #[arg(long, conflicts_with = "no_audit", value_parser = parse_size)]
+    pub audit_floor: Option<u64>,
     /// Return when the store serves, and leave the nodes running.
     #[arg(long)]
     pub detach: bool,
@@ -233,6 +236,9 @@ pub struct RigFile {
     /// and for how many they wait for devices that are away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_wait: Option<u64>,
+    /// With so many bytes a second of each device at the least, if it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_floor: Option<u64>,
     /// Where its S3 gateway listens, if it has one.
     #[serde(default)]
     pub gateway: Option<String>,

@@ -116,8 +116,10 @@ fn change(rig: &mut Rig, args: &UpArgs) -> Result<(), Fail> {
     let mut file = rig.file.clone();
     file.audit &= !args.no_audit;
     file.audit |= args.audit_pass.is_some() || args.audit_wait.is_some();
+    file.audit |= args.audit_floor.is_some();
     file.audit_pass = args.audit_pass.or(file.audit_pass);
     file.audit_wait = args.audit_wait.or(file.audit_wait);
+    file.audit_floor = args.audit_floor.or(file.audit_floor);
     file.out_after = args.out_after.or(file.out_after);
     file.object_ownership = args.object_ownership.or(file.object_ownership);
     if file != rig.file {
@@ -208,6 +210,7 @@ fn create(dir: &Path, args: &UpArgs) -> Result<Rig, Fail> {
         audit: !args.no_audit,
         audit_pass: args.audit_pass,
         audit_wait: args.audit_wait,
+        audit_floor: args.audit_floor,
         gateway: None,
         object_ownership: args.object_ownership,
     };
@@ -321,6 +324,7 @@ fn new_map(file: &mut RigFile, gateway: bool) -> Result<ClusterMap, Fail> {
                 ..Domains::default()
             },
             cores: vec![address.to_string()],
+            control: None,
             devices: vec![DeviceSpec {
                 no: DeviceNo(number),
                 core: 0,
@@ -382,6 +386,7 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
         .map(|table| usize::try_from(table).unwrap_or(usize::MAX));
     let (limits, out) = (PartitionLimits::DEFAULT, OutLimits::DEFAULT);
     let audit = AuditConfig::default();
+    let floor = rig.file.audit_floor.unwrap_or(audit.floor).max(1);
     let config = Config {
         node: NodeId(node),
         map: crate::locate::MAP_FILE.into(),
@@ -412,6 +417,8 @@ fn configure(rig: &Rig, node: u32) -> Result<(), Fail> {
             on: rig.file.audit,
             pass_secs: rig.file.audit_pass.unwrap_or(audit.pass_secs),
             wait_secs: rig.file.audit_wait.unwrap_or(audit.wait_secs),
+            floor,
+            most: audit.most.max(floor),
             ..audit
         },
     };

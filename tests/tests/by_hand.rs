@@ -1,0 +1,139 @@
+//! A cluster that is made as on hosts of their own: a spec, its map, devices, configurations and nodes, one by one.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use ashlar_node_control::Status;
+use ashlar_tests::binary;
+use ashlar_tests::by_hand::{Process, free_addresses};
+use ashlar_tests::rig::{PATIENCE, eventually, scratch};
+
+fn run(folder: &Path, args: &[&str]) -> Output {
+    Command::new(binary::ashlar())
+        .current_dir(folder)
+        .args(args)
+        .output()
+        .expect("the command can be started")
+}
+
+fn ok(folder: &Path, args: &[&str]) -> String {
+    let output = run(folder, args);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {said}{error}");
+    said
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// How the cluster is, if a quorum of its control plane says so.
+fn status(folder: &Path) -> Option<Status> {
+    let output = run(
+        folder,
+        &["--cluster", "map.json", "cluster", "status", "--json"],
+    );
+    let said = output.status.success().then_some(output.stdout)?;
+    Some(serde_json::from_slice(&said).expect("it is told as JSON"))
+}
+
+#[test]
+fn a_cluster_made_from_a_spec_has_a_control_plane() {
+    let scratch = scratch();
+    let dir = scratch.path();
+    let addresses = free_addresses(6);
+    let mut spec = "class = \"1+1\"\n".to_owned();
+    for (nth, address) in addresses.iter().enumerate().take(3) {
+        let (node, control) = (nth + 1, &addresses[nth + 3]);
+        write!(
+            spec,
+            "[[node]]\nid = {node}\ncores = [\"{address}\"]\ncontrol = \"{control}\"\n\
+             [[node.device]]\nno = {node}\nsize = \"256M\"\n"
+        )
+        .expect("text can be written");
+    }
+    write(&dir.join("cluster.toml"), &spec);
+    let told = ok(dir, &["map", "new", "cluster.toml"]);
+    assert!(told.contains("control   members 1, 2, 3"), "{told}");
+    assert!(told.contains("[control], id = 3"), "{told}");
+
+    let nodes = (1..=3).map(|node| {
+        let folder = dir.join(format!("node-{node}"));
+        std::fs::create_dir(&folder).expect("a folder can be made");
+        std::fs::copy(dir.join("map.json"), folder.join("map.json")).expect("a copy of the map");
+        let device = folder.join("device.img");
+        let file = std::fs::File::create(&device).expect("a file can be made");
+        file.set_len(256 << 20).expect("a file can be long");
+        let (number, device) = (node.to_string(), device.to_str().expect("UTF-8"));
+        ok(
+            dir,
+            &[
+                "device",
+                "format",
+                "--cluster",
+                "map.json",
+                "--device-no",
+                &number,
+                device,
+            ],
+        );
+        let config = format!(
+            "node = {node}\nmap = \"map.json\"\n[[device]]\nno = {node}\npath = \"device.img\"\n\
+             [control]\nid = {node}\ndir = \"control\"\nreplace_after_secs = 2\n"
+        );
+        write(&folder.join("node.toml"), &config);
+        Process::start(&folder)
+    });
+    let mut nodes: Vec<Option<Process>> = nodes.collect::<Vec<_>>().into_iter().map(Some).collect();
+    for node in &mut nodes {
+        *node = node.take().map(Process::serves);
+    }
+
+    write(&dir.join("object"), &"what is stored ".repeat(9000));
+    ok(dir, &["--cluster", "map.json", "mb", "ashlar://made"]);
+    ok(
+        dir,
+        &[
+            "--cluster",
+            "map.json",
+            "put",
+            "object",
+            "ashlar://made/object",
+        ],
+    );
+    let leader = eventually("the members agree, and hear all nodes", PATIENCE, || {
+        let status = status(dir)?;
+        let there = status.nodes.iter().filter(|node| node.there).count();
+        status.leader.filter(|_| there == 3)
+    });
+
+    // With its leader gone they choose another one, which notices; and the store goes on.
+    drop(nodes[leader as usize - 1].take());
+    eventually(
+        "another member leads, and misses the node",
+        PATIENCE,
+        || {
+            let status = status(dir)?;
+            let away = status.nodes.iter().filter(|node| !node.there);
+            let away: Vec<u32> = away.map(|node| node.node.0).collect();
+            (status.leader.is_some_and(|it| it != leader) && away == [leader]).then_some(())
+        },
+    );
+    ok(
+        dir,
+        &[
+            "--cluster",
+            "map.json",
+            "get",
+            "ashlar://made/object",
+            "again",
+        ],
+    );
+    let read = |name: &str| std::fs::read(dir.join(name)).expect("a file can be read");
+    assert!(read("object") == read("again"));
+    // What it knows of the map is what it would start with.
+    let newest = ok(dir, &["--cluster", "map.json", "cluster", "map"]);
+    assert!(!newest.is_empty());
+}
