@@ -27,5 +27,11 @@ pub mod power;
 pub mod pulse;
 pub mod rig;
 pub mod s3;
+pub mod shelf;
+pub mod shelf_locks;
+pub mod shelf_names;
+pub mod shelf_order;
+#[cfg(test)]
+mod shelf_tests;
 pub mod storm;
 pub mod wire;

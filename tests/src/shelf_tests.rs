@@ -1,0 +1,1 @@
+//! The checkers of keys with versions, checked.
