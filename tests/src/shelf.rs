@@ -334,10 +334,7 @@ impl Shelf {
     /// What is shown of all versions.
     fn shown(&self) -> Vec<View> {
         let plain = self.current.filter(|held| held.tag == Tag::Plain);
-        plain
-            .into_iter()
-            .chain(self.kept.iter().copied())
-            .collect()
+        plain.into_iter().chain(self.kept.iter().copied()).collect()
     }
 
     fn holds(&self, need: Need) -> bool {

@@ -71,9 +71,12 @@ pub fn check(deeds: &[Deed]) -> Vec<String> {
             let slot = Slot::Own(it.id);
             let late = deed.clock.1;
             let missing = match (&deed.what, &deed.said) {
-                (What::Drop { slot: at, bypass, .. }, Said::Done(_)) => {
-                    *at == slot && it.lock.keeps(late, *bypass)
-                }
+                (
+                    What::Drop {
+                        slot: at, bypass, ..
+                    },
+                    Said::Done(_),
+                ) => *at == slot && it.lock.keeps(late, *bypass),
                 // Somebody else may have been let pass by governance.
                 (What::Look(Some(at)), Said::Nothing) => *at == slot && it.lock.keeps(late, true),
                 (

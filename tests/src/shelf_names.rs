@@ -51,12 +51,11 @@ pub fn names(deeds: &[Deed]) -> Vec<String> {
         let sorted = page.windows(2).all(|two| two[0].id > two[1].id);
         let named = |tag| page.iter().filter(|view| view.tag == tag).count();
         if !sorted || named(Tag::Null) > 1 || named(Tag::Plain) > 1 {
-            wrong.push(format!(
-                "key {}: a page is in no order: {deed:?}",
-                deed.key
-            ));
+            wrong.push(format!("key {}: a page is in no order: {deed:?}", deed.key));
         }
-        if let What::List { below: Some(below), .. } = deed.what
+        if let What::List {
+            below: Some(below), ..
+        } = deed.what
             && page.iter().any(|view| view.id >= below)
         {
             wrong.push(format!(

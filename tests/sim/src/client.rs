@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ashlar_cluster_object::{
     Action, Answer, CallId, Common, Compose, Delete, Event, Get, Leftover, Look, Machine, Mend,
-    Probed, Put, StripeRead, ask::Ask,
+    Probed, Put, Rename, StripeRead, ask::Ask,
 };
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{
@@ -47,6 +47,8 @@ pub enum Running {
     Get(Get),
     /// A removal.
     Delete(Delete),
+    /// Another key for an object, or something else that is remembered of it.
+    Rename(Rename),
     /// A question.
     Ask(Ask),
     /// A look at what an object is.
@@ -64,6 +66,7 @@ macro_rules! each {
             Running::Compose($machine) => $do,
             Running::Get($machine) => $do,
             Running::Delete($machine) => $do,
+            Running::Rename($machine) => $do,
             Running::Ask($machine) => $do,
             Running::Look($machine) => $do,
             Running::Mend($machine) => $do,

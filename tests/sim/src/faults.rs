@@ -12,7 +12,7 @@ use ashlar_layout::limits::{SUPERBLOCK_STRIDE_MIN, SUPERBLOCK_ZONE};
 
 use crate::disk::Rng;
 use crate::net::Host;
-use crate::story::{BUCKET, key_name};
+use crate::story::{BUCKET, PAIR, SHELVES, key_name};
 use crate::world::World;
 
 /// Copies of the superblock that stay whole.
@@ -153,6 +153,7 @@ impl World {
             14 => {
                 let jump = self.faults.rng.below(7_200_000);
                 self.story.mark("clock jumps");
+                self.story.lead_ms = self.story.lead_ms.max(jump);
                 let port = &mut self.nodes[node].port;
                 port.wall_ms = if jump.is_multiple_of(2) { jump } else { 0 };
             }
@@ -166,7 +167,12 @@ impl World {
                 };
             }
             16 => {
-                let key = key_name(self.faults.rng.below(u64::from(self.plan.keys)) as u32);
+                let rng = &mut self.faults.rng;
+                let key = match self.plan.versions && rng.chance(50) {
+                    true => [SHELVES[0], SHELVES[1], PAIR[1]][rng.below(3) as usize],
+                    false => rng.below(u64::from(self.plan.keys)) as u32,
+                };
+                let key = key_name(key);
                 if let Some(change) = self.control.wish(&mut self.faults.rng, BUCKET, &key) {
                     self.say(&format!("an operator: {change}"));
                     self.story.mark("partition split, merged or moved");

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ashlar_tests::history::{History, Key};
-use ashlar_tests::linear;
+use ashlar_tests::shelf::Said;
+use ashlar_tests::{linear, shelf_locks, shelf_names, shelf_order};
 
 use crate::plan::Plan;
+use crate::work_flows::latest_ms;
 use crate::world::World;
 
 /// What came of a run.
@@ -57,6 +59,7 @@ pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
             ..History::default()
         };
         wrong.extend(linear::check_all(&history));
+        wrong.extend(judge_deeds(&mut world));
     }
     let mut lines: Vec<String> = world.lines.borrow().kept.iter().cloned().collect();
     if !wrong.is_empty() {
@@ -64,6 +67,10 @@ pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
         told.sort_by_key(|it| (it.key, it.invoke));
         told.retain(|it| names(&wrong, it.key));
         lines.extend(told.iter().map(|it| format!("key {}: {it:?}", it.key)));
+        let mut told = world.story.deeds.clone();
+        told.sort_by_key(|it| (it.key, it.invoke));
+        told.retain(|it| names(&wrong, it.key));
+        lines.extend(told.iter().map(|it| format!("{it:?}")));
     }
     let hash = world.lines.borrow().hash ^ world.events;
     Report {
@@ -71,11 +78,26 @@ pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
         wrong,
         time: world.now,
         events: world.events,
-        operations: world.story.operations.len() as u64,
+        operations: (world.story.operations.len() + world.story.deeds.len()) as u64,
         marks: world.story.marks.clone(),
         hash,
         lines,
     }
+}
+
+/// What is wrong with keys that have versions.
+fn judge_deeds(world: &mut World) -> Vec<String> {
+    let end = latest_ms(world.now, world.story.lead_ms);
+    for deed in &mut world.story.deeds {
+        if deed.said == Said::Unknown {
+            deed.clock.1 = end;
+        }
+    }
+    let deeds = &world.story.deeds;
+    let mut wrong = shelf_order::check_all(deeds);
+    wrong.extend(shelf_locks::check(deeds));
+    wrong.extend(shelf_names::check(deeds));
+    wrong
 }
 
 fn names(wrong: &[String], key: Key) -> bool {

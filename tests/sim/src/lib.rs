@@ -10,6 +10,7 @@
 //! | [`disk`] | a disk that loses power, lies and rots: the one of the engine's tests |
 //! | [`net`] | connections, cuts, delays |
 //! | [`client`], [`work`] | operations, and what they are asked to do |
+//! | `desk` | what clients put together of several operations |
 //! | [`story`] | what clients have come to know |
 //! | [`control`] | the control plane's decisions |
 //! | [`faults`] | what goes wrong |
@@ -17,6 +18,7 @@
 
 pub mod client;
 pub mod control;
+mod desk;
 #[allow(
     missing_docs,
     clippy::should_implement_trait,
@@ -33,6 +35,9 @@ pub mod port;
 pub mod story;
 pub mod work;
 mod work_audit;
+mod work_flows;
+mod work_pair;
 mod work_parts;
 mod work_reads;
+mod work_versions;
 pub mod world;

@@ -63,6 +63,19 @@ pub struct Plan {
     pub beyond: bool,
     /// The disks call durable what is not: what a checker has to notice.
     pub lying: bool,
+    /// There are keys whose objects have versions, and keys whose objects are renamed and made longer.
+    pub versions: bool,
+    /// What clients get wrong of that: what a checker has to notice.
+    pub mistake: Option<Mistake>,
+}
+
+/// What clients of a canary get wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// A new version comes without its lock.
+    LockForgotten,
+    /// What is current is removed, where a marker should say that there is nothing.
+    MarkerForgotten,
 }
 
 impl Plan {
@@ -109,6 +122,9 @@ impl Plan {
             renews: seed % 4 == 1 && seed % 5 != 4,
             beyond: seed % 5 == 4,
             lying: false,
+            // Those that once failed without them go the way that they went.
+            versions: Rng(seed ^ 0x7e25_1068).chance(50),
+            mistake: None,
         };
         // Those of the corpus are short.
         if seed < 1000 || seed % 11 >= 4 {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ashlar_layout::ids::StripeId;
 use ashlar_layout::manifest::Etag;
 use ashlar_tests::history::{Key, Operation, Value};
+use ashlar_tests::shelf::Deed;
 use bytes::{Bytes, BytesMut};
 
 use crate::disk::Rng;
@@ -14,8 +15,18 @@ pub const BUCKET: &str = "sim";
 
 /// The name of a key. Some sort in one another's way.
 pub fn key_name(key: Key) -> String {
-    format!("k{}/{key}", key % 3)
+    match key {
+        0..FIRST_SHELF => format!("k{}/{key}", key % 3),
+        _ => format!("v{}/{key}", key % 3),
+    }
 }
+
+/// Keys from this one on are those of plans with versions.
+pub const FIRST_SHELF: Key = 1000;
+/// Keys whose objects have versions,
+pub const SHELVES: [Key; 2] = [1000, 1001];
+/// and keys whose objects never have, and get one another's.
+pub const PAIR: [Key; 2] = [2001, 2004];
 
 /// The bytes of a value.
 pub fn content(value: Value, size: usize) -> Bytes {
@@ -48,6 +59,10 @@ pub fn value_of(etag: &Etag) -> Value {
 pub struct Story {
     /// What they did, and what they were told.
     pub operations: Vec<Operation>,
+    /// The same of keys with versions, and of those whose objects are renamed.
+    pub deeds: Vec<Deed>,
+    /// What a node's wall clock was ahead by at most, in milliseconds.
+    pub lead_ms: u64,
     /// What is wrong whatever else is true.
     pub wrong: Vec<String>,
     /// What each value is made of: other ones, one behind the other, or itself; and how many bytes of each.

@@ -13,12 +13,14 @@ use ashlar_layout::ids::{Seq, Term};
 use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::Request;
 use ashlar_tests::history::{Condition, Key, Kind, Operation, Outcome, Value};
+use ashlar_tests::shelf::{Id, Slot};
 use bytes::{Bytes, BytesMut};
 
 use crate::client::{Client, Running};
+use crate::desk::Flow;
 use crate::disk::Rng;
 use crate::plan::Plan;
-use crate::story::{BUCKET, Story, content, key_name};
+use crate::story::{BUCKET, PAIR, SHELVES, Story, content, key_name};
 use crate::work_audit::Audit;
 use crate::work_parts::{PartStep, Parts};
 use crate::work_reads::Listing;
@@ -28,6 +30,8 @@ pub(crate) struct Feed {
     pub(crate) body: Bytes,
     pub(crate) taken: usize,
     pub(crate) whole: bool,
+    /// It does not ride in the journal, however small it is.
+    pub(crate) striped: bool,
 }
 
 pub(crate) enum Doing {
@@ -52,6 +56,7 @@ pub(crate) enum Doing {
     },
     List(Listing),
     Audit(Audit),
+    Flow(Flow),
 }
 
 /// What may be done.
@@ -73,6 +78,10 @@ pub struct Work {
     pub(crate) invoke: u64,
     /// What the client last saw of each key.
     pub(crate) seen: BTreeMap<Key, (Value, Seq)>,
+    /// Versions that it knows of, by key,
+    pub(crate) known: BTreeMap<Key, Vec<Slot>>,
+    /// and the entry that last wrote what it last saw to be current.
+    pub(crate) entries: BTreeMap<Key, Id>,
     pub(crate) values: u64,
     pub(crate) feed: Option<Feed>,
     pub(crate) rng: Rng,
@@ -87,8 +96,12 @@ pub struct Work {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LastStep {
     Get(Key),
-    Audit(Key),
+    Audit(Key, Option<Seq>),
     List,
+    /// All versions of a key are to be listed, and read.
+    Versions(Key),
+    /// All versions are to be listed in small pages.
+    Walk,
 }
 
 impl Work {
@@ -100,6 +113,8 @@ impl Work {
             op: 0,
             invoke: 0,
             seen: BTreeMap::new(),
+            known: BTreeMap::new(),
+            entries: BTreeMap::new(),
             values: 0,
             feed: None,
             rng: Rng(seed),
@@ -116,7 +131,12 @@ impl Work {
             let keys = 0..plan.keys;
             self.last = keys.clone().map(LastStep::Get).collect();
             self.last.push(LastStep::List);
-            self.last.extend(keys.map(LastStep::Audit));
+            self.last.extend(keys.map(|key| LastStep::Audit(key, None)));
+            if plan.versions {
+                let keys = SHELVES.into_iter().chain(PAIR);
+                self.last.extend(keys.map(LastStep::Versions));
+                self.last.push(LastStep::Walk);
+            }
         }
     }
 
@@ -148,6 +168,7 @@ impl Work {
             Doing::Delete { key, .. } => format!("removing key {key}"),
             Doing::List(listing) => format!("listing behind '{}'", listing.after),
             Doing::Audit(audit) => format!("auditing key {}", audit.key),
+            Doing::Flow(flow) => flow.name.clone(),
         };
         let (since, left) = (self.invoke / 1_000_000, self.last.len());
         format!(
@@ -177,6 +198,12 @@ impl Work {
                 }
             }
             self.feed(now, client);
+            if let Doing::Flow(_) = self.doing {
+                if !self.flow(now, client, plan, story) {
+                    return;
+                }
+                continue;
+            }
             let answered = client
                 .running
                 .get(&self.op)
@@ -226,8 +253,14 @@ impl Work {
             return match step {
                 LastStep::Get(key) => self.get(now, client, key, None),
                 LastStep::List => self.list(now, client, (String::new(), String::new()), 0),
-                LastStep::Audit(key) => self.audit(now, client, key),
+                LastStep::Audit(key, slot) => self.audit(now, client, key, slot),
+                LastStep::Versions(_) | LastStep::Walk => {
+                    self.last_flow(now, client, plan, story, step)
+                }
             };
+        }
+        if plan.versions && self.rng.chance(60) {
+            return self.some_flow(now, client, plan, story);
         }
         let key = self.rng.below(u64::from(plan.keys)) as Key;
         let seen = self.seen.get(&key).copied();
@@ -303,7 +336,7 @@ impl Work {
                 );
             }
             17 | 18 => self.list(now, client, (String::new(), String::new()), 0),
-            _ => self.audit(now, client, key),
+            _ => self.audit(now, client, key, None),
         }
     }
 
@@ -355,6 +388,10 @@ impl Work {
                     (Outcome::Unknown, 0),
                 );
             }
+            Doing::Flow(flow) => {
+                let news = flow.die(now);
+                self.hear(now, story, news);
+            }
             _ => {}
         }
         self.feed = None;
@@ -400,11 +437,17 @@ impl Work {
 
     /// Hands over more of what is put.
     fn feed(&mut self, now: u64, client: &mut Client) {
-        let Some(Feed { body, taken, whole }) = &mut self.feed else {
+        let Some(Feed {
+            body,
+            taken,
+            whole,
+            striped,
+        }) = &mut self.feed
+        else {
             return;
         };
         let inline = client.common.tuning().inline_max as usize;
-        if !*whole && body.len() <= inline {
+        if !*whole && !*striped && body.len() <= inline {
             *whole = true;
             let body = body.clone();
             return client.event(now, self.op, Event::Inline(body));
@@ -545,6 +588,7 @@ impl Work {
             }
             Doing::List(listing) => self.listed(now, client, plan, story, listing),
             Doing::Audit(audit) => self.audited(now, client, plan, story, audit),
+            Doing::Flow(_) => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! Objects that are looked at stripe by stripe, and mended.
 
 use ashlar_cluster_object::tree::decode_node;
-use ashlar_cluster_object::{Code, Look, Mend, Mended, StripeRead};
+use ashlar_cluster_object::{Code, Look, Mend, Mended, ObjectError, StripeRead};
 use ashlar_layout::ids::Seq;
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_tests::history::Key;
@@ -14,6 +14,8 @@ use crate::work::{Doing, LastStep, Task, Work};
 /// A pass over the stripes of an object.
 pub(crate) struct Audit {
     pub(crate) key: Key,
+    /// Which version of it; none: what is current.
+    pub(crate) slot: Option<Seq>,
     pub(crate) version: Seq,
     /// Stripes to be looked at; whether each lists others.
     pub(crate) queue: Vec<(Stripe, bool)>,
@@ -29,10 +31,16 @@ pub(crate) enum AuditPhase {
     Read,
 }
 
+/// Whether there is nothing to be looked at, or a marker that says so.
+fn is_gone(error: &ObjectError) -> bool {
+    error.code() == Code::NotFound || matches!(error, ObjectError::Marker { .. })
+}
+
 impl Work {
-    pub(crate) fn audit(&mut self, now: u64, client: &mut Client, key: Key) {
+    pub(crate) fn audit(&mut self, now: u64, client: &mut Client, key: Key, slot: Option<Seq>) {
         let audit = Audit {
             key,
+            slot,
             version: Seq(0),
             queue: Vec::new(),
             phase: AuditPhase::Look,
@@ -49,6 +57,7 @@ impl Work {
         mut audit: Audit,
     ) {
         let key = audit.key;
+        let step = LastStep::Audit(key, audit.slot);
         let machine = client.running.get(&self.op);
         match (&audit.phase, machine) {
             (AuditPhase::Look, Some(Running::Look(look))) => match look.outcome().cloned() {
@@ -65,8 +74,8 @@ impl Work {
                     };
                     return self.audit_next(now, client, plan, story, audit);
                 }
-                Some(Err(error)) if error.code() == Code::NotFound => {
-                    self.step_done(LastStep::Audit(key));
+                Some(Err(error)) if is_gone(&error) => {
+                    self.step_done(step);
                 }
                 _ => {}
             },
@@ -88,10 +97,8 @@ impl Work {
                     audit.phase = AuditPhase::Mend;
                     return self.audit_mend(now, client, plan, story, audit, true);
                 }
-                Some(Ok(_)) => self.step_done(LastStep::Audit(key)),
-                Some(Err(error)) if error.code() == Code::NotFound => {
-                    self.step_done(LastStep::Audit(key))
-                }
+                Some(Ok(_)) => self.step_done(step),
+                Some(Err(error)) if is_gone(&error) => self.step_done(step),
                 _ => {}
             },
             (AuditPhase::Mend, Some(Running::Mend(mend))) => {
@@ -115,10 +122,8 @@ impl Work {
                         );
                         return self.audit_seen(now, client, plan, story, audit, (margin, away));
                     }
-                    Some(Ok(_)) => self.step_done(LastStep::Audit(key)),
-                    Some(Err(error)) if error.code() == Code::NotFound => {
-                        self.step_done(LastStep::Audit(key))
-                    }
+                    Some(Ok(_)) => self.step_done(step),
+                    Some(Err(error)) if is_gone(&error) => self.step_done(step),
                     _ => {}
                 }
             }
@@ -145,6 +150,7 @@ impl Work {
 
     pub(crate) fn audit_look(&mut self, now: u64, client: &mut Client, audit: Audit) {
         let look = Look::new(client.common.clone(), BUCKET, &key_name(audit.key), false);
+        let look = look.map(|look| look.of_version(audit.slot));
         self.start(now, client, look.map(Running::Look), Doing::Audit(audit));
     }
 
@@ -182,7 +188,7 @@ impl Work {
     ) {
         if audit.queue.is_empty() {
             story.mark("object audited");
-            self.step_done(LastStep::Audit(audit.key));
+            self.step_done(LastStep::Audit(audit.key, audit.slot));
             return self.rest(now, client, plan);
         }
         audit.phase = AuditPhase::See;

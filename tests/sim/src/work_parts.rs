@@ -47,6 +47,7 @@ impl Work {
             body,
             taken: 0,
             whole: false,
+            striped: false,
         });
         client.with(now, self.op, |running, _, _| {
             if let Running::Put(put) = running {

@@ -167,7 +167,7 @@ impl Work {
     ) -> Value {
         let value = value_of(&meta.manifest.etag);
         let all = story.content(value);
-        let attributes = meta.manifest.attributes == value.to_le_bytes();
+        let attributes = meta.manifest.attributes.starts_with(&value.to_le_bytes());
         let (Some(all), true) = (all, attributes) else {
             story.wrong(
                 now,
