@@ -369,27 +369,27 @@ impl Flow {
     }
 
     /// Takes what came of the operation `op`, if it has come to an end; and goes on. Whether it is at its end, and how
-    /// that was; none if an operation is under way.
+    /// that was; none if an operation is under way, and whether that was begun just now.
     pub(crate) fn go_on(
         &mut self,
         now: u64,
         client: &mut Client,
         op: &mut u64,
         feed: &mut Option<Feed>,
-    ) -> Option<Result<(), Ended>> {
+    ) -> Result<Result<(), Ended>, bool> {
         loop {
             self.desk.shared.borrow_mut().now = now;
             if self.begun {
-                let got = self.answer(now, client, *op)?;
+                let got = self.answer(now, client, *op).ok_or(false)?;
                 self.desk.shared.borrow_mut().got = Some(got);
             }
             self.begun = true;
             let mut context = Context::from_waker(Waker::noop());
             if let Poll::Ready(ended) = self.future.as_mut().poll(&mut context) {
-                return Some(ended);
+                return Ok(ended);
             }
-            let want = self.desk.shared.borrow_mut().want.take()?;
-            match want {
+            let want = self.desk.shared.borrow_mut().want.take();
+            match want.ok_or(false)? {
                 Want::Run(running, body) => {
                     *op = client.start(now, *running);
                     *feed = body.map(|body| Feed {
@@ -399,7 +399,7 @@ impl Flow {
                         whole: false,
                     });
                     self.got.clear();
-                    return None;
+                    return Err(true);
                 }
                 Want::Again(put, precondition) => {
                     (*op, client.wanted) = (put, Some(put));
@@ -408,7 +408,7 @@ impl Flow {
                             put.propose_again(at, precondition, out);
                         }
                     });
-                    return None;
+                    return Err(true);
                 }
                 Want::GiveUp(put) => {
                     client.event(now, put, Event::Abort);

@@ -229,6 +229,7 @@ impl Node {
         self.started = now;
         self.news.clear();
         self.port.reset();
+        self.port.born_ms = now / 1_000_000;
         self.port.now = self.local(now);
         let shared = Arc::new(Shared::new(&self.config, (*self.map).clone()));
         let pool = Pool::new(POOL_BYTES).expect("there is memory for a simulated node");

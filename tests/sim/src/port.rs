@@ -131,6 +131,8 @@ pub struct Port {
     pub now: Instant,
     /// What its wall clock is ahead by, in milliseconds.
     pub wall_ms: u64,
+    /// When its process was started, in milliseconds: a wall clock goes on over that.
+    pub born_ms: u64,
     /// Its devices, by path.
     pub places: Vec<Place>,
     /// What its core wants, in order.
@@ -151,6 +153,7 @@ impl Port {
         Port {
             now: Instant(1),
             wall_ms: 0,
+            born_ms: 0,
             places: infos.into_iter().map(place).collect(),
             wishes: Vec::new(),
             wires,
@@ -343,7 +346,7 @@ pub fn disk_info(path: &str, size: u64, logical_block: u32, volatile_cache: bool
 
 impl Driver for Port {
     fn wall_ms(&self) -> u64 {
-        self.wall_ms + self.now.0 / 1_000_000
+        self.wall_ms + self.born_ms + self.now.0 / 1_000_000
     }
 
     fn open_device(&mut self, path: &Path, _: OpenOptions) -> Result<Dev, OpenError> {

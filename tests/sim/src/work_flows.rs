@@ -463,13 +463,13 @@ impl Work {
         let Doing::Flow(flow) = &mut self.doing else {
             return true;
         };
-        let before = self.op;
         let ended = flow.go_on(now, client, &mut self.op, &mut self.feed);
-        let (news, begun) = (flow.news(), self.op != before);
+        let news = flow.news();
         self.hear(now, story, news);
-        let Some(ended) = ended else {
-            // What was begun may be answered already.
-            return begun;
+        let ended = match ended {
+            Ok(ended) => ended,
+            // What was begun is handed something, and may be answered already.
+            Err(begun) => return begun,
         };
         if let (Task::Last, Some(step), Ok(())) = (self.task, self.last.first().copied(), ended) {
             if let LastStep::Versions(key) = step {
