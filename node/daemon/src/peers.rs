@@ -195,7 +195,9 @@ impl Core {
         io: &mut impl Driver,
     ) {
         let Some(peer) = self.replicas[replica].peer_of(to) else {
-            return;
+            // One that does not know what it promised asks members that it was told of, and that neither the map nor
+            // its own log names: it hears when they can be reached, and asks them then.
+            return self.know(replica, to);
         };
         let State::Up { conn } = self.peers[peer].state else {
             return;
