@@ -1,4 +1,5 @@
-//! Keys whose objects have versions: what was asked of them, what came of it, and the plainest store that does the same.
+//! Keys whose objects have versions: what was asked of them, what came of it, and the plainest store that does the
+//! same.
 //!
 //! A deed is one change or one look, as a partition's head takes it: what a client puts together of several is several
 //! deeds. [`crate::shelf_order`] looks for an order of them, [`crate::shelf_locks`] and [`crate::shelf_names`] for what

@@ -110,10 +110,7 @@ fn what_is_newest_is_current() {
     ]);
     out_of_order(&[one.clone(), two.clone(), look(None, found(1, 10), 4)]);
     out_of_order(&[one.clone(), two.clone(), look(None, Said::Nothing, 4)]);
-    let both = [
-        view(Some(2), 20, Tag::Own),
-        view(Some(1), 10, Tag::Own),
-    ];
+    let both = [view(Some(2), 20, Tag::Own), view(Some(1), 10, Tag::Own)];
     good(&[one.clone(), two.clone(), page(&both, 4)]);
     out_of_order(&[one.clone(), two.clone(), page(&both[..1], 4)]);
     out_of_order(&[one.clone(), two.clone(), page(&both[1..], 4)]);
@@ -132,12 +129,21 @@ fn a_marker_hides_and_its_removal_shows_again() {
     good(&[one.clone(), marked.clone(), hidden.clone()]);
     let then = Then::Version(Slot::Own(10), 10);
     let shown = look(None, Said::Found(view(Some(1), 10, Tag::Own)), 8);
-    good(&[one.clone(), marked.clone(), remove(20, then, 6), shown.clone()]);
+    good(&[
+        one.clone(),
+        marked.clone(),
+        remove(20, then, 6),
+        shown.clone(),
+    ]);
     out_of_order(&[one.clone(), marked.clone(), shown.clone()]);
     // What stands behind it is to be current then.
     out_of_order(&[one.clone(), marked.clone(), remove(20, Then::Nothing, 6)]);
     // It comes back by nothing.
-    let back = look(Some(Slot::Own(20)), Said::Found(view(None, 20, Tag::Own)), 9);
+    let back = look(
+        Some(Slot::Own(20)),
+        Said::Found(view(None, 20, Tag::Own)),
+        9,
+    );
     let wrong = shelf_names::gone(&[one, marked, remove(20, then, 6), back]);
     assert_eq!(wrong.len(), 1, "{wrong:?}");
 }
@@ -166,7 +172,11 @@ fn there_is_one_null_version() {
     let all = |null| {
         let null = view(Some(null), if null == 3 { 30 } else { 10 }, Tag::Null);
         let named = view(Some(2), 20, Tag::Own);
-        if null.id == 30 { [null, named] } else { [named, null] }
+        if null.id == 30 {
+            [null, named]
+        } else {
+            [named, null]
+        }
     };
     let two = [plain(1, 10, 0), kept(Said::Done(15)), named, null(3, 30, 4)];
     let with = |last: Deed| two.iter().cloned().chain([last]).collect::<Vec<_>>();
@@ -285,7 +295,12 @@ fn a_renamed_object_is_under_one_key_at_a_time() {
     out_of_order(&with(&[not(2, 4)]));
     let unknown = [plain(1, 10, 0), rename(Said::Unknown)];
     let with = |more: &[Deed]| [&unknown[..], more].concat();
-    good(&with(&[there(1, 10, 4), not(2, 6), not(1, 8), there(2, 20, 10)]));
+    good(&with(&[
+        there(1, 10, 4),
+        not(2, 6),
+        not(1, 8),
+        there(2, 20, 10),
+    ]));
     // Under both, and under none.
     out_of_order(&with(&[there(2, 20, 4), there(1, 10, 6)]));
     out_of_order(&with(&[not(1, 4), not(2, 6)]));

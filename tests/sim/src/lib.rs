@@ -39,5 +39,6 @@ mod work_flows;
 mod work_pair;
 mod work_parts;
 mod work_reads;
+mod work_rewrite;
 mod work_versions;
 pub mod world;

@@ -9,53 +9,84 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ashlar_tests_sim::judge;
-use ashlar_tests_sim::plan::Plan;
+use ashlar_tests_sim::plan::{Mistake, Plan};
 
 /// Seeds that once failed.
 const ONCE_FAILED: &[u64] = &[
     // A learner whose device was opened again behind a link that stayed up was sent its lesson for ever.
     43, 691, // A client with an old map did not find a head that had joined the chain since.
     65, 406,
+    // A replica in doubt had no link to a member of the chain that it was told of.
+    100_055,
 ];
 
 /// What has to come up in the corpus: a fault that is never thrown shows nothing.
 const MARKS: &[&str] = &[
     "all nodes at once",
+    "appended",
+    "appended to what was inline",
     "audit held back",
     "bits rot",
-    "clock jumps",
     "client cut off",
     "client died",
+    "clock jumps",
+    "completed",
+    "completed under a condition",
     "condition not met",
+    "condition of a version not met",
+    "copied",
+    "current version removed",
     "cut",
     "cut one way",
     "device formatted anew",
     "device gone, or back",
     "disk stuck",
     "extent cleaned",
+    "last version removed",
     "list across partitions",
+    "lock changed",
+    "lock of an older version changed",
+    "made a version",
+    "made a version beside a locked null one",
     "map changed",
+    "marked as deleted",
     "network slow",
     "node cut off",
     "node ended by itself",
+    "null version read",
     "object audited",
+    "older version removed",
     "outcome unknown",
     "partition split, merged or moved",
     "power cut",
     "process killed",
     "process stopped",
+    "put behind what was made a version",
     "put in a smaller class",
     "put in stripes",
     "put inline",
     "put together of parts",
+    "put with a lock",
     "put with a shard less",
     "read as witnesses allow",
     "read that there is nothing",
+    "refused by a lock",
+    "renamed",
     "sectors cannot be read",
     "shard mended",
     "shards rebuilt while reading",
     "stock taken",
     "stock taken, untidy",
+    "tags changed in place",
+    "tags of a version changed",
+    "tags of an older version changed",
+    "two are the null version",
+    "version put together of parts",
+    "version read",
+    "version to be removed is not there",
+    "versions listed across partitions",
+    "versions listed page by page",
+    "what is current is no version yet",
     "writes are lost",
     "writes fail",
 ];
@@ -125,4 +156,20 @@ fn disks_that_lie_are_noticed() {
     let noticed =
         (1..40).find(|seed| !judge::run_plan(&lying(*seed), false, None).wrong.is_empty());
     assert!(noticed.is_some(), "nobody noticed that disks lie");
+}
+
+/// Canaries: clients that get something of versions wrong, as if the store did. What was to be locked is not, and what
+/// was to be hidden is gone.
+#[test]
+fn what_is_wrong_with_versions_is_noticed() {
+    for mistake in [Mistake::LockForgotten, Mistake::MarkerForgotten] {
+        let mistaken = |seed| {
+            let mut plan = Plan::new(seed);
+            (plan.versions, plan.mistake) = (true, Some(mistake));
+            plan
+        };
+        let wrong = |seed| judge::run_plan(&mistaken(seed), false, None).wrong;
+        let noticed = (1..20).find(|seed| !wrong(*seed).is_empty());
+        assert!(noticed.is_some(), "nobody noticed: {mistake:?}");
+    }
 }
