@@ -186,7 +186,7 @@ impl Work {
         let many = self.known.get(&key).is_some_and(|it| it.len() > MANY);
         let what = match many && self.rng.chance(50) {
             true => 12,
-            false => self.rng.below(22),
+            false => self.rng.below(23),
         };
         let keeping = self.keeping(now, plan);
         let place = (now, &*client);
@@ -277,7 +277,7 @@ impl Work {
                     async move |desk| {
                         let mut entry = None;
                         if seen {
-                            // What a version that has a name is made of never changes: only the null one may be another.
+                            // What a version with a name is made of never changes: the null one may be another.
                             let found = desk.find(key, Some(slot)).await?;
                             entry = found
                                 .filter(|_| slot == NULL_VERSION)
@@ -332,6 +332,12 @@ impl Work {
             19 => self.begin_flow(place, plan, "listing versions".to_owned(), async |desk| {
                 desk.walk(&all_keys()).await
             }),
+            21 => self.begin_flow(
+                place,
+                plan,
+                format!("ageing key {key}"),
+                async move |desk| desk.end_oldest(key).await,
+            ),
             20 => {
                 let slot = self
                     .rng

@@ -515,6 +515,29 @@ impl Desk {
         Err(Ended)
     }
 
+    /// Removes the oldest version, if it is not the current one, or a marker that is the only one: as lifecycles do.
+    pub(crate) async fn end_oldest(&self, key: Key) -> Result<(), Ended> {
+        let all = self.all_versions(key).await?;
+        let (Some(current), Some(oldest)) = (self.find(key, None).await?, all.last()) else {
+            return Ok(());
+        };
+        let Some(tag) = oldest.tag else {
+            return Ok(());
+        };
+        let (then, mark) = match current.id() == tag.id {
+            true if all.len() == 1 && tag.marker => (Then::Nothing, "last marker ended"),
+            true => return Ok(()),
+            false => (Then::Same, "oldest version ended"),
+        };
+        let only = Precondition::Version(current.version);
+        let what = (key, tag.slot(), tag.id);
+        let ended = self.drop_once(what, only, (then, false), Bytes::new());
+        if ended.await.is_ok() {
+            self.mark(mark);
+        }
+        Ok(())
+    }
+
     async fn drop_once(
         &self,
         (key, slot, id): (Key, Seq, Seq),

@@ -56,6 +56,7 @@ const MARKS: &[&str] = &[
     "null version read",
     "object audited",
     "older version removed",
+    "oldest version ended",
     "outcome unknown",
     "partition split, merged or moved",
     "power cut",
