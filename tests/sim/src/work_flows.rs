@@ -122,14 +122,14 @@ impl Work {
     }
 
     /// A lock, as somebody may want it.
-    fn some_lock(&mut self, now: u64) -> Lock {
+    fn some_lock(&mut self, now: u64, plan: &Plan) -> Lock {
         let mode = match self.rng.chance(70) {
             true => RetentionMode::Governance,
             false => RetentionMode::Compliance,
         };
         let ms = match self.rng.chance(30) {
             true => 86_400_000,
-            false => 300 + self.rng.below(6000),
+            false => 300 + self.rng.below(6000 * plan.longer),
         };
         let retention = Retention {
             mode,
@@ -193,7 +193,9 @@ impl Work {
         match what {
             0..=6 => {
                 let lock = match keeping {
-                    Some(null) if self.rng.chance(if null { 5 } else { 15 }) => self.some_lock(now),
+                    Some(null) if self.rng.chance(if null { 5 } else { 15 }) => {
+                        self.some_lock(now, plan)
+                    }
                     _ => Lock::NONE,
                 };
                 let making = keeping.map_or(Making::Object, |null| Making::Version { null, lock });
@@ -296,7 +298,7 @@ impl Work {
                     .chance(70)
                     .then(|| self.some_version(key))
                     .flatten();
-                let (lock, bypass) = (self.some_lock(now), self.rng.chance(30));
+                let (lock, bypass) = (self.some_lock(now, plan), self.rng.chance(30));
                 let (hold, off) = (self.rng.chance(50), self.rng.chance(60));
                 let set = move |before: Lock| match hold {
                     true => Lock {
