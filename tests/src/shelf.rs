@@ -412,10 +412,10 @@ impl Shelf {
         if target.tag == Tag::Plain && new.tag != Tag::Plain {
             self.kept.retain(|held| held.slot() != new.slot());
             self.kept.insert(0, new);
-        } else if let Some(held) = self.kept.iter_mut().find(|held| held.slot() == slot) {
-            if new.tag != Tag::Plain {
-                *held = new;
-            }
+        } else if new.tag != Tag::Plain
+            && let Some(held) = self.kept.iter_mut().find(|held| held.slot() == slot)
+        {
+            *held = new;
         }
         if rewrite.current {
             self.current = Some(new);
