@@ -647,6 +647,7 @@ fn operation(event: &api::Event<Buf>) -> Option<u64> {
         | api::Event::WriteRoot { op, .. }
         | api::Event::DeleteShard { op, .. }
         | api::Event::Audit { op, .. }
+        | api::Event::Census { op, .. }
         | api::Event::Shutdown { op } => Some(*op),
     }
 }

@@ -28,6 +28,7 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) -> Result<(), EngineError> {
         self.accepting()?;
+        self.mark(&shard);
         let device = self.device;
         let bad = |what, expected, got| EngineError::BadPayload {
             device,

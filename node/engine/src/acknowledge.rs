@@ -100,6 +100,7 @@ impl<M: Memory> Engine<M> {
                 let hash = self.index.hash(&shard);
                 if copy.is_none() {
                     self.rewritten(hash);
+                    self.mark(&shard);
                 }
                 if !mutant!(TurnIndexEarly) || copy.is_none() {
                     self.index.insert(hash, candidate);

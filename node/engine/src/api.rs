@@ -13,6 +13,7 @@ use ashlar_layout::ids::{PartitionId, Seq, ShardId};
 use bytes::Bytes;
 
 use crate::audit::{Audited, Step};
+use crate::census::{Ask, Counted};
 use crate::error::{EngineError, Finding};
 
 /// Where the engine gets its buffers from.
@@ -178,6 +179,13 @@ pub enum Event<B> {
         /// Which part: the first one, or what [`Audited::next`] said.
         step: Step,
     },
+    /// Something of a census ([`crate::census`]): which shards nobody asked for since it began. Nothing is changed by it.
+    Census {
+        /// The caller's number for this.
+        op: u64,
+        /// What.
+        ask: Ask,
+    },
     /// A device I/O has ended.
     IoDone {
         /// The number that its action carried.
@@ -280,6 +288,8 @@ pub enum Output<B> {
     },
     /// A part of the device was looked at.
     Audited(Audited),
+    /// Something of a census.
+    Counted(Counted),
     /// Everything accepted is durable and a checkpoint is written.
     ShutDown,
 }

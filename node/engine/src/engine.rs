@@ -24,6 +24,7 @@ use ashlar_layout::time::Instant;
 use crate::api::{Action, Event, IoFailure, Memory};
 use crate::append::{Item, Seal, Stream};
 use crate::audit::Audit;
+use crate::census::{Marks, Naming};
 use crate::checkpoint::Keeping;
 use crate::clean::{CleanIo, Cleaned, Cleaner};
 use crate::error::{Blind, EngineError, Finding, FindingKind};
@@ -133,6 +134,8 @@ pub(crate) enum Purpose {
     Clean(CleanIo),
     /// One of the reads of an audit's step.
     Audit { job: u64, read: usize },
+    /// The head of a record that nobody asks for.
+    Name(Naming),
 }
 
 /// A shard that is being written.
@@ -199,6 +202,7 @@ pub struct Engine<M: Memory> {
     pub(crate) shutdown: Option<u64>,
     pub(crate) cleaner: Cleaner,
     pub(crate) audit: Audit<M::Buf>,
+    pub(crate) marks: Option<Marks>,
     pub(crate) findings: [u64; FindingKind::ALL.len()],
     pub(crate) records: u64,
     pub(crate) batches: u64,
@@ -254,6 +258,7 @@ impl<M: Memory> Engine<M> {
             shutdown: None,
             cleaner: Cleaner::default(),
             audit: Audit::default(),
+            marks: None,
             findings: recovered.findings,
             records: 0,
             batches: 0,
@@ -450,6 +455,10 @@ impl<M: Memory> Engine<M> {
                 let result = self.begin_audit(op, step, mem, out);
                 self.answer_error(op, result, out);
             }
+            Event::Census { op, ask } => {
+                let result = self.take_census(op, ask, mem, out);
+                self.answer_error(op, result, out);
+            }
             Event::Shutdown { op } => {
                 let result = self.accepting();
                 if result.is_ok() {
@@ -538,6 +547,7 @@ impl<M: Memory> Engine<M> {
             Purpose::Checkpoint => self.checkpoint_written(result, mem, out),
             Purpose::Clean(what) => self.clean_done(what, result, buf, mem, out),
             Purpose::Audit { job, read } => self.audit_read(job, read, result, buf, mem, out),
+            Purpose::Name(naming) => self.name_read(naming, result, buf, out),
         }
     }
 
@@ -604,7 +614,7 @@ impl<M: Memory> Engine<M> {
         ops.extend(self.reads.drain().filter_map(|(_, read)| read.op()));
         for purpose in self.ios.values() {
             match purpose {
-                Purpose::Bytes { op, .. } => ops.push(*op),
+                Purpose::Bytes { op, .. } | Purpose::Name(Naming { op, .. }) => ops.push(*op),
                 Purpose::Sync { ops: synced } => ops.extend(synced),
                 _ => {}
             }

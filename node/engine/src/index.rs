@@ -62,6 +62,16 @@ impl ShardHash {
     fn tag(self) -> u64 {
         (self.0 >> (64 - SEGMENT_BITS - TAG_BITS)) & ((1 << TAG_BITS) - 1)
     }
+
+    /// What is kept of it: its place in a walk.
+    pub(crate) fn place(self) -> u64 {
+        self.0 >> (64 - SEGMENT_BITS - TAG_BITS)
+    }
+
+    /// As far as it is kept, the hash of this place.
+    pub(crate) fn of_place(place: u64) -> ShardHash {
+        ShardHash(place << (64 - SEGMENT_BITS - TAG_BITS))
+    }
 }
 
 /// The index of one device.
@@ -229,10 +239,7 @@ impl Index {
             let slots = table
                 .into_iter()
                 .flat_map(move |table| table.between(tags.clone()));
-            slots.map(move |slot| {
-                let hash = ShardHash((start | slot.tag) << (64 - SEGMENT_BITS - TAG_BITS));
-                (hash, slot.candidate)
-            })
+            slots.map(move |slot| (ShardHash::of_place(start | slot.tag), slot.candidate))
         })
     }
 

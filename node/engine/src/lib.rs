@@ -25,6 +25,7 @@ pub mod audit;
 #[cfg(test)]
 mod audit_tests;
 mod auditing;
+pub mod census;
 mod checkpoint;
 mod chunks;
 pub mod clean;

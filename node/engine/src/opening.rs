@@ -141,6 +141,7 @@ impl<M: Memory> Opening<M> {
             | Event::WriteRoot { op, .. }
             | Event::DeleteShard { op, .. }
             | Event::Audit { op, .. }
+            | Event::Census { op, .. }
             | Event::Shutdown { op } => op,
             Event::HoldIndex { .. }
             | Event::FreeIndex { .. }

@@ -88,6 +88,7 @@ impl<M: Memory> Engine<M> {
         out: &mut Vec<Action<M::Buf>>,
     ) -> Result<(), EngineError> {
         self.accepting()?;
+        self.mark(&shard);
         if self.shadows.contains(&shard) {
             return Err(self.absent(shard));
         }

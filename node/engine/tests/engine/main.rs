@@ -4,6 +4,7 @@
 mod audits;
 mod brink;
 mod carrying;
+mod census;
 mod cleaning;
 mod crashes;
 mod disk;

@@ -10,6 +10,7 @@ use ashlar_layout::superblock::Labels;
 use ashlar_layout::time::Instant;
 use ashlar_node_engine::api::{Action, Event, IoFailure, Memory, Output};
 use ashlar_node_engine::audit::{Audited, Step};
+use ashlar_node_engine::census::Counted;
 use ashlar_node_engine::engine::Engine;
 use ashlar_node_engine::error::{EngineError, Finding, OpenError};
 use ashlar_node_engine::format::{FormatParams, format_plan};
@@ -66,6 +67,7 @@ pub enum Answer {
     Journal(u64),
     Index(u64),
     Bytes(Vec<u8>),
+    Counted(Counted),
     ShutDown,
     Failed(EngineError),
 }
@@ -265,6 +267,7 @@ impl Rig {
                             Answer::Bytes(buf[range].to_vec())
                         }
                         Ok(Output::ShutDown) => Answer::ShutDown,
+                        Ok(Output::Counted(counted)) => Answer::Counted(counted),
                         Ok(Output::Audited(audited)) => panic!("nobody asked: {audited:?}"),
                         Err(error) => Answer::Failed(error),
                     };
