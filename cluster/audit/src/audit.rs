@@ -16,6 +16,7 @@
 //!   looked at right before that, and it is done only if what is away is gone, and nothing bad of it is uncounted;
 //! - nothing is counted of a record that somebody else has written since it was read: then it is read again.
 
+mod changed;
 mod hunt;
 mod repair;
 
@@ -73,6 +74,8 @@ pub struct Looked {
     pub stripe: StripeId,
     /// and the how many-th of its object.
     pub nth: u64,
+    /// It lists stripes of the object: those come after it, unless it is lost.
+    pub lists: bool,
     /// Bytes of each shard.
     pub shard_len: u64,
     /// Shards that were whole,
@@ -120,8 +123,10 @@ pub enum Event {
     Stripe(Looked),
     /// There are no more of them. Whether it rides in the journal.
     Over(bool),
-    /// The object was replaced or removed.
+    /// The object was removed; or it was replaced, and what it is now is not looked at.
     Changed,
+    /// The object was replaced: this is what it is now, and its first stripe comes next.
+    Replaced(Box<Item>),
     /// What came of the stripes of the queue that were to be mended: of each of them.
     Mended(Vec<(StripeId, Outcome)>),
     /// What was to be recorded is durable.
@@ -186,6 +191,8 @@ struct Open {
     /// All of it is looked at in one go, and could be read.
     whole: bool,
     tries: u32,
+    /// How often it was replaced meanwhile.
+    replaced: u32,
 }
 
 /// The state machine.
@@ -301,6 +308,7 @@ impl Audit {
                 self.record.today.tally.changed += 1;
                 self.behind_open();
             }
+            (Doing::Looking, Event::Replaced(item)) => self.replaced(*item),
             (Doing::Mending, Event::Mended(outcomes)) => {
                 self.all_mended(now, outcomes, "it was not said what came of it");
             }
@@ -438,6 +446,7 @@ impl Audit {
                 done: 0,
                 whole: false,
                 tries: 0,
+                replaced: 0,
             });
             self.unread(&why);
         }
@@ -484,6 +493,7 @@ impl Audit {
             }
             pass.within = Some((open.item.version, open.done));
             pass.starts = 0;
+            changed::note_hidden(pass, &open.item, looked);
         }
         self.came_on();
         self.found(now, &open.item, looked);
@@ -613,6 +623,7 @@ impl Audit {
                 done,
                 whole: done == 0,
                 tries: 0,
+                replaced: 0,
             });
             self.doing = Doing::Looking;
             return out.push(Action::Look(item, done));

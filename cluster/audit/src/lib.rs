@@ -5,6 +5,8 @@
 //! - [`Governor`] says how fast one may be read, by what that does to others;
 //! - [`Record`] is what is kept of a partition: where the pass is, what waits to be mended, what was counted. It is one
 //!   document, so that none of the three is ever ahead of the others;
+//! - [`Census`] finds the shards of a device that no object names, by what passes ask for; [`Orphans`] is what is kept of
+//!   them;
 //! - [`Comparison`] compares the replicas of a partition with each other, a pass at a time;
 //! - [`Tally`] is what was counted, by days; [`Loss`] what is gone;
 //! - [`poisson`], [`markov`] and [`zones`] make of that how durable the store was, and how durable a model says that it
@@ -15,11 +17,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod audit;
+pub mod census;
 pub mod compare;
 pub mod durability;
 pub mod govern;
 pub mod latency;
 pub mod markov;
+pub mod orphans;
 pub mod pace;
 pub mod poisson;
 pub mod queue;
@@ -29,6 +33,10 @@ pub mod zones;
 
 #[cfg(test)]
 mod audit_tests;
+#[cfg(test)]
+mod census_tests;
+#[cfg(test)]
+mod changed_tests;
 #[cfg(test)]
 mod compare_tests;
 #[cfg(test)]
@@ -43,9 +51,11 @@ mod rates_tests;
 mod zones_tests;
 
 pub use audit::{Action, Audit, Event, Limits, Looked, Prey, World};
+pub use census::Census;
 pub use compare::{Compared, Comparison, Divergence, Next, Said};
 pub use durability::{Assumptions, Measured, Modelled, Window, measure, model};
 pub use govern::{Arrival, Bound, Governor, Told};
+pub use orphans::{Orphan, Orphans};
 pub use pace::{Charge, Pace, Pacing};
 pub use queue::{Finding, How, Job, Outcome};
 pub use record::{Absent, BadRecord, Closed, Document, Item, Loss, Place, Record};

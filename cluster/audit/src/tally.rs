@@ -29,13 +29,15 @@ pub enum Kind {
     StaleIncarnation,
     /// No shard: a replica of a partition whose index does not say what those of others say.
     DivergentReplica,
+    /// A shard that no object names.
+    Orphan,
     /// Of a kind that this program does not know.
     Other,
 }
 
 impl Kind {
     /// All of them, in their order.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Missing,
         Kind::Rot,
         Kind::WrongRecord,
@@ -45,6 +47,7 @@ impl Kind {
         Kind::Misdirected,
         Kind::StaleIncarnation,
         Kind::DivergentReplica,
+        Kind::Orphan,
         Kind::Other,
     ];
 
@@ -60,13 +63,14 @@ impl Kind {
             Kind::Misdirected => "misdirected",
             Kind::StaleIncarnation => "stale-incarnation",
             Kind::DivergentReplica => "divergent-replica",
+            Kind::Orphan => "orphan",
             Kind::Other => "other",
         }
     }
 
-    /// Whether it is said of shards.
+    /// Whether it is said of shards that some object needs.
     pub fn is_of_shards(self) -> bool {
-        self != Kind::DivergentReplica
+        !matches!(self, Kind::DivergentReplica | Kind::Orphan)
     }
 
     /// Whether documents of version 1 have it.
@@ -140,8 +144,8 @@ pub struct Tally {
     pub object_s: u64,
     /// The same of shards.
     pub shard_s: u64,
-    /// Bad shards, each counted once until it is mended, by what was wrong; and replicas that differ from others, each
-    /// counted on each day that it was found.
+    /// Bad shards, each counted once until it is mended, by what was wrong; replicas that differ from others, each
+    /// counted on each day that it was found; and shards that no object names, each counted once.
     #[serde(deserialize_with = "by_kind")]
     pub found: BTreeMap<Kind, u64>,
     /// Milliseconds that the bad ones can have been bad for at the most when they were found.
@@ -278,6 +282,12 @@ impl Tally {
     /// Replicas of partitions that were found to differ from others.
     pub fn divergent(&self) -> u64 {
         let found = self.found.get(&Kind::DivergentReplica);
+        found.copied().unwrap_or_default()
+    }
+
+    /// Shards that were found, and that no object names.
+    pub fn orphans(&self) -> u64 {
+        let found = self.found.get(&Kind::Orphan);
         found.copied().unwrap_or_default()
     }
 }

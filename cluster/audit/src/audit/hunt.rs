@@ -20,7 +20,7 @@ use ashlar_layout::ids::{DeviceNo, StripeId};
 
 use super::{Action, Audit, CLOCKS_APART_MS, Doing, Looked, Now};
 use crate::queue::{self, Finding, URGENT};
-use crate::record::{Absent, Hunt, Item, cut};
+use crate::record::{Absent, Hunt, Item, Pass, cut};
 
 /// So often it was told that a device is away, with nothing else in between, though it is not waited for: answers are
 /// lost, and so are nodes for a moment.
@@ -80,13 +80,20 @@ impl Audit {
                 *ms = now.wall_ms;
             }
         };
+        // By when it began a pass is told from others.
+        let begun = |pass: &mut Pass| {
+            if pass.begun_ms > latest {
+                pass.begun_ms = now.wall_ms;
+                pass.note_unread("a clock was wrong: when this pass began is not known");
+            }
+        };
         let record = &mut self.record;
         if let Some(pass) = &mut record.pass {
-            mend(&mut pass.begun_ms);
+            begun(pass);
         }
         if let Some(ended) = &mut record.ended {
             mend(&mut ended.ended_ms);
-            mend(&mut ended.pass.begun_ms);
+            begun(&mut ended.pass);
         }
         for absent in record.absent.values_mut() {
             mend(&mut absent.since_ms);
