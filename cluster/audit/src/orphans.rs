@@ -70,6 +70,11 @@ impl Orphans {
         self.shards.values().map(|shard| shard.bytes).sum()
     }
 
+    /// How many were found, as far as days are kept.
+    pub fn counted(&self) -> u64 {
+        self.found.values().sum()
+    }
+
     /// Takes one in; false if it has no room for it.
     pub(crate) fn take(&mut self, place: u64, orphan: Orphan, day: u64) -> bool {
         if self.shards.len() >= ORPHANS_MAX {

@@ -10,12 +10,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar_cluster_audit::{Charge, Event, Item};
+use ashlar_cluster_audit::{Charge, Event, Item, Looked};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, StripeId};
 use ashlar_layout::time::Instant;
 use ashlar_node_client::{ClientError, ObjectAudit, Step};
 use tokio::task::JoinHandle;
 
+use crate::asked::item;
 use crate::look::{charges, looked};
 use crate::node::Node;
 
@@ -77,39 +78,59 @@ impl Eye {
             Err(error) => return self.unread(item, &error),
         };
         if object.meta().version.0 != item.version {
-            return (None, Event::Changed);
+            return replaced(object);
         }
         for _ in 0..done {
             match object.next().await {
                 Ok(Step::Stripe(_)) => {}
                 Ok(Step::Over) => return (None, Event::Over(false)),
-                Ok(Step::Changed) => return (None, Event::Changed),
+                Ok(Step::Changed) => return self.again(&object).await,
                 Err(error) => return self.unread(item, &error),
             }
         }
         self.next((object, done)).await
     }
 
+    /// The object is not what it was: what it is now is looked at. What that names may have been there before.
+    async fn again(&self, object: &ObjectAudit) -> Seen {
+        match object.again().await {
+            Ok(Some(object)) => replaced(object),
+            Ok(None) => (None, Event::Changed),
+            Err(error) => (None, self.failed("an object that changed", &error)),
+        }
+    }
+
     /// Looks at an object's next stripe.
     pub(crate) async fn next(&self, (mut object, nth): Open) -> Seen {
         let found = match object.next().await {
             Ok(Step::Over) => return (None, Event::Over(nth == 0)),
-            Ok(Step::Changed) => return (None, Event::Changed),
+            Ok(Step::Changed) => return self.again(&object).await,
             Ok(Step::Stripe(stripe)) => {
                 let charges = charges(&self.node.client.map(), &stripe, 1);
                 self.node.pay(&charges, false).await;
                 let _room = self.node.room(&stripe, 1).await;
+                let lists = object.is_list(&stripe);
                 let found = object.look(&stripe, false).await;
-                found.map(|found| found.map(|found| looked(&stripe, nth, &found)))
+                let looked = |found| Looked {
+                    lists,
+                    ..looked(&stripe, nth, &found)
+                };
+                found.map(|found| found.map(looked))
             }
             Err(error) => Err(error),
         };
         match found {
             Ok(Some(looked)) => (Some((object, nth + 1)), Event::Stripe(looked)),
-            Ok(None) => (None, Event::Changed),
+            Ok(None) => self.again(&object).await,
             Err(error) => (None, self.failed("an object cannot be looked at", &error)),
         }
     }
+}
+
+fn replaced(object: ObjectAudit) -> Seen {
+    let (bucket, key) = object.name();
+    let item = item(bucket, key, object.meta());
+    (Some((object, 0)), Event::Replaced(Box::new(item)))
 }
 
 /// A look that is under way; given up if nobody waits for it.

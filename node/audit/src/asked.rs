@@ -31,7 +31,7 @@ pub struct Asked {
 }
 
 /// What an object is called in the ledger.
-fn item(bucket: &str, key: &str, meta: &ObjectMeta) -> Item {
+pub(crate) fn item(bucket: &str, key: &str, meta: &ObjectMeta) -> Item {
     Item {
         bucket: bucket.to_owned(),
         key: key.to_owned(),

@@ -19,8 +19,10 @@ use std::time::Duration;
 use ashlar_cluster_audit::record::{DAY_MS, device_day};
 use ashlar_cluster_audit::{Charge, Closed, Tally};
 use ashlar_layout::ids::{DeviceNo, Seq};
+use tokio::sync::Mutex;
 use tokio::time::{sleep, sleep_until};
 
+use crate::census::{self, Ask, Counted};
 use crate::ledger::{self, LedgerError};
 use crate::node::Node;
 
@@ -57,6 +59,9 @@ pub trait Devices: Send + Sync + 'static {
         device: DeviceNo,
         step: Self::Step,
     ) -> impl Future<Output = Answer<Self::Step>> + Send;
+
+    /// Asks a device something for a census; none if it does not serve, or has no room for that now.
+    fn count(&self, device: DeviceNo, ask: Ask) -> impl Future<Output = Option<Counted>> + Send;
 }
 
 /// What came of a step.
@@ -281,8 +286,23 @@ impl Book {
     }
 }
 
-/// Has a device look at itself, for ever. It may be dropped at any time.
+/// Has a device look at itself and be counted, for ever. It may be dropped at any time.
 pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: Arc<D>) {
+    let turn = Mutex::new(());
+    let census = census::run(node.clone(), device, devices.clone(), &turn);
+    tokio::select! {
+        () = look(node.clone(), device, devices, &turn) => {}
+        () = census => {}
+    }
+}
+
+/// Has a device look at itself, for ever. `turn` is held while it is asked.
+async fn look<D: Devices>(
+    node: Arc<Node>,
+    device: DeviceNo,
+    devices: Arc<D>,
+    turn: &Mutex<()>,
+) {
     let mut book = Book {
         node: node.clone(),
         device,
@@ -297,7 +317,10 @@ pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: 
             .at(node.clock.now() + node.options.pass.max(WAIT));
         let mut walk = Walk::new(devices.first());
         while let Some(step) = walk.step {
-            let answer = devices.look(device, step).await;
+            let answer = {
+                let _turn = turn.lock().await;
+                devices.look(device, step).await
+            };
             let told = walk.untold;
             let then = walk.take(answer, |step| devices.behind(step), &mut book.sums.counted);
             if told == 0 && walk.untold > 0 {

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ashlar_cluster_audit::orphans::ORPHANS;
 use ashlar_cluster_audit::record::{self, BadRecord, DAYS, LOST, NOW};
-use ashlar_cluster_audit::{Closed, Document, Loss, Record, Tally, Window};
+use ashlar_cluster_audit::{Closed, Document, Kind, Loss, Orphans, Record, Tally, Window};
 use ashlar_layout::ids::{PartitionId, Seq};
 use ashlar_layout::manifest::Precondition;
 use ashlar_layout::names::SYSTEM_BUCKET;
@@ -178,6 +179,40 @@ pub async fn records(client: &Client) -> Result<Read<Record>, LedgerError> {
     Ok(all(client, keys).await)
 }
 
+/// What is recorded of these partitions, by keys. That it cannot be read is an error; that there is none is not.
+pub(crate) async fn records_of(
+    client: &Client,
+    partitions: impl Iterator<Item = PartitionId>,
+) -> Result<BTreeMap<String, Record>, LedgerError> {
+    let (mut found, mut tasks) = (BTreeMap::new(), JoinSet::new());
+    let mut keys = partitions.map(record::now_key);
+    loop {
+        while tasks.len() < AT_ONCE
+            && let Some(key) = keys.next()
+        {
+            let client = client.clone();
+            tasks.spawn(async move { (read::<Record>(&client, &key).await, key) });
+        }
+        match tasks.join_next().await {
+            None => return Ok(found),
+            Some(Ok((record, key))) => {
+                found.extend(record?.map(|(_, record)| (key, record)));
+            }
+            // It is not known whether there is one.
+            Some(Err(_)) => {
+                let source = BadRecord::Damaged("its reader panicked");
+                return Err(LedgerError::document(NOW)(source));
+            }
+        }
+    }
+}
+
+/// What is known of shards that no object names, by devices.
+pub async fn orphans(client: &Client) -> Result<Read<Orphans>, LedgerError> {
+    let keys = keys(client, ORPHANS, String::new()).await?;
+    Ok(all(client, keys).await)
+}
+
 /// The losses of these days, by when they were found.
 pub async fn losses(client: &Client, window: Window) -> Result<Read<Loss>, LedgerError> {
     let keys = keys(client, LOST, String::new()).await?;
@@ -187,11 +222,13 @@ pub async fn losses(client: &Client, window: Window) -> Result<Read<Loss>, Ledge
     Ok(losses)
 }
 
-/// What was counted on each of these days: those that are over, and those that partitions still count.
+/// What was counted on each of these days: those that are over, and those that partitions still count; and what no
+/// object names.
 pub async fn by_day(
     client: &Client,
     window: Window,
     now: &Read<Record>,
+    orphans: &Read<Orphans>,
 ) -> Result<(BTreeMap<u64, Tally>, Vec<String>), LedgerError> {
     // Records first: a day that is closed meanwhile is in both then, and counted once.
     let first = record::day_key(window.first, "");
@@ -212,7 +249,13 @@ pub async fn by_day(
             }
         }
     }
-    let unread = now.unread.iter().chain(&days.unread);
+    for (day, count) in orphans.found.values().flat_map(|it| &it.found) {
+        if window.has(*day) {
+            let found = &mut sums.entry(*day).or_default().found;
+            *found.entry(Kind::Orphan).or_default() += count;
+        }
+    }
+    let unread = now.unread.iter().chain(&days.unread).chain(&orphans.unread);
     Ok((sums, unread.cloned().collect()))
 }
 

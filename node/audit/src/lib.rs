@@ -2,7 +2,7 @@
 //!
 //! - [`run`] is a node's auditor: it goes through the partitions that the node leads, for as long as it does,
 //!   and compares the replicas of each with each other;
-//! - [`device`] has the node's devices look at themselves;
+//! - [`device`] has the node's devices look at themselves, and [`census`] finds what of their shards no object names;
 //! - [`ledger`] reads and writes what is recorded, in the reserved bucket;
 //! - [`Asked`] records a pass that somebody asked for.
 //!
@@ -10,6 +10,7 @@
 
 mod ahead;
 pub mod asked;
+pub mod census;
 mod compare;
 pub mod device;
 pub mod ledger;

@@ -19,6 +19,7 @@ pub fn looked(stripe: &Stripe, nth: u64, found: &Mended) -> Looked {
     Looked {
         stripe: stripe.id,
         nth,
+        lists: false,
         shard_len: u64::from(stripe.shard_len()),
         whole: found.whole,
         needed: found.needed,

@@ -202,6 +202,25 @@ impl ObjectAudit {
         &self.meta
     }
 
+    /// Its bucket and key.
+    pub fn name(&self) -> (&str, &str) {
+        (&self.bucket, &self.key)
+    }
+
+    /// Whether the stripe that [`ObjectAudit::next`] gave last is a list of others, which come next.
+    pub fn is_list(&self, stripe: &Stripe) -> bool {
+        self.list.as_ref() == Some(stripe)
+    }
+
+    /// What has come in the place of an object that has changed, from its first stripe on; none if there is nothing.
+    pub async fn again(&self) -> Result<Option<ObjectAudit>, ClientError> {
+        let again = ObjectAudit::open(&self.inner, self.name(), self.id).await?;
+        Ok(again.map(|again| ObjectAudit {
+            haste: self.haste,
+            ..again
+        }))
+    }
+
     /// Whether the object is what it was.
     async fn stands(&self) -> Result<bool, ClientError> {
         let meta = known(&self.inner, (&self.bucket, &self.key), self.id).await?;
@@ -253,7 +272,7 @@ impl ObjectAudit {
                 return Ok(None);
             }
         }
-        if found.is_lost() && self.list.as_ref() == Some(stripe) {
+        if found.is_lost() && self.is_list(stripe) {
             // What it listed is lost with it.
             self.list = None;
         }
@@ -283,7 +302,7 @@ impl ObjectAudit {
             return Ok(None);
         };
         // A list that was not read yet is named by the manifest.
-        let is_list = self.list.as_ref() == Some(stripe);
+        let is_list = self.is_list(stripe);
         let spot = Spot {
             stripe: stripe.clone(),
             list: self.from.clone().filter(|_| !is_list),

@@ -1,4 +1,4 @@
-//! Devices that look at themselves: from the auditor's thread to the core that has the device, and back.
+//! Devices that look at themselves, and are counted: from the auditor's thread to the core that has the device, and back.
 //!
 //! Invariants:
 //! - only devices are asked that a core of this process has; of each one step is asked for at a time, and what nobody
@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use ashlar_layout::ids::DeviceNo;
 use ashlar_layout::time::Instant;
+use ashlar_node_audit::census;
 use ashlar_node_audit::device::{Answer, Devices, Seen};
 use ashlar_node_engine::api::{self, Output};
 use ashlar_node_engine::audit::{Audited, Step};
+use ashlar_node_engine::census as engine;
 use ashlar_node_engine::error::EngineError;
 use ashlar_node_reactor::Buf;
 use tokio::sync::oneshot;
@@ -27,13 +29,27 @@ use crate::shared::Shared;
 /// How long an answer is waited for: after that the device counts as away.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
-/// Where the answer to a step goes.
-pub(crate) type Reply = oneshot::Sender<Result<Audited, EngineError>>;
+/// What it came to.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Audited(Audited),
+    Counted(engine::Counted),
+}
 
-/// A step that a device is to make.
+/// Where the answer goes.
+pub(crate) type Reply = oneshot::Sender<Result<Told, EngineError>>;
+
+/// What a device is asked for.
+#[derive(Clone, Copy)]
+enum What {
+    Step(Step),
+    Census(engine::Ask),
+}
+
+/// Something that a device is asked for.
 struct Ask {
     device: DeviceNo,
-    step: Step,
+    what: What,
     reply: Reply,
 }
 
@@ -116,7 +132,7 @@ impl Core {
         });
         for Ask {
             device,
-            step,
+            what,
             reply,
         } in asks
         {
@@ -126,7 +142,10 @@ impl Core {
                 && self.devices[device].is_serving()
             {
                 let op = self.ops.insert(Pending::Audit(reply, device));
-                let event = api::Event::Audit { op, step };
+                let event = match what {
+                    What::Step(step) => api::Event::Audit { op, step },
+                    What::Census(ask) => api::Event::Census { op, ask },
+                };
                 let meter = Meter::Background { device, bytes: 0 };
                 self.metered(device, meter, event, now);
             }
@@ -134,20 +153,45 @@ impl Core {
     }
 }
 
-/// A step was made, or was not.
+/// It was done, or was not.
 pub(crate) fn answer(reply: Reply, result: Result<Output<Buf>, EngineError>) {
-    let audited = match result {
-        Ok(Output::Audited(audited)) => Ok(audited),
+    let told = match result {
+        Ok(Output::Audited(audited)) => Ok(Told::Audited(audited)),
+        Ok(Output::Counted(counted)) => Ok(Told::Counted(counted)),
         Err(error) => Err(error),
         // Nothing else is an answer to that.
         Ok(_) => return,
     };
     // Whoever asked may be gone.
-    let _ = reply.send(audited);
+    let _ = reply.send(told);
 }
 
 /// The devices of this node, for the auditor.
 pub(crate) struct OwnDevices(pub(crate) Arc<Shared>);
+
+impl OwnDevices {
+    /// Asks a device for something; none if it does not serve.
+    async fn ask(
+        &self,
+        device: DeviceNo,
+        what: What,
+    ) -> Option<Result<Told, EngineError>> {
+        if self.0.stopping.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask {
+            device,
+            what,
+            reply,
+        };
+        let _waits = self.0.audits.push(ask);
+        self.0.wake();
+        // The end that waits is dropped with this, and so before what takes the ask out.
+        let answered = timeout(ANSWER_MAX, answer).await;
+        answered.ok()?.ok()
+    }
+}
 
 impl Devices for OwnDevices {
     type Step = Step;
@@ -169,20 +213,8 @@ impl Devices for OwnDevices {
     }
 
     async fn look(&self, device: DeviceNo, step: Step) -> Answer<Step> {
-        if self.0.stopping.load(Ordering::Relaxed) {
-            return Answer::Away;
-        }
-        let (reply, answer) = oneshot::channel();
-        let _waits = self.0.audits.push(Ask {
-            device,
-            step,
-            reply,
-        });
-        self.0.wake();
-        // The end that waits is dropped with this, and so before what takes the ask out.
-        let answered = timeout(ANSWER_MAX, answer).await;
-        match answered {
-            Ok(Ok(Ok(audited))) => {
+        match self.ask(device, What::Step(step)).await {
+            Some(Ok(Told::Audited(audited))) => {
                 let Audited {
                     next,
                     bytes,
@@ -200,9 +232,37 @@ impl Devices for OwnDevices {
                     left_out,
                 })
             }
-            Ok(Ok(Err(EngineError::Busy { .. }))) => Answer::Busy,
+            Some(Err(EngineError::Busy { .. })) => Answer::Busy,
             _ => Answer::Away,
         }
+    }
+
+    async fn count(&self, device: DeviceNo, ask: census::Ask) -> Option<census::Counted> {
+        let ask = match ask {
+            census::Ask::Begin(salt) => engine::Ask::Begin { salt },
+            census::Ask::Unmarked(salt, from) => engine::Ask::Unmarked { salt, from },
+            census::Ask::Name(place) => engine::Ask::Name { place },
+        };
+        let Ok(Told::Counted(counted)) = self.ask(device, What::Census(ask)).await? else {
+            return None;
+        };
+        Some(match counted {
+            engine::Counted::Begun => census::Counted::Begun,
+            engine::Counted::Forgotten => census::Counted::Forgotten,
+            engine::Counted::Walked {
+                unmarked,
+                next,
+                memory,
+            } => census::Counted::Unmarked {
+                places: unmarked,
+                next,
+                memory,
+            },
+            engine::Counted::Named { shard, bytes } => {
+                census::Counted::Named(Some((shard, u64::from(bytes))))
+            }
+            engine::Counted::Unnamed => census::Counted::Named(None),
+        })
     }
 }
 
@@ -210,11 +270,11 @@ impl Devices for OwnDevices {
 mod tests {
     use super::*;
 
-    fn ask(device: u32) -> (Ask, oneshot::Receiver<Result<Audited, EngineError>>) {
+    fn ask(device: u32) -> (Ask, oneshot::Receiver<Result<Told, EngineError>>) {
         let (reply, answer) = oneshot::channel();
         let ask = Ask {
             device: DeviceNo(device),
-            step: Step::Superblocks,
+            what: What::Step(Step::Superblocks),
             reply,
         };
         (ask, answer)

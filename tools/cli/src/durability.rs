@@ -104,7 +104,8 @@ pub fn durability(args: &DurabilityArgs, cluster: Option<&Path>, json: bool) -> 
         let unreadable = |error| Fail::Refused(format!("the ledger cannot be read: {error}"));
         let window = Window::of(days, ledger::wall_ms());
         let records = ledger::records(&client).await.map_err(unreadable)?;
-        let counted = ledger::by_day(&client, window, &records).await;
+        let orphans = ledger::orphans(&client).await.map_err(unreadable)?;
+        let counted = ledger::by_day(&client, window, &records, &orphans).await;
         let (days_of, mut unread) = counted.map_err(unreadable)?;
         let mut tally = Tally::default();
         days_of.values().for_each(|day| tally.add(day));
