@@ -297,12 +297,7 @@ pub(crate) async fn run<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: 
 }
 
 /// Has a device look at itself, for ever. `turn` is held while it is asked.
-async fn look<D: Devices>(
-    node: Arc<Node>,
-    device: DeviceNo,
-    devices: Arc<D>,
-    turn: &Mutex<()>,
-) {
+async fn look<D: Devices>(node: Arc<Node>, device: DeviceNo, devices: Arc<D>, turn: &Mutex<()>) {
     let mut book = Book {
         node: node.clone(),
         device,

@@ -171,11 +171,7 @@ pub(crate) struct OwnDevices(pub(crate) Arc<Shared>);
 
 impl OwnDevices {
     /// Asks a device for something; none if it does not serve.
-    async fn ask(
-        &self,
-        device: DeviceNo,
-        what: What,
-    ) -> Option<Result<Told, EngineError>> {
+    async fn ask(&self, device: DeviceNo, what: What) -> Option<Result<Told, EngineError>> {
         if self.0.stopping.load(Ordering::Relaxed) {
             return None;
         }

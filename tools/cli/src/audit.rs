@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::fail::Fail;
+use crate::orphans::{self, OrphansRow};
 use crate::output::{self, Progress, human};
 use crate::process;
 use crate::store;
@@ -65,6 +66,8 @@ struct Tally {
     changed: u64,
     /// Objects that could not be looked at, and why.
     unread: Vec<String>,
+    /// Shards that no object names, as the nodes' own passes have found them: this one finds none.
+    orphans: Vec<OrphansRow>,
 }
 
 impl Tally {
@@ -133,6 +136,9 @@ impl Tally {
             };
             output::line(&format!("{count} objects {what}"))?;
         }
+        for told in orphans::told(&self.orphans) {
+            output::line(&told)?;
+        }
         for (what, list) in [("not mended", &self.failed), ("LOST", &self.lost)] {
             for one in list {
                 output::line(&format!("{what}: {one}"))?;
@@ -182,6 +188,12 @@ struct Pass {
     tally: Tally,
     /// Where it is recorded, if it mends.
     asked: Option<Asked>,
+}
+
+fn unread(error: LedgerError) -> Fail {
+    Fail::Refused(format!(
+        "what nodes found of orphans cannot be read: {error}"
+    ))
 }
 
 fn unrecorded(error: LedgerError) -> Fail {
@@ -300,6 +312,9 @@ pub fn audit(args: &AuditArgs, cluster: Option<&Path>, json: bool) -> Result<(),
         if let Some(asked) = pass.asked {
             asked.end().await.map_err(unrecorded)?;
         }
+        let (orphans, unread) = orphans::read(&client).await.map_err(unread)?;
+        pass.tally.orphans = orphans;
+        pass.tally.unread.extend(unread);
         Ok(pass.tally)
     })?;
     match json {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::durability_plot;
 use crate::fail::Fail;
+use crate::orphans::{self, OrphansRow};
 use crate::output::{self, human};
 use crate::repair::{Margins, margins};
 use crate::store;
@@ -69,6 +70,7 @@ struct Report {
     losses: Vec<Loss>,
     modelled: Modelled,
     margin: Margins,
+    orphans: Vec<OrphansRow>,
     /// What of the ledger could not be read: it is not in these numbers.
     unread: Vec<String>,
 }
@@ -104,8 +106,8 @@ pub fn durability(args: &DurabilityArgs, cluster: Option<&Path>, json: bool) -> 
         let unreadable = |error| Fail::Refused(format!("the ledger cannot be read: {error}"));
         let window = Window::of(days, ledger::wall_ms());
         let records = ledger::records(&client).await.map_err(unreadable)?;
-        let orphans = ledger::orphans(&client).await.map_err(unreadable)?;
-        let counted = ledger::by_day(&client, window, &records, &orphans).await;
+        let read = ledger::orphans(&client).await.map_err(unreadable)?;
+        let counted = ledger::by_day(&client, window, &records, &read).await;
         let (days_of, mut unread) = counted.map_err(unreadable)?;
         let mut tally = Tally::default();
         days_of.values().for_each(|day| tally.add(day));
@@ -127,6 +129,7 @@ pub fn durability(args: &DurabilityArgs, cluster: Option<&Path>, json: bool) -> 
             losses,
             modelled,
             margin,
+            orphans: orphans::rows(&read),
             unread,
         })
     })?;
@@ -225,6 +228,15 @@ impl Report {
                 "  replicas of partitions that differ from others, by days that it was found: {}; logs of nodes say more",
                 counted.divergent()
             ))?;
+        }
+        if counted.orphans() > 0 {
+            output::line(&format!(
+                "  shards that no object names, each once: {}",
+                counted.orphans()
+            ))?;
+        }
+        for told in orphans::told(&self.orphans) {
+            output::line(&format!("  {told}"))?;
         }
         if counted.moved > 0 {
             output::line(&format!(

@@ -31,6 +31,7 @@ mod map_new;
 mod map_show;
 mod map_spec;
 mod node;
+mod orphans;
 mod output;
 mod process;
 mod put;

@@ -15,6 +15,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::fail::Fail;
+use crate::orphans::{self, OrphansRow};
 use crate::output::{self, human};
 use crate::store;
 
@@ -286,6 +287,7 @@ struct Status {
     partitions: Vec<Row>,
     margin: Margins,
     devices: Vec<PaceRow>,
+    orphans: Vec<OrphansRow>,
     /// What of the ledger could not be read.
     unread: Vec<String>,
 }
@@ -294,10 +296,20 @@ struct Status {
 pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(), Fail> {
     let RepairCommand::Status = args.command;
     let status = store::with_client(cluster, |client| async move {
-        let (found, unread) = match ledger::records(&client).await {
+        let (found, mut unread) = match ledger::records(&client).await {
             Ok(read) => (read.found, read.unread),
             // With a partition's chain away there is no ledger; how devices are can be told all the same.
             Err(error) => (BTreeMap::new(), vec![error.to_string()]),
+        };
+        let orphans = match orphans::read(&client).await {
+            Ok((rows, others)) => {
+                unread.extend(others);
+                rows
+            }
+            Err(error) => {
+                unread.push(error.to_string());
+                Vec::new()
+            }
         };
         // It asks the nodes, so the client has the newest map after it.
         let margin = margins(&client, found.values()).await;
@@ -306,6 +318,7 @@ pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(
             partitions: found.values().filter_map(|it| row(it, out)).collect(),
             margin,
             devices: paces(&client).await,
+            orphans,
             unread,
         })
     })?;
@@ -387,6 +400,9 @@ impl Status {
         output::line("audits and repairs may read:")?;
         for device in &self.devices {
             output::line(&device.told())?;
+        }
+        for told in orphans::told(&self.orphans) {
+            output::line(&told)?;
         }
         for unread in &self.unread {
             output::line(&format!("not read: {unread}"))?;
