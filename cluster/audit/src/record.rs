@@ -6,6 +6,7 @@
 //! audit/days/DAY/RUN           the same of a pass that somebody asked for
 //! audit/days/DAY/device-NO     the same of a device that looked at itself
 //! audit/lost/STRIPE            a stripe whose bytes are gone, and whose they were: never changed again
+//! audit/orphans/DEVICE         shards that no object names ([`crate::orphans`])
 //! ```
 //!
 //! Invariants:
