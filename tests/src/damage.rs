@@ -10,17 +10,19 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::crc::crc32;
 use ashlar_layout::extent::{ExtentHeader, ExtentKind, Geometry};
-use ashlar_layout::ids::{DeviceId, ExtentNo, Incarnation};
+use ashlar_layout::ids::{DeviceId, DeviceNo, ExtentNo, Incarnation, ShardId, StripeId};
 use ashlar_layout::limits::BLOCK_SIZE;
-use ashlar_layout::message::FindingKind;
+use ashlar_layout::message::{FindingKind, Reply, Request};
 use ashlar_layout::record::{RecordHeader, Subject, header_len, table_end};
 use ashlar_layout::stamp::{HeadFault, Place};
 use ashlar_layout::superblock::Superblock;
 use rustix::fs::OFlags;
 
 use crate::content::Random;
+use crate::wire::{Answer, Wire};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 const SECTOR: usize = 512;
@@ -42,6 +44,25 @@ impl Aligned {
     fn get(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len]
     }
+}
+
+/// Writes a shard to the device of a node as a put does that never comes to its end; `number` is one that no other such
+/// call had. The shard, and its device.
+pub fn leak(map: &ClusterMap, node: u32, number: u64) -> (ShardId, DeviceNo) {
+    let its = map.devices.iter().find(|device| device.node.0 == node);
+    let device = its.expect("each node has a device").no;
+    let stripe = StripeId {
+        writer: 0xabcd,
+        attempt: number,
+    };
+    let shard = ShardId { stripe, index: 1 };
+    let write = Request::ShardWrite { device, shard };
+    let answer = Wire::greet(map, node).ask(map.epoch, &write, &[7; 20_000]);
+    assert!(
+        matches!(answer, Answer::Reply(Reply::Done, _)),
+        "{shard} on device {device}: {answer:?}"
+    );
+    (shard, device)
 }
 
 /// Gives two files each other's names.

@@ -8,14 +8,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
-use ashlar_layout::ids::{DeviceNo, ShardId, StripeId};
+use ashlar_layout::ids::{DeviceNo, ShardId};
 use ashlar_layout::manifest::{Body, Manifest};
-use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::names::{SYSTEM_BUCKET, SYSTEM_PARTS};
 use ashlar_node_client::{Client, ClientOptions, DeleteOptions, PutOptions, RenameOptions, Seal};
 use ashlar_tests::content::Content;
+use ashlar_tests::damage::leak;
 use ashlar_tests::rig::{Options, PATIENCE, Rig, eventually, runtime};
-use ashlar_tests::wire::{Answer, Wire};
 use serde_json::Value;
 
 const BUCKET: &str = "data";
@@ -65,23 +64,11 @@ async fn abandon(client: &Client, key: &str, seed: u64) -> BTreeMap<String, Devi
         taken: true,
         ..DeleteOptions::default()
     };
-    client.delete(BUCKET, key, taken).await.expect("it is there");
+    client
+        .delete(BUCKET, key, taken)
+        .await
+        .expect("it is there");
     shards(&client.map(), &meta.manifest)
-}
-
-/// Shards of a put that never comes to its end.
-fn leak(map: &ClusterMap, node: u32, number: u64) -> (String, DeviceNo) {
-    let its = map.devices.iter().find(|device| device.node.0 == node);
-    let device = its.expect("each node has a device").no;
-    let stripe = StripeId {
-        writer: 0xabcd,
-        attempt: number,
-    };
-    let shard = ShardId { stripe, index: 1 };
-    let write = Request::ShardWrite { device, shard };
-    let answer = Wire::greet(map, node).ask(map.epoch, &write, &[7; 20_000]);
-    assert!(matches!(answer, Answer::Reply(Reply::Done, _)), "{answer:?}");
-    (shard.to_string(), device)
 }
 
 /// Somebody who does with objects all that can be done.
@@ -100,7 +87,10 @@ async fn round(client: &Client, number: u64) {
     if number >= 5 {
         let old = format!("put-{:06}", number - 5);
         let none = DeleteOptions::default();
-        client.delete(BUCKET, &old, none).await.expect("it is there");
+        client
+            .delete(BUCKET, &old, none)
+            .await
+            .expect("it is there");
     }
     // Put together of parts, which stand for a while before that.
     let parts = |number: u64| [0, 1].map(|part| format!("{SYSTEM_PARTS}test/{number:06}/{part}"));
@@ -147,7 +137,10 @@ async fn round(client: &Client, number: u64) {
 
 impl Busy {
     fn start(rig: &Rig) -> Busy {
-        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, rounds) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let (map, ended, count) = (rig.map(), stop.clone(), rounds.clone());
         let options = ClientOptions {
             unavailable_wait: Duration::from_secs(30),
@@ -203,7 +196,11 @@ fn told(rig: &Rig) -> Option<(BTreeMap<String, DeviceNo>, Vec<u64>)> {
 fn counted(rig: &Rig) -> Option<u64> {
     let ledger = asked(rig, &["durability", "--json"])?;
     let found = &ledger["measured"]["counted"]["found"];
-    Some(found.get("orphan").map_or(0, |it| it.as_u64().expect("a count")))
+    Some(
+        found
+            .get("orphan")
+            .map_or(0, |it| it.as_u64().expect("a count")),
+    )
 }
 
 /// Waits until so many censuses more of each device have ended.
@@ -233,13 +230,17 @@ fn what_no_object_names_is_found_and_nothing_else() {
         }
     });
     let map = rig.map();
-    expected.extend([(1, 1), (1, 2), (4, 3)].map(|(node, number)| leak(&map, node, number)));
+    let leaks = [(1, 1), (1, 2), (4, 3)].map(|(node, number)| leak(&map, node, number));
+    expected.extend(leaks.map(|(shard, device)| (shard.to_string(), device)));
     eprintln!("{} orphans were made", expected.len());
 
     rig.again_with_audit(Some(PASS));
     let busy = Busy::start(&rig);
     let found = censuses(&rig, 2);
-    let unexpected: BTreeSet<_> = found.keys().filter(|it| !expected.contains_key(*it)).collect();
+    let unexpected: BTreeSet<_> = found
+        .keys()
+        .filter(|it| !expected.contains_key(*it))
+        .collect();
     assert!(unexpected.is_empty(), "{unexpected:?}");
     // Each census hides a few, by chance.
     eventually("all of them are found", PATIENCE, || {
