@@ -222,6 +222,8 @@ fn what_no_object_names_is_found_and_nothing_else() {
     let mut expected = BTreeMap::new();
     runtime().block_on(async {
         let client = rig.client(ClientOptions::default());
+        let made = client.create_bucket(SYSTEM_BUCKET).await;
+        made.expect("no node looks at anything yet");
         for number in 0..STANDING {
             put(&client, &format!("old-{number:06}"), 7000 + number).await;
         }
