@@ -466,8 +466,8 @@ fn more_than_there_is_room_for() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// Whatever happens, nothing is called an orphan that an object names; and when it is quiet, all that are none's are,
-    /// and no others.
+    /// Whatever happens, nothing is called an orphan that an object names; and when it is quiet, all that are none's
+    /// are, and no others.
     #[test]
     fn exactly_those_that_nobody_names(chance: bool, ops in prop::collection::vec(op(), 1..150)) {
         let mut store = begun();

@@ -5,8 +5,8 @@
 //! - [`Governor`] says how fast one may be read, by what that does to others;
 //! - [`Record`] is what is kept of a partition: where the pass is, what waits to be mended, what was counted. It is one
 //!   document, so that none of the three is ever ahead of the others;
-//! - [`Census`] finds the shards of a device that no object names, by what passes ask for; [`Orphans`] is what is kept of
-//!   them;
+//! - [`Census`] finds the shards of a device that no object names, by what passes ask for; [`Orphans`] is what is kept
+//!   of them;
 //! - [`Comparison`] compares the replicas of a partition with each other, a pass at a time;
 //! - [`Tally`] is what was counted, by days; [`Loss`] what is gone;
 //! - [`poisson`], [`markov`] and [`zones`] make of that how durable the store was, and how durable a model says that it

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Invariants:
-//! - a shard is in it once, and is counted on the day that it came into it: what stands and what was counted are written
-//!   together, so that nobody counts it again, whoever is killed when;
+//! - a shard is in it once, and is counted on the day that it came into it: what stands and what was counted are
+//!   written together, so that nobody counts it again, whoever is killed when;
 //! - it is bounded: what has no room is not in it, nor counted, and it says that there is more.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! Censuses of a node's devices, carried out: one after another for each of them, by what the passes of all partitions ask
-//! for.
+//! Censuses of a node's devices, carried out: one after another for each of them, by what the passes of all partitions
+//! ask for.
 //!
 //! What follows from what is decided in `ashlar-cluster-audit`; the marks are the device's own.
 //!

@@ -1,4 +1,5 @@
-//! Devices that look at themselves, and are counted: from the auditor's thread to the core that has the device, and back.
+//! Devices that look at themselves, and are counted: from the auditor's thread to the core that has the device, and
+//! back.
 //!
 //! Invariants:
 //! - only devices are asked that a core of this process has; of each one step is asked for at a time, and what nobody

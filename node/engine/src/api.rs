@@ -179,7 +179,8 @@ pub enum Event<B> {
         /// Which part: the first one, or what [`Audited::next`] said.
         step: Step,
     },
-    /// Something of a census ([`crate::census`]): which shards nobody asked for since it began. Nothing is changed by it.
+    /// Something of a census ([`crate::census`]): which shards nobody asked for since it began. Nothing is changed by
+    /// it.
     Census {
         /// The caller's number for this.
         op: u64,

@@ -4,8 +4,8 @@
 //! has no mark is the auditor; here is nothing but that.
 //!
 //! Invariants:
-//! - a shard that was asked for, or became known to the index, since the marks began has its mark; one that has none was
-//!   neither. Some that were neither have one all the same: others under another salt;
+//! - a shard that was asked for, or became known to the index, since the marks began has its mark; one that has none
+//!   was neither. Some that were neither have one all the same: others under another salt;
 //! - marks are of one life of the engine: whoever asks for those of another one is told that they are forgotten;
 //! - marking allocates nothing; what is gone through in one event is [`SLOTS_MAX`] slots, or somewhat more;
 //! - nothing is changed on the device, and a read that fails fences nothing.

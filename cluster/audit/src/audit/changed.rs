@@ -1,7 +1,7 @@
 //! Objects that are replaced while they are looked at, and what cannot be seen of others.
 //!
-//! Invariant: a pass that has nothing unread came by every stripe that an object named all the while: whoever counts what
-//! nobody asks for relies on that ([`crate::census`]).
+//! Invariant: a pass that has nothing unread came by every stripe that an object named all the while: whoever counts
+//! what nobody asks for relies on that ([`crate::census`]).
 
 use super::{Audit, Doing, Looked};
 use crate::record::{Item, Pass};
