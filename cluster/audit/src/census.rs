@@ -3,8 +3,8 @@
 //! The device marks each shard that is asked for, or written. Passes ask for every shard of every object: once each
 //! partition has had a whole one that both began and ended since, what has no mark, and stood there before, is a
 //! *suspect*. What is one in two censuses, one after the other, is an orphan. The second one is for what a key hands
-//! to another one (an upload to its object, a rename): passes may come by where it is not any more and where it is not yet,
-//! once.
+//! to another one (an upload to its object, a rename): passes may come by where it is not any more and where it is not
+//! yet, once.
 //!
 //! Invariants:
 //! - a census counts only if no pass of it left a shard of this device unasked or unanswered, or could not see what an
