@@ -193,6 +193,8 @@ struct Open {
     tries: u32,
     /// How often it was replaced meanwhile.
     replaced: u32,
+    /// Stripes before this are counted: of one that was replaced they are gone through again.
+    counted: u64,
 }
 
 /// The state machine.
@@ -447,6 +449,7 @@ impl Audit {
                 whole: false,
                 tries: 0,
                 replaced: 0,
+                counted: 0,
             });
             self.unread(&why);
         }
@@ -477,17 +480,19 @@ impl Audit {
         let readable = looked.whole >= looked.needed;
         open.whole &= readable;
         let read = (u64::from(looked.whole) + looked.bad.len() as u64) * looked.shard_len;
+        let is_new = looked.nth >= open.counted;
+        open.counted = open.counted.max(open.done);
         let tally = &mut self.record.today.tally;
-        tally.stripes += 1;
-        tally.shards += looked.shards();
+        tally.stripes += u64::from(is_new);
+        tally.shards += looked.shards() * u64::from(is_new);
         tally.shard_bytes += read;
         tally.away += looked.away.len() as u64;
-        if readable {
+        if readable && is_new {
             tally.shard_s += exposure.saturating_mul(looked.shards());
         }
         if let Some(pass) = &mut self.record.pass {
             pass.shard_bytes += read;
-            *pass.margins.entry(looked.margin()).or_default() += 1;
+            *pass.margins.entry(looked.margin()).or_default() += u64::from(is_new);
             for (_, device) in &looked.away {
                 *pass.away.entry(*device).or_default() += 1;
             }
@@ -624,6 +629,7 @@ impl Audit {
                 whole: done == 0,
                 tries: 0,
                 replaced: 0,
+                counted: done,
             });
             self.doing = Doing::Looking;
             return out.push(Action::Look(item, done));

@@ -8,8 +8,8 @@
 //!
 //! Invariants:
 //! - a census counts only if no pass of it left a shard of this device unasked or unanswered, or could not see what an
-//!   object names; if the partitions and their ranges were the same all the time; and if the device did not forget its
-//!   marks. Otherwise it begins anew, or a later pass is waited for;
+//!   object names; and if the device did not forget its marks. Otherwise it begins anew, or a later pass is waited for.
+//!   A partition that is new, or has another range, needs a pass that begins after that was seen;
 //! - a pass is known to have begun since by being none of those that the records knew when the marks had begun: whoever
 //!   begins one records that before it reads. No clock is compared with another one;
 //! - an orphan is recorded once. It leaves the record when it had a mark, or was not there, in [`AGAIN`] censuses in a
@@ -274,15 +274,13 @@ impl Census {
 
     /// Passes are so now.
     fn see(&mut self, now: Now, sight: &Sight) {
-        let ranges = |sight: &Sight| -> Vec<(PartitionId, Range)> {
-            let all = sight.iter();
-            all.map(|(id, (range, _))| (*id, range.clone())).collect()
-        };
-        if ranges(&self.since) != ranges(sight) {
-            self.stage = Stage::Begin;
-            return;
-        }
-        for (id, (_, passes)) in sight {
+        self.since.retain(|id, _| sight.contains_key(id));
+        self.done.retain(|id| sight.contains_key(id));
+        for (id, (range, passes)) in sight {
+            if self.since.get(id).is_none_or(|(known, _)| known != range) {
+                self.since.insert(*id, (range.clone(), passes.clone()));
+                self.done.remove(id);
+            }
             let known = self.since.get(id).map(|(_, passes)| passes);
             let counts = |ended: &&Whole| {
                 let since = !known.is_some_and(|known| known.knows(ended.begun_ms));

@@ -74,6 +74,34 @@ fn who_is_replaced_again_and_again_is_passed_over_and_that_is_said() {
     assert!(ended.pass.unread[0].contains("replaced 8 times"));
 }
 
+/// What was put since the pass began was written since, and an audit cannot keep up with it.
+#[test]
+fn who_is_put_again_and_again_is_seen_all_the_same_and_counted_once() {
+    let mut store = Store::new(3, 2);
+    let mut driver = Driver::new(&store);
+    let mut item = to_look(&mut driver, &mut store);
+    for _ in 0..9 {
+        let looked = Looked {
+            whole: 4,
+            needed: 1,
+            ..Looked::default()
+        };
+        driver.todo.clear();
+        driver.event(&store, Event::Stripe(looked));
+        driver.todo.clear();
+        item = Item {
+            modified_ms: store.now.wall_ms + 1,
+            ..newer(&item)
+        };
+        driver.event(&store, Event::Replaced(Box::new(item.clone())));
+    }
+    driver.settle(&mut store);
+    let (tally, ended) = (store.all(), store.record().ended.unwrap());
+    assert_eq!((tally.changed, tally.unread), (9, 0));
+    assert_eq!(tally.stripes, 1 + 2 * 2, "once, and those of the others");
+    assert!(ended.pass.unread.is_empty(), "{:?}", ended.pass);
+}
+
 #[test]
 fn a_list_that_is_lost_is_something_unseen() {
     for lists in [false, true] {

@@ -6,7 +6,8 @@
 //! Invariants:
 //! - a shard that was asked for, or became known to the index, since the marks began has its mark; one that has none
 //!   was neither. Some that were neither have one all the same: others under another salt;
-//! - marks are of one life of the engine: whoever asks for those of another one is told that they are forgotten;
+//! - marks are of one life of the engine: whoever asks for those of another one is told that they are forgotten. So are
+//!   those of more shards than they were made for, which hide too many: the next ones are larger;
 //! - marking allocates nothing; what is gone through in one event is [`SLOTS_MAX`] slots, or somewhat more;
 //! - nothing is changed on the device, and a read that fails fences nothing.
 //!
@@ -32,8 +33,10 @@ const BLOCK_BITS: u32 = 512;
 const BLOCK_WORDS: usize = BLOCK_BITS as usize / 64;
 /// Blocks at the least,
 const BLOCKS_MIN: u64 = 64;
-/// and at the most: 128 MiB. A device of more than 107 million shards hides more of them in a census.
+/// and at the most: 128 MiB, for 107 million shards, those among them that are written while it goes on.
 const BLOCKS_MAX: u64 = 1 << 21;
+/// Up to so many hundredths of what it was made for a filter is believed: 1 in 20 seem to have a mark then.
+const FULL: u64 = 150;
 
 /// What is asked of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub enum Counted {
 /// Marks of shards.
 pub(crate) struct Marks {
     salt: u64,
+    /// Shards that were marked, but for those that seemed to be.
+    set: u64,
     blocks: Box<[[u64; BLOCK_WORDS]]>,
 }
 
@@ -102,6 +107,7 @@ impl Marks {
         let blocks = blocks.clamp(BLOCKS_MIN, BLOCKS_MAX) as usize;
         Marks {
             salt,
+            set: 0,
             blocks: vec![[0; BLOCK_WORDS]; blocks].into_boxed_slice(),
         }
     }
@@ -121,8 +127,25 @@ impl Marks {
 
     fn mark(&mut self, place: u64) {
         let (block, bits) = self.spot(place);
+        let mut was_there = true;
         for (word, bits) in self.blocks[block].iter_mut().zip(bits) {
+            was_there &= *word & bits == bits;
             *word |= bits;
+        }
+        self.set += u64::from(!was_there);
+    }
+
+    /// Whether more were marked than it was made for.
+    fn is_full(&self) -> bool {
+        let most = self.blocks.len() as u64 * u64::from(BLOCK_BITS) / BITS;
+        self.set > most * FULL / 100
+    }
+
+    /// For how many the next one is to be made, if there are so many now: as many may be marked again.
+    fn next_size(&self, shards: u64) -> u64 {
+        match self.is_full() {
+            true => shards.max(self.set * 2),
+            false => shards.max(self.set),
         }
     }
 
@@ -160,7 +183,9 @@ impl<M: Memory> Engine<M> {
         self.accepting()?;
         let counted = match ask {
             Ask::Begin { salt } => {
-                self.marks = Some(Marks::new(salt, self.index.len()));
+                let shards = self.index.len();
+                let shards = self.marks.take().map_or(shards, |it| it.next_size(shards));
+                self.marks = Some(Marks::new(salt, shards));
                 Counted::Begun
             }
             Ask::Unmarked { salt, from } => self.unmarked(salt, from),
@@ -175,7 +200,8 @@ impl<M: Memory> Engine<M> {
     }
 
     fn unmarked(&self, salt: u64, from: u64) -> Counted {
-        let Some(marks) = self.marks.as_ref().filter(|marks| marks.salt == salt) else {
+        let believed = |marks: &&Marks| marks.salt == salt && !marks.is_full();
+        let Some(marks) = self.marks.as_ref().filter(believed) else {
             return Counted::Forgotten;
         };
         let to = self.index.walk_to(from, self.audit.most.1);
@@ -309,6 +335,24 @@ mod tests {
         assert!((20..400).contains(&one.len()), "{}", one.len());
         assert!((20..400).contains(&other.len()), "{}", other.len());
         assert!(one.intersection(&other).count() < 20);
+    }
+
+    /// What is written while it goes on is marked as well.
+    #[test]
+    fn one_that_is_too_full_is_not_believed_and_the_next_one_is_larger() {
+        let mut marks = Marks::new(1, 100_000);
+        let mark = |marks: &mut Marks, numbers: std::ops::Range<u64>| {
+            numbers.for_each(|number| marks.mark(mix(number) % WALK_END));
+        };
+        mark(&mut marks, 0..140_000);
+        mark(&mut marks, 0..140_000);
+        assert!(!marks.is_full(), "{}", marks.set);
+        assert!((130_000..=140_000).contains(&marks.next_size(100_000)));
+        mark(&mut marks, 140_000..700_000);
+        assert!(marks.is_full());
+        let larger = Marks::new(2, marks.next_size(100_000));
+        assert!(larger.blocks.len() > marks.blocks.len() * 3);
+        assert_eq!(Marks::new(3, 0).next_size(7), 7);
     }
 
     #[test]

@@ -312,9 +312,20 @@ pub fn audit(args: &AuditArgs, cluster: Option<&Path>, json: bool) -> Result<(),
         if let Some(asked) = pass.asked {
             asked.end().await.map_err(unrecorded)?;
         }
-        let (orphans, unread) = orphans::read(&client).await.map_err(unread)?;
-        pass.tally.orphans = orphans;
-        pass.tally.unread.extend(unread);
+        // What the pass has seen is told, whether that can be read or not.
+        let known = orphans::read(&client).await.map_err(unread);
+        pass.tally.orphans = match known {
+            Ok((orphans, hidden)) => {
+                for why in hidden {
+                    output::note(&why);
+                }
+                orphans
+            }
+            Err(fail) => {
+                output::note(&fail.to_string());
+                Vec::new()
+            }
+        };
         Ok(pass.tally)
     })?;
     match json {

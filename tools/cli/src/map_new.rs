@@ -194,7 +194,10 @@ fn next(map: &ClusterMap, path: &Path) -> Result<(), Fail> {
     output::line("  3. write a node.toml for each node; that of the first:")?;
     if let Some(node) = map.nodes.first() {
         output::line(&format!("       node = {}", node.id))?;
-        output::line("       map = \"map.json\"")?;
+        output::line(&format!(
+            "       map = \"/var/lib/ashlar/map-{}.json\"    # a copy of its own: the control plane's newer ones go there",
+            node.id
+        ))?;
         for device in map.devices.iter().filter(|d| d.node == node.id) {
             output::line("       [[device]]")?;
             output::line(&format!("       no = {}", device.no))?;
@@ -203,8 +206,9 @@ fn next(map: &ClusterMap, path: &Path) -> Result<(), Fail> {
     }
     for member in &map.control {
         output::line(&format!(
-            "     and in that of node {}, a member of the control plane: [control], id = {}, dir = \"control\"",
-            member.id, member.id
+            "     and in that of node {0}, a member of the control plane: [control], id = {0}, dir = \
+             \"/var/lib/ashlar/control-{0}\"",
+            member.id
         ))?;
     }
     output::line(
