@@ -465,8 +465,8 @@ fn remove(path: &Path) -> Result<(), BenchError> {
     std::fs::remove_file(path).map_err(io(path.display().to_string()))
 }
 
-/// Clients that ask at a steady rate for so long: each answer is timed from when its question was due, so that one which
-/// is late makes all behind it late as well.
+/// Clients that ask at a steady rate for so long: each answer is timed from when its question was due, so that one
+/// which is late makes all behind it late as well.
 async fn ask(rig: &Rig, seconds: u64) -> Result<Histogram<u64>, BenchError> {
     let mut lanes = JoinSet::new();
     for lane in 0..LANES {

@@ -95,7 +95,8 @@ impl Summary {
         output::line(&format!("  journal   head {head}, followers {followers}"))?;
         let members: Vec<String> = self.control.iter().map(u32::to_string).collect();
         output::line(&match members.len() {
-            0 => "  control   none: nobody replaces what is away, splits partitions or has nodes join".to_owned(),
+            0 => "  control   none: what is away is not replaced, nothing is split, nobody joins"
+                .to_owned(),
             1 => format!("  control   member {}", members.join("")),
             _ => format!("  control   members {}", members.join(", ")),
         })?;
