@@ -124,14 +124,19 @@ impl Operation {
     }
 }
 
+/// From when to when something was under way.
+pub(crate) fn write_span(f: &mut fmt::Formatter<'_>, invoke: u64, end: u64) -> fmt::Result {
+    let ms = |ns: u64| ns as f64 / 1e6;
+    write!(f, "{:.3} to ", ms(invoke))?;
+    match end {
+        NEVER => write!(f, "? ms"),
+        end => write!(f, "{:.3} ms", ms(end)),
+    }
+}
+
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |ns: u64| ns as f64 / 1e6;
-        write!(f, "{:.3} to ", ms(self.invoke))?;
-        match self.end() {
-            NEVER => write!(f, "? ms")?,
-            end => write!(f, "{:.3} ms", ms(end))?,
-        }
+        write_span(f, self.invoke, self.end())?;
         write!(f, ", client {}: {:?}", self.client, self.kind)?;
         if self.condition != Condition::None {
             write!(f, " if {:?}", self.condition)?;

@@ -27,6 +27,7 @@ pub mod power;
 pub mod pulse;
 pub mod rig;
 pub mod s3;
+mod search;
 pub mod shelf;
 pub mod shelf_locks;
 pub mod shelf_names;

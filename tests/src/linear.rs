@@ -12,9 +12,10 @@
 //! - the versions that the store gives only say what is tried first. [`versions`] checks them on their own;
 //! - the work is bounded, and what was not decided in it is [`Verdict::Undecided`], which is no pass.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
-use crate::history::{Condition, History, Key, Kind, NEVER, Operation, Outcome, Value};
+use crate::history::{Condition, History, Key, Kind, Operation, Outcome, Value};
+use crate::search::{Front, Search, insert};
 
 /// What a key holds.
 pub type State = Option<Value>;
@@ -109,11 +110,9 @@ fn observes(operation: &Operation) -> bool {
 /// Where the search is: which operations are done, and the state behind them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Place {
-    /// The first certain operation that is not done,
-    next: usize,
-    /// those behind it that are, in order,
-    ahead: Vec<usize>,
-    /// and the unknown ones that are, in order.
+    /// Which certain operations are done,
+    front: Front,
+    /// and which unknown ones, in order.
     used: Vec<usize>,
     state: State,
     /// The last one was unknown and nobody has seen it yet.
@@ -127,16 +126,15 @@ enum Choice {
 }
 
 /// One search.
-struct Search {
+struct Operations {
     /// Certain operations by their calls.
     certain: Vec<Operation>,
     /// Unknown ones by theirs.
     unknown: Vec<Operation>,
-    seen: HashSet<Place>,
 }
 
-impl Search {
-    fn new(operations: &[Operation]) -> Search {
+impl Operations {
+    fn new(operations: &[Operation]) -> Operations {
         let mut certain = Vec::new();
         let mut unknown = Vec::new();
         for operation in operations {
@@ -150,31 +148,28 @@ impl Search {
         }
         certain.sort_by_key(|o| (o.invoke, o.ret));
         unknown.sort_by_key(|o| o.invoke);
-        Search {
-            certain,
-            unknown,
-            seen: HashSet::new(),
-        }
+        Operations { certain, unknown }
     }
 
     /// Certain operations that nothing undone precedes, and the first answer among the undone.
     fn open(&self, place: &Place) -> (Vec<usize>, u64) {
-        let mut first_end = NEVER;
-        let mut open = Vec::new();
-        for (index, operation) in self.certain.iter().enumerate().skip(place.next) {
-            if operation.invoke > first_end {
-                break;
-            }
-            if place.ahead.binary_search(&index).is_err() {
-                first_end = first_end.min(operation.ret);
-                open.push(index);
-            }
-        }
-        open.retain(|index| self.certain[*index].invoke <= first_end);
-        (open, first_end)
+        let spans = self.certain.iter().map(|it| (it.invoke, it.ret));
+        place.front.open(spans)
+    }
+}
+
+impl Search for Operations {
+    type Place = Place;
+    type Choice = Choice;
+
+    fn whole(&self) -> usize {
+        self.certain.len()
     }
 
-    /// What can be taken next, the likeliest last.
+    fn front<'a>(&self, place: &'a Place) -> &'a Front {
+        &place.front
+    }
+
     fn choices(&self, place: &Place) -> Vec<Choice> {
         let (open, first_end) = self.open(place);
         let quiet = open.iter().find(|index| {
@@ -225,52 +220,15 @@ impl Search {
             Choice::Certain(index) => {
                 place.state = after(&self.certain[index], place.state).unwrap_or(place.state);
                 place.unseen = false;
-                insert(&mut place.ahead, index);
-                while place.ahead.first() == Some(&place.next) {
-                    place.ahead.remove(0);
-                    place.next += 1;
-                }
+                place.front.take(index);
             }
         }
         place
     }
 
-    fn run(mut self, initial: State, steps_max: u64) -> Verdict {
-        let start = Place {
-            next: 0,
-            ahead: Vec::new(),
-            used: Vec::new(),
-            state: initial,
-            unseen: false,
-        };
-        let mut steps = 0;
-        let mut best = start.clone();
-        let mut stack = vec![start];
-        while let Some(place) = stack.pop() {
-            if place.next == self.certain.len() {
-                return Verdict::Linearizable;
-            }
-            if steps == steps_max {
-                return Verdict::Undecided(steps);
-            }
-            steps += 1;
-            if place.next + place.ahead.len() > best.next + best.ahead.len() {
-                best = place.clone();
-            }
-            for choice in self.choices(&place) {
-                let next = self.take(&place, choice);
-                if !self.seen.contains(&next) {
-                    self.seen.insert(next.clone());
-                    stack.push(next);
-                }
-            }
-        }
-        Verdict::Violation(self.story(&best))
-    }
-
     fn story(&self, best: &Place) -> String {
         let (open, _) = self.open(best);
-        let done = best.next + best.ahead.len();
+        let done = best.front.done();
         let mut story = format!(
             "not linearizable: {done} of {} operations can be put in order, then it holds {:?}, and none of \
              these can follow:",
@@ -280,7 +238,7 @@ impl Search {
         for index in open {
             story.push_str(&format!("\n    {:?}", self.certain[index]));
         }
-        let earlier = best.next.saturating_sub(6)..best.next;
+        let earlier = best.front.next.saturating_sub(6)..best.front.next;
         story.push_str("\n  done before:");
         for operation in &self.certain[earlier] {
             story.push_str(&format!("\n    {operation:?}"));
@@ -300,15 +258,15 @@ impl Search {
     }
 }
 
-fn insert(sorted: &mut Vec<usize>, index: usize) {
-    if let Err(at) = sorted.binary_search(&index) {
-        sorted.insert(at, index);
-    }
-}
-
 /// Checks one key's operations, from a state that it was in before all of them.
 pub fn check(operations: &[Operation], initial: State, steps_max: u64) -> Verdict {
-    Search::new(operations).run(initial, steps_max)
+    let start = Place {
+        front: Front::default(),
+        used: Vec::new(),
+        state: initial,
+        unseen: false,
+    };
+    Operations::new(operations).run(start, steps_max)
 }
 
 /// What is wrong with the versions of one key: one put, one version (a put that was done twice has two); versions

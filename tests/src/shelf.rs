@@ -15,7 +15,7 @@ use std::fmt;
 
 use ashlar_layout::lock::{Lock, RetentionMode};
 
-use crate::history::{Key, NEVER, Value};
+use crate::history::{Key, NEVER, Value, write_span};
 
 /// The number of an entry, which is what it made is called by; 0: nobody was told.
 pub type Id = u64;
@@ -261,12 +261,7 @@ impl Deed {
 
 impl fmt::Debug for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |ns: u64| ns as f64 / 1e6;
-        write!(f, "{:.3} to ", ms(self.invoke))?;
-        match self.end() {
-            NEVER => write!(f, "? ms")?,
-            end => write!(f, "{:.3} ms", ms(end))?,
-        }
+        write_span(f, self.invoke, self.end())?;
         write!(f, ", client {}, key {}", self.client, self.key)?;
         write!(f, ": {:?}", self.what)?;
         if self.need != Need::None {

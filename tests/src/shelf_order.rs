@@ -12,10 +12,11 @@
 //!   a bucket that keeps it under a name of its own, was not, if all versions were listed behind all changes;
 //! - the work is bounded, and what was not decided in it is said, which is no pass.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::history::{Key, NEVER, Value};
+use crate::history::{Key, Value};
 use crate::linear::Verdict;
+use crate::search::{Front, Search, insert};
 use crate::shelf::{Deed, Id, Making, Said, Shelf, Tag, View, What};
 
 /// Steps of one search.
@@ -118,10 +119,8 @@ impl Seen {
 /// Where the search is.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Place {
-    /// The first answer that is not accounted for,
-    next: usize,
-    /// those behind it that are, in order,
-    ahead: Vec<usize>,
+    /// Which deeds of known outcome are done,
+    front: Front,
     /// how many of the numbered changes of each key are done,
     turns: Vec<usize>,
     /// and which unknown ones, in order.
@@ -136,7 +135,7 @@ enum Choice {
     Unknown(usize, Id),
 }
 
-struct Search {
+struct Deeds {
     keys: Vec<Key>,
     /// Deeds of known outcome, by their calls; unknown ones whose entry was shown are among them.
     certain: Vec<(Deed, Id)>,
@@ -146,8 +145,8 @@ struct Search {
     seen: Seen,
 }
 
-impl Search {
-    fn new(deeds: &[Deed]) -> Search {
+impl Deeds {
+    fn new(deeds: &[Deed]) -> Deeds {
         let keys: BTreeSet<Key> = groups(deeds).into_iter().flatten().collect();
         let keys: Vec<Key> = keys.into_iter().collect();
         let seen = Seen::of(deeds);
@@ -183,7 +182,7 @@ impl Search {
             turns.sort_unstable();
             turns.into_iter().map(|(_, index)| index).collect()
         };
-        Search {
+        Deeds {
             keys,
             certain,
             turns: turns.into_iter().map(sorted).collect(),
@@ -194,19 +193,8 @@ impl Search {
 
     /// Deeds of known outcome that nothing undone precedes, and the first answer among the undone.
     fn open(&self, place: &Place) -> (Vec<usize>, u64) {
-        let mut first_end = NEVER;
-        let mut open = Vec::new();
-        for (index, (deed, _)) in self.certain.iter().enumerate().skip(place.next) {
-            if deed.invoke > first_end {
-                break;
-            }
-            if place.ahead.binary_search(&index).is_err() {
-                first_end = first_end.min(deed.end());
-                open.push(index);
-            }
-        }
-        open.retain(|index| self.certain[*index].0.invoke <= first_end);
-        (open, first_end)
+        let spans = self.certain.iter().map(|(it, _)| (it.invoke, it.end()));
+        place.front.open(spans)
     }
 
     /// What all keys have behind a deed; none if it cannot have gone so.
@@ -239,7 +227,36 @@ impl Search {
         at.all(|at| self.turns[at].get(place.turns[at]) == Some(&index))
     }
 
-    /// What can be taken next, the likeliest last.
+    /// By which entries an unknown change may have been made now.
+    fn entries(&self, place: &Place, deed: &Deed) -> Vec<Id> {
+        if deed.what != (What::Mark { null: false }) {
+            return vec![0];
+        }
+        // It would be seen: nobody can have removed what nobody has seen.
+        let at = self.at(deed.key);
+        let next = self.turns[at].get(place.turns[at]);
+        let next = next.map_or(Id::MAX, |index| self.certain[*index].1);
+        let orphans = self.seen.orphans.get(&deed.key).into_iter().flatten();
+        let last = place.shelves[at].last;
+        orphans
+            .copied()
+            .filter(|id| (last + 1..next).contains(id))
+            .collect()
+    }
+}
+
+impl Search for Deeds {
+    type Place = Place;
+    type Choice = Choice;
+
+    fn whole(&self) -> usize {
+        self.certain.len()
+    }
+
+    fn front<'a>(&self, place: &'a Place) -> &'a Front {
+        &place.front
+    }
+
     fn choices(&self, place: &Place) -> Vec<Choice> {
         let (open, first_end) = self.open(place);
         let quiet = open.iter().find(|index| {
@@ -278,23 +295,6 @@ impl Search {
         choices
     }
 
-    /// By which entries an unknown change may have been made now.
-    fn entries(&self, place: &Place, deed: &Deed) -> Vec<Id> {
-        if deed.what != (What::Mark { null: false }) {
-            return vec![0];
-        }
-        // It would be seen: nobody can have removed what nobody has seen.
-        let at = self.at(deed.key);
-        let next = self.turns[at].get(place.turns[at]);
-        let next = next.map_or(Id::MAX, |index| self.certain[*index].1);
-        let orphans = self.seen.orphans.get(&deed.key).into_iter().flatten();
-        let last = place.shelves[at].last;
-        orphans
-            .copied()
-            .filter(|id| (last + 1..next).contains(id))
-            .collect()
-    }
-
     fn take(&self, place: &Place, choice: Choice) -> Place {
         let mut next = place.clone();
         match choice {
@@ -314,53 +314,17 @@ impl Search {
                         next.turns[at] += 1;
                     }
                 }
-                insert(&mut next.ahead, index);
-                while next.ahead.first() == Some(&next.next) {
-                    next.ahead.remove(0);
-                    next.next += 1;
-                }
+                next.front.take(index);
             }
         }
         next
-    }
-
-    fn run(self, steps_max: u64) -> Verdict {
-        let start = Place {
-            next: 0,
-            ahead: Vec::new(),
-            turns: vec![0; self.keys.len()],
-            used: Vec::new(),
-            shelves: vec![Shelf::default(); self.keys.len()],
-        };
-        let (mut steps, mut best) = (0, start.clone());
-        let mut been = HashSet::new();
-        let mut stack = vec![start];
-        while let Some(place) = stack.pop() {
-            if place.next == self.certain.len() {
-                return Verdict::Linearizable;
-            }
-            if steps == steps_max {
-                return Verdict::Undecided(steps);
-            }
-            steps += 1;
-            if place.next + place.ahead.len() > best.next + best.ahead.len() {
-                best = place.clone();
-            }
-            for choice in self.choices(&place) {
-                let next = self.take(&place, choice);
-                if been.insert(next.clone()) {
-                    stack.push(next);
-                }
-            }
-        }
-        Verdict::Violation(self.story(&best))
     }
 
     fn story(&self, best: &Place) -> String {
         let (open, _) = self.open(best);
         let mut story = format!(
             "not linearizable: {} of {} deeds can be put in order, then there is",
-            best.next + best.ahead.len(),
+            best.front.done(),
             self.certain.len()
         );
         for (key, shelf) in self.keys.iter().zip(&best.shelves) {
@@ -374,7 +338,7 @@ impl Search {
             story += &format!("\n    {:?}", self.certain[index].0);
         }
         story += "\n  done before:";
-        for (deed, _) in &self.certain[best.next.saturating_sub(8)..best.next] {
+        for (deed, _) in &self.certain[best.front.next.saturating_sub(8)..best.front.next] {
             story += &format!("\n    {deed:?}");
         }
         if !self.unknown.is_empty() {
@@ -416,13 +380,14 @@ fn is_over(deeds: &[Deed], deed: &Deed, making: Making) -> bool {
     of_key().any(all)
 }
 
-fn insert(sorted: &mut Vec<usize>, index: usize) {
-    if let Err(at) = sorted.binary_search(&index) {
-        sorted.insert(at, index);
-    }
-}
-
 /// Checks deeds of keys that nothing was done to before.
 pub fn check(deeds: &[Deed], steps_max: u64) -> Verdict {
-    Search::new(deeds).run(steps_max)
+    let deeds = Deeds::new(deeds);
+    let start = Place {
+        front: Front::default(),
+        turns: vec![0; deeds.keys.len()],
+        used: Vec::new(),
+        shelves: vec![Shelf::default(); deeds.keys.len()],
+    };
+    deeds.run(start, steps_max)
 }

@@ -30,42 +30,32 @@ impl Chain {
         n - n.saturating_sub(1) / 2
     }
 
-    /// The head, and the others as they follow it.
-    pub(crate) fn order(&self, head: DeviceNo) -> Vec<DeviceNo> {
+    /// The head, and the others as they follow it: nothing is gathered, for it is asked for with each message.
+    fn ring(&self, head: DeviceNo) -> impl Iterator<Item = DeviceNo> + '_ {
         let at = self.members.iter().position(|member| *member == head);
         let behind = at.map_or(0, |at| at + 1);
         let (before, after) = self.members.split_at(behind);
         let ring = after.iter().chain(before);
-        let others = ring.copied().filter(|member| *member != head);
-        std::iter::once(head).chain(others).collect()
+        let others = ring.copied().filter(move |member| *member != head);
+        std::iter::once(head).chain(others)
+    }
+
+    /// The same, gathered.
+    pub(crate) fn order(&self, head: DeviceNo) -> Vec<DeviceNo> {
+        self.ring(head).collect()
     }
 
     /// How far `device` is behind the head; the last place if it is no member.
     pub(crate) fn rank(&self, head: DeviceNo, device: DeviceNo) -> usize {
-        let place = |of| self.members.iter().position(|member| *member == of);
-        let n = self.members.len();
-        match (place(head), place(device)) {
-            _ if device == head => 0,
-            (Some(head), Some(at)) => (at + n - head) % n,
-            // One who is no member orders all of them.
-            (None, Some(at)) => at + 1,
-            (Some(_), None) => n,
-            (None, None) => n + 1,
-        }
+        let at = self.ring(head).position(|member| member == device);
+        at.unwrap_or_else(|| self.ring(head).count())
     }
 
     /// Whom `device` passes on what the head orders.
     pub(crate) fn successor(&self, head: DeviceNo, device: DeviceNo) -> Option<DeviceNo> {
-        let place = |of| self.members.iter().position(|member| *member == of);
-        let (at, n) = (place(device), self.members.len());
-        let next = match (place(head), at) {
-            // One who is no member orders all of them.
-            (None, _) if device == head => self.members.first(),
-            (None, Some(at)) => self.members.get(at + 1),
-            (Some(_), Some(at)) => self.members.get((at + 1) % n).filter(|next| **next != head),
-            (_, None) => None,
-        };
-        next.copied()
+        let mut ring = self.ring(head);
+        ring.find(|member| *member == device)?;
+        ring.next()
     }
 
     /// The next composition on the way to `desired`; None if there is nothing to do (yet). `ready`

@@ -8,6 +8,7 @@
 //! - it may be dropped at any time: the next one begins anew, and knows what was recorded.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ impl<D: Devices> Driver<'_, D> {
         (self.node.options.tell)(&format!("census of device {}: {what}", self.device));
     }
 
-    fn failed(&mut self, doing: &str, error: &LedgerError) -> Event {
+    fn failed(&mut self, doing: &str, error: &impl Display) -> Event {
         if !std::mem::replace(&mut self.failed, true) {
             self.tell(&format!("{doing}: {error}; it is tried again"));
         }
@@ -190,7 +191,7 @@ impl<D: Devices> Driver<'_, D> {
     }
 
     /// All partitions, and what their records say of passes.
-    async fn see(&self) -> Result<Sight, LedgerError> {
+    async fn see(&self) -> Result<Sight, String> {
         let map = self.node.client.map();
         let parts = map.partitions.iter();
         let ranges: BTreeMap<PartitionId, Range> = parts
@@ -199,9 +200,13 @@ impl<D: Devices> Driver<'_, D> {
                 (part.id, (part.start.clone(), end))
             })
             .collect();
-        let records = ledger::records_of(&self.node.client, ranges.keys().copied()).await?;
+        let read = ledger::records_of(&self.node.client, ranges.keys().copied()).await;
+        // Of one that cannot be read it is not known what it says; that there is none is something else.
+        if let Some(why) = read.unread.into_iter().next() {
+            return Err(why);
+        }
         let sight = ranges.into_iter().map(|(id, range)| {
-            let record = records.get(&now_key(id));
+            let record = read.found.get(&now_key(id));
             (id, (range, Passes::of(record)))
         });
         Ok(sight.collect())

@@ -179,32 +179,12 @@ pub async fn records(client: &Client) -> Result<Read<Record>, LedgerError> {
     Ok(all(client, keys).await)
 }
 
-/// What is recorded of these partitions, by keys. That it cannot be read is an error; that there is none is not.
+/// What is recorded of these partitions.
 pub(crate) async fn records_of(
     client: &Client,
     partitions: impl Iterator<Item = PartitionId>,
-) -> Result<BTreeMap<String, Record>, LedgerError> {
-    let (mut found, mut tasks) = (BTreeMap::new(), JoinSet::new());
-    let mut keys = partitions.map(record::now_key);
-    loop {
-        while tasks.len() < AT_ONCE
-            && let Some(key) = keys.next()
-        {
-            let client = client.clone();
-            tasks.spawn(async move { (read::<Record>(&client, &key).await, key) });
-        }
-        match tasks.join_next().await {
-            None => return Ok(found),
-            Some(Ok((record, key))) => {
-                found.extend(record?.map(|(_, record)| (key, record)));
-            }
-            // It is not known whether there is one.
-            Some(Err(_)) => {
-                let source = BadRecord::Damaged("its reader panicked");
-                return Err(LedgerError::document(NOW)(source));
-            }
-        }
-    }
+) -> Read<Record> {
+    all(client, partitions.map(record::now_key).collect()).await
 }
 
 /// What is known of shards that no object names, by devices.

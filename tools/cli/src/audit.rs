@@ -190,12 +190,6 @@ struct Pass {
     asked: Option<Asked>,
 }
 
-fn unread(error: LedgerError) -> Fail {
-    Fail::Refused(format!(
-        "what nodes found of orphans cannot be read: {error}"
-    ))
-}
-
 fn unrecorded(error: LedgerError) -> Fail {
     Fail::Refused(format!("the pass cannot be recorded: {error}"))
 }
@@ -313,19 +307,11 @@ pub fn audit(args: &AuditArgs, cluster: Option<&Path>, json: bool) -> Result<(),
             asked.end().await.map_err(unrecorded)?;
         }
         // What the pass has seen is told, whether that can be read or not.
-        let known = orphans::read(&client).await.map_err(unread);
-        pass.tally.orphans = match known {
-            Ok((orphans, hidden)) => {
-                for why in hidden {
-                    output::note(&why);
-                }
-                orphans
-            }
-            Err(fail) => {
-                output::note(&fail.to_string());
-                Vec::new()
-            }
-        };
+        let (orphans, hidden) = orphans::read(&client).await;
+        pass.tally.orphans = orphans;
+        for why in hidden {
+            output::note(&why);
+        }
         Ok(pass.tally)
     })?;
     match json {

@@ -2,7 +2,7 @@
 
 use ashlar_cluster_audit::Orphans;
 use ashlar_layout::ids::{DeviceNo, ShardId};
-use ashlar_node_audit::{LedgerError, Read, ledger};
+use ashlar_node_audit::{Read, ledger};
 use ashlar_node_client::Client;
 use serde::Serialize;
 
@@ -50,10 +50,15 @@ pub fn rows(read: &Read<Orphans>) -> Vec<OrphansRow> {
     read.found.values().map(row).collect()
 }
 
-/// Reads them; what cannot be read is said beside them.
-pub async fn read(client: &Client) -> Result<(Vec<OrphansRow>, Vec<String>), LedgerError> {
-    let read = ledger::orphans(client).await?;
-    Ok((rows(&read), read.unread))
+/// Reads them; what cannot be read is said beside them, and keeps nobody from telling the rest.
+pub async fn read(client: &Client) -> (Vec<OrphansRow>, Vec<String>) {
+    match ledger::orphans(client).await {
+        Ok(read) => (rows(&read), read.unread),
+        Err(error) => {
+            let why = format!("what nodes found of orphans cannot be read: {error}");
+            (Vec::new(), vec![why])
+        }
+    }
 }
 
 /// What a person is told of those that have some.

@@ -301,16 +301,8 @@ pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(
             // With a partition's chain away there is no ledger; how devices are can be told all the same.
             Err(error) => (BTreeMap::new(), vec![error.to_string()]),
         };
-        let orphans = match orphans::read(&client).await {
-            Ok((rows, others)) => {
-                unread.extend(others);
-                rows
-            }
-            Err(error) => {
-                unread.push(error.to_string());
-                Vec::new()
-            }
-        };
+        let (orphans, others) = orphans::read(&client).await;
+        unread.extend(others);
         // It asks the nodes, so the client has the newest map after it.
         let margin = margins(&client, found.values()).await;
         let out = &client.map().out;

@@ -115,8 +115,8 @@ pub fn start(rig: &Rig, nodes: &[u32], limit: Duration, json: bool) -> Result<()
 fn change(rig: &mut Rig, args: &UpArgs) -> Result<(), Fail> {
     let mut file = rig.file.clone();
     file.audit &= !args.no_audit;
-    file.audit |= args.audit_pass.is_some() || args.audit_wait.is_some();
-    file.audit |= args.audit_floor.is_some();
+    let audits = [args.audit_pass, args.audit_wait, args.audit_floor];
+    file.audit |= audits.iter().any(Option::is_some);
     file.audit_pass = args.audit_pass.or(file.audit_pass);
     file.audit_wait = args.audit_wait.or(file.audit_wait);
     file.audit_floor = args.audit_floor.or(file.audit_floor);
