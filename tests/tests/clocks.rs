@@ -152,6 +152,7 @@ fn wall_clocks_that_jump_change_nothing_but_what_objects_say_of_when_they_were_m
     let fresh = runtime.block_on(async { rig.client(ClientOptions::default()) });
     history.merge(runtime.block_on(storm.look(&fresh)));
     let mut wrong = linear::check_all(&history);
+    println!("doubt: 1 histories checked");
     println!(
         "doubt: {} operations checked of real processes",
         history.operations.len()

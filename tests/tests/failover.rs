@@ -272,6 +272,7 @@ fn nothing_is_lost_stale_or_done_twice_while_nodes_fail_one_at_a_time() {
     history.merge(runtime.block_on(storm.look(&fresh)));
     let begun = Instant::now();
     let mut wrong = linear::check_all(&history);
+    println!("doubt: 1 histories checked");
     println!(
         "doubt: {} operations checked of real processes",
         history.operations.len()

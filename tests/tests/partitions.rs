@@ -270,6 +270,7 @@ fn partitions_are_split_merged_and_moved_while_they_serve_and_nodes_die() {
     let fresh = runtime.block_on(async { rig.client(ClientOptions::default()) });
     history.merge(runtime.block_on(storm.look(&fresh)));
     let mut wrong = linear::check_all(&history);
+    println!("doubt: 1 histories checked");
     println!(
         "doubt: {} operations checked of real processes",
         history.operations.len()

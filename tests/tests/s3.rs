@@ -403,6 +403,7 @@ fn what_two_gateways_say_is_linearizable_while_nodes_and_gateways_die() {
     );
     eprintln!("{told}");
     let mut wrong = linear::check_keys(&history);
+    println!("doubt: 1 histories checked");
     println!(
         "doubt: {} operations checked of real processes",
         history.operations.len()

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
             "{total} unique states in {:.0} s",
             began.elapsed().as_secs_f64()
         );
+        println!("doubt: {total} unique states of models");
     }
     if !cli.no_mutants {
         failed |= !mutants(&cli, &makers);
@@ -232,5 +233,6 @@ fn mutants(cli: &Cli, makers: &[Maker]) -> bool {
         }
     }
     println!("mutants killed {killed}/{}", mutants.len());
+    println!("doubt: {killed} mutants of the journal killed");
     killed == mutants.len()
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ashlar_tests_sim::judge::{self, Report};
 use ashlar_tests_sim::plan::Plan;
+use ashlar_tests_sim::story;
 use clap::Parser;
 
 /// Simulates whole clusters: `cargo xtask sim` runs it.
@@ -151,7 +152,9 @@ fn main() -> ExitCode {
         println!("  {count:>9} {mark}");
     }
     let hours = sum.time as f64 / 3.6e12;
+    story::faults(&sum.marks).for_each(|line| println!("{line}"));
     println!("doubt: {} simulated clusters", sum.seeds);
+    println!("doubt: {} histories checked", sum.seeds);
     println!("doubt: {hours:.2} simulated hours");
     println!("doubt: {} simulated events", sum.events);
     println!(

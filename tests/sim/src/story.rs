@@ -77,6 +77,34 @@ pub struct Story {
     pub marks: BTreeMap<&'static str, u64>,
 }
 
+/// Marks that are faults.
+pub const FAULTS: &[&str] = &[
+    "all nodes at once",
+    "bits rot",
+    "client cut off",
+    "client died",
+    "clock jumps",
+    "cut",
+    "cut one way",
+    "device formatted anew",
+    "device gone, or back",
+    "disk stuck",
+    "network slow",
+    "node cut off",
+    "power cut",
+    "process killed",
+    "process stopped",
+    "sectors cannot be read",
+    "writes are lost",
+    "writes fail",
+];
+
+/// The lines that `cargo xtask doubt` counts faults by.
+pub fn faults<'a>(marks: &'a BTreeMap<&'static str, u64>) -> impl Iterator<Item = String> + 'a {
+    let found = FAULTS.iter().filter_map(|kind| marks.get_key_value(kind));
+    found.map(|(kind, count)| format!("doubt: {count} faults in simulations: {kind}"))
+}
+
 impl Story {
     /// Something came up.
     pub fn mark(&mut self, what: &'static str) {

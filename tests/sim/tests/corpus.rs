@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ashlar_tests_sim::judge;
 use ashlar_tests_sim::plan::{Mistake, Plan};
+use ashlar_tests_sim::story;
 
 /// Seeds that once failed.
 const ONCE_FAILED: &[u64] = &[
@@ -125,14 +126,18 @@ fn the_corpus_holds_and_everything_comes_up_in_it() {
     let seeds = (1..30).chain(ONCE_FAILED.iter().copied());
     let plans: Vec<Plan> = seeds.map(Plan::new).collect();
     println!("doubt: {} simulated clusters", plans.len());
+    println!("doubt: {} histories checked", plans.len());
     let (marks, wrong) = run_all(plans);
     for (mark, count) in &marks {
         println!("{count:>9} {mark}");
     }
+    story::faults(&marks).for_each(|line| println!("{line}"));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let seen: BTreeSet<&str> = marks.keys().copied().collect();
     let missing: Vec<_> = MARKS.iter().filter(|mark| !seen.contains(*mark)).collect();
     assert!(missing.is_empty(), "never came up: {missing:?}");
+    let known = story::FAULTS.iter().all(|fault| MARKS.contains(fault));
+    assert!(known, "a fault that does not have to come up");
 }
 
 #[test]

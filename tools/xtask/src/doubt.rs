@@ -3,9 +3,11 @@
 //! Whatever is run prints lines `doubt: NUMBER THING`; the numbers of each thing are added up.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Instant;
 
 use crate::cargo;
 
@@ -35,43 +37,29 @@ fn part(name: &'static str, arguments: &str) -> Part {
 pub fn run(root: &Path, seconds: u64) -> Result<(), DoubtError> {
     let seeds =
         format!("run --quiet --profile model --package ashlar-tests-sim -- --seconds {seconds}");
+    // The builds are those of `.ci/run`, so that what it has left needs no other.
     let parts = [
         part(
-            "the engine's crash states and histories",
-            "test --quiet --package ashlar-node-engine --test engine -- --nocapture",
-        ),
-        part(
-            "the journal's simulations",
-            "test --quiet --package ashlar-cluster-journal -- --nocapture",
-        ),
-        part(
-            "operations under faults",
-            "test --quiet --package ashlar-cluster-object -- --nocapture",
-        ),
-        part(
-            "the corpus of whole clusters, and the canaries",
-            "test --quiet --package ashlar-tests-sim -- --nocapture",
+            "all tests: crash states, histories, simulations, whole clusters, rigs of real processes",
+            "test --quiet --workspace --locked -- --nocapture",
         ),
         Part {
             name: "fresh seeds of whole clusters",
             arguments: seeds.split_whitespace().map(str::to_owned).collect(),
         },
         part("the models and their mutants", "xtask model --small"),
-        part("engines that do one thing wrong", "xtask mutants"),
+        part("engines that do one thing wrong", "xtask mutants --first"),
         part("the fuzz targets", "xtask fuzz --seconds 4"),
-        part("the command", "build --quiet --release --bin ashlar"),
-        part(
-            "rigs of real processes",
-            "test --quiet --package ashlar-tests -- --nocapture",
-        ),
     ];
     let mut sums = BTreeMap::new();
     let mut failed = Vec::new();
     for part in &parts {
         println!("=== {}", part.name);
+        let begun = Instant::now();
         if !run_one(root, part, &mut sums)? {
             failed.push(part.name);
         }
+        println!("=== ({} s)", begun.elapsed().as_secs());
     }
     println!("=== what was tried");
     for (thing, number) in &sums {
@@ -93,9 +81,15 @@ fn summary(sums: &BTreeMap<String, f64>, failed: usize) -> String {
         .unwrap_or(0.0)
         .max(failed as f64);
     let images = sums.get("crash images").copied().unwrap_or(0.0);
-    let others = sums
-        .iter()
-        .filter(|(thing, _)| !matches!(thing.as_str(), "violations" | "crash images"));
+    // Of each kind of things that are counted by kind there is one number.
+    let mut others: BTreeMap<&str, f64> = BTreeMap::new();
+    for (thing, number) in sums {
+        let (thing, _) = thing.split_once(": ").unwrap_or((thing, ""));
+        if !matches!(thing, "violations" | "crash images") {
+            *others.entry(thing).or_default() += number;
+        }
+    }
+    let others = others.iter();
     let others: Vec<String> = others
         .map(|(thing, number)| format!("{thing} {number}"))
         .collect();
@@ -105,10 +99,32 @@ fn summary(sums: &BTreeMap<String, f64>, failed: usize) -> String {
     )
 }
 
+/// What `.ci/run` sets, where it is not set otherwise: so its builds, and what it has installed, serve here too.
+fn surroundings(root: &Path) -> Vec<(&'static str, OsString)> {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root.join("target"), PathBuf::from);
+    let mut all: Vec<(&'static str, OsString)> = vec![
+        ("CARGO_INCREMENTAL", "0".into()),
+        ("CARGO_PROFILE_DEV_DEBUG", "0".into()),
+        ("CARGO_PROFILE_MODEL_DEBUG", "0".into()),
+        ("ASHLAR_DEMO_MIB", "256".into()),
+        ("ASHLAR_CRASH_ROUNDS", "8".into()),
+        ("ASHLAR_BIN", target.join("debug/ashlar").into()),
+    ];
+    let python = target.join("ci/s3/bin/python");
+    if python.exists() {
+        all.push(("ASHLAR_S3_PYTHON", python.into()));
+        all.push(("ASHLAR_S3_CLIENTS", target.join("ci/s3-clients").into()));
+    }
+    all.retain(|(name, _)| std::env::var_os(name).is_none());
+    all
+}
+
 fn run_one(root: &Path, part: &Part, sums: &mut BTreeMap<String, f64>) -> Result<bool, DoubtError> {
     let start = |source| DoubtError::Start(part.arguments.join(" "), source);
     let mut child = cargo::command(root)
         .args(&part.arguments)
+        .envs(surroundings(root))
         .stdout(Stdio::piped())
         .spawn()
         .map_err(start)?;
@@ -143,11 +159,20 @@ mod tests {
         assert_eq!(told("test a ... doubt: 0.5 hours"), Some((0.5, "hours")));
         assert_eq!(told("doubt: many things"), None);
         assert_eq!(told("no doubt"), None);
-        let sums = [("crash images", 3.0), ("hours", 1.5), ("violations", 0.0)];
+        let sums = [
+            ("crash images", 3.0),
+            ("faults: cut", 2.0),
+            ("faults: killed", 4.0),
+            ("hours", 1.5),
+            ("violations", 0.0),
+        ];
         let sums = sums
             .map(|(thing, number)| (thing.to_owned(), number))
             .into();
-        assert_eq!(summary(&sums, 0), "crash images 3, hours 1.5, 0 violations");
-        assert_eq!(summary(&sums, 2), "crash images 3, hours 1.5, 2 violations");
+        assert_eq!(
+            summary(&sums, 0),
+            "crash images 3, faults 6, hours 1.5, 0 violations"
+        );
+        assert!(summary(&sums, 2).ends_with(", 2 violations"));
     }
 }

@@ -81,6 +81,9 @@ enum Command {
         /// Only those whose name contains this.
         #[arg(default_value = "")]
         only: String,
+        /// Do not ask the other layers once one has noticed.
+        #[arg(long)]
+        first: bool,
     },
     /// Run everything that tries to break what is promised, at the size of CI, and say what was tried.
     Doubt {
@@ -109,7 +112,9 @@ fn main() -> ExitCode {
             sim::run(&root(), minutes, &options).map_err(|e| e.to_string())
         }
         Command::Findings { shards } => findings::run(&root(), shards).map_err(|e| e.to_string()),
-        Command::Mutants { only } => mutants::run(&root(), &only).map_err(|e| e.to_string()),
+        Command::Mutants { only, first } => {
+            mutants::run(&root(), &only, first).map_err(|e| e.to_string())
+        }
         Command::Doubt { seconds } => doubt::run(&root(), seconds).map_err(|e| e.to_string()),
         Command::Model { options } => model::run(&root(), &options).map_err(|e| e.to_string()),
     };
