@@ -3,8 +3,10 @@
 //! Invariants:
 //! - a change is made at most once: it names the epoch that it is for, and when it is not known what became of an
 //!   attempt the caller hears that, and not that its change came too late;
+//! - what is asked for again and again (tokens, joins) has failed only if no attempt can have been heard;
 //! - every wait has an end.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
 use tokio::time::Instant;
 
 use crate::error::{ControlError, WireError};
+use crate::host::{Host, System, millis};
 use crate::limits::{FRAME_TIME, WATCH_TIME};
 use crate::link::{Link, LinkError};
 use crate::policy::ChainReport;
@@ -37,13 +40,16 @@ pub enum ClientError {
     },
     /// The change was sent, and no answer came: it may be made, or not.
     #[error(
-        "no answer from {address} ({source}): the change may be made or not; look at the map before trying again"
+        "no answer from {address} ({source}): the change may be made or not; look at the map before trying again{}",
+        after(.then)
     )]
     Uncertain {
         /// Who was asked.
         address: String,
         /// What went wrong.
         source: WireError,
+        /// What came of asking again, if that is safe.
+        then: Option<Box<ClientError>>,
     },
     /// The member answered something else.
     #[error("{address} answered something that was not asked for: {what}")]
@@ -66,6 +72,11 @@ impl ClientError {
             _ => None,
         }
     }
+}
+
+fn after(then: &Option<Box<ClientError>>) -> String {
+    let then = then.iter();
+    then.map(|then| format!("; asked again: {then}")).collect()
 }
 
 fn each(tried: &[(String, String)]) -> String {
@@ -95,6 +106,7 @@ pub struct ControlClient {
     preferred: AtomicUsize,
     patience: Duration,
     connecting: Duration,
+    host: Arc<dyn Host>,
 }
 
 impl ControlClient {
@@ -106,6 +118,7 @@ impl ControlClient {
             preferred: AtomicUsize::new(0),
             patience: Duration::from_secs(15),
             connecting: Duration::from_secs(2),
+            host: Arc::new(System),
         }
     }
 
@@ -118,6 +131,13 @@ impl ControlClient {
     /// For how long to go on asking while the members are electing a leader or cannot be reached.
     pub fn with_patience(mut self, patience: Duration) -> ControlClient {
         self.patience = patience;
+        self
+    }
+
+    /// On another machine than this program's.
+    #[cfg(test)]
+    pub(crate) fn on(mut self, host: Arc<dyn Host>) -> ControlClient {
+        self.host = host;
         self
     }
 
@@ -146,7 +166,7 @@ impl ControlClient {
         wait: Duration,
     ) -> Result<Option<ClusterMap>, ClientError> {
         let wait = wait.min(WATCH_TIME);
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = millis(wait);
         let call = Call::Watch { after, wait_ms };
         match self.ask(&call, wait + FRAME_TIME).await? {
             (_, Answer::Map(map)) => Ok(map),
@@ -164,12 +184,21 @@ impl ControlClient {
         let mut secret = [0; 16];
         getrandom::fill(&mut secret).map_err(ClientError::Random)?;
         let token = Token::new(self.cluster, secret);
-        let call = Call::MakeToken {
-            hash: token.hash(),
-            life_ms: u64::try_from(life.as_millis()).unwrap_or(u64::MAX),
-        };
-        self.done(&call).await?;
+        self.enter_token(&token, life).await?;
         Ok(token)
+    }
+
+    /// Makes this the secret of a join token.
+    pub(crate) async fn enter_token(
+        &self,
+        token: &Token,
+        life: Duration,
+    ) -> Result<Epoch, ClientError> {
+        self.done(&Call::MakeToken {
+            hash: token.hash(),
+            life_ms: millis(life),
+        })
+        .await
     }
 
     /// A node joins with a token; gives the map's epoch after it. To repeat it is safe.
@@ -236,8 +265,28 @@ impl ControlClient {
         }
     }
 
-    /// Asks one member after the other, and again, until one answers for good or patience ends.
+    /// Asks until somebody answers for good or patience ends.
     async fn ask(&self, call: &Call, time: Duration) -> Result<(String, Answer), ClientError> {
+        let mut lost = None;
+        let answer = self.ask_each(call, time, &mut lost).await;
+        match (answer, lost) {
+            // Whatever was said later is no word on what became of the first attempt.
+            (Err(error), Some((address, source))) => Err(ClientError::Uncertain {
+                address,
+                source,
+                then: Some(Box::new(error)),
+            }),
+            (answer, _) => answer,
+        }
+    }
+
+    /// Asks one member after the other, and again; `lost` is the first attempt at a change that may have been heard.
+    async fn ask_each(
+        &self,
+        call: &Call,
+        time: Duration,
+        lost: &mut Option<(String, WireError)>,
+    ) -> Result<(String, Answer), ClientError> {
         let deadline = Instant::now() + self.patience;
         let hello = Hello {
             cluster: self.cluster,
@@ -255,7 +304,7 @@ impl ControlClient {
                 let Some(address) = self.addresses.get(index) else {
                     continue;
                 };
-                let asked = match Link::open(address, hello, self.connecting).await {
+                let asked = match Link::open(&*self.host, address, hello, self.connecting).await {
                     Ok(link) => link.call(call, time).await,
                     Err(error) => Err(error),
                 };
@@ -272,7 +321,15 @@ impl ControlClient {
                     }
                     Err(LinkError::Lost(source)) if once => {
                         let address = address.clone();
-                        return Err(ClientError::Uncertain { address, source });
+                        return Err(ClientError::Uncertain {
+                            address,
+                            source,
+                            then: None,
+                        });
+                    }
+                    Err(LinkError::Lost(source)) if call.changes() => {
+                        tried.push((address.clone(), source.to_string()));
+                        lost.get_or_insert((address.clone(), source));
                     }
                     Err(error) => tried.push((address.clone(), error.to_string())),
                 }

@@ -8,6 +8,7 @@ use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId, PartitionId, Term};
 
 use crate::client::{ClientError, ControlClient};
 use crate::error::ControlError;
+use crate::host::System;
 use crate::link::Link;
 use crate::policy::{ChainReport, Verdict};
 use crate::rig::{DEADLINE, Rig, TIMING, turn};
@@ -175,7 +176,9 @@ fn a_member_that_lost_its_disk_makes_no_leader() {
             who: Who::Member(3),
             to: Some(1),
         };
-        let link = Link::open(&rig.address(0), hello, DEADLINE).await.unwrap();
+        let link = Link::open(&System, &rig.address(0), hello, DEADLINE)
+            .await
+            .unwrap();
         let vote = openraft::Vote::new(99, 3);
         let last_log_id = None;
         let request = openraft::raft::VoteRequest { vote, last_log_id };

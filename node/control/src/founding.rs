@@ -4,16 +4,21 @@
 //! - one member founds, the one with the lowest number, and only while it and every other member say that they have
 //!   nothing stored: so a member that lost its disk never founds a second cluster beside the first;
 //! - a member that has nothing stored does not stand for election, and votes for nobody but the founder at the founding
-//!   ([`crate::member::Member`]); it is fed by the leader, and counts when it holds all that was ever committed.
+//!   ([`crate::member::Member`]); it is fed by the leader, and counts when it holds all that was ever committed;
+//! - before that it acknowledges nothing to a leader that is older than the newest vote of any other member, and nothing
+//!   at all until every other one has told it its vote.
 //!
-//! Together they keep consensus safe when one member loses its disk: what it had acknowledged stands in the log of one
-//! of the others, and only who has it there can be elected without the lost one's vote.
+//! Together they keep consensus safe when one member loses its disk. What it had acknowledged stands in the log of one
+//! of the others, and only who has it there can be elected without the lost one's vote. What it had promised, to follow
+//! no leader older than one, is promised by whoever asked for it as well: by the candidate that it voted for, by the
+//! leader whose entries it took. So it has to ask all of them, not only a majority: with two members lost at a time there
+//! is no telling.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::member::Member;
-use crate::types::MemberId;
+use crate::types::{MemberId, Vote};
 
 /// Founds the control plane if that is this member's part; ends when there is nothing to found any more.
 pub(crate) async fn found(member: Arc<Member>) {
@@ -28,13 +33,32 @@ pub(crate) async fn found(member: Arc<Member>) {
         let others = member.look_around().await;
         let all_blank = others
             .values()
-            .all(|answer| matches!(answer, Some((true, _))));
+            .all(|answer| answer.is_some_and(|it| it.blank));
         if all_blank && member.store.set_counted().await.is_ok() {
             member.counted.store(true, Ordering::Release);
             member.raft.0.runtime_config().elect(true);
             // Refused only if it was fed meanwhile; then the next round ends this.
             let _ = member.raft.0.initialize(member.raft_members()).await;
             continue;
+        }
+        tokio::time::sleep(member.timing.heartbeat).await;
+    }
+}
+
+/// Learns whom the others follow, if this member does not know any more whom it has promised to follow itself.
+pub(crate) async fn recall(member: Arc<Member>) {
+    while !member.counted.load(Ordering::Acquire) {
+        let others = member.look_around().await;
+        let promises = others.values().map(|answer| answer.as_ref()?.promise);
+        if let Some(promises) = promises.collect::<Option<Vec<_>>>() {
+            let votes = promises.into_iter().filter_map(|promise| promise.vote);
+            let newest = votes.fold(None, |newest: Option<Vote>, vote| match newest {
+                Some(newest) if newest >= vote => Some(newest),
+                _ => Some(vote),
+            });
+            // Set once: this is the only one who does.
+            let _ = member.floor.set(newest);
+            return;
         }
         tokio::time::sleep(member.timing.heartbeat).await;
     }

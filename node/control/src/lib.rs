@@ -16,6 +16,7 @@ pub mod client;
 mod cluster_tests;
 pub mod error;
 mod founding;
+pub mod host;
 pub mod limits;
 pub mod link;
 pub mod member;
@@ -32,6 +33,8 @@ mod port_tests;
 #[cfg(test)]
 mod rig;
 pub mod server;
+#[cfg(test)]
+mod sim;
 pub mod state;
 #[cfg(test)]
 mod state_tests;

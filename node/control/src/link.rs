@@ -5,17 +5,16 @@
 
 use std::time::Duration;
 
+use crate::error::{ControlError, WireError};
+use crate::host::{Host, Socket};
+use crate::wire::{self, Answer, Call, Hello};
 use ashlar_layout::ids::Epoch;
 use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
-use tokio::net::TcpStream;
-
-use crate::error::{ControlError, WireError};
-use crate::wire::{self, Answer, Call, Hello};
 
 /// A connection on which the hello was accepted.
 #[derive(Debug)]
 pub struct Link {
-    stream: TcpStream,
+    stream: Socket,
     number: u64,
 }
 
@@ -35,12 +34,14 @@ pub enum LinkError {
 
 impl Link {
     /// Connects and says hello.
-    pub async fn open(address: &str, hello: Hello, time: Duration) -> Result<Link, LinkError> {
+    pub async fn open(
+        host: &dyn Host,
+        address: &str,
+        hello: Hello,
+        time: Duration,
+    ) -> Result<Link, LinkError> {
         let connecting = async {
-            let stream = TcpStream::connect(address).await.and_then(|stream| {
-                stream.set_nodelay(true)?;
-                Ok(stream)
-            });
+            let stream = host.connect(address).await;
             let stream = stream.map_err(|source| WireError::Io {
                 what: "connecting",
                 source,

@@ -4,14 +4,15 @@
 //! - a change is checked against the newest state before it is proposed, and again by the state machine when it
 //!   is applied;
 //! - it is proposed only after a quorum has confirmed the leader: without one the caller hears so, and nothing was
-//!   proposed; if the quorum is lost afterwards the caller hears that the outcome is open;
+//!   proposed; if the quorum is lost afterwards, or the leader itself fails, the caller hears that the outcome is open;
 //! - a call is passed on once at most, by one who is no leader to one who is;
-//! - who has lost what it had stored takes no part in elections before it has caught up ([`Member::vote`]).
+//! - who has lost what it had stored follows no leader before it knows whom the others follow ([`Member::may_follow`]),
+//!   and takes no part in elections before it has caught up ([`Member::vote`]).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ashlar_cluster_map::{ClusterMap, MapChange};
 use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::ControlError;
+use crate::host::{Host, millis};
 use crate::limits::{FRAME_TIME, REPORTS_MAX, WATCH_TIME};
 use crate::link::{Link, LinkError};
 use crate::policy::{ChainReport, Patience, Watchman};
@@ -30,7 +32,7 @@ use crate::state::{Command, Outcome, Refusal, State};
 use crate::storage::Log;
 use crate::store::{Store, StoreError};
 use crate::types::{LogId, MemberId, Raft, SnapshotMeta, Types, Vote};
-use crate::wire::{Answer, Call, Hello, MemberStatus, NodeStatus, Status, Who};
+use crate::wire::{Answer, Call, Hello, MemberStatus, NodeStatus, Promise, Status, Who};
 
 /// The times that a member goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,17 @@ enum Attempt {
     NoLeader,
 }
 
+/// What another member says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    /// Whether it has nothing stored.
+    pub(crate) blank: bool,
+    /// The index of the last entry of its log.
+    pub(crate) last: Option<u64>,
+    /// Whom it follows; none if it does not say.
+    pub(crate) promise: Option<Promise>,
+}
+
 /// A control member at work.
 #[derive(Debug)]
 pub struct Member {
@@ -81,8 +94,11 @@ pub struct Member {
     pub(crate) store: Store,
     pub(crate) seen: watch::Receiver<Arc<State>>,
     pub(crate) counted: AtomicBool,
+    /// The newest vote of all others, once all have told theirs; asked for only by one who does not count.
+    pub(crate) floor: OnceLock<Option<Vote>>,
     pub(crate) watchman: Mutex<Option<Watchman>>,
-    pub(crate) started: std::time::Instant,
+    pub(crate) started: tokio::time::Instant,
+    pub(crate) host: Arc<dyn Host>,
 }
 
 /// openraft's handle, which has no `Debug` of its own.
@@ -140,6 +156,9 @@ impl Member {
     // openraft's own calls.
 
     async fn append(&self, request: AppendEntriesRequest<Types>) -> Answer {
+        if !self.may_follow(&request.vote) {
+            return Answer::Failed(ControlError::Recovering);
+        }
         let (vote, committed) = (request.vote, request.leader_commit);
         match self.raft.0.append_entries(request).await {
             Ok(response) => {
@@ -159,13 +178,23 @@ impl Member {
         if self.counted.load(Ordering::Acquire) || committed.leader_id != vote.leader_id {
             return;
         }
-        if !matches!(self.last_stored(), Ok(last) if last >= Some(committed.index)) {
+        // The same entry there means the same log up to there. (What is there may be of another leader: a heartbeat
+        // succeeds whatever the log holds.)
+        if !matches!(Log::new(self.store.clone()).holds(committed), Ok(true)) {
             return;
         }
         if self.store.set_counted().await.is_ok() {
             self.counted.store(true, Ordering::Release);
             self.raft.0.runtime_config().elect(true);
         }
+    }
+
+    /// Whether it can do no harm to follow the leader of this vote. A member that has lost its disk may have promised
+    /// others to follow no leader as old as that one, which would take its word for a quorum.
+    fn may_follow(&self, vote: &Vote) -> bool {
+        let newest = || self.floor.get();
+        let well = || newest().is_some_and(|it| it.is_none_or(|it| *vote >= it));
+        self.counted.load(Ordering::Acquire) || well()
     }
 
     /// The index of the last entry in the log, as it is stored.
@@ -192,6 +221,9 @@ impl Member {
     }
 
     async fn snapshot(&self, vote: Vote, meta: SnapshotMeta, state: State) -> Answer {
+        if !self.may_follow(&vote) {
+            return Answer::Failed(ControlError::Recovering);
+        }
         if let Some(map) = &state.map
             && (map.cluster != self.cluster || map.validate().is_err())
         {
@@ -222,6 +254,7 @@ impl Member {
             Ok((last, vote)) => Answer::Pong {
                 blank: last.is_none() && vote.is_none(),
                 last,
+                promise: Some(Promise { vote }),
             },
             Err(error) => broken(error),
         }
@@ -286,14 +319,14 @@ impl Member {
         let Some((to, address)) = known.and_then(|id| Some((id, self.members.get(&id)?))) else {
             return Attempt::NoLeader;
         };
-        let link = match Link::open(address, self.hello(to), self.timing.probe).await {
+        let link = match Link::open(&*self.host, address, self.hello(to), self.timing.probe).await {
             Ok(link) => link,
             Err(_) => return Attempt::NoLeader,
         };
         match link.call(call, self.timing.agreement + FRAME_TIME).await {
             Ok((_, Answer::Failed(ControlError::NotLeader))) => Attempt::NoLeader,
             Ok((_, answer)) => Attempt::Answered(answer),
-            Err(LinkError::Lost(_)) if changes(call) => {
+            Err(LinkError::Lost(_)) if call.changes() => {
                 let (away, members) = self.away().await;
                 Attempt::Answered(Answer::Failed(ControlError::Uncertain { away, members }))
             }
@@ -347,7 +380,7 @@ impl Member {
             Call::MakeToken { hash, life_ms } => {
                 self.propose(Command::MakeToken {
                     hash: *hash,
-                    now_ms: wall_ms(),
+                    now_ms: self.host.wall_ms(),
                     life_ms: *life_ms,
                 })
                 .await
@@ -382,7 +415,7 @@ impl Member {
                 .propose(Command::Join {
                     expected: map.epoch,
                     hash: token.hash(),
-                    now_ms: wall_ms(),
+                    now_ms: self.host.wall_ms(),
                     change: change.resolve(map),
                 })
                 .await;
@@ -411,8 +444,9 @@ impl Member {
             Ok(Ok(done)) => Attempt::Answered(outcome(done.data)),
             // Said before anything is proposed, or of an entry that another leader has overwritten.
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::NoLeader,
-            Ok(Err(error)) => Attempt::Answered(broken(error)),
-            Err(_) => {
+            Ok(Err(error @ RaftError::APIError(_))) => Attempt::Answered(broken(error)),
+            // It has taken too long, or this member has failed meanwhile: the others may agree on it all the same.
+            Ok(Err(RaftError::Fatal(_))) | Err(_) => {
                 let (away, members) = self.away().await;
                 Attempt::Answered(Answer::Failed(ControlError::Uncertain { away, members }))
             }
@@ -509,18 +543,33 @@ impl Member {
     }
 
     /// Asks every other member whether it is there, all at once.
-    pub(crate) async fn look_around(&self) -> BTreeMap<u32, Option<(bool, Option<u64>)>> {
+    pub(crate) async fn look_around(&self) -> BTreeMap<u32, Option<Seen>> {
         let mut asking = JoinSet::new();
         for (id, address) in self.members.iter().filter(|(id, _)| **id != self.id) {
             let (id, address) = (*id, address.clone());
             let (hello, time) = (self.hello(id), self.timing.probe);
+            let host = self.host.clone();
             asking.spawn(async move {
                 let asked = async {
-                    let link = Link::open(&address, hello, time).await?;
+                    let link = Link::open(&*host, &address, hello, time).await?;
                     link.call(&Call::Ping, time).await
                 };
                 match asked.await {
-                    Ok((_, Answer::Pong { blank, last })) => (id, Some((blank, last))),
+                    Ok((
+                        _,
+                        Answer::Pong {
+                            blank,
+                            last,
+                            promise,
+                        },
+                    )) => {
+                        let seen = Seen {
+                            blank,
+                            last,
+                            promise,
+                        };
+                        (id, Some(seen))
+                    }
                     _ => (id, None),
                 }
             });
@@ -541,7 +590,7 @@ impl Member {
         let metrics = self.raft.0.metrics().borrow().clone();
         let members = self.members.iter().map(|(id, address)| {
             let own = (*id == self.id).then_some(metrics.last_log_index);
-            let other = || seen.get(id).copied().flatten().map(|(_, last)| last);
+            let other = || seen.get(id).copied().flatten().map(|it| it.last);
             let last = own.or_else(other);
             MemberStatus {
                 id: *id,
@@ -561,7 +610,7 @@ impl Member {
             away: Vec::new(),
             out: state.map.iter().flat_map(|map| &map.out).copied().collect(),
             held: None,
-            tokens: state.tokens.waiting(wall_ms()),
+            tokens: state.tokens.waiting(self.host.wall_ms()),
             doubt,
         };
         if status.doubt.is_some() {
@@ -578,8 +627,7 @@ impl Member {
                 .map(|node| NodeStatus {
                     node: node.id,
                     there: watchman.is_there(now, node.id),
-                    silent_ms: u64::try_from(watchman.silence(now, node.id).as_millis())
-                        .unwrap_or(u64::MAX),
+                    silent_ms: millis(watchman.silence(now, node.id)),
                     draining: map.draining.contains(&node.id),
                 })
                 .collect();
@@ -600,14 +648,6 @@ impl Member {
     }
 }
 
-/// Whether a call changes what is agreed on.
-fn changes(call: &Call) -> bool {
-    matches!(
-        call,
-        Call::Change { .. } | Call::MakeToken { .. } | Call::Join { .. }
-    )
-}
-
 fn outcome(applied: Option<Outcome>) -> Answer {
     match applied {
         Some(Ok(epoch)) => Answer::Done(epoch),
@@ -626,10 +666,4 @@ fn bad(what: &str) -> Answer {
 
 fn broken(error: impl std::fmt::Display) -> Answer {
     Answer::Failed(ControlError::Broken(error.to_string()))
-}
-
-/// Milliseconds since 1970, by this machine's clock.
-fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

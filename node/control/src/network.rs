@@ -2,6 +2,7 @@
 //!
 //! Invariant: a connection on which something went wrong, or on which openraft gave a call up, is closed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::error::{
@@ -14,6 +15,7 @@ use openraft::raft::{
 use openraft::{BasicNode, OptionalSend, Snapshot};
 
 use crate::error::WireError;
+use crate::host::Host;
 use crate::limits::FRAME_TIME;
 use crate::link::{Link, LinkError};
 use crate::types::{MemberId, Types, Vote};
@@ -26,17 +28,24 @@ pub struct Network {
     pub hello: Hello,
     /// How long to wait before a member that could not be reached is tried again.
     pub pause: Duration,
+    /// How they are reached.
+    pub host: Arc<dyn Host>,
 }
 
 impl Network {
     /// The network of this member.
-    pub fn new(cluster: ashlar_layout::ids::ClusterId, me: u32, pause: Duration) -> Network {
+    pub fn new(
+        cluster: ashlar_layout::ids::ClusterId,
+        me: u32,
+        pause: Duration,
+        host: Arc<dyn Host>,
+    ) -> Network {
         let hello = Hello {
             cluster,
             who: Who::Member(me),
             to: None,
         };
-        Network { hello, pause }
+        Network { hello, pause, host }
     }
 }
 
@@ -51,6 +60,7 @@ impl RaftNetworkFactory<Types> for Network {
                 ..self.hello
             },
             pause: self.pause,
+            host: self.host.clone(),
             link: None,
         }
     }
@@ -62,6 +72,7 @@ pub struct Peer {
     address: String,
     hello: Hello,
     pause: Duration,
+    host: Arc<dyn Host>,
     link: Option<Link>,
 }
 
@@ -70,7 +81,7 @@ impl Peer {
         // Taken out: if this future is dropped in the midst, so is the connection.
         let link = match self.link.take() {
             Some(link) => link,
-            None => Link::open(&self.address, self.hello, time).await?,
+            None => Link::open(&*self.host, &self.address, self.hello, time).await?,
         };
         let (link, answer) = link.call(call, time).await?;
         self.link = Some(link);
@@ -140,6 +151,7 @@ impl RaftNetwork<Types> for Peer {
             state: *snapshot.snapshot,
         };
         let answer = tokio::select! {
+            biased;
             answer = self.call(&call, FRAME_TIME) => answer,
             closed = cancel => return Err(closed.into()),
         };

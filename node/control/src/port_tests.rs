@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::error::{ControlError, WireError};
+use crate::host::System;
 use crate::link::{Link, LinkError};
 use crate::rig::{DEADLINE, Rig, turn};
 use crate::wire::{self, Answer, Call, Hello, Who};
@@ -157,7 +158,7 @@ fn who_belongs_elsewhere_is_refused_first_of_all() {
         ),
     ];
     for (hello, want) in cases {
-        let refused = rig.run(Link::open(&rig.address(0), hello, DEADLINE));
+        let refused = rig.run(Link::open(&System, &rig.address(0), hello, DEADLINE));
         let Err(LinkError::Refused(error)) = refused else {
             panic!("{refused:?}");
         };
@@ -177,7 +178,7 @@ fn who_belongs_elsewhere_is_refused_first_of_all() {
 fn only_members_take_part_in_the_consensus() {
     let rig = Rig::founded(1);
     let answer = rig.run(async {
-        let link = Link::open(&rig.address(0), hello(&rig), DEADLINE)
+        let link = Link::open(&System, &rig.address(0), hello(&rig), DEADLINE)
             .await
             .unwrap();
         let vote = openraft::Vote::new(99, 3);

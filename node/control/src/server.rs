@@ -9,17 +9,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
 use openraft::SnapshotPolicy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::error::{ControlError, WireError};
+use crate::host::{Host, Incoming, Socket, System, millis};
 use crate::limits::{
     CLIENTS_MAX, ENVELOPE_MAX, FRAME_TIME, HELLO_MAX, HELLO_TIME, IDLE_TIME, LOG_KEPT, MEMBERS_MAX,
     REQUESTS_KIB, SNAPSHOT_EVERY, STATE_MAX,
@@ -117,30 +118,48 @@ impl ControlServer {
             listen,
             dir,
             map,
+            ..
+        } = &config;
+        let failed = |source| StartError::Listen {
+            id: *id,
+            address: *listen,
+            source,
+        };
+        let members = map.control.iter().map(|m| m.id);
+        if !members.clone().any(|member| member == *id) {
+            let (id, members) = (*id, members.collect());
+            return Err(StartError::NotAMember { id, members });
+        }
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let store = Store::open(dir, map.cluster, *id)?;
+        ControlServer::begin(config, store, Arc::new(System), listener, address).await
+    }
+
+    /// Starts it with this store, on this machine.
+    pub(crate) async fn begin(
+        config: ControlConfig,
+        store: Store,
+        host: Arc<dyn Host>,
+        incoming: impl Incoming,
+        address: SocketAddr,
+    ) -> Result<ControlServer, StartError> {
+        let ControlConfig {
+            id,
+            map,
             timing,
             snapshot_every,
+            ..
         } = config;
         let members = map.control.iter().map(|m| (m.id, m.address.clone()));
         let members: std::collections::BTreeMap<u32, String> = members.collect();
-        if !members.contains_key(&id) {
-            let members = members.into_keys().collect();
-            return Err(StartError::NotAMember { id, members });
-        }
-        let failed = |source| StartError::Listen {
-            id,
-            address: listen,
-            source,
-        };
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let store = Store::open(&dir, map.cluster, id)?;
         let counted = store.counted()?;
         let machine = Machine::open(store.clone())?;
         let seen = machine.watch();
         let raft = Raft::new(
             MemberId::from(id),
             Arc::new(raft_config(timing, snapshot_every)?),
-            Network::new(map.cluster, id, timing.heartbeat),
+            Network::new(map.cluster, id, timing.heartbeat, host.clone()),
             Log::new(store.clone()),
             machine,
         )
@@ -156,13 +175,16 @@ impl ControlServer {
             store,
             seen,
             counted: AtomicBool::new(counted),
+            floor: OnceLock::new(),
             watchman: Mutex::new(None),
-            started: std::time::Instant::now(),
+            started: tokio::time::Instant::now(),
+            host,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(crate::founding::found(member.clone()));
+        tasks.spawn(crate::founding::recall(member.clone()));
         tasks.spawn(member.clone().duties(map));
-        tasks.spawn(accept(listener, member.clone()));
+        tasks.spawn(accept(incoming, member.clone()));
         Ok(ControlServer {
             member,
             address,
@@ -194,6 +216,12 @@ impl ControlServer {
             .load(std::sync::atomic::Ordering::Acquire)
     }
 
+    /// The member itself.
+    #[cfg(test)]
+    pub(crate) fn member(&self) -> &Member {
+        &self.member
+    }
+
     /// The index of the last log entry that a snapshot made needless, if any did.
     pub fn purged(&self) -> Option<u64> {
         self.member
@@ -214,13 +242,12 @@ impl ControlServer {
 }
 
 fn raft_config(timing: Timing, snapshot_every: u64) -> Result<openraft::Config, StartError> {
-    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let config = openraft::Config {
         cluster_name: "ashlar".to_owned(),
-        heartbeat_interval: ms(timing.heartbeat),
-        election_timeout_min: ms(timing.election),
-        election_timeout_max: 2 * ms(timing.election),
-        install_snapshot_timeout: ms(FRAME_TIME),
+        heartbeat_interval: millis(timing.heartbeat),
+        election_timeout_min: millis(timing.election),
+        election_timeout_max: 2 * millis(timing.election),
+        install_snapshot_timeout: millis(FRAME_TIME),
         max_payload_entries: 64,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
         replication_lag_threshold: snapshot_every.saturating_mul(2),
@@ -239,7 +266,7 @@ struct Room {
     requests: Semaphore,
 }
 
-async fn accept(listener: TcpListener, member: Arc<Member>) {
+async fn accept(mut incoming: impl Incoming, member: Arc<Member>) {
     let room = Arc::new(Room {
         clients: Semaphore::new(CLIENTS_MAX),
         members: Semaphore::new(MEMBERS_MAX),
@@ -250,8 +277,10 @@ async fn accept(listener: TcpListener, member: Arc<Member>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+            biased;
+            Some(_) = connections.join_next() => {}
+            accepted = incoming.next() => match accepted {
+                Ok(stream) => {
                     if let Ok(place) = strangers.clone().try_acquire_owned() {
                         let (member, room) = (member.clone(), room.clone());
                         connections.spawn(async move {
@@ -263,16 +292,12 @@ async fn accept(listener: TcpListener, member: Arc<Member>) {
                 // Out of descriptors, most likely: it gets better when connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
-            Some(_) = connections.join_next() => {}
         }
     }
 }
 
 /// Serves one connection to its end.
-async fn converse(mut stream: TcpStream, member: &Member, room: &Room) {
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
+async fn converse(mut stream: Socket, member: &Member, room: &Room) {
     let greeted = greet(&mut stream, member).await;
     let who = match greeted {
         Ok(who) => who,
@@ -297,7 +322,7 @@ async fn converse(mut stream: TcpStream, member: &Member, room: &Room) {
 }
 
 /// The hello. An error to say goodbye with, or none if there is nobody to say it to.
-async fn greet(stream: &mut TcpStream, member: &Member) -> Result<Who, Option<ControlError>> {
+async fn greet(stream: &mut Socket, member: &Member) -> Result<Who, Option<ControlError>> {
     let first = wire::in_time("waiting for a hello", HELLO_TIME, async {
         let header = wire::read_header(stream, HELLO_MAX).await?;
         let header = header.ok_or(WireError::Closed)?;
@@ -329,7 +354,7 @@ async fn greet(stream: &mut TcpStream, member: &Member) -> Result<Who, Option<Co
 
 /// One call and its answer.
 async fn serve(
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     member: &Member,
     room: &Room,
     who: Who,
@@ -368,7 +393,7 @@ fn parting(error: WireError) -> Option<ControlError> {
 }
 
 async fn send(
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     member: &Member,
     number: u64,
     answer: &Answer,
@@ -379,7 +404,7 @@ async fn send(
 
 /// Says why, and ends the connection so that it is heard: what the caller still sends is read and thrown away for a
 /// while, for an end with bytes unread would take the answer along.
-async fn dismiss(mut stream: TcpStream, member: &Member, error: Option<ControlError>) {
+async fn dismiss(mut stream: Socket, member: &Member, error: Option<ControlError>) {
     let Some(error) = error else { return };
     let parting = async {
         send(&mut stream, member, 0, &Answer::Failed(error))

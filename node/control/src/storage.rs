@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - an entry, a vote or a state is durable before openraft hears that it is written;
+//! - entries are purged when what came of them is durable, and not before: openraft (0.9.25) asks for both at once when a
+//!   snapshot is received, of two tasks;
 //! - what others see of the state ([`Machine::watch`]) is what is durable, and follows the order of the log.
 
 use std::fmt::Debug;
@@ -51,6 +53,19 @@ impl Log {
             let purged: Option<LogId> = get(facts, PURGED)?;
             let last = log.last().map_err(|e| redb_error(WHAT, e))?;
             Ok(last.map(|(k, _)| k.value()).or(purged.map(|p| p.index)))
+        })
+    }
+
+    /// Whether this very entry is in it, or was before it was purged.
+    pub fn holds(&self, id: LogId) -> Result<bool, StoreError> {
+        const WHAT: &str = "an entry of the log";
+        self.store.read(WHAT, |facts, log| {
+            if get::<LogId>(facts, PURGED)?.is_some_and(|purged| purged >= id) {
+                return Ok(true);
+            }
+            let found = log.get(id.index).map_err(|e| redb_error(WHAT, e))?;
+            let found: Option<Entry> = found.map(|v| decode(WHAT, v.value())).transpose()?;
+            Ok(found.is_some_and(|entry| entry.log_id == id))
         })
     }
 
@@ -169,6 +184,8 @@ impl RaftLogStorage<Types> for Log {
 
     async fn purge(&mut self, upto: LogId) -> Result<(), Failure> {
         const WHAT: &str = "to purge the log's start";
+        let settled = self.store.until_settled(WHAT, upto).await;
+        settled.map_err(failure(ErrorSubject::Logs, ErrorVerb::Delete))?;
         let cut = self.store.writing(WHAT, move |facts, log| {
             put(facts, PURGED, &upto)?;
             let kept = log.retain_in(..=upto.index, |_, _| false);
@@ -197,6 +214,7 @@ impl Machine {
     /// As it is in this store.
     pub fn open(store: Store) -> Result<Machine, StoreError> {
         let settled = store.settled()?;
+        store.note_settled(settled.last);
         let (seen, _) = watch::channel(Arc::new(settled.state.clone()));
         Ok(Machine {
             store,
@@ -210,7 +228,16 @@ impl Machine {
         self.seen.subscribe()
     }
 
+    /// The outcome of having written a state.
+    fn written(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
+        if written.is_err() {
+            self.store.note_failed();
+        }
+        written
+    }
+
     fn take_over(&mut self, settled: Settled) {
+        self.store.note_settled(settled.last);
         if settled.state != self.settled.state {
             self.seen.send_replace(Arc::new(settled.state.clone()));
         }
@@ -247,8 +274,7 @@ impl RaftStateMachine<Types> for Machine {
         let written = self
             .store
             .writing("the state", move |facts, _| put(facts, SETTLED, &stored));
-        written
-            .await
+        self.written(written.await)
             .map_err(failure(ErrorSubject::StateMachine, ErrorVerb::Write))?;
         self.take_over(next);
         Ok(outcomes)
@@ -284,7 +310,7 @@ impl RaftStateMachine<Types> for Machine {
             put(facts, SNAPSHOT, &stored)?;
             put(facts, SETTLED, &settled)
         });
-        written.await.map_err(failure(
+        self.written(written.await).map_err(failure(
             ErrorSubject::Snapshot(Some(meta.signature())),
             ErrorVerb::Write,
         ))?;

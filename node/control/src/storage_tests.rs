@@ -15,7 +15,8 @@ struct Builder;
 impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<MemberId>> {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), CLUSTER, 1).unwrap();
+        let mut store = Store::open(dir.path(), CLUSTER, 1).unwrap();
+        store.purges_anything = true;
         let machine = Machine::open(store.clone()).unwrap();
         Ok((dir, Log::new(store), machine))
     }

@@ -14,8 +14,9 @@ use ashlar_layout::ids::ClusterId;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-use crate::types::{Settled, Vote};
+use crate::types::{LogId, Settled, Vote};
 
 /// The file in the state directory.
 pub const FILE_NAME: &str = "control.redb";
@@ -102,8 +103,8 @@ pub enum StoreError {
         /// Why.
         source: serde_json::Error,
     },
-    /// The thread that worked on it is gone.
-    #[error("{what} was broken off: the program is ending")]
+    /// The thread that worked on it is gone, or the state could not be written.
+    #[error("{what} was broken off: the program is ending, or has failed")]
     Ending {
         /// What.
         what: &'static str,
@@ -121,6 +122,14 @@ struct Owner {
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Arc<Database>,
+    /// Up to where the state is durable; an error once it could not be written.
+    settled: Arc<watch::Sender<Result<Option<LogId>, ()>>>,
+    /// Where changes are made by one who has to wait for the disk; none: on threads that may.
+    #[cfg(test)]
+    disk: Option<crate::sim::disk::Disk>,
+    /// Entries are purged whatever became of them, as only tests of openraft's do.
+    #[cfg(test)]
+    pub(crate) purges_anything: bool,
 }
 
 impl Store {
@@ -140,13 +149,45 @@ impl Store {
         })?;
         let store = Store {
             database: Arc::new(database),
+            settled: Arc::new(watch::channel(Ok(None)).0),
+            #[cfg(test)]
+            disk: None,
+            #[cfg(test)]
+            purges_anything: false,
         };
+        store.owned(path, cluster, member)
+    }
+
+    /// Opens or makes what stands on a simulated disk.
+    #[cfg(test)]
+    pub(crate) fn open_on(
+        disk: crate::sim::disk::Disk,
+        cluster: ClusterId,
+        member: u32,
+    ) -> Result<Store, StoreError> {
+        let path = PathBuf::from(FILE_NAME);
+        let database = Database::builder().create_with_backend(disk.clone());
+        let database = database.map_err(|source| StoreError::Open {
+            path: path.clone(),
+            source: Box::new(source),
+        })?;
+        let store = Store {
+            database: Arc::new(database),
+            settled: Arc::new(watch::channel(Ok(None)).0),
+            disk: Some(disk),
+            purges_anything: false,
+        };
+        store.owned(path, cluster, member)
+    }
+
+    /// This, if it belongs to that member, or to nobody so far.
+    fn owned(self, path: PathBuf, cluster: ClusterId, member: u32) -> Result<Store, StoreError> {
         let ours = Owner {
             format: FORMAT,
             cluster,
             member,
         };
-        let owner = store.write("to enter the owner", |facts, _| {
+        let owner = self.write("to enter the owner", |facts, _| {
             if let Some(owner) = get(facts, OWNER)? {
                 return Ok(owner);
             }
@@ -171,7 +212,7 @@ impl Store {
                 got: owner.member,
             });
         }
-        Ok(store)
+        Ok(self)
     }
 
     /// Whether this member counts in elections: it does not before it was fed, or founded with the others. See
@@ -200,6 +241,34 @@ impl Store {
     pub fn settled(&self) -> Result<Settled, StoreError> {
         let settled = self.read("the state", |facts, _| get::<Settled>(facts, SETTLED))?;
         Ok(settled.unwrap_or_default())
+    }
+
+    /// The state is durable up to there.
+    pub(crate) fn note_settled(&self, last: Option<LogId>) {
+        self.settled.send_modify(|settled| *settled = Ok(last));
+    }
+
+    /// The state could not be written.
+    pub(crate) fn note_failed(&self) {
+        self.settled.send_modify(|settled| *settled = Err(()));
+    }
+
+    /// Waits until the state is durable up to there.
+    pub(crate) async fn until_settled(
+        &self,
+        what: &'static str,
+        upto: LogId,
+    ) -> Result<(), StoreError> {
+        #[cfg(test)]
+        if self.purges_anything {
+            return Ok(());
+        }
+        let mut settled = self.settled.subscribe();
+        let there = settled.wait_for(|settled| settled.is_err() || *settled >= Ok(Some(upto)));
+        match there.await.map(|settled| *settled) {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(StoreError::Ending { what }),
+        }
     }
 
     /// One look at the file, at one moment.
@@ -244,6 +313,10 @@ impl Store {
         + Send
         + 'static,
     ) -> Result<T, StoreError> {
+        #[cfg(test)]
+        if let Some(disk) = &self.disk {
+            return disk.at_work(|| self.write(what, work)).await;
+        }
         let store = self.clone();
         let done = tokio::task::spawn_blocking(move || store.write(what, work)).await;
         done.map_err(|_| StoreError::Ending { what })?

@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{Command, Outcome, State};
 
+/// What openraft runs on.
+#[cfg(not(test))]
+pub type Runtime = openraft::TokioRuntime;
+/// The same, but for what can be ended like a process, and chance that comes from a seed.
+#[cfg(test)]
+pub type Runtime = crate::sim::runtime::Runtime;
+
 /// A control member's number, as openraft has it.
 pub type MemberId = u64;
 
@@ -20,7 +27,7 @@ openraft::declare_raft_types!(
         Node = BasicNode,
         Entry = openraft::Entry<Types>,
         SnapshotData = State,
-        AsyncRuntime = openraft::TokioRuntime,
+        AsyncRuntime = Runtime,
 );
 
 /// A log entry.

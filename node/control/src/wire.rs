@@ -117,6 +117,16 @@ pub enum Call {
     Status,
 }
 
+impl Call {
+    /// Whether it changes what is agreed on.
+    pub fn changes(&self) -> bool {
+        matches!(
+            self,
+            Call::Change { .. } | Call::MakeToken { .. } | Call::Join { .. }
+        )
+    }
+}
+
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -139,6 +149,9 @@ pub enum Answer {
         blank: bool,
         /// The index of the last entry of its log.
         last: Option<u64>,
+        /// What it has promised. Older members do not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        promise: Option<Promise>,
     },
     /// To `Map` and `Watch`.
     Map(Option<ClusterMap>),
@@ -158,6 +171,13 @@ pub enum Answer {
     Status(Status),
     /// Not done.
     Failed(ControlError),
+}
+
+/// Whom a member follows, as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// The vote; none before there was any.
+    pub vote: Option<Vote>,
 }
 
 /// How the cluster is.
