@@ -72,7 +72,9 @@ pub enum ControlError {
     #[error("the control plane has not been founded yet: all of its members must be up once")]
     NotFounded,
     /// This member lost what it had stored, and has not caught up yet.
-    #[error("this control member has lost its state, and is fed by the others once all of them are there")]
+    #[error(
+        "this control member has lost its state, and is fed by the others once all of them are there"
+    )]
     Recovering,
     /// The command was refused by the state machine.
     #[error(transparent)]

@@ -251,7 +251,14 @@ impl Judge {
             }
         }
         if own != *state {
-            self.object("the log gives another state than the members'".to_owned());
+            let (own, state) = (format!("{own:#?}"), format!("{state:#?}"));
+            let differs = own
+                .lines()
+                .zip(state.lines())
+                .find(|(own, theirs)| own != theirs);
+            self.object(format!(
+                "the log gives another state than the members': {differs:?}"
+            ));
         }
         made
     }

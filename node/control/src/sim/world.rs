@@ -25,8 +25,9 @@ use crate::partitions::PartitionLimits;
 use crate::policy::Patience;
 use crate::server::{ControlConfig, ControlServer, StartError};
 use crate::storage::Log;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::testing;
+use crate::types::Settled;
 
 /// What is wrong on purpose, and has to be noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -448,41 +449,40 @@ impl World {
         Ok(())
     }
 
-    /// Nobody asks for anything any more.
+    /// Nobody asks for anything any more; members go on by themselves.
     async fn end(&self) -> Result<(), String> {
-        self.until("all members to have applied the same", |world| {
-            let mut applied = world.seats.iter().map(|seat| {
-                let server = &seat.up.as_ref()?.0;
-                let metrics = server.member().raft.0.metrics().borrow().clone();
-                let whole = metrics.last_log_index == metrics.last_applied.map(|it| it.index);
-                whole.then_some(metrics.last_applied)
+        let begun = Instant::now();
+        loop {
+            let settled = self.seats.iter().map(|seat| {
+                let store = seat.store.as_ref().ok_or("a member is not there")?;
+                store.settled().map_err(|e| e.to_string())
             });
-            let first = applied.next().flatten();
-            first.is_some() && applied.all(|it| it == first)
-        })
-        .await?;
-        let mut logs = Vec::new();
-        let mut states = Vec::new();
-        for seat in &self.seats {
-            let (Some((server, _)), Some(store)) = (&seat.up, &seat.store) else {
-                return Err("a member is not there at the end".to_owned());
-            };
-            let mut log = Log::new(store.clone());
-            let entries = log.try_get_log_entries(0..).await;
-            logs.push(entries.map_err(|e| e.to_string())?);
-            let state = server.watch().borrow().clone();
-            let stored = store.settled().map_err(|e: StoreError| e.to_string())?;
-            if stored.state != *state {
-                self.judge()
-                    .object("a member shows what is not stored".to_owned());
+            let settled = settled.collect::<Result<Vec<Settled>, String>>()?;
+            let last = settled[0].last;
+            if last.is_some() && settled.iter().all(|it| it.last == last) {
+                return self.look_into_all(&settled).await;
             }
-            states.push(state);
+            if begun.elapsed() > WELL {
+                return Err("waited in vain for all members to have applied the same".to_owned());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        if states.iter().any(|state| state != &states[0]) {
-            self.judge()
-                .object("members that have applied the same are in different states".to_owned());
+    }
+
+    /// What all members hold, which have applied the same.
+    async fn look_into_all(&self, settled: &[Settled]) -> Result<(), String> {
+        let Settled { last, state, .. } = &settled[0];
+        if settled.iter().any(|it| it.state != *state) {
+            let what = "members that have applied the same are in different states";
+            self.judge().object(what.to_owned());
         }
-        self.judge().end(&logs, &states[0]);
+        let applied = last.map_or(0, |it| it.index);
+        let mut logs = Vec::new();
+        for store in self.seats.iter().filter_map(|seat| seat.store.clone()) {
+            let entries = Log::new(store).try_get_log_entries(0..=applied).await;
+            logs.push(entries.map_err(|e| e.to_string())?);
+        }
+        self.judge().end(&logs, state);
         Ok(())
     }
 }
