@@ -65,6 +65,14 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether what was asked for may be done all the same.
+    pub fn is_uncertain(&self) -> bool {
+        matches!(
+            self,
+            ClientError::Uncertain { .. } | ClientError::Control(ControlError::Uncertain { .. })
+        )
+    }
+
     /// What the control plane answered, if it did.
     pub fn control(&self) -> Option<&ControlError> {
         match self {

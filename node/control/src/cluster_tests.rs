@@ -186,6 +186,26 @@ fn a_member_that_lost_its_disk_makes_no_leader() {
     });
     let recovering = matches!(refused, Answer::Failed(ControlError::Recovering));
     assert!(recovering, "{refused:?}");
+    // Nor does it follow anybody: not all of the others have told whom they follow.
+    let refused = rig.run(async {
+        let hello = Hello {
+            cluster: rig.map.cluster,
+            who: Who::Member(3),
+            to: Some(1),
+        };
+        let address = rig.address(0);
+        let link = Link::open(&System, &address, hello, DEADLINE);
+        let link = link.await.unwrap();
+        let request = openraft::raft::AppendEntriesRequest {
+            vote: openraft::Vote::new_committed(99, 3),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        link.call(&Call::Append(request), DEADLINE).await.unwrap().1
+    });
+    let recovering = matches!(refused, Answer::Failed(ControlError::Recovering));
+    assert!(recovering, "{refused:?}");
     let nothing = rig.run(rig.client_of(0).get_map()).unwrap_err();
     assert_eq!(control(nothing), ControlError::NotFounded);
     assert!(!rig.server(0).counts());

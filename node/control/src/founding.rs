@@ -11,13 +11,14 @@
 //! Together they keep consensus safe when one member loses its disk. What it had acknowledged stands in the log of one
 //! of the others, and only who has it there can be elected without the lost one's vote. What it had promised, to follow
 //! no leader older than one, is promised by whoever asked for it as well: by the candidate that it voted for, by the
-//! leader whose entries it took. So it has to ask all of them, not only a majority: with two members lost at a time there
-//! is no telling.
+//! leader whose entries it took. So it has to ask all of them, not only a majority: the one who does not answer may be the
+//! only one who knows. And what was agreed on is no newer than the newest entry of any of them: a leader that goes on after
+//! a restart tells of old commits first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::member::Member;
+use crate::member::{Floor, Member};
 use crate::types::{MemberId, Vote};
 
 /// Founds the control plane if that is this member's part; ends when there is nothing to found any more.
@@ -51,13 +52,14 @@ pub(crate) async fn recall(member: Arc<Member>) {
         let others = member.look_around().await;
         let promises = others.values().map(|answer| answer.as_ref()?.promise);
         if let Some(promises) = promises.collect::<Option<Vec<_>>>() {
-            let votes = promises.into_iter().filter_map(|promise| promise.vote);
-            let newest = votes.fold(None, |newest: Option<Vote>, vote| match newest {
+            let votes = promises.iter().filter_map(|promise| promise.vote);
+            let vote = votes.fold(None, |newest: Option<Vote>, vote| match newest {
                 Some(newest) if newest >= vote => Some(newest),
                 _ => Some(vote),
             });
+            let last = promises.iter().filter_map(|promise| promise.last).max();
             // Set once: this is the only one who does.
-            let _ = member.floor.set(newest);
+            let _ = member.floor.set(Floor { vote, last });
             return;
         }
         tokio::time::sleep(member.timing.heartbeat).await;

@@ -12,6 +12,8 @@ pub const ENVELOPE_MAX: usize = 64 * 1024;
 pub const HELLO_MAX: u32 = 4 * 1024;
 /// Log entries that one message carries, in bytes of JSON, about. One entry always goes.
 pub const ENTRIES_BYTES: usize = 1024 * 1024;
+/// and how many of them, at most.
+pub const ENTRIES_MAX: u64 = 64;
 /// Connections of clients and nodes, at most.
 pub const CLIENTS_MAX: usize = 512;
 /// Connections of control members, at most.

@@ -72,6 +72,15 @@ enum Attempt {
     NoLeader,
 }
 
+/// What a member that has lost its disk goes by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Floor {
+    /// The newest vote of any other member.
+    pub(crate) vote: Option<Vote>,
+    /// The newest entry of any other's log: what was ever agreed on is no newer.
+    pub(crate) last: Option<LogId>,
+}
+
 /// What another member says of itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
@@ -94,8 +103,8 @@ pub struct Member {
     pub(crate) store: Store,
     pub(crate) seen: watch::Receiver<Arc<State>>,
     pub(crate) counted: AtomicBool,
-    /// The newest vote of all others, once all have told theirs; asked for only by one who does not count.
-    pub(crate) floor: OnceLock<Option<Vote>>,
+    /// What the others had promised, once all have told; asked for only by one who does not count.
+    pub(crate) floor: OnceLock<Floor>,
     pub(crate) watchman: Mutex<Option<Watchman>>,
     pub(crate) started: tokio::time::Instant,
     pub(crate) host: Arc<dyn Host>,
@@ -178,6 +187,11 @@ impl Member {
         if self.counted.load(Ordering::Acquire) || committed.leader_id != vote.leader_id {
             return;
         }
+        // A leader that goes on after a restart commits again what was committed already, one piece after the other.
+        let newest = self.floor.get().and_then(|floor| floor.last);
+        if newest.is_some_and(|newest| committed < newest) {
+            return;
+        }
         // The same entry there means the same log up to there. (What is there may be of another leader: a heartbeat
         // succeeds whatever the log holds.)
         if !matches!(Log::new(self.store.clone()).holds(committed), Ok(true)) {
@@ -192,14 +206,14 @@ impl Member {
     /// Whether it can do no harm to follow the leader of this vote. A member that has lost its disk may have promised
     /// others to follow no leader as old as that one, which would take its word for a quorum.
     fn may_follow(&self, vote: &Vote) -> bool {
-        let newest = || self.floor.get();
-        let well = || newest().is_some_and(|it| it.is_none_or(|it| *vote >= it));
+        let floor = || self.floor.get();
+        let well = || floor().is_some_and(|it| it.vote.is_none_or(|it| *vote >= it));
         self.counted.load(Ordering::Acquire) || well()
     }
 
-    /// The index of the last entry in the log, as it is stored.
-    fn last_stored(&self) -> Result<Option<u64>, StoreError> {
-        Log::new(self.store.clone()).last_index()
+    /// The last entry in the log, as it is stored.
+    fn last_stored(&self) -> Result<Option<LogId>, StoreError> {
+        Log::new(self.store.clone()).last()
     }
 
     /// A candidate asks for a vote. A member with nothing stored gives one at the founding only: to the founder, which
@@ -253,8 +267,12 @@ impl Member {
         match stored {
             Ok((last, vote)) => Answer::Pong {
                 blank: last.is_none() && vote.is_none(),
-                last,
-                promise: Some(Promise { vote }),
+                last: last.map(|it| it.index),
+                promise: Some(Promise {
+                    vote,
+                    last,
+                    counts: self.counted.load(Ordering::Acquire),
+                }),
             },
             Err(error) => broken(error),
         }
@@ -442,11 +460,19 @@ impl Member {
         let agreed = self.raft.0.client_write(command);
         match tokio::time::timeout(self.timing.agreement, agreed).await {
             Ok(Ok(done)) => Attempt::Answered(outcome(done.data)),
-            // Said before anything is proposed, or of an entry that another leader has overwritten.
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::NoLeader,
-            Ok(Err(error @ RaftError::APIError(_))) => Attempt::Answered(broken(error)),
+            // Said before anything is proposed, or of an entry that another leader has overwritten here. With three
+            // members it stands nowhere else then: who had it would not have voted for that one. With more it may, and be
+            // agreed on yet.
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))))
+                if self.members.len() <= 3 =>
+            {
+                Attempt::NoLeader
+            }
+            Ok(Err(error @ RaftError::APIError(ClientWriteError::ChangeMembershipError(_)))) => {
+                Attempt::Answered(broken(error))
+            }
             // It has taken too long, or this member has failed meanwhile: the others may agree on it all the same.
-            Ok(Err(RaftError::Fatal(_))) | Err(_) => {
+            Ok(Err(_)) | Err(_) => {
                 let (away, members) = self.away().await;
                 Attempt::Answered(Answer::Failed(ControlError::Uncertain { away, members }))
             }
@@ -577,11 +603,13 @@ impl Member {
         asking.join_all().await.into_iter().collect()
     }
 
-    /// How many members do not answer, and of how many.
+    /// How many members do not answer, or do not count though there is something to lose; and of how many.
     async fn away(&self) -> (usize, usize) {
         let seen = self.look_around().await;
-        let away = seen.values().filter(|answer| answer.is_none()).count();
-        (away, self.members.len())
+        let founded = self.state().map.is_some();
+        let there = |it: Seen| !founded || it.promise.is_none_or(|promise| promise.counts);
+        let away = seen.values().filter(|answer| !answer.is_some_and(there));
+        (away.count(), self.members.len())
     }
 
     async fn status(&self, doubt: Option<ControlError>) -> Status {

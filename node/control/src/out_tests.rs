@@ -297,6 +297,17 @@ fn who_leaves_is_not_waited_for() {
     assert_eq!(office.pass(10), [back(&[3])]);
 }
 
+#[test]
+fn a_beat_that_does_not_come_is_no_break() {
+    let mut office = Office::new(9);
+    office.silent.insert(7);
+    assert_eq!(office.pass(40), [out(&[7])]);
+    office.silent.remove(&7);
+    assert_eq!(office.pass(5), []);
+    office.silent.insert(7);
+    assert_eq!(office.pass(1), [back(&[7])]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -327,7 +338,9 @@ proptest! {
                         (false, _) => *at = None,
                         _ => {}
                     }
-                    if away {
+                    // One beat that does not come is no break.
+                    let silent = at.is_some_and(|since| office.now + 1 > since + 2);
+                    if office.down.contains(&no) || silent {
                         served[no as usize] = office.now + 1;
                     }
                 }

@@ -22,8 +22,8 @@ use tokio::task::JoinSet;
 use crate::error::{ControlError, WireError};
 use crate::host::{Host, Incoming, Socket, System, millis};
 use crate::limits::{
-    CLIENTS_MAX, ENVELOPE_MAX, FRAME_TIME, HELLO_MAX, HELLO_TIME, IDLE_TIME, LOG_KEPT, MEMBERS_MAX,
-    REQUESTS_KIB, SNAPSHOT_EVERY, STATE_MAX,
+    CLIENTS_MAX, ENTRIES_MAX, ENVELOPE_MAX, FRAME_TIME, HELLO_MAX, HELLO_TIME, IDLE_TIME, LOG_KEPT,
+    MEMBERS_MAX, REQUESTS_KIB, SNAPSHOT_EVERY, STATE_MAX,
 };
 use crate::member::{Member, RaftHandle, Timing};
 use crate::network::Network;
@@ -49,6 +49,8 @@ pub struct ControlConfig {
     pub timing: Timing,
     /// Log entries after which a snapshot is made.
     pub snapshot_every: u64,
+    /// Log entries that one message carries, at most.
+    pub batch: u64,
 }
 
 impl ControlConfig {
@@ -61,6 +63,7 @@ impl ControlConfig {
             map,
             timing: Timing::default(),
             snapshot_every: SNAPSHOT_EVERY,
+            batch: ENTRIES_MAX,
         }
     }
 }
@@ -149,6 +152,7 @@ impl ControlServer {
             map,
             timing,
             snapshot_every,
+            batch,
             ..
         } = config;
         let members = map.control.iter().map(|m| (m.id, m.address.clone()));
@@ -158,7 +162,7 @@ impl ControlServer {
         let seen = machine.watch();
         let raft = Raft::new(
             MemberId::from(id),
-            Arc::new(raft_config(timing, snapshot_every)?),
+            Arc::new(raft_config(timing, snapshot_every, batch)?),
             Network::new(map.cluster, id, timing.heartbeat, host.clone()),
             Log::new(store.clone()),
             machine,
@@ -241,14 +245,18 @@ impl ControlServer {
     }
 }
 
-fn raft_config(timing: Timing, snapshot_every: u64) -> Result<openraft::Config, StartError> {
+fn raft_config(
+    timing: Timing,
+    snapshot_every: u64,
+    batch: u64,
+) -> Result<openraft::Config, StartError> {
     let config = openraft::Config {
         cluster_name: "ashlar".to_owned(),
         heartbeat_interval: millis(timing.heartbeat),
         election_timeout_min: millis(timing.election),
         election_timeout_max: 2 * millis(timing.election),
         install_snapshot_timeout: millis(FRAME_TIME),
-        max_payload_entries: 64,
+        max_payload_entries: batch,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
         replication_lag_threshold: snapshot_every.saturating_mul(2),
         max_in_snapshot_log_to_keep: LOG_KEPT.min(snapshot_every / 4),

@@ -46,13 +46,22 @@ impl Log {
         Log { store }
     }
 
-    /// The index of the last entry that ever was in it.
-    pub fn last_index(&self) -> Result<Option<u64>, StoreError> {
+    /// The last entry that ever was in it.
+    pub fn last(&self) -> Result<Option<LogId>, StoreError> {
+        Ok(self.ends()?.last_log_id)
+    }
+
+    fn ends(&self) -> Result<LogState<Types>, StoreError> {
         const WHAT: &str = "the end of the log";
         self.store.read(WHAT, |facts, log| {
-            let purged: Option<LogId> = get(facts, PURGED)?;
+            let last_purged_log_id: Option<LogId> = get(facts, PURGED)?;
             let last = log.last().map_err(|e| redb_error(WHAT, e))?;
-            Ok(last.map(|(k, _)| k.value()).or(purged.map(|p| p.index)))
+            let last: Option<Entry> = last.map(|(_, v)| decode(WHAT, v.value())).transpose()?;
+            let last_log_id = last.map(|e| e.log_id).or(last_purged_log_id);
+            Ok(LogState {
+                last_purged_log_id,
+                last_log_id,
+            })
         })
     }
 
@@ -114,18 +123,8 @@ impl RaftLogStorage<Types> for Log {
     type LogReader = Log;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, Failure> {
-        const WHAT: &str = "the end of the log";
-        let state = self.store.read(WHAT, |facts, log| {
-            let last_purged_log_id: Option<LogId> = get(facts, PURGED)?;
-            let last = log.last().map_err(|e| redb_error(WHAT, e))?;
-            let last: Option<Entry> = last.map(|(_, v)| decode(WHAT, v.value())).transpose()?;
-            let last_log_id = last.map(|e| e.log_id).or(last_purged_log_id);
-            Ok(LogState {
-                last_purged_log_id,
-                last_log_id,
-            })
-        });
-        state.map_err(failure(ErrorSubject::Logs, ErrorVerb::Read))
+        let ends = self.ends();
+        ends.map_err(failure(ErrorSubject::Logs, ErrorVerb::Read))
     }
 
     async fn get_log_reader(&mut self) -> Log {
@@ -245,6 +244,13 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    /// Who waits for it waits in vain.
+    fn drop(&mut self) {
+        self.store.note_failed();
+    }
+}
+
 impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Photographer;
 
@@ -259,6 +265,10 @@ impl RaftStateMachine<Types> for Machine {
     {
         let mut next = self.settled.clone();
         let mut outcomes = Vec::new();
+        #[cfg(test)]
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        #[cfg(test)]
+        self.store.tell_agreed(&entries);
         for entry in entries {
             next.last = Some(entry.log_id);
             outcomes.push(match entry.payload {

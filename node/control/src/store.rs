@@ -3,10 +3,12 @@
 //! Invariants:
 //! - what is acknowledged is durable: each change is one transaction, committed to the device (redb's checksums tell a
 //!   torn one, which is then as if it had never been);
+//! - the file gets its name when it is whole: one that power was lost on while it was made is made anew;
 //! - the file belongs to one member of one cluster, which is checked before anything else is read of it;
 //! - the log has no holes; what was purged of it is in the state, which is stored together with the entry that it is as
 //!   of, so that no entry is applied twice.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use crate::types::{LogId, Settled, Vote};
 
 /// The file in the state directory.
 pub const FILE_NAME: &str = "control.redb";
+/// What it is called until it is whole.
+pub(crate) const NEW_NAME: &str = "control.redb.new";
 /// The version of what is in it.
 const FORMAT: u32 = 1;
 
@@ -40,6 +44,14 @@ pub enum StoreError {
     /// The directory cannot be made.
     #[error("cannot make the state directory {}: {source}", path.display())]
     Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file cannot be made.
+    #[error("cannot make {}: {source}", path.display())]
+    Make {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -140,6 +152,26 @@ impl Store {
             source,
         })?;
         let path = dir.join(FILE_NAME);
+        let failed = |source| StoreError::Make {
+            path: path.clone(),
+            source,
+        };
+        if !path.try_exists().map_err(failed)? {
+            let new = dir.join(NEW_NAME);
+            match std::fs::remove_file(&new) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+            drop(Store::at(&new)?.owned(new.clone(), cluster, member)?);
+            std::fs::rename(&new, &path).map_err(failed)?;
+            let dir = std::fs::File::open(dir).map_err(failed)?;
+            dir.sync_all().map_err(failed)?;
+        }
+        Store::at(&path)?.owned(path, cluster, member)
+    }
+
+    fn at(path: &Path) -> Result<Store, StoreError> {
+        let path = path.to_owned();
         let database = Database::create(&path).map_err(|source| match source {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
             source => StoreError::Open {
@@ -147,15 +179,14 @@ impl Store {
                 source: Box::new(source),
             },
         })?;
-        let store = Store {
+        Ok(Store {
             database: Arc::new(database),
             settled: Arc::new(watch::channel(Ok(None)).0),
             #[cfg(test)]
             disk: None,
             #[cfg(test)]
             purges_anything: false,
-        };
-        store.owned(path, cluster, member)
+        })
     }
 
     /// Opens or makes what stands on a simulated disk.
@@ -165,19 +196,30 @@ impl Store {
         cluster: ClusterId,
         member: u32,
     ) -> Result<Store, StoreError> {
+        if !disk.has_name() {
+            drop(Store::at_disk(&disk)?.owned(PathBuf::from(NEW_NAME), cluster, member)?);
+            if !disk.give_name() {
+                let what = "to give the file its name";
+                return Err(StoreError::Ending { what });
+            }
+        }
+        Store::at_disk(&disk)?.owned(PathBuf::from(FILE_NAME), cluster, member)
+    }
+
+    #[cfg(test)]
+    fn at_disk(disk: &crate::sim::disk::Disk) -> Result<Store, StoreError> {
         let path = PathBuf::from(FILE_NAME);
         let database = Database::builder().create_with_backend(disk.clone());
         let database = database.map_err(|source| StoreError::Open {
             path: path.clone(),
             source: Box::new(source),
         })?;
-        let store = Store {
+        Ok(Store {
             database: Arc::new(database),
             settled: Arc::new(watch::channel(Ok(None)).0),
-            disk: Some(disk),
+            disk: Some(disk.clone()),
             purges_anything: false,
-        };
-        store.owned(path, cluster, member)
+        })
     }
 
     /// This, if it belongs to that member, or to nobody so far.
@@ -241,6 +283,14 @@ impl Store {
     pub fn settled(&self) -> Result<Settled, StoreError> {
         let settled = self.read("the state", |facts, _| get::<Settled>(facts, SETTLED))?;
         Ok(settled.unwrap_or_default())
+    }
+
+    /// Tells the simulation what was agreed on.
+    #[cfg(test)]
+    pub(crate) fn tell_agreed(&self, entries: &[crate::types::Entry]) {
+        if let Some(disk) = &self.disk {
+            disk.agreed(entries);
+        }
     }
 
     /// The state is durable up to there.

@@ -23,7 +23,7 @@ use crate::error::{ControlError, WireError};
 use crate::policy::{ChainReport, Verdict};
 use crate::state::State;
 use crate::token::{Token, TokenHash};
-use crate::types::{MemberId, SnapshotMeta, Types, Vote};
+use crate::types::{LogId, MemberId, SnapshotMeta, Types, Vote};
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,11 +173,15 @@ pub enum Answer {
     Failed(ControlError),
 }
 
-/// Whom a member follows, as it is stored.
+/// Whom a member follows and what it has, as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promise {
     /// The vote; none before there was any.
     pub vote: Option<Vote>,
+    /// The last entry that ever was in its log.
+    pub last: Option<LogId>,
+    /// Whether it counts in elections.
+    pub counts: bool,
 }
 
 /// How the cluster is.

@@ -114,7 +114,11 @@ pub fn members(map: &ClusterMap) -> Result<Vec<String>, Fail> {
 /// For `map_err`: `what` did not come about.
 fn failed(what: &str) -> impl FnOnce(ClientError) -> Fail {
     let what = what.to_owned();
-    move |error| Fail::Refused(format!("{what}: {error}{}", advice(&error)))
+    move |error| match error.is_uncertain() {
+        // It may have come about.
+        true => Fail::Refused(error.to_string()),
+        false => Fail::Refused(format!("{what}: {error}{}", advice(&error))),
+    }
 }
 
 /// What to do about it, where the error does not say so itself.

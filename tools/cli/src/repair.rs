@@ -43,6 +43,9 @@ pub struct Margins {
     pub away: BTreeMap<DeviceNo, NodeId>,
     /// Nodes that do not answer, and why.
     pub silent: BTreeMap<NodeId, String>,
+    /// Bytes of devices in extents that hold something.
+    #[serde(skip)]
+    used: BTreeMap<DeviceNo, u64>,
 }
 
 /// How fast audits and repairs may read a device, and what that does to others.
@@ -52,6 +55,8 @@ struct PaceRow {
     node: NodeId,
     /// Bytes a second that all auditors together may read now. None of these if its node does not say it.
     allowed: Option<u64>,
+    /// Seconds in which all of it is read once at that, if it is known how much there is.
+    once_s: Option<u64>,
     /// By so many hundredths the 99th percentile of others may be longer for it.
     p99_percent: Option<u32>,
     /// That percentile with audits and repairs under way, in microseconds, as it was last measured,
@@ -60,8 +65,8 @@ struct PaceRow {
     p99_without_us: Option<u64>,
 }
 
-/// Asks the nodes how fast their devices may be read.
-async fn paces(client: &Client) -> Vec<PaceRow> {
+/// Asks the nodes how fast their devices may be read; `used` is how much of them there is to read.
+async fn paces(client: &Client, used: &BTreeMap<DeviceNo, u64>) -> Vec<PaceRow> {
     let map = client.map();
     let question = |client: Client, node| async move { client.paces(node).await };
     // Who does not answer is told among the margins, and an older node cannot say it.
@@ -69,16 +74,26 @@ async fn paces(client: &Client) -> Vec<PaceRow> {
     let paces = told.into_values().flatten().flatten();
     let said: BTreeMap<DeviceNo, DevicePace> = paces.map(|pace| (pace.device, pace)).collect();
     let devices = map.devices.iter();
-    let row = |device: &Device| pace_row(device.no, device.node, said.get(&device.no));
+    let row = |device: &Device| {
+        let used = used.get(&device.no).copied();
+        pace_row(device.no, device.node, said.get(&device.no), used)
+    };
     devices.map(row).collect()
 }
 
-fn pace_row(device: DeviceNo, node: NodeId, said: Option<&DevicePace>) -> PaceRow {
+fn pace_row(
+    device: DeviceNo,
+    node: NodeId,
+    said: Option<&DevicePace>,
+    used: Option<u64>,
+) -> PaceRow {
     let p99_us = said.and_then(|pace| pace.p99_us);
+    let once_s = |pace: &DevicePace| used?.checked_div(pace.allowed);
     PaceRow {
         device,
         node,
         allowed: said.map(|pace| pace.allowed),
+        once_s: said.and_then(once_s),
         p99_percent: said.map(|pace| pace.percent),
         p99_with_us: p99_us.map(|(with, _)| with),
         p99_without_us: p99_us.map(|(_, without)| without),
@@ -98,7 +113,20 @@ impl PaceRow {
             _ => "what they do to others was not measured yet".to_owned(),
         };
         let allowed = human(allowed);
-        format!("  device {device} of node {node}: {allowed}/s, bound {percent} %; {p99}")
+        let once = self.once_s.map_or(String::new(), |once| {
+            format!(", all of it once in {}", span(once))
+        });
+        format!("  device {device} of node {node}: {allowed}/s{once}, bound {percent} %; {p99}")
+    }
+}
+
+/// A time, about.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..600 => format!("{seconds} s"),
+        600..36_000 => format!("{} min", seconds / 60),
+        36_000..345_600 => format!("{} hours", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 
@@ -119,8 +147,10 @@ pub async fn margins(client: &Client, records: impl Iterator<Item = &Record>) ->
         match answer {
             Ok(cores) => {
                 let devices = cores.into_iter().flat_map(|core| core.devices);
-                let good = devices.filter(|it| it.serves());
-                serving.extend(good.map(|it| it.device));
+                for device in devices.filter(|it| it.serves()) {
+                    serving.push(device.device);
+                    margins.used.insert(device.device, device.bytes_used);
+                }
             }
             Err(error) => drop(margins.silent.insert(node, error.to_string())),
         }
@@ -308,8 +338,8 @@ pub fn repair(args: &RepairArgs, cluster: Option<&Path>, json: bool) -> Result<(
         let out = &client.map().out;
         Ok(Status {
             partitions: found.values().filter_map(|it| row(it, out)).collect(),
+            devices: paces(&client, &margin.used).await,
             margin,
-            devices: paces(&client).await,
             orphans,
             unread,
         })
@@ -425,9 +455,9 @@ mod tests {
             percent: 10,
             p99_us: Some((880, 800)),
         };
-        let row = |said| pace_row(DeviceNo(3), NodeId(2), said);
+        let row = |said| pace_row(DeviceNo(3), NodeId(2), said, Some(4 << 40));
         let told = row(Some(&said)).told();
-        let want = "device 3 of node 2: 4.00 MiB/s, bound 10 %; \
+        let want = "device 3 of node 2: 4.00 MiB/s, all of it once in 12 days, bound 10 %; \
                     99 % of others took up to 880 us with them, 800 us without";
         assert_eq!(told.trim(), want);
         let new = DevicePace {

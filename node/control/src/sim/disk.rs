@@ -5,6 +5,7 @@
 //!   after a loss of power, or not;
 //! - a disk that has lost power, or whose process has ended, takes nothing any more: who still holds it hears errors.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redb::StorageBackend;
+
+use crate::types::Entry;
 
 const SECTOR: usize = 512;
 
@@ -36,35 +39,63 @@ struct Platter {
     /// Writes and flushes until power fails.
     left: Option<u32>,
     lies: bool,
+    /// Whether the file has its name; if not, one that has none is begun anew.
+    named: bool,
     slow: bool,
     chance: StdRng,
 }
 
+/// Entries that were applied, by whichever member; and what was applied twice, and not the same.
+#[derive(Debug, Default)]
+pub(crate) struct Agreed {
+    pub(crate) entries: BTreeMap<u64, Entry>,
+    pub(crate) twice: Option<(Entry, Entry)>,
+}
+
 /// The disk; clones are the same one.
 #[derive(Clone, Debug)]
-pub(crate) struct Disk(Arc<Mutex<Platter>>);
+pub(crate) struct Disk {
+    platter: Arc<Mutex<Platter>>,
+    agreed: Arc<Mutex<Agreed>>,
+}
 
 impl Disk {
     /// An empty one.
-    pub(crate) fn new(seed: u64) -> Disk {
-        Disk::with(Vec::new(), StdRng::seed_from_u64(seed))
+    pub(crate) fn new(seed: u64, agreed: &Arc<Mutex<Agreed>>) -> Disk {
+        Disk::with(Vec::new(), StdRng::seed_from_u64(seed), agreed)
     }
 
-    fn with(bytes: Vec<u8>, chance: StdRng) -> Disk {
-        Disk(Arc::new(Mutex::new(Platter {
+    fn with(bytes: Vec<u8>, chance: StdRng, agreed: &Arc<Mutex<Agreed>>) -> Disk {
+        let agreed = agreed.clone();
+        let platter = Arc::new(Mutex::new(Platter {
             safe: bytes.clone(),
             seen: bytes,
             loose: Vec::new(),
             dead: false,
             left: None,
             lies: false,
+            named: false,
             slow: false,
             chance,
-        })))
+        }));
+        Disk { platter, agreed }
+    }
+
+    /// A member applies these entries: so they were agreed on.
+    pub(crate) fn agreed(&self, entries: &[Entry]) {
+        let mut agreed = self.agreed.lock().unwrap();
+        for entry in entries {
+            let known = agreed.entries.entry(entry.log_id.index);
+            let known = known.or_insert_with(|| entry.clone());
+            if known.log_id != entry.log_id || known.payload != entry.payload {
+                let known = known.clone();
+                agreed.twice.get_or_insert((known, entry.clone()));
+            }
+        }
     }
 
     fn platter(&self) -> MutexGuard<'_, Platter> {
-        self.0.lock().unwrap()
+        self.platter.lock().unwrap()
     }
 
     /// Ends the process; what stands on the disk then, on one that works.
@@ -91,14 +122,35 @@ impl Disk {
                 bytes
             }
         };
-        let next = Disk::with(bytes, chance);
-        next.platter().lies = platter.lies;
+        let bytes = if platter.named { bytes } else { Vec::new() };
+        let next = Disk::with(bytes, chance, &self.agreed);
+        {
+            let mut next = next.platter();
+            (next.lies, next.named) = (platter.lies, platter.named);
+        }
         next
+    }
+
+    /// Whether the file has its name.
+    pub(crate) fn has_name(&self) -> bool {
+        self.platter().named
+    }
+
+    /// It gets its name, and the directory is flushed; whether there was power for that.
+    pub(crate) fn give_name(&self) -> bool {
+        let mut platter = self.platter();
+        platter.named = platter.named || platter.step().is_ok();
+        platter.named
     }
 
     /// Power fails with so many more writes and flushes.
     pub(crate) fn fail_after(&self, steps: u32) {
         self.platter().left = Some(steps);
+    }
+
+    /// Power does not fail.
+    pub(crate) fn steady(&self) {
+        self.platter().left = None;
     }
 
     /// From now on flushes are forgotten, which no disk may do.

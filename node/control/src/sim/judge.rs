@@ -8,7 +8,6 @@ use ashlar_layout::ids::{Epoch, NodeId};
 use openraft::EntryPayload;
 
 use crate::client::ClientError;
-use crate::error::ControlError;
 use crate::state::{Command, State};
 use crate::types::Entry;
 
@@ -28,8 +27,7 @@ impl Heard {
     pub(crate) fn of(answer: &Result<Epoch, ClientError>) -> Heard {
         match answer {
             Ok(epoch) => Heard::Done(*epoch),
-            Err(ClientError::Uncertain { .. })
-            | Err(ClientError::Control(ControlError::Uncertain { .. })) => Heard::Open,
+            Err(error) if error.is_uncertain() => Heard::Open,
             Err(error) => Heard::No(error.to_string()),
         }
     }
@@ -151,25 +149,14 @@ impl Judge {
         seen.joins.insert(node, (token, heard));
     }
 
-    /// All is over: the members' logs from their first entry on, and the state that they have in common.
-    pub(crate) fn end(&self, logs: &[Vec<Entry>], state: &State) {
-        let mut agreed: BTreeMap<u64, &Entry> = BTreeMap::new();
-        for entry in logs.iter().flatten() {
-            let index = entry.log_id.index;
-            let known = agreed.entry(index).or_insert(entry);
-            if known.log_id != entry.log_id || known.payload != entry.payload {
-                self.object(format!("members have different entries at {index}"));
-            }
-        }
+    /// All is over: all entries that members have applied, and the state that they have in common.
+    pub(crate) fn end(&self, agreed: &BTreeMap<u64, Entry>, state: &State) {
         let map = state.map.as_ref().unwrap();
-        let mut made = self.made_by_maps();
-        let whole = logs
-            .iter()
-            .any(|log| log.first().is_some_and(|e| e.log_id.index == 0));
-        if whole {
-            self.count("logs replayed");
-            made = self.replay(agreed.values().copied(), state);
+        let gap = agreed.keys().zip(0..).find(|(index, nth)| **index != *nth);
+        if let Some((_, nth)) = gap {
+            self.object(format!("nobody has applied entry {nth}"));
         }
+        let made = self.replay(agreed.values(), state);
         let seen = self.seen();
         let (changes, joins) = (seen.changes.clone(), seen.joins.clone());
         drop(seen);
@@ -178,9 +165,7 @@ impl Judge {
             let fits = match heard {
                 Heard::Open => made.len() <= 1,
                 Heard::No(_) => made.is_empty(),
-                Heard::Done(epoch) if whole => made == [*epoch],
-                // It may have been changed again before anybody saw it.
-                Heard::Done(epoch) => made.iter().all(|it| it == epoch),
+                Heard::Done(epoch) => made == [*epoch],
             };
             if !fits {
                 self.object(format!("{label}: heard {heard:?}, made in {made:?}"));
@@ -204,30 +189,6 @@ impl Judge {
                 self.object(format!("node {}: heard {heard:?}, there: {there}", node.0));
             }
         }
-    }
-
-    /// In which epochs labels came up, in the maps that somebody saw.
-    fn made_by_maps(&self) -> BTreeMap<String, Vec<Epoch>> {
-        let seen = self.seen();
-        let mut made: BTreeMap<String, Vec<Epoch>> = BTreeMap::new();
-        let mut before: Option<&ClusterMap> = None;
-        for (epoch, map) in &seen.maps {
-            for node in &map.nodes {
-                let was = before.and_then(|it| it.node(node.id));
-                let label = &node.domains.rack;
-                if seen.changes.contains_key(label)
-                    && was.is_none_or(|it| it.domains.rack != *label)
-                {
-                    // Between two that nobody saw both of it may be of any epoch.
-                    let close = before.is_none_or(|it| it.epoch.0 + 1 == epoch.0);
-                    if close {
-                        made.entry(label.clone()).or_default().push(*epoch);
-                    }
-                }
-            }
-            before = Some(map);
-        }
-        made
     }
 
     /// Applies a whole log once more.

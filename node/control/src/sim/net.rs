@@ -23,7 +23,9 @@ const WINDOW: usize = 64 * 1024;
 
 #[derive(Debug)]
 struct State {
-    ports: BTreeMap<String, (usize, mpsc::Sender<Socket>)>,
+    ports: BTreeMap<String, mpsc::Sender<Socket>>,
+    /// Where whom is to be found, whether it is up or not.
+    homes: BTreeMap<String, usize>,
     cuts: BTreeSet<(usize, usize)>,
     dark: BTreeSet<usize>,
     slow: bool,
@@ -44,6 +46,7 @@ impl Net {
         Arc::new(Net {
             state: Mutex::new(State {
                 ports: BTreeMap::new(),
+                homes: BTreeMap::new(),
                 cuts: BTreeSet::new(),
                 dark: BTreeSet::new(),
                 slow: false,
@@ -66,7 +69,8 @@ impl Net {
     pub(crate) fn listen(&self, address: &str, place: usize) -> Port {
         let (sender, port) = mpsc::channel(64);
         let mut state = self.state();
-        state.ports.insert(address.to_owned(), (place, sender));
+        state.ports.insert(address.to_owned(), sender);
+        state.homes.insert(address.to_owned(), place);
         state.dark.remove(&place);
         drop(state);
         self.turn();
@@ -198,17 +202,14 @@ impl Place {
 impl Host for Place {
     fn connect<'a>(&'a self, address: &'a str) -> Opening<'a> {
         Box::pin(async move {
-            let known = self.net.state().ports.get(address).map(|(to, _)| *to);
             let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-            let Some(to) = known else {
-                // A machine that is down does not even refuse.
-                self.net.pass(self.me, self.me).await;
-                return Err(refused());
-            };
+            let home = self.net.state().homes.get(address).copied();
+            // A machine without power does not even refuse.
+            let to = home.ok_or_else(refused)?;
             self.net.pass(self.me, to).await;
             self.net.pass(to, self.me).await;
             let port = self.net.state().ports.get(address).cloned();
-            let (_, port) = port.ok_or_else(refused)?;
+            let port = port.ok_or_else(refused)?;
             let ((near, there), (here, far)) = (duplex(WINDOW), duplex(WINDOW));
             port.try_send(Box::new(far)).map_err(|_| refused())?;
             let (net, me) = (self.net.clone(), self.me);

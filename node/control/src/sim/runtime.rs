@@ -1,8 +1,8 @@
 //! openraft's runtime: tokio's, but that the tasks of one member can be ended all at once, as a process is, and that
 //! chance comes from a seed where one was given.
 
-use std::cell::RefCell;
-use std::sync::{Arc, Mutex};
+use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
@@ -11,11 +11,25 @@ use rand::{RngCore, SeedableRng};
 use tokio::task::AbortHandle;
 
 thread_local! {
+    static PANICS: Cell<u32> = const { Cell::new(0) };
     static CHANCE: RefCell<Option<StdRng>> = const { RefCell::new(None) };
 }
 
 tokio::task_local! {
     static LIFE: Life;
+}
+
+/// Panics on this thread so far. Those in tasks are nobody's: tokio catches them.
+pub(crate) fn panics() -> u32 {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+    PANICS.get()
 }
 
 /// From now on chance on this thread comes from the seed.

@@ -13,8 +13,9 @@ use super::judge::{Heard, Judge};
 use crate::client::{ClientError, ControlClient};
 use crate::error::ControlError;
 use crate::policy::ChainReport;
+use crate::state::Refusal;
 use crate::testing;
-use crate::token::Token;
+use crate::token::{Token, TokenError};
 
 /// What all of them share.
 #[derive(Debug)]
@@ -191,6 +192,11 @@ impl Caller {
         judge.join(id, number, Heard::Open);
         let answer = self.client.join(token, node, devices).await;
         let heard = Heard::of(&answer);
+        if let Err(ClientError::Control(ControlError::Refused(Refusal::Token(unknown)))) = &answer
+            && *unknown == TokenError::Unknown
+        {
+            judge.object(format!("token {number} was made, and is unknown"));
+        }
         judge.join(id, number, heard.clone());
         if matches!(heard, Heard::Done(_)) {
             judge.count("nodes that joined");

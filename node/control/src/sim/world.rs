@@ -1,8 +1,8 @@
 //! A run: members that start and end, faults that come and go, and the end, when all is well.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
@@ -13,7 +13,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use super::disk::{Disk, End};
+use super::disk::{Agreed, Disk, End};
 use super::judge::Judge;
 use super::net::{Net, Place};
 use super::runtime::{self, Life};
@@ -40,8 +40,6 @@ pub(crate) enum Canary {
     Amnesia,
 }
 
-/// From this seed on power fails while members start as well.
-const WEAK_STARTS: u64 = 1000;
 /// How long anything may take once all is well.
 const WELL: Duration = Duration::from_secs(60);
 
@@ -80,9 +78,11 @@ struct World {
     seats: Vec<Seat>,
     map: ClusterMap,
     snapshot_every: u64,
+    batch: u64,
+    agreed: Arc<Mutex<Agreed>>,
     canary: Canary,
-    /// Power may fail while a member starts.
-    weak_starts: bool,
+    /// Panics before it.
+    panics: u32,
     shared: Arc<Shared>,
 }
 
@@ -109,14 +109,15 @@ pub(crate) fn simulate(seed: u64, canary: Canary) -> Result<BTreeMap<&'static st
 impl World {
     fn new(seed: u64, canary: Canary) -> World {
         let mut chance = StdRng::seed_from_u64(seed ^ 0x6163_7469_6f6e_7321);
-        let members = *[1, 3, 3, 3, 3, 5].choose(&mut chance).unwrap();
+        let members = *[1, 3, 3, 3, 5, 5].choose(&mut chance).unwrap();
+        let agreed = Arc::default();
         let addresses = (1..=members).map(|i| format!("10.0.0.{i}:7000"));
         let addresses: Vec<String> = addresses.collect();
         let net = Net::new(StdRng::seed_from_u64(chance.r#gen()));
         let seats = addresses.iter().enumerate().map(|(i, address)| Seat {
             address: address.clone(),
             place: Place::new(&net, i),
-            disk: Disk::new(chance.r#gen()),
+            disk: Disk::new(chance.r#gen(), &agreed),
             up: None,
             store: None,
             wiped: false,
@@ -128,11 +129,13 @@ impl World {
         World {
             map: testing::map_with_control(&addresses),
             snapshot_every: *[12, 40, 100_000].choose(&mut chance).unwrap(),
+            batch: *[1, 3, 64].choose(&mut chance).unwrap(),
+            agreed,
             chance,
             net,
             seats,
             canary,
-            weak_starts: seed >= WEAK_STARTS,
+            panics: runtime::panics(),
             shared: Arc::new(Shared {
                 judge: Judge::new(),
                 stop: AtomicBool::new(false),
@@ -162,6 +165,7 @@ impl World {
             world.epochs().all(|epoch| epoch == Some(Epoch(1)))
         })
         .await?;
+        self.all_count().await?;
         let mut tasks = Vec::new();
         for node in &self.map.nodes {
             let client = Arc::new(self.client(10 + node.id.0 as usize, Duration::from_secs(2)));
@@ -204,6 +208,9 @@ impl World {
                     self.judge().count("power cuts in the midst of a write");
                 }
             }
+            if runtime::panics() > self.panics {
+                self.judge().object("a task has panicked".to_owned());
+            }
             if let Some(wrong) = self.judge().wrong() {
                 return Err(wrong);
             }
@@ -228,11 +235,13 @@ impl World {
         let mut config = ControlConfig::new(id, listen, Default::default(), self.map.clone());
         config.timing = TIMING;
         config.snapshot_every = self.snapshot_every;
+        config.batch = self.batch;
         let life = Life::default();
         let port = self.net.listen(&seat.address, i);
         let place = seat.place.clone();
         let begun = life.of(ControlServer::begin(config, store, place, port, listen));
-        match begun.await {
+        let begun = tokio::time::timeout(WELL, begun).await;
+        match begun.map_err(|_| format!("member {} starts for ever", i + 1))? {
             Ok(server) => {
                 self.judge().tell(format_args!(
                     "member {} is up, counts: {}",
@@ -273,6 +282,7 @@ impl World {
                 }
             }
         });
+        let disk = self.seats[i].disk.clone();
         let (mut metrics, shared) = (server.member().raft.0.metrics(), self.shared.clone());
         tokio::spawn(async move {
             let mut said = String::new();
@@ -283,6 +293,13 @@ impl World {
                     "member {}: {:?} of term {}, follows {:?}, last {:?}, applied {applied:?}",
                     now.id, now.state, now.current_term, now.current_leader, now.last_log_index,
                 );
+                if let Err(fatal) = &now.running_state
+                    && !disk.is_dead()
+                {
+                    shared
+                        .judge
+                        .object(format!("member {} has failed: {fatal}", now.id));
+                }
                 if shown != said {
                     shared.judge.tell(format_args!("{shown}"));
                     said = shown;
@@ -311,7 +328,7 @@ impl World {
         let other = self.chance.gen_range(0..self.seats.len() + 20);
         let up = self.seats[i].up.is_some();
         if !up && self.chance.gen_ratio(2, 3) {
-            if self.weak_starts && self.chance.gen_ratio(1, 4) {
+            if self.chance.gen_ratio(1, 4) {
                 let steps = self.chance.gen_range(0..20);
                 self.seats[i].disk.fail_after(steps);
             }
@@ -338,7 +355,7 @@ impl World {
             }
             7 if self.may_wipe(i) => {
                 self.stop(i, End::Power);
-                self.seats[i].disk = Disk::new(self.chance.r#gen());
+                self.seats[i].disk = Disk::new(self.chance.r#gen(), &self.agreed);
                 if self.canary == Canary::Lies {
                     self.seats[i].disk.lie();
                 }
@@ -408,10 +425,29 @@ impl World {
         self.net.heal();
         self.shared.silent.store(0, Ordering::Relaxed);
         for i in 0..self.seats.len() {
-            // One that is about to lose power does so now.
+            let seat = &mut self.seats[i];
+            seat.disk.slow(false);
+            if seat.disk.is_dead() {
+                self.stop(i, End::Power);
+            }
+            self.seats[i].disk.steady();
+            if self.seats[i].up.is_none() {
+                self.start(i).await?;
+            }
+        }
+        // Those that are up have to get well by themselves.
+        self.is_well().await?;
+        for i in 0..self.seats.len() {
             self.stop(i, End::Power);
+        }
+        for i in 0..self.seats.len() {
             self.start(i).await?;
         }
+        self.is_well().await
+    }
+
+    /// What is asked for is done, and all members count.
+    async fn is_well(&self) -> Result<(), String> {
         let client = self.client(0, WELL);
         let begun = Instant::now();
         let mut made = false;
@@ -426,6 +462,10 @@ impl World {
         if !made {
             return Err("all is well, and nothing can be changed".to_owned());
         }
+        self.all_count().await
+    }
+
+    async fn all_count(&self) -> Result<(), String> {
         self.until("all members count", |world| {
             let mut seats = world.seats.iter();
             seats.all(|seat| seat.up.as_ref().is_some_and(|(server, _)| server.counts()))
@@ -482,7 +522,20 @@ impl World {
             let entries = Log::new(store).try_get_log_entries(0..=applied).await;
             logs.push(entries.map_err(|e| e.to_string())?);
         }
-        self.judge().end(&logs, state);
+        let agreed = self.agreed.lock().unwrap();
+        if let Some((one, other)) = &agreed.twice {
+            let what = format!("both {one:?} and {other:?} were applied");
+            self.judge().object(what);
+        }
+        // What is in a log up to there is what was applied.
+        for entry in logs.iter().flatten() {
+            let known = agreed.entries.get(&entry.log_id.index);
+            if known.is_none_or(|known| known.log_id != entry.log_id) {
+                let what = format!("{} is in a log, and was not applied", entry.log_id);
+                self.judge().object(what);
+            }
+        }
+        self.judge().end(&agreed.entries, state);
         Ok(())
     }
 }
