@@ -22,7 +22,7 @@ use crate::manifest_v1::OpV1;
 use crate::manifest_v4::OpV4;
 use crate::version::{
     ENTRY_VERSION, ENTRY_VERSION_BOUNDS, ENTRY_VERSION_LOCKS, ENTRY_VERSION_PLAIN,
-    ENTRY_VERSION_RENAME,
+    ENTRY_VERSION_RELOCATE, ENTRY_VERSION_RENAME,
 };
 
 /// Bytes of an entry's header.
@@ -161,6 +161,24 @@ pub struct Entry<'a> {
     pub bytes: &'a [u8],
 }
 
+/// The version of an entry that holds this operation: the oldest that has it. Who reads older ones alone cannot take it.
+pub fn entry_version(op: &Op) -> u16 {
+    match op {
+        Op::Relocate { .. } => ENTRY_VERSION_RELOCATE,
+        Op::Rename { .. } => ENTRY_VERSION_RENAME,
+        Op::PutVersion { .. } | Op::DropVersion { .. } | Op::LockVersion { .. } => {
+            ENTRY_VERSION_LOCKS
+        }
+        Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION_BOUNDS,
+        Op::TermStart
+        | Op::Chain { .. }
+        | Op::CreateBucket { .. }
+        | Op::DeleteBucket { .. }
+        | Op::Put { .. }
+        | Op::Delete { .. } => ENTRY_VERSION_PLAIN,
+    }
+}
+
 /// Appends an entry to `out`. Nothing is appended if a part is too long.
 #[expect(
     clippy::too_many_arguments,
@@ -177,15 +195,7 @@ pub fn encode_entry(
     inline: &[u8],
 ) -> Result<(), EntryError> {
     let at = out.len();
-    let version = match op {
-        Op::Relocate { .. } => ENTRY_VERSION,
-        Op::Rename { .. } => ENTRY_VERSION_RENAME,
-        Op::PutVersion { .. } | Op::DropVersion { .. } | Op::LockVersion { .. } => {
-            ENTRY_VERSION_LOCKS
-        }
-        Op::Split { .. } | Op::Close { .. } => ENTRY_VERSION_BOUNDS,
-        _ => ENTRY_VERSION_PLAIN,
-    };
+    let version = entry_version(op);
     let op = control::encode(op);
     let op_len = bounded(at, "operation length", op.len(), OP_MAX)?;
     let inline_len = bounded(at, "inline length", inline.len(), INLINE_MAX)?;

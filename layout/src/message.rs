@@ -414,6 +414,8 @@ pub enum ErrorCode {
     /// What is on the device is not what was written, and this is known of it beside that (rot is
     /// [`ErrorCode::Corrupt`]).
     Damaged(FindingKind),
+    /// The change takes an entry that not all nodes can read yet; nothing was done.
+    NotYet,
 }
 
 /// A fault that was found on a device.

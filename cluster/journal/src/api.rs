@@ -26,6 +26,7 @@ use ashlar_layout::manifest::{Op, Precondition};
 use ashlar_layout::message::{
     BucketMeta, ChainMessage, ListPage, ObjectMeta, Reply, VersionPage, WireError,
 };
+use ashlar_layout::version::ENTRY_VERSION;
 use bytes::Bytes;
 
 use crate::bounds::Newborn;
@@ -45,6 +46,8 @@ pub struct Config {
     /// It is made of other partitions: with nothing of them on its device it stands for nothing, and the founders are
     /// those that the map names.
     pub heir: bool,
+    /// The newest version of entries that it reads: all that the program knows, but where a test wants an older one.
+    pub reads: u16,
     /// Bounds and times.
     pub limits: Limits,
     /// Where its jitter comes from.
@@ -69,6 +72,7 @@ impl Config {
             },
             founders,
             heir: false,
+            reads: ENTRY_VERSION,
             limits: Limits::default(),
             seed: u64::from(me.0),
             #[cfg(feature = "mutants")]
@@ -282,6 +286,12 @@ pub enum Event {
     Bounds {
         /// See there.
         wanted: Wanted,
+    },
+    /// The newest version of entries that the cluster map allows to be written. All replicas are told, before they are
+    /// started and at each change; before that it is what they read.
+    Level {
+        /// It.
+        entries: u16,
     },
     /// To [`Action::Bear`]: the child is durable on this device, or it has what it needs without that.
     ChildDurable {

@@ -382,7 +382,8 @@ impl Replica {
     /// What was read, as far as it is what the log says.
     fn verified_pieces(&self, read: &Read, bytes: Option<Bytes>) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        let _damaged_behind = entry::split(&bytes.unwrap_or_default(), &mut pieces);
+        let _damaged_behind =
+            entry::split(&bytes.unwrap_or_default(), self.config.reads, &mut pieces);
         let good = pieces
             .iter()
             .zip(read.first.0..=read.last.0)

@@ -421,7 +421,12 @@ impl Replica {
         if let Some(border) = self.due() {
             let (child, bucket, key) = (border.0, border.1.0, border.1.1);
             let from = Some((bucket.clone(), key.clone()));
-            return self.put_parting(now, Op::Split { child, bucket, key }, from, out);
+            let op = Op::Split { child, bucket, key };
+            // If not now, then when a map allows it.
+            if self.may_write(&op) {
+                self.put_parting(now, op, from, out);
+            }
+            return;
         }
         let Some(into) = self.wanted.into else {
             return;
@@ -429,8 +434,9 @@ impl Replica {
         let same = |chain: &[DeviceNo], wanted: &[DeviceNo]| {
             chain.len() == wanted.len() && chain.iter().all(|member| wanted.contains(member))
         };
-        if same(&self.log.chain().members, &self.desired) {
-            self.put_parting(now, Op::Close { into }, None, out);
+        let op = Op::Close { into };
+        if same(&self.log.chain().members, &self.desired) && self.may_write(&op) {
+            self.put_parting(now, op, None, out);
         }
     }
 

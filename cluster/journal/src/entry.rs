@@ -141,11 +141,18 @@ pub(crate) fn inline(entry: &Entry<'_>, bytes: &Bytes) -> Bytes {
     bytes.slice(from..from + entry.inline.len())
 }
 
-/// Cuts a run of whole entries into pieces. What was cut before an error is kept in `out`.
-pub(crate) fn split(bytes: &Bytes, out: &mut Vec<Piece>) -> Result<(), EntryError> {
+/// Cuts a run of whole entries, of versions up to `reads`, into pieces. What was cut before an error is kept in `out`.
+pub(crate) fn split(bytes: &Bytes, reads: u16, out: &mut Vec<Piece>) -> Result<(), EntryError> {
     let mut at = 0;
     while at < bytes.len() {
         let entry = Entry::decode(&bytes[at..])?;
+        if entry.version > reads {
+            return Err(EntryError::NewerVersion {
+                at,
+                expected: reads,
+                got: entry.version,
+            });
+        }
         let op = entry.op();
         let start = matches!(op, Ok(Op::TermStart));
         let prev_term = start.then_some(Term(entry.header.request.0));

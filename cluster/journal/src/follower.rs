@@ -17,9 +17,10 @@ use bytes::Bytes;
 
 use crate::api::Action;
 use crate::entry::Piece;
+use crate::level::received;
 use crate::mutants::mutant;
 use crate::pending::Refusal;
-use crate::replica::{Replica, received};
+use crate::replica::Replica;
 
 /// Ranges of holes that one message names.
 pub(crate) const HOLES_MAX: usize = 4096;
@@ -118,7 +119,10 @@ impl Replica {
         let Some(first) = prev.0.checked_add(1) else {
             return;
         };
-        let pieces = received(&payload, Seq(first), count);
+        let pieces = match received(&payload, Seq(first), count, self.config.reads) {
+            Ok(pieces) => pieces,
+            Err(error) => return self.sent_newer(&error, out),
+        };
         let rising = pieces.iter().try_fold(prev_term, |below, piece| {
             (below <= piece.term && piece.term <= self.term).then_some(piece.term)
         });

@@ -160,6 +160,7 @@ impl Replica {
             return Err(Refusal::new(ErrorCode::NotServing, detail));
         }
         check::op(op, precondition, inline)?;
+        self.check_level(op)?;
         self.check_change(op)?;
         self.check_reachable()?;
         let adds = match op {

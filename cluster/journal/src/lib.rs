@@ -33,6 +33,9 @@ mod head;
 mod indexing;
 mod learn;
 mod lease;
+mod level;
+#[cfg(test)]
+mod level_tests;
 mod locks;
 #[cfg(test)]
 mod locks_tests;

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ashlar_cluster_index::{Cache, Index};
 use ashlar_layout::control::ControlError;
 use ashlar_layout::ids::{Seq, Term};
+use ashlar_layout::journal::EntryError;
 use ashlar_layout::replica_state::ReplicaState;
 use ashlar_layout::time::Instant;
 use bytes::Bytes;
@@ -73,6 +74,8 @@ impl Replica {
             doubt_kept: state.doubt.is_some(),
             renewed: state.renewed,
             stopped: None,
+            outdated: false,
+            level: config.reads,
             term: Term(0),
             seen: Term(0),
             promise,
@@ -162,7 +165,10 @@ impl Replica {
     /// verify count as a damaged record.
     pub fn replay(&mut self, entries: &Bytes, at: u64, position: u64) {
         let mut pieces = Vec::new();
-        let damaged = entry::split(entries, &mut pieces).is_err();
+        let damaged = match entry::split(entries, self.config.reads, &mut pieces) {
+            Err(error @ EntryError::NewerVersion { .. }) => return self.keeps_newer(&error),
+            split => split.is_err(),
+        };
         self.position = self.position.max(position);
         let mut at = at;
         for piece in &pieces {

@@ -29,6 +29,7 @@ use crate::gate::Proposed;
 use crate::head::{Asked, Head};
 use crate::indexing::{Frozen, Why};
 use crate::learn::Learning;
+use crate::level::received;
 use crate::log::Log;
 use crate::mutants::mutant;
 use crate::pending::{Facts, Refusal};
@@ -112,6 +113,10 @@ pub struct Replica {
     pub(crate) config: Config,
     pub(crate) role: Role,
     pub(crate) stopped: Option<Refusal>,
+    /// It met an entry that it cannot read.
+    pub(crate) outdated: bool,
+    /// The newest version of entries that may be written, by the map.
+    pub(crate) level: u16,
     /// It lost its index: its log is not replayed, and what it promised is in doubt.
     pub(crate) blank: bool,
     /// It was made without a root of its index on its device: what it ever had there is in doubt until others tell.
@@ -266,6 +271,7 @@ impl Replica {
             Event::PeerDown { peer } => self.on_link(now, peer, Link::Down, out),
             Event::Desired { members } => self.on_desired(now, members, out),
             Event::Bounds { wanted } => self.on_bounds(wanted),
+            Event::Level { entries } => self.on_level(entries),
             Event::ChildDurable { child } => self.on_child_durable(child),
             Event::Born { newborn } => self.on_born(now, *newborn, out),
             Event::InlineLost { name, version } => self.on_inline_lost(now, name, version, out),
@@ -471,7 +477,10 @@ impl Replica {
                 self.on_fetch(from, first, last, out);
             }
             ChainBody::Entries { first, count } => {
-                let pieces = received(&payload, first, count);
+                let pieces = match received(&payload, first, count, self.config.reads) {
+                    Ok(pieces) => pieces,
+                    Err(error) => return self.sent_newer(&error, out),
+                };
                 self.on_repair_entries(now, from, first, &pieces, out);
                 if self.role == Role::Starting {
                     self.on_adopted_entries(now, from, first, &pieces, out);
@@ -672,19 +681,4 @@ impl Replica {
     pub(crate) fn is_up(&self, peer: DeviceNo) -> bool {
         self.links.get(&peer) == Some(&Link::Up)
     }
-}
-
-/// The entries of a message: `count` of them, contiguous from `first`. None if that is not so: what
-/// is wrong with one makes the others doubtful too.
-pub(crate) fn received(payload: &Bytes, first: Seq, count: u32) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    let whole = entry::split(payload, &mut pieces).is_ok();
-    let contiguous = pieces
-        .iter()
-        .zip(first.0..)
-        .all(|(piece, seq)| piece.seq.0 == seq);
-    if !whole || !contiguous || pieces.len() != count as usize || first.0 == 0 {
-        pieces.clear();
-    }
-    pieces
 }

@@ -22,6 +22,7 @@ use ashlar_cluster_index::{Action as IndexAction, Cache};
 use ashlar_layout::ids::{DeviceNo, Seq, Term};
 use ashlar_layout::message::{ChainBody, Reply, WireError};
 use ashlar_layout::time::Instant;
+use ashlar_layout::version::ENTRY_VERSION;
 use bytes::Bytes;
 
 use crate::api::{Action, Answer, Event, Limits};
@@ -533,7 +534,7 @@ impl World {
     /// One value for each place in each reign, whoever writes it.
     fn check_written(&mut self, entries: &Bytes) {
         let mut pieces = Vec::new();
-        entry::split(entries, &mut pieces).expect("what is written is whole");
+        entry::split(entries, ENTRY_VERSION, &mut pieces).expect("what is written is whole");
         for piece in pieces.iter().filter(|piece| piece.seq.0 > 0) {
             let name = (piece.term, piece.seq);
             let before = self.written.insert(name, piece.bytes.clone());

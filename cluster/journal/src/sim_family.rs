@@ -12,6 +12,7 @@ use ashlar_layout::ids::{PartitionId, Seq, Term};
 use ashlar_layout::message::WireError;
 use ashlar_layout::replica_state::ReplicaState;
 use ashlar_layout::time::Instant;
+use ashlar_layout::version::ENTRY_VERSION;
 use bytes::Bytes;
 
 use crate::api::{Action, Answer, Event};
@@ -512,7 +513,7 @@ impl World {
     /// One value for each place in each reign, whoever writes it.
     fn check_written(&mut self, partition: PartitionId, entries: &Bytes) {
         let mut pieces = Vec::new();
-        entry::split(entries, &mut pieces).expect("what is written is whole");
+        entry::split(entries, ENTRY_VERSION, &mut pieces).expect("what is written is whole");
         for piece in pieces.iter().filter(|piece| piece.seq.0 > 0) {
             let name = (partition, piece.term, piece.seq);
             let before = self.written.insert(name, piece.bytes.clone());

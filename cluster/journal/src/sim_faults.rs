@@ -2,6 +2,7 @@
 
 use ashlar_cluster_index::{Cache, Index};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq};
+use ashlar_layout::version::ENTRY_VERSION;
 
 use crate::api::{Config, Event};
 use crate::replica::Replica;
@@ -319,7 +320,7 @@ impl World {
             let mut text = format!("replica {}:", node + 1);
             for record in &held.device.records {
                 let mut pieces = Vec::new();
-                let _ = crate::entry::split(&record.bytes, &mut pieces);
+                let _ = crate::entry::split(&record.bytes, ENTRY_VERSION, &mut pieces);
                 let rotten = if record.rotten { "!" } else { "" };
                 for piece in pieces {
                     let (round, head) = (piece.term.round(), piece.term.head());

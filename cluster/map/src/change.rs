@@ -103,6 +103,11 @@ pub enum MapChange {
         /// Which devices, one at the least; all of them are out.
         devices: Vec<DeviceNo>,
     },
+    /// Newer journal entries may be written: all nodes read them. This is never taken back.
+    RaiseEntries {
+        /// The newest version that may be.
+        to: u16,
+    },
     /// The whole map. Groups stay, control members stay, each chain changes by one member at most.
     SetMap {
         /// The new map; its epoch does not matter.
@@ -228,6 +233,40 @@ pub enum ChangeError {
         /// Why not.
         why: String,
     },
+    /// Entries of that version may be written already.
+    #[error(
+        "journal entries up to version {is} may be written already, and that is never taken back: not {to}"
+    )]
+    Raised {
+        /// What may be.
+        is: u16,
+        /// What was asked for.
+        to: u16,
+    },
+    /// The program that is asked does not know entries of that version.
+    #[error(
+        "journal entries up to version {to} cannot be allowed by a program that reads them up to {reads}: start all \
+         nodes with the newer version first"
+    )]
+    Unread {
+        /// What was asked for.
+        to: u16,
+        /// What it reads.
+        reads: u16,
+    },
+    /// A node that wants to join does not read what is written.
+    #[error(
+        "node {node} reads journal entries up to version {reads}, and in this cluster they are written up to {entries}: \
+         install the version of the program that the other nodes have"
+    )]
+    OlderNode {
+        /// Which node.
+        node: NodeId,
+        /// What it reads.
+        reads: u16,
+        /// What is written.
+        entries: u16,
+    },
     /// A whole map that changes what stays.
     #[error("the new map changes {0}, which cannot be changed so")]
     Fixed(String),
@@ -286,6 +325,20 @@ impl MapChange {
         }
     }
 
+    /// Whether who reads entries up to this version may propose it. Not a part of [`MapChange::apply`], which must not
+    /// depend on who applies it: what was agreed on counts for older members too, and ends them.
+    ///
+    /// # Errors
+    /// If it allows more than that: nobody who proposes it could go on.
+    pub fn check_proposer(&self, reads: u16) -> Result<(), ChangeError> {
+        match self {
+            MapChange::RaiseEntries { to } if *to > reads => {
+                Err(ChangeError::Unread { to: *to, reads })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The map after this change. `history` says what may not come back.
     pub fn apply(&self, map: &ClusterMap, history: &History) -> Result<ClusterMap, ChangeError> {
         let mut next = map.clone();
@@ -340,6 +393,15 @@ impl MapChange {
             }
             MapChange::MarkOut { devices } => mark(&mut next, devices, true)?,
             MapChange::MarkIn { devices } => mark(&mut next, devices, false)?,
+            MapChange::RaiseEntries { to } => {
+                if *to <= map.entries {
+                    return Err(ChangeError::Raised {
+                        is: map.entries,
+                        to: *to,
+                    });
+                }
+                next.entries = *to;
+            }
             MapChange::SetMap { map: new } => {
                 keeps(map, new, history)?;
                 let epoch = next.epoch;
@@ -523,6 +585,9 @@ fn keeps(map: &ClusterMap, new: &ClusterMap, history: &History) -> Result<(), Ch
     }
     if new.class != map.class || new.stripe_data != map.stripe_data {
         return fixed("the durability class or the size of a stripe");
+    }
+    if new.entries != map.entries {
+        return fixed("the newest version of journal entries that may be written");
     }
     for group in &map.groups {
         if new.group(group.id) != Some(group) {

@@ -7,13 +7,19 @@
 //! - a chain is an odd number of devices on different nodes; so are the founders of a partition, which
 //!   never change;
 //! - control members are an odd number, or none, with different numbers and addresses;
-//! - what is draining or out is in the map.
+//! - what is draining or out is in the map;
+//! - entries of the journal that each program reads may be written.
+//!
+//! Of `entries`: it rises with [`crate::MapChange::RaiseEntries`] alone, and never falls; so of two maps the newer one
+//! allows no less. Whoever goes by an older one writes no more than all read, and whoever reads less than the newest one
+//! says does not serve ([`ClusterMap::check_reader`]).
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId, PgId};
+use ashlar_layout::version::{ENTRY_VERSION, ENTRY_VERSION_LEAST};
 use serde::{Deserialize, Serialize};
 
 /// A durability class: k data shards, m parity shards.
@@ -267,6 +273,18 @@ pub struct ClusterMap {
     /// all the same, and come in again when they serve.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub out: BTreeSet<DeviceNo>,
+    /// The newest version of journal entries that may be written: all nodes read it. A map of before there was this says
+    /// that it is the least that any of its nodes reads.
+    #[serde(default = "least", skip_serializing_if = "is_least")]
+    pub entries: u16,
+}
+
+fn least() -> u16 {
+    ENTRY_VERSION_LEAST
+}
+
+fn is_least(entries: &u16) -> bool {
+    *entries == ENTRY_VERSION_LEAST
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -288,6 +306,17 @@ pub enum MapError {
     /// A rule is broken.
     #[error("the cluster map is not valid: {0}")]
     Invalid(String),
+    /// Others write what this program cannot read.
+    #[error(
+        "in this cluster journal entries up to version {entries} are written, and this program reads them up to \
+         {reads}: start the node with the version of the program that the other nodes have"
+    )]
+    Newer {
+        /// What the map says.
+        entries: u16,
+        /// What is read.
+        reads: u16,
+    },
 }
 
 impl ClusterMap {
@@ -313,6 +342,7 @@ impl ClusterMap {
             control: Vec::new(),
             draining: Vec::new(),
             out: BTreeSet::new(),
+            entries: ENTRY_VERSION,
         }
     }
 
@@ -334,6 +364,20 @@ impl ClusterMap {
     /// Checks what the module's head demands.
     pub fn validate(&self) -> Result<(), MapError> {
         crate::solve::validate(self)
+    }
+
+    /// Checks that who reads entries up to this version may take part.
+    ///
+    /// # Errors
+    /// If newer ones may be written: it could not read its own log.
+    pub fn check_reader(&self, reads: u16) -> Result<(), MapError> {
+        match self.entries > reads {
+            true => Err(MapError::Newer {
+                entries: self.entries,
+                reads,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// A node by its number.

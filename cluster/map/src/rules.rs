@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::limits;
 use ashlar_layout::manifest::shard_len;
+use ashlar_layout::version::ENTRY_VERSION_LEAST;
 
 use crate::map::{Chain, Class, ClusterMap, Device, DomainLevel, Ending, MapError, PlacementGroup};
 
@@ -102,7 +103,8 @@ fn check(map: &ClusterMap) -> Result<(), String> {
     check_partitions(map)?;
     check_control(map)?;
     check_draining(map)?;
-    check_out(map)
+    check_out(map)?;
+    check_entries(map)
 }
 
 fn check_class(map: &ClusterMap) -> Result<(), String> {
@@ -398,4 +400,14 @@ fn check_out(map: &ClusterMap) -> Result<(), String> {
         Some(no) => Err(format!("device {no} is out, and there is no such device")),
         None => Ok(()),
     }
+}
+
+fn check_entries(map: &ClusterMap) -> Result<(), String> {
+    if map.entries < ENTRY_VERSION_LEAST {
+        return Err(format!(
+            "journal entries up to version {} may be written: nobody reads less than {ENTRY_VERSION_LEAST}",
+            map.entries
+        ));
+    }
+    Ok(())
 }

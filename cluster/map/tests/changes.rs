@@ -8,6 +8,7 @@ use ashlar_cluster_map::{
     Node, extend, solve, spares,
 };
 use ashlar_layout::ids::{ClusterId, DeviceId, DeviceNo, Epoch, NodeId, PartitionId};
+use ashlar_layout::version::{ENTRY_VERSION, ENTRY_VERSION_LEAST};
 use proptest::prelude::*;
 
 const FIRST: PartitionId = PartitionId(0);
@@ -533,4 +534,53 @@ fn a_node_that_leaves_takes_what_is_out_along() {
     let out = apply(&drained, marks(true, &[7, 1])).unwrap();
     let gone = apply(&out, MapChange::RemoveNode { node: NodeId(7) }).unwrap();
     assert_eq!(gone.out, [DeviceNo(1)].into());
+}
+
+fn raised(map: &ClusterMap, to: u16) -> Result<ClusterMap, ChangeError> {
+    apply(map, MapChange::RaiseEntries { to })
+}
+
+#[test]
+fn what_may_be_written_only_rises() {
+    let new = map(6, 3);
+    assert_eq!(
+        new.entries, ENTRY_VERSION,
+        "all nodes of a new cluster are new"
+    );
+    let mut older = new.clone();
+    older.entries = ENTRY_VERSION_LEAST;
+    // A map of before does not say it, and is written as before.
+    let json = String::from_utf8(older.to_json()).unwrap();
+    assert!(!json.contains("entries"), "{json}");
+    assert_eq!(ClusterMap::from_json(json.as_bytes()), Ok(older.clone()));
+    let up = raised(&older, ENTRY_VERSION).unwrap();
+    assert_eq!((up.entries, up.epoch.0), (ENTRY_VERSION, older.epoch.0 + 1));
+    assert_eq!(ClusterMap::from_json(&up.to_json()), Ok(up.clone()));
+    for to in [0, ENTRY_VERSION_LEAST, ENTRY_VERSION] {
+        let told = raised(&up, to).unwrap_err();
+        assert!(matches!(told, ChangeError::Raised { .. }), "{told}");
+    }
+    // A whole map neither lowers nor raises it.
+    for (map, new) in [(&up, &older), (&older, &up)] {
+        let map_too = Box::new(new.clone());
+        let told = apply(map, MapChange::SetMap { map: map_too }).unwrap_err();
+        assert!(told.to_string().contains("entries"), "{told}");
+    }
+    let mut bad = older.clone();
+    bad.entries = ENTRY_VERSION_LEAST - 1;
+    assert!(bad.validate().is_err());
+}
+
+#[test]
+fn nobody_proposes_what_he_could_not_read() {
+    let newer = ENTRY_VERSION + 1;
+    let change = MapChange::RaiseEntries { to: newer };
+    let told = change.check_proposer(ENTRY_VERSION).unwrap_err();
+    assert!(told.to_string().contains("newer version first"), "{told}");
+    assert_eq!(change.check_proposer(newer), Ok(()));
+    // What newer members agreed on is so at an older one too; it does not serve then.
+    let map = raised(&map(6, 3), newer).unwrap();
+    assert_eq!(map.check_reader(newer), Ok(()));
+    let told = map.check_reader(ENTRY_VERSION).unwrap_err().to_string();
+    assert!(told.contains("start the node with"), "{told}");
 }

@@ -36,7 +36,7 @@ use bytes::Bytes;
 
 use crate::call::{Action, Answer, CallId, Calls, Event, Machine, sooner};
 use crate::common::{Common, unexpected};
-use crate::error::ObjectError;
+use crate::error::{ObjectError, is_judged};
 use crate::heads::{POLL_MIN, Reign};
 use crate::latency::Kind;
 
@@ -586,17 +586,7 @@ impl Ask {
             code => ObjectError::Refused { code, detail },
         };
         // Judged by the head in office, behind its table of requests: see the module's head.
-        let judged = matches!(
-            code,
-            ErrorCode::NoSuchBucket
-                | ErrorCode::NotFound
-                | ErrorCode::BucketExists
-                | ErrorCode::BucketNotEmpty
-                | ErrorCode::PreconditionFailed
-                | ErrorCode::NotKept
-                | ErrorCode::Locked
-        );
-        if judged && self.doubt.is_some_and(|doubt| doubt < term) {
+        if is_judged(code) && self.doubt.is_some_and(|doubt| doubt < term) {
             self.doubt = None;
         }
         self.end(Err(error));

@@ -29,6 +29,8 @@ pub enum Code {
     Locked,
     /// The two keys are in different partitions.
     Apart,
+    /// Not before all nodes of the cluster are of a newer version.
+    NotYet,
     /// The range is outside of the object.
     RangeNotSatisfiable,
     /// A name, length or option that is not allowed.
@@ -59,6 +61,22 @@ pub enum Code {
     Aborted,
     /// The other side, or this one, broke a rule.
     Internal,
+}
+
+/// Whether a head in office says this of its state, behind its table of requests: what it refuses so it has not done
+/// before.
+pub(crate) fn is_judged(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::NoSuchBucket
+            | ErrorCode::NotFound
+            | ErrorCode::BucketExists
+            | ErrorCode::BucketNotEmpty
+            | ErrorCode::PreconditionFailed
+            | ErrorCode::NotKept
+            | ErrorCode::Locked
+            | ErrorCode::NotYet
+    )
 }
 
 /// Why a shard could not be read or written.
@@ -422,6 +440,7 @@ impl ObjectError {
                 ErrorCode::NotKept => Code::NotKept,
                 ErrorCode::Locked => Code::Locked,
                 ErrorCode::Apart => Code::Apart,
+                ErrorCode::NotYet => Code::NotYet,
                 ErrorCode::DeviceFull => Code::DeviceFull,
                 ErrorCode::Corrupt | ErrorCode::Damaged(_) => Code::Corrupt,
                 ErrorCode::BadRequest => Code::BadRequest,

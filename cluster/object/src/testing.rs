@@ -89,6 +89,7 @@ pub(crate) fn map(nodes: u32, class: Class) -> ClusterMap {
         out: Default::default(),
         ending: Vec::new(),
         partition_numbers: 0,
+        entries: ashlar_layout::version::ENTRY_VERSION,
     }
 }
 

@@ -82,6 +82,7 @@ fn numbers_of_codes_stand() {
     assert_eq!(tag(agree!(&ErrorCode::NotHead, ErrorCode)), 20);
     assert_eq!(tag(agree!(&ErrorCode::BucketSpans, ErrorCode)), 22);
     assert_eq!(tag(agree!(&ErrorCode::Apart, ErrorCode)), 25);
+    assert_eq!(tag(agree!(&ErrorCode::NotYet, ErrorCode)), 27);
     let damaged = ErrorCode::Damaged(FindingKind::StaleIncarnation);
     assert_eq!(agree!(&damaged, ErrorCode), [26, 0, 0, 0, 8, 0, 0, 0]);
     for (number, kind) in (0..).zip(FindingKind::ALL) {

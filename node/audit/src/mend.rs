@@ -11,6 +11,7 @@ use ashlar_cluster_audit::queue::{URGENT, URGENT_MOVE};
 use ashlar_cluster_audit::{Finding, How, Job, Looked, Outcome};
 use ashlar_layout::ids::{DeviceNo, PartitionId, Seq, StripeId};
 use ashlar_layout::manifest::Stripe;
+use ashlar_layout::version::ENTRY_VERSION_RELOCATE;
 use ashlar_node_client::{ClientError, Mends, ObjectAudit, Step};
 use tokio::task::JoinSet;
 
@@ -103,6 +104,11 @@ impl Mender {
         gone: &BTreeSet<DeviceNo>,
     ) -> Result<Outcome, ClientError> {
         let first = finding.margin <= URGENT_MOVE;
+        if self.node.client.map().entries < ENTRY_VERSION_RELOCATE {
+            // The head would refuse it when all of it is written: it is tried again.
+            let why = "not before all nodes of the cluster are of the newest version".to_owned();
+            return Ok(Outcome::Failed(why));
+        }
         let Some((mut object, stripe)) = self.find(finding, first).await? else {
             return Ok(Outcome::Seen(None));
         };

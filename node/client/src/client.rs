@@ -296,8 +296,11 @@ impl Client {
                     Turn::Own,
                 );
                 match again.await {
-                    // A head of before that knew this takes a put of it, which makes it younger.
-                    Err(error) if error.code() == Code::BadRequest => Making::Object,
+                    // A head of before that knew this, or that may not write it yet, takes a put of it, which makes it
+                    // younger.
+                    Err(error) if matches!(error.code(), Code::BadRequest | Code::NotYet) => {
+                        Making::Object
+                    }
                     done => return done.map(|version| PutOutcome::again(version, &meta.manifest)),
                 }
             }

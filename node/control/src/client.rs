@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ashlar_cluster_map::{ClusterMap, Device, MapChange, Node};
 use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
+use ashlar_layout::version::ENTRY_VERSION;
 use tokio::time::Instant;
 
 use crate::error::{ControlError, WireError};
@@ -220,11 +221,13 @@ impl ControlClient {
             token,
             node,
             devices,
+            entries: Some(ENTRY_VERSION),
         })
         .await
     }
 
-    /// Tells the leader that a node is there, how its chains are, and which of its devices serve, if that is known.
+    /// Tells the leader that a node is there, how its chains are, and which of its devices serve, if that is known; and
+    /// which entries of the journal this program reads.
     pub async fn heartbeat(
         &self,
         node: NodeId,
@@ -235,6 +238,7 @@ impl ControlClient {
             node,
             chains,
             serving,
+            entries: Some(ENTRY_VERSION),
         };
         match self.ask(&call, FRAME_TIME).await? {
             (

@@ -14,6 +14,9 @@
 pub mod client;
 #[cfg(test)]
 mod cluster_tests;
+mod entries;
+#[cfg(test)]
+mod entries_tests;
 pub mod error;
 mod founding;
 pub mod host;

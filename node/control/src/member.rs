@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ashlar_cluster_map::{ClusterMap, MapChange};
+use ashlar_cluster_map::{ChangeError, ClusterMap, MapChange};
 use ashlar_layout::ids::{ClusterId, DeviceNo, Epoch, NodeId};
 use ashlar_layout::time::Instant;
+use ashlar_layout::version::{ENTRY_VERSION, ENTRY_VERSION_LEAST};
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use openraft::{BasicNode, Snapshot};
@@ -358,9 +359,10 @@ impl Member {
             node,
             chains,
             serving,
+            entries,
         } = call
         {
-            return self.hear(*node, chains, serving.as_deref());
+            return self.hear(*node, chains, serving.as_deref(), *entries);
         }
         // A quorum confirms that this is the leader, and the state is as new as any that was ever told of.
         let confirmed = tokio::time::timeout_at(deadline, self.raft.0.ensure_linearizable()).await;
@@ -382,6 +384,9 @@ impl Member {
             Call::Map { .. } => Attempt::Answered(Answer::Map(self.state().map.clone())),
             Call::Status => Attempt::Answered(Answer::Status(self.status(None).await)),
             Call::Change { expected, change } => {
+                if let Err(error) = change.check_proposer(ENTRY_VERSION) {
+                    return refused(error.into());
+                }
                 let state = self.state();
                 let command = match state.map.as_ref() {
                     None => return refused(Refusal::NoMap),
@@ -407,7 +412,11 @@ impl Member {
                 token,
                 node,
                 devices,
-            } => self.join(token, node, devices, deadline).await,
+                entries,
+            } => {
+                let entries = entries.unwrap_or(ENTRY_VERSION_LEAST);
+                self.join(token, (node, entries), devices, deadline).await
+            }
             _ => Attempt::Answered(bad("not a call for the leader")),
         }
     }
@@ -415,7 +424,7 @@ impl Member {
     async fn join(
         &self,
         token: &crate::token::Token,
-        node: &ashlar_cluster_map::Node,
+        (node, reads): (&ashlar_cluster_map::Node, u16),
         devices: &[ashlar_cluster_map::Device],
         deadline: tokio::time::Instant,
     ) -> Attempt {
@@ -424,6 +433,15 @@ impl Member {
             let Some(map) = state.map.as_ref() else {
                 return refused(Refusal::NoMap);
             };
+            if reads < map.entries {
+                let (node, entries) = (node.id, map.entries);
+                let older = ChangeError::OlderNode {
+                    node,
+                    reads,
+                    entries,
+                };
+                return refused(older.into());
+            }
             let change = MapChange::AddNode {
                 node: node.clone(),
                 devices: devices.to_vec(),
@@ -479,7 +497,13 @@ impl Member {
         }
     }
 
-    fn hear(&self, node: NodeId, chains: &[ChainReport], serving: Option<&[DeviceNo]>) -> Attempt {
+    fn hear(
+        &self,
+        node: NodeId,
+        chains: &[ChainReport],
+        serving: Option<&[DeviceNo]>,
+        entries: Option<u16>,
+    ) -> Attempt {
         if chains.len() > REPORTS_MAX || serving.is_some_and(|it| it.len() > REPORTS_MAX) {
             return Attempt::Answered(bad("a heartbeat with too many chains or devices"));
         }
@@ -488,7 +512,7 @@ impl Member {
             return Attempt::Answered(Answer::Failed(ControlError::NotFounded));
         };
         if map.node(node).is_none() {
-            let unknown = ashlar_cluster_map::ChangeError::UnknownNode(node);
+            let unknown = ChangeError::UnknownNode(node);
             return refused(Refusal::Change(unknown));
         }
         let now = self.now();
@@ -497,6 +521,7 @@ impl Member {
             return Attempt::NoLeader;
         };
         watchman.hear(now, map, node, chains.to_vec(), serving);
+        watchman.reads(node, entries);
         Attempt::Answered(Answer::Heard {
             epoch: map.epoch,
             leader: self.members.get(&self.id).cloned().unwrap_or_default(),
@@ -506,8 +531,8 @@ impl Member {
 
     // What the leader does of itself.
 
-    /// Follows whether this member leads, and does the leader's duties: the first map, spares for the lost, and which
-    /// devices are out.
+    /// Follows whether this member leads, and does the leader's duties: the first map, spares for the lost, which devices
+    /// are out, and which entries of the journal may be written.
     pub(crate) async fn duties(self: Arc<Member>, first: ClusterMap) {
         let pause = (self.timing.patience.away_after / 4)
             .clamp(Duration::from_millis(20), Duration::from_millis(500));
@@ -638,6 +663,7 @@ impl Member {
             away: Vec::new(),
             out: state.map.iter().flat_map(|map| &map.out).copied().collect(),
             held: None,
+            entries_held: None,
             tokens: state.tokens.waiting(self.host.wall_ms()),
             doubt,
         };
@@ -657,12 +683,14 @@ impl Member {
                     there: watchman.is_there(now, node.id),
                     silent_ms: millis(watchman.silence(now, node.id)),
                     draining: map.draining.contains(&node.id),
+                    entries: watchman.said_to_read(node.id),
                 })
                 .collect();
             status.chains = watchman.verdicts(now, map);
             status.reports = watchman.reports();
             status.away = watchman.away(now, map).into_iter().collect();
             status.held = watchman.held().map(str::to_owned);
+            status.entries_held = watchman.entries_held(now, map);
         }
         status
     }

@@ -16,6 +16,7 @@ use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
 use ashlar_layout::time::Instant;
 use serde::{Deserialize, Serialize};
 
+use crate::entries::Readers;
 use crate::out::{Beat, Devices, OutLimits, Silent};
 use crate::partitions::{self, PartitionLimits, PartitionLoad};
 
@@ -126,6 +127,7 @@ pub struct Watchman {
     known: BTreeMap<NodeId, Instant>,
     chains: BTreeMap<PartitionId, ChainReport>,
     devices: Devices,
+    readers: Readers,
     /// When partitions were changed last, or could not be.
     rests: Instant,
 }
@@ -140,12 +142,14 @@ impl Watchman {
             known: BTreeMap::new(),
             chains: BTreeMap::new(),
             devices: Devices::new(patience.out, now),
+            readers: Readers::default(),
             rests: now,
         }
     }
 
     /// A node has been heard. What it says about chains counts where it is itself a member. `serving`: those of its
     /// devices that serve; none if it does not say that, as older ones do not: then all of them count as serving.
+    /// Which entries of the journal it reads is to be said anew each time ([`Watchman::reads`]).
     pub fn hear(
         &mut self,
         now: Instant,
@@ -165,6 +169,7 @@ impl Watchman {
             serving,
         };
         self.devices.hear(now, map, &beat);
+        self.readers.hear(node, None);
         self.heard.insert(node, now);
         for report in chains {
             let ours = |no: &DeviceNo| map.device(*no).is_some_and(|d| d.node == node);
@@ -184,6 +189,23 @@ impl Watchman {
                     .insert(report.partition, ChainReport { load, ..report });
             }
         }
+    }
+
+    /// The node that was heard just now reads journal entries up to this version, if it says so.
+    pub fn reads(&mut self, node: NodeId, entries: Option<u16>) {
+        if self.heard.contains_key(&node) {
+            self.readers.hear(node, entries);
+        }
+    }
+
+    /// Up to which version a node says that it reads them.
+    pub fn said_to_read(&self, node: NodeId) -> Option<u16> {
+        self.readers.said(node)
+    }
+
+    /// Why newer ones than the map says may not be written, if this program knows newer ones.
+    pub fn entries_held(&self, now: Instant, map: &ClusterMap) -> Option<String> {
+        self.readers.held(map, |node| self.is_there(now, node))
     }
 
     /// When a node was heard last, or since when one is waited for that was not.
@@ -244,6 +266,7 @@ impl Watchman {
         self.chains
             .retain(|id, _| map.known_partition(*id).is_some());
         self.devices.forget(map);
+        self.readers.forget(map);
     }
 
     /// How every chain is made up that was heard of since this leader took office.
@@ -264,6 +287,10 @@ impl Watchman {
         let out = self.devices.look(now, map, &silent, pause);
         if let Some(change) = partitions::ended(map, &self.chains) {
             return Some(change);
+        }
+        let raised = self.readers.decide(map, |node| self.is_there(now, node));
+        if raised.is_some() {
+            return raised;
         }
         let mut well = true;
         for partition in &map.partitions {

@@ -102,6 +102,9 @@ pub enum Call {
         node: Node,
         /// Its devices.
         devices: Vec<Device>,
+        /// Up to which version it reads entries of the journal. Older programs do not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        entries: Option<u16>,
     },
     /// A node is there.
     Heartbeat {
@@ -112,6 +115,9 @@ pub enum Call {
         /// Those of its devices that serve. Older nodes do not say it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         serving: Option<Vec<DeviceNo>>,
+        /// Up to which version it reads entries of the journal. Older nodes do not say it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        entries: Option<u16>,
     },
     /// How the cluster is.
     Status,
@@ -213,6 +219,9 @@ pub struct Status {
     /// Why those that are away are not marked out, if that is so.
     #[serde(default)]
     pub held: Option<String>,
+    /// Why no newer entries of the journal may be written than the map says, if the leader's program knows newer ones.
+    #[serde(default)]
+    pub entries_held: Option<String>,
     /// Tokens that may yet be used.
     pub tokens: usize,
 }
@@ -241,6 +250,9 @@ pub struct NodeStatus {
     pub silent_ms: u64,
     /// Whether it is draining.
     pub draining: bool,
+    /// Up to which version it reads entries of the journal, if it says so.
+    #[serde(default)]
+    pub entries: Option<u16>,
 }
 
 /// A message's frame: header and payload.

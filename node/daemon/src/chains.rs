@@ -157,6 +157,9 @@ impl Core {
                     let wanted = self.wanted(partition.id);
                     let event = journal::Event::Bounds { wanted };
                     self.todo.push_back(Todo::Replica { replica, event });
+                    let entries = map.entries;
+                    let event = journal::Event::Level { entries };
+                    self.todo.push_back(Todo::Replica { replica, event });
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! Invariants:
 //! - a newer map is in the node's own file before a core works with it: after a restart the node knows at
 //!   least what it knew, though no control member be there;
+//! - with a map that allows others to write what this program cannot read, the node ends, and does not start again;
 //! - nothing here is waited for by a data core: without the control plane they go on with the last map.
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::{DeviceNo, Epoch};
+use ashlar_layout::version::ENTRY_VERSION;
 use ashlar_node_control::{
     ControlClient, ControlConfig as MemberConfig, ControlThread, OutLimits, PartitionLimits,
     Patience, Timing,
@@ -142,6 +144,9 @@ async fn follow(shared: &Arc<Shared>, path: &Path) {
                 if let Some(map) = map.filter(|map| map.epoch > newest.map.epoch) {
                     take(shared, path, map);
                 }
+                if shared.refusal().is_some() {
+                    return std::future::pending().await;
+                }
             }
             Err(e) => {
                 if !silent {
@@ -166,6 +171,11 @@ fn take(shared: &Shared, path: &Path, map: ClusterMap) {
     if let Err(e) = replace(path, &json) {
         // It may be older after a restart: then the control plane is asked again.
         eprintln!("cannot keep the map in {}: {e}", path.display());
+    }
+    if let Err(e) = map.check_reader(ENTRY_VERSION) {
+        // All nodes said that they read more: another program was started here since.
+        eprintln!("the map of epoch {}: {e}; this node stops", map.epoch);
+        return shared.refuse(e);
     }
     let json = Bytes::from(json);
     if shared.adopt(Maps { map, json }) {

@@ -64,6 +64,8 @@ pub struct ReplicaSlot {
     /// Reads that came while the head's lease was out, with the time at which they give up.
     waiting: VecDeque<(Instant, Reading)>,
     full: bool,
+    /// It was said that it met what it cannot read.
+    outdated: bool,
     /// Free extents of the device when it had no room for the index, until there are more.
     pub(crate) no_room: Option<u32>,
     /// The newest of its indexes: another one comes with each snapshot that it learns.
@@ -107,6 +109,7 @@ impl ReplicaSlot {
             lost: HashMap::new(),
             waiting: VecDeque::new(),
             full: false,
+            outdated: false,
             no_room: None,
             lane: 0,
             turned: Instant(0),
@@ -175,6 +178,7 @@ impl ReplicaSlot {
         // Replicas of one chain must not all wait for the same time.
         config.seed = u64::from(self.me.0) << 32 | u64::from(self.partition.0);
         config.heir = self.heir;
+        config.reads = tuning.reads;
         config.limits.star = tuning.star;
         config.limits.keep_bytes = tuning.keep_bytes;
         config.index.device = device;
@@ -253,12 +257,22 @@ impl ReplicaSlot {
 }
 
 impl Core {
+    /// Whether one of its replicas was given an entry that only a newer program can read.
+    pub fn met_newer(&self) -> bool {
+        let mut replicas = self.replicas.iter();
+        replicas.any(|slot| slot.replica.as_ref().is_some_and(Replica::met_newer))
+    }
+
     /// Tells replicas that their time has come.
     pub(crate) fn tend_replicas(&mut self, now: Instant, io: &mut impl Driver) {
         for replica in 0..self.replicas.len() {
             self.tend_waiting(replica, now, io);
             self.report_chain(replica, now);
             let slot = &mut self.replicas[replica];
+            let outdated = slot.replica.as_ref().is_some_and(Replica::met_newer);
+            if outdated && !std::mem::replace(&mut slot.outdated, true) {
+                say!("partition {}: {}", slot.partition, slot.status().state);
+            }
             let deadline = slot.replica.as_ref().and_then(Replica::next_deadline);
             if deadline.is_some_and(|at| at <= now) {
                 let event = journal::Event::Deadline;
@@ -300,6 +314,7 @@ impl Core {
         slot.delivered = false;
         slot.lane = 0;
         slot.full = false;
+        slot.outdated = false;
         slot.no_room = None;
         let members = slot.desired.clone();
         let wanted = self.wanted(self.replicas[replica].partition);
@@ -307,6 +322,9 @@ impl Core {
         let up = slot.peers.iter().filter(|(_, p)| self.peers[**p].is_up());
         let up = up.map(|(device, _)| journal::Event::PeerUp { peer: *device });
         let events = [
+            journal::Event::Level {
+                entries: self.maps.map.entries,
+            },
             journal::Event::Start {},
             journal::Event::Desired { members },
             journal::Event::Bounds { wanted },

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::version::ENTRY_VERSION;
 use ashlar_node_reactor::{Errno, Options, Reactor, ReactorError, Waker};
 use bytes::Bytes;
 
@@ -86,6 +87,7 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
         source,
     })?;
     let map = ClusterMap::from_json(&map_json)?;
+    map.check_reader(ENTRY_VERSION)?;
     let node = map.node(config.node).ok_or_else(|| {
         DaemonError::Config(format!(
             "node {} is not in {}",
@@ -137,7 +139,10 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
         // A panic was told by `Ended` already.
         let _ = thread.join();
     }
-    result
+    match shared.refusal() {
+        Some(refused) => result.and(Err(refused.into())),
+        None => result,
+    }
 }
 
 /// Tells the main thread how a core ended, also when it panics.

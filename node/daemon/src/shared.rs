@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ashlar_cluster_map::ClusterMap;
+use ashlar_cluster_map::{ClusterMap, MapError};
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId};
+use ashlar_layout::version::ENTRY_VERSION;
 use ashlar_node_control::ChainReport;
 use ashlar_node_reactor::Waker;
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub struct Shared {
     serving: Mutex<BTreeMap<DeviceNo, Arc<Pulse>>>,
     /// Why devices that are away are not marked out, if that is so, as the control plane said last.
     pub(crate) held: Mutex<Option<String>>,
+    /// Why this program may not serve this cluster any more, if that is so.
+    pub(crate) refused: Mutex<Option<MapError>>,
     /// What devices are to look at.
     pub(crate) audits: Asks,
     /// Wakes the cores.
@@ -50,6 +53,8 @@ pub(crate) struct Tuning {
     pub(crate) table_bytes: usize,
     /// Bytes of the journal that are kept for replicas that were away.
     pub(crate) keep_bytes: u64,
+    /// The newest version of journal entries that is read.
+    pub(crate) reads: u16,
 }
 
 impl Shared {
@@ -62,6 +67,7 @@ impl Shared {
                 star: config.star,
                 table_bytes: config.index_table_bytes,
                 keep_bytes: config.journal_keep_bytes,
+                reads: ENTRY_VERSION,
             },
             stopping: AtomicBool::new(false),
             newest: Mutex::new(Arc::new(maps)),
@@ -69,9 +75,18 @@ impl Shared {
             chains: Mutex::default(),
             serving: Mutex::default(),
             held: Mutex::default(),
+            refused: Mutex::default(),
             audits: Asks::default(),
             wakers: Mutex::default(),
         }
+    }
+
+    /// The same as an older program that reads journal entries up to this version: for simulations of clusters that are
+    /// being upgraded.
+    #[must_use]
+    pub fn as_older(mut self, reads: u16) -> Shared {
+        self.tuning.reads = reads;
+        self
     }
 
     /// How the chains are.
@@ -107,6 +122,19 @@ impl Shared {
 
     pub(crate) fn hold(&self, why: Option<String>) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// This program may not serve this cluster any more: the node drains and ends.
+    pub(crate) fn refuse(&self, why: MapError) {
+        let refused = self.refused.lock();
+        *refused.unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.stopping.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    pub(crate) fn refusal(&self) -> Option<MapError> {
+        let refused = self.refused.lock();
+        refused.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has all cores go round their loop once.

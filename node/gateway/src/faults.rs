@@ -44,6 +44,10 @@ pub(crate) fn refusal(error: &ClientError) -> Refusal {
             Code::ServiceUnavailable,
             "The store cannot serve this now. Please try again.",
         ),
+        Store::NotYet => (
+            Code::ServiceUnavailable,
+            "The store is being upgraded, and cannot do this before that is done. Please try again later.",
+        ),
         Store::BadRequest => {
             return Refusal::new(Code::InvalidArgument, error.to_string());
         }

@@ -55,6 +55,9 @@ fn lines(status: &Status, map: Option<&ClusterMap>) -> Vec<String> {
     if let Some(held) = &status.held {
         lines.push(format!("  none more is marked out: {held}"));
     }
+    if let Some(held) = &status.entries_held {
+        lines.push(format!("journal entries are written {held}"));
+    }
     if !status.chains.is_empty() {
         lines.push("chains:".into());
         for (partition, verdict) in &status.chains {
@@ -221,6 +224,7 @@ mod tests {
                 there: false,
                 silent_ms: 12_345,
                 draining: true,
+                entries: None,
             }],
             chains: vec![(
                 PartitionId(0),
@@ -232,6 +236,7 @@ mod tests {
             away: [3, 4].map(DeviceNo).to_vec(),
             out: Vec::new(),
             held: Some("2 of 6 devices are away".into()),
+            entries_held: Some("up to version 5 and not 7: node 3 is not there".into()),
             tokens: 1,
         };
         let text = lines(&status, None).join("\n");
@@ -242,6 +247,7 @@ mod tests {
             "0 of 1 heard from",
             "away   silent for 12.3 s  draining",
             "devices: away 3, 4; out none\n  none more is marked out: 2 of 6",
+            "journal entries are written up to version 5 and not 7: node 3",
             "partition 0: devices 1, 2, 3, head 2: device 3 should be replaced",
             "may be used: 1",
         ] {
