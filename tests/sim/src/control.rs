@@ -68,6 +68,7 @@ impl Control {
             let map = &self.map.map;
             self.watchman
                 .hear(at, map, node.id, reports, Some(&serving));
+            self.watchman.reads(node.id, node.says_it_reads());
         }
     }
 

@@ -273,6 +273,9 @@ impl Desk {
             return self.close(Said::Unknown);
         }
         self.shared.borrow_mut().news.why = Some(error.to_string());
+        if error.code() == Code::NotYet {
+            self.mark("refused until all nodes are upgraded");
+        }
         match no {
             No::Unmet => self.mark("condition of a version not met"),
             No::NotKept => self.mark("what is current is no version yet"),

@@ -279,6 +279,7 @@ impl World {
         self.say("all is made well");
         self.mend_cuts();
         self.net.pace = self.plan.pace;
+        self.upgrade_all();
         for node in 0..self.nodes.len() {
             self.nodes[node].stopped_until = 0;
             for drive in &mut self.nodes[node].drives {

@@ -33,6 +33,7 @@ pub mod node;
 pub mod plan;
 pub mod port;
 pub mod story;
+pub mod upgrades;
 pub mod work;
 mod work_audit;
 mod work_flows;

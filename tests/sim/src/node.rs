@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ashlar_cluster_map::ClusterMap;
 use ashlar_layout::ids::NodeId;
 use ashlar_layout::message::NodeStatus;
 use ashlar_layout::superblock::Labels;
+use ashlar_layout::version::ENTRY_VERSION;
 use ashlar_node_daemon::{AuditConfig, CacheMode, Config, Core, DeviceConfig, Maps, Pulse, Shared};
 use ashlar_node_engine::format::{FormatParams, format_plan};
 use ashlar_node_reactor::{Dev, DeviceIoError, Errno, Handler, Instant, Pool};
@@ -89,6 +91,12 @@ pub struct Node {
     rate: u64,
     rng: Rng,
     next_op: u64,
+    /// The newest version of entries that its process reads, and the next one will if that is no newer one,
+    pub reads: u16,
+    /// and whether that is,
+    pub newer_next: bool,
+    /// and whether it says what it reads while that is not all.
+    says: bool,
 }
 
 /// What a node has done in one round.
@@ -169,6 +177,9 @@ impl Node {
             index_table_bytes: plan.table_bytes,
             journal_keep_bytes: plan.keep_bytes,
         };
+        let place = map.map.nodes.iter().position(|node| node.id == id);
+        let upgrade = plan.upgrade.as_ref();
+        let older = upgrade.filter(|it| place.is_some_and(|place| it.begins_older(place)));
         let address = map.map.node(id).map(|node| node.cores[0].address.parse());
         Node {
             id,
@@ -191,7 +202,29 @@ impl Node {
             rate: 990_000 + rng.below(20_001),
             rng,
             next_op: 0,
+            reads: older.map_or(ENTRY_VERSION, |it| it.reads),
+            newer_next: false,
+            says: older.is_none_or(|it| it.says),
         }
+    }
+
+    /// What it says that it reads.
+    pub fn says_it_reads(&self) -> Option<u16> {
+        (self.says || self.reads == ENTRY_VERSION).then_some(self.reads)
+    }
+
+    /// Whether its process was given an entry that it cannot read.
+    pub fn met_newer(&self) -> bool {
+        self.core.as_ref().is_some_and(Core::met_newer)
+    }
+
+    /// Has its process end in order. Whether there is one.
+    pub fn stop(&self) -> bool {
+        let stopping = self.shared.as_ref().map(|shared| &shared.stopping);
+        stopping.is_some_and(|it| {
+            it.store(true, Ordering::Relaxed);
+            true
+        })
     }
 
     /// Its first device, while nothing runs, is another one from now on: formatted under the same number and name, with
@@ -231,7 +264,8 @@ impl Node {
         self.port.reset();
         self.port.born_ms = now / 1_000_000;
         self.port.now = self.local(now);
-        let shared = Arc::new(Shared::new(&self.config, (*self.map).clone()));
+        let shared = Shared::new(&self.config, (*self.map).clone());
+        let shared = Arc::new(shared.as_older(self.reads));
         let pool = Pool::new(POOL_BYTES).expect("there is memory for a simulated node");
         let pulse = Arc::new(Pulse::default());
         let at = self.port.now;

@@ -2,6 +2,7 @@
 
 use crate::disk::Rng;
 use crate::net::Pace;
+use crate::upgrades::Upgrade;
 
 /// One run, but for its chances.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub struct Plan {
     pub versions: bool,
     /// What clients get wrong of that: what a checker has to notice.
     pub mistake: Option<Mistake>,
+    /// Some nodes begin as older ones.
+    pub upgrade: Option<Upgrade>,
 }
 
 /// What clients of a canary get wrong.
@@ -125,6 +128,7 @@ impl Plan {
             // Those that once failed without them go the way that they went.
             versions: Rng(seed ^ 0x7e25_1068).chance(50),
             mistake: None,
+            upgrade: Upgrade::of(seed, nodes),
         };
         // Those of the corpus are short.
         if seed < 1000 || seed % 11 >= 4 {
@@ -165,7 +169,19 @@ impl Plan {
             }
         }
         with(&|plan| plan.think *= 2);
+        let older = self.upgrade.as_ref().map_or(0, |it| it.nodes);
+        for bit in (0..32).map(|node| 1 << node).filter(|bit| older & bit != 0) {
+            with(&|plan| plan.set_older(older & !bit));
+        }
         plans
+    }
+
+    /// Which nodes begin as older ones: one bit for each.
+    fn set_older(&mut self, nodes: u32) {
+        self.upgrade = self.upgrade.take().filter(|_| nodes != 0);
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.nodes = nodes;
+        }
     }
 
     /// Sets one of the numbers that [`Plan::smaller`] changes.
@@ -182,9 +198,10 @@ impl Plan {
             "think" => self.think = value.max(1),
             "fault_every" => self.fault_every = value.max(2),
             "faults" => self.faults = value as u32,
+            "older" => self.set_older(value as u32),
             _ => {
                 return Err(format!(
-                    "'{name}' is none of length, clients, keys, think, fault_every, faults"
+                    "'{name}' is none of length, clients, keys, think, fault_every, faults, older"
                 ));
             }
         }
@@ -195,8 +212,10 @@ impl Plan {
     pub fn settings(&self) -> String {
         let (length, clients, keys) = (self.length, self.clients, self.keys);
         let (think, faults) = (self.think, self.faults);
+        let older = self.upgrade.as_ref().map_or(0, |it| it.nodes);
         format!(
-            "--set length={length} --set clients={clients} --set keys={keys} --set think={think} --set faults={faults}"
+            "--set length={length} --set clients={clients} --set keys={keys} --set think={think} --set faults={faults} \
+             --set older={older}"
         )
     }
 }

@@ -18,6 +18,7 @@ use ashlar_cluster_object::{BufferPool, Common, Tuning};
 use ashlar_layout::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode, decode_control};
 use ashlar_layout::ids::{ClientId, ClusterId, DeviceId, DeviceNo, NodeId};
 use ashlar_layout::message::ChainMessage;
+use ashlar_layout::version::ENTRY_VERSION;
 use ashlar_node_daemon::Maps;
 use ashlar_node_reactor::{ConnId, Errno};
 
@@ -30,6 +31,7 @@ use crate::node::{Node, maps};
 use crate::plan::Plan;
 use crate::port::{News, Wish};
 use crate::story::Story;
+use crate::upgrades;
 use crate::work::{Task, Work};
 
 /// Events of one run at most: a run that comes to them is stuck.
@@ -55,6 +57,8 @@ pub enum Due {
     Fault(u64),
     /// A node's process is started.
     Start(usize),
+    /// A node is upgraded: whether its process ends in order.
+    Upgrade(usize, bool),
 }
 
 /// One run.
@@ -143,6 +147,7 @@ fn map_of(plan: &Plan) -> ClusterMap {
             size: plan.device,
         });
     }
+    map.entries = upgrades::level(plan);
     solve(&mut map, plan.seed).expect("a plan's cluster can be laid out");
     map
 }
@@ -238,6 +243,7 @@ impl World {
         let end = self.now + self.plan.length;
         let first = self.plan.fault_every;
         self.at(self.now + first, Due::Fault(end));
+        self.plan_upgrades();
         for client in 0..self.clients.len() {
             self.tend_client(client);
         }
@@ -268,6 +274,10 @@ impl World {
         }
         if !self.go_on_until(self.patience(), World::replicas_agree) {
             return self.stuck("the replicas of a chain do not come to agree");
+        }
+        let raised = |world: &World| world.control.map.map.entries == ENTRY_VERSION;
+        if !self.go_on_until(self.patience(), raised) {
+            return self.stuck("not everything may be written though all nodes are new");
         }
         self.take_stock();
     }
@@ -432,6 +442,7 @@ impl World {
                     self.at(next, Due::Fault(end));
                 }
             }
+            Due::Upgrade(node, in_order) => self.upgrade(node, in_order),
             Due::Start(node) => {
                 if self.nodes[node].start_at == Some(now) && self.nodes[node].core.is_none() {
                     self.start_node(node);
@@ -448,6 +459,7 @@ impl World {
 
     /// Starts a node's process.
     pub fn start_node(&mut self, node: usize) {
+        self.note_upgrade(node);
         self.say(&format!("node {} starts", node + 1));
         let now = self.now;
         self.net.darken(now, Host::Node(node), false);
@@ -471,7 +483,7 @@ impl World {
     }
 
     /// Has a node's core go round soon.
-    fn rouse(&mut self, node: usize) {
+    pub(crate) fn rouse(&mut self, node: usize) {
         let at = self.now + 1000 + self.rng.below(8000);
         self.rouse_at(node, at);
     }
@@ -493,6 +505,7 @@ impl World {
             return self.rouse_at(node, until);
         }
         let round = self.nodes[node].round(now);
+        self.check_read(node);
         let life = self.nodes[node].life;
         let host = Host::Node(node);
         for wish in round.wishes {
@@ -521,7 +534,9 @@ impl World {
         self.post();
         if let Some(why) = round.ended {
             self.say(&format!("node {} has ended: {why}", node + 1));
-            self.story.mark("node ended by itself");
+            if !self.nodes[node].newer_next {
+                self.story.mark("node ended by itself");
+            }
             self.end_node(node, false);
             let again = self.now + 1_000_000_000;
             return self.start_later(node, again);
@@ -661,6 +676,9 @@ impl World {
         if let Some(change) = self.control.decide(now) {
             self.say(&format!("control: {change}"));
             self.story.mark("map changed");
+            if change.starts_with("RaiseEntries") {
+                self.story.mark("newer entries allowed");
+            }
         }
         let map = self.control.map.clone();
         for node in 0..self.nodes.len() {

@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ashlar_layout::version::ENTRY_VERSION_LEAST;
+use ashlar_tests_sim::disk::Rng;
 use ashlar_tests_sim::judge;
 use ashlar_tests_sim::plan::{Mistake, Plan};
 use ashlar_tests_sim::story;
+use ashlar_tests_sim::upgrades::Upgrade;
 
 /// Seeds that once failed.
 const ONCE_FAILED: &[u64] = &[
@@ -52,8 +55,10 @@ const MARKS: &[&str] = &[
     "map changed",
     "marked as deleted",
     "network slow",
+    "newer entries allowed",
     "node cut off",
     "node ended by itself",
+    "node upgraded",
     "null version read",
     "object audited",
     "older version removed",
@@ -73,6 +78,7 @@ const MARKS: &[&str] = &[
     "read as witnesses allow",
     "read that there is nothing",
     "refused by a lock",
+    "refused until all nodes are upgraded",
     "renamed",
     "sectors cannot be read",
     "shard mended",
@@ -92,6 +98,9 @@ const MARKS: &[&str] = &[
     "writes are lost",
     "writes fail",
 ];
+
+/// Fresh seeds that begin with older nodes: those below 1000 do not.
+const UPGRADES: usize = 8;
 
 /// Runs plans, as many at a time as there are processors; what came up, and what is wrong.
 fn run_all(plans: Vec<Plan>) -> (BTreeMap<&'static str, u64>, Vec<String>) {
@@ -124,7 +133,13 @@ fn run_all(plans: Vec<Plan>) -> (BTreeMap<&'static str, u64>, Vec<String>) {
 #[test]
 fn the_corpus_holds_and_everything_comes_up_in_it() {
     let seeds = (1..30).chain(ONCE_FAILED.iter().copied());
-    let plans: Vec<Plan> = seeds.map(Plan::new).collect();
+    let upgrades = (1000..).map(Plan::new);
+    let upgrades =
+        upgrades.filter(|plan| plan.upgrade.is_some() && plan.versions && plan.longer == 1);
+    let plans: Vec<Plan> = seeds
+        .map(Plan::new)
+        .chain(upgrades.take(UPGRADES))
+        .collect();
     println!("doubt: {} simulated clusters", plans.len());
     println!("doubt: {} histories checked", plans.len());
     let (marks, wrong) = run_all(plans);
@@ -178,4 +193,22 @@ fn what_is_wrong_with_versions_is_noticed() {
         let noticed = (1..20).find(|seed| !wrong(*seed).is_empty());
         assert!(noticed.is_some(), "nobody noticed: {mistake:?}");
     }
+}
+
+/// A canary: the map allows entries that some nodes cannot read, as if nobody had asked them.
+#[test]
+fn entries_that_older_nodes_cannot_read_are_noticed() {
+    let ungated = |seed| {
+        let mut plan = Plan::new(seed);
+        let mut upgrade = Upgrade::some(&mut Rng(seed), plan.nodes);
+        (upgrade.reads, upgrade.ungated) = (ENTRY_VERSION_LEAST, true);
+        upgrade.nodes &= !1;
+        (plan.versions, plan.upgrade) = (true, Some(upgrade));
+        plan
+    };
+    let given = |seed: &u64| {
+        let wrong = judge::run_plan(&ungated(*seed), false, None).wrong;
+        wrong.iter().any(|it| it.contains("was given a newer one"))
+    };
+    assert!((1..20).find(given).is_some(), "nobody noticed");
 }
