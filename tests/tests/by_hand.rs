@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use ashlar_cluster_map::ClusterMap;
+use ashlar_layout::version::{ENTRY_VERSION, ENTRY_VERSION_LEAST};
 use ashlar_node_control::Status;
 use ashlar_tests::binary;
 use ashlar_tests::by_hand::{Process, free_addresses};
@@ -27,6 +29,11 @@ fn ok(folder: &Path, args: &[&str]) -> String {
 
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+fn map_in(path: &Path) -> ClusterMap {
+    let json = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    ClusterMap::from_json(&json).expect("a map")
 }
 
 /// How the cluster is, if a quorum of its control plane says so.
@@ -58,6 +65,15 @@ fn a_cluster_made_from_a_spec_has_a_control_plane() {
     let told = ok(dir, &["map", "new", "cluster.toml"]);
     assert!(told.contains("control   members 1, 2, 3"), "{told}");
     assert!(told.contains("[control], id = 3"), "{told}");
+    // As one of before there was anything that says which entries of the journal may be written.
+    let mut map = map_in(&dir.join("map.json"));
+    assert_eq!(
+        map.entries, ENTRY_VERSION,
+        "a new cluster writes everything"
+    );
+    map.entries = ENTRY_VERSION_LEAST;
+    let json = String::from_utf8(map.to_json()).expect("JSON is UTF-8");
+    write(&dir.join("map.json"), &json);
 
     let nodes = (1..=3).map(|node| {
         let folder = dir.join(format!("node-{node}"));
@@ -109,6 +125,14 @@ fn a_cluster_made_from_a_spec_has_a_control_plane() {
         status.leader.filter(|_| there == 3)
     });
 
+    let newest = || {
+        let json = ok(dir, &["--cluster", "map.json", "cluster", "map"]);
+        ClusterMap::from_json(json.as_bytes()).expect("a map")
+    };
+    eventually("all nodes read it, so it may be written", PATIENCE, || {
+        (newest().entries == ENTRY_VERSION).then_some(())
+    });
+
     // With its leader gone they choose another one, which notices; and the store goes on.
     drop(nodes[leader as usize - 1].take());
     eventually(
@@ -134,6 +158,17 @@ fn a_cluster_made_from_a_spec_has_a_control_plane() {
     let read = |name: &str| std::fs::read(dir.join(name)).expect("a file can be read");
     assert!(read("object") == read("again"));
     // What it knows of the map is what it would start with.
-    let newest = ok(dir, &["--cluster", "map.json", "cluster", "map"]);
-    assert!(!newest.is_empty());
+    let mut map = newest();
+    assert_eq!(map.entries, ENTRY_VERSION);
+
+    // Who reads less than others write does not start.
+    map.entries += 1;
+    let json = String::from_utf8(map.to_json()).expect("JSON is UTF-8");
+    let folder = dir.join(format!("node-{leader}"));
+    write(&folder.join("map.json"), &json);
+    let (well, said) = Process::start(&folder).end();
+    assert!(
+        !well && said.contains("start the node with the version"),
+        "{said}"
+    );
 }

@@ -95,6 +95,14 @@ impl World {
 
     /// A node's process is ended, in order or not: the next one there is of the newest version.
     pub(crate) fn upgrade(&mut self, node: usize, in_order: bool) {
+        if self.nodes[node].reads == ENTRY_VERSION {
+            return;
+        }
+        if self.nodes.iter().any(|it| it.newer_next) {
+            // One after the other.
+            let later = self.now + 500_000_000;
+            return self.at(later, Due::Upgrade(node, in_order));
+        }
         let how = if in_order { "ends" } else { "is killed" };
         self.say(&format!("node {} {how} to be upgraded", node + 1));
         self.nodes[node].newer_next = true;

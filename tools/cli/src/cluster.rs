@@ -65,6 +65,9 @@ enum ClusterCommand {
     SetAddresses(AddressArgs),
     /// Say where a node stands.
     SetDomains(DomainArgs),
+    /// Let newer entries of the journal be written although nodes are away, and never come back as older ones. As long
+    /// as all are there it is done without a person.
+    RaiseEntries(EntriesArgs),
 }
 
 /// What every change takes.
@@ -81,6 +84,16 @@ pub struct NodeArgs {
     /// The node's number.
     #[arg(value_name = "N", value_parser = parse_node)]
     node: NodeId,
+    #[command(flatten)]
+    expected: Expected,
+}
+
+/// What may be written.
+#[derive(Args)]
+pub struct EntriesArgs {
+    /// The newest version of entries that may be: 'ashlar cluster status' says which is known.
+    #[arg(value_name = "VERSION")]
+    to: u16,
     #[command(flatten)]
     expected: Expected,
 }
@@ -234,6 +247,9 @@ pub fn run(args: ClusterArgs, cluster: Option<&Path>, json: bool) -> Result<(), 
         ClusterCommand::SetAddresses(a) => {
             let change = Change::Addresses(a.node, a.addresses);
             cluster_change::make(&reach()?, change, a.expected, json)
+        }
+        ClusterCommand::RaiseEntries(e) => {
+            cluster_change::make(&reach()?, Change::Entries(e.to), e.expected, json)
         }
         ClusterCommand::SetDomains(d) => {
             let change = Change::Domains(d.node, d.labels);

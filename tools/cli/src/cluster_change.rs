@@ -1,10 +1,12 @@
-//! `ashlar cluster replace`, `split`, `merge`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`: changes
-//! of the map.
+//! `ashlar cluster replace`, `split`, `merge`, `drain`, `undrain`, `remove`, `set-addresses`, `set-domains`,
+//! `raise-entries`: changes of the map.
 
 use std::collections::BTreeMap;
 
 use ashlar_cluster_map::{ClusterMap, Core, Domains, MapChange};
 use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
+use ashlar_layout::version::ENTRY_VERSION_LEAST;
+use ashlar_node_control::NodeStatus;
 
 use crate::cluster::{Expected, Labels};
 use crate::cluster_call::Control;
@@ -44,6 +46,8 @@ pub enum Change {
     Addresses(NodeId, Vec<String>),
     /// A node stands somewhere else.
     Domains(NodeId, Labels),
+    /// Newer entries of the journal may be written.
+    Entries(u16),
 }
 
 /// Makes a change.
@@ -55,6 +59,9 @@ pub fn make(control: &Control, change: Change, expected: Expected, json: bool) -
         .map_err(|error| Fail::Refused(format!("{not}: {error}")))?;
     if let Change::Merge(left, right) = &change {
         may_merge(control, &map, (*left, *right), &not)?;
+    }
+    if let Change::Entries(to) = &change {
+        may_raise(&control.status()?.nodes, *to, &not)?;
     }
     let expected = expected.epoch.map_or(map.epoch, Epoch);
     let epoch = control.change(expected, change.resolve(&map), &not)?;
@@ -87,6 +94,19 @@ fn may_merge(
         "{not}: their chains are not on the same devices, or not at rest there: see 'ashlar cluster status', and \
          'ashlar cluster move'"
     )))
+}
+
+/// Refuses newer entries as long as somebody is there who could not read them.
+fn may_raise(nodes: &[NodeStatus], to: u16, not: &str) -> Result<(), Fail> {
+    let there = nodes.iter().filter(|node| node.there);
+    let mut reads = there.map(|node| (node.node, node.entries.unwrap_or(ENTRY_VERSION_LEAST)));
+    match reads.find(|(_, reads)| *reads < to) {
+        Some((node, reads)) => Err(Fail::Refused(format!(
+            "{not}: node {node} is there, and reads them up to version {reads}: start it with the version of the \
+             program that the other nodes have"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What is wrong with a change whatever the map is.
@@ -164,6 +184,7 @@ impl Change {
                     domains: labels.over(now),
                 }
             }
+            Change::Entries(to) => MapChange::RaiseEntries { to },
         }
     }
 
@@ -181,6 +202,9 @@ impl Change {
             Change::Remove(node) => format!("node {node} is not removed"),
             Change::Addresses(node, _) => format!("the addresses of node {node} are not changed"),
             Change::Domains(node, _) => format!("the fault domains of node {node} are not changed"),
+            Change::Entries(to) => {
+                format!("journal entries up to version {to} are not allowed")
+            }
         }
     }
 
@@ -215,6 +239,9 @@ impl Change {
                 format!("node {node} has new addresses: start it there, with the newest map")
             }
             Change::Domains(node, _) => format!("node {node} has new fault domains"),
+            Change::Entries(to) => format!(
+                "journal entries up to version {to} may be written: who is away must not come back with an older program"
+            ),
         }
     }
 }
@@ -233,6 +260,24 @@ impl Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_are_raised_over_who_is_away_alone() {
+        let node = |node: u32, there, entries| NodeStatus {
+            node: NodeId(node),
+            there,
+            silent_ms: 0,
+            draining: false,
+            entries,
+        };
+        let may = |nodes: &[NodeStatus]| may_raise(nodes, ENTRY_VERSION_LEAST + 1, "not");
+        let newer = Some(ENTRY_VERSION_LEAST + 1);
+        may(&[node(1, true, newer), node(2, false, None)]).unwrap();
+        for older in [None, Some(ENTRY_VERSION_LEAST)] {
+            let told = may(&[node(1, true, newer), node(2, true, older)]).unwrap_err();
+            assert!(told.to_string().contains("node 2 is there"), "{told}");
+        }
+    }
 
     #[test]
     fn labels_that_are_not_given_stay() {
