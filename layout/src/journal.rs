@@ -161,7 +161,8 @@ pub struct Entry<'a> {
     pub bytes: &'a [u8],
 }
 
-/// The version of an entry that holds this operation: the oldest that has it. Who reads older ones alone cannot take it.
+/// The version of an entry that holds this operation: the oldest that has it. Who reads older ones alone cannot take
+/// it.
 pub fn entry_version(op: &Op) -> u16 {
     match op {
         Op::Relocate { .. } => ENTRY_VERSION_RELOCATE,

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - a head orders nothing that takes an entry above what the newest map that it knows allows, or above what it reads
 //!   itself. What is refused so was not done: it is judged behind the table of requests, like what a lock refuses;
-//! - what a map allows was read by all nodes before, and is never taken back. So it makes no difference which of two heads
-//!   knows which map: the one with the older map writes less than all read;
+//! - what a map allows was read by all nodes before, and is never taken back. So it makes no difference which of two
+//!   heads knows which map: the one with the older map writes less than all read;
 //! - what a replica cannot read it takes for no damage: it stops, and keeps what it has.
 
 use ashlar_layout::ids::Seq;

@@ -11,8 +11,8 @@
 //! - entries of the journal that each program reads may be written.
 //!
 //! Of `entries`: it rises with [`crate::MapChange::RaiseEntries`] alone, and never falls; so of two maps the newer one
-//! allows no less. Whoever goes by an older one writes no more than all read, and whoever reads less than the newest one
-//! says does not serve ([`ClusterMap::check_reader`]).
+//! allows no less. Whoever goes by an older one writes no more than all read, and whoever reads less than the newest
+//! one says does not serve ([`ClusterMap::check_reader`]).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -273,8 +273,8 @@ pub struct ClusterMap {
     /// all the same, and come in again when they serve.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub out: BTreeSet<DeviceNo>,
-    /// The newest version of journal entries that may be written: all nodes read it. A map of before there was this says
-    /// that it is the least that any of its nodes reads.
+    /// The newest version of journal entries that may be written: all nodes read it. A map of before there was this
+    /// says that it is the least that any of its nodes reads.
     #[serde(default = "least", skip_serializing_if = "is_least")]
     pub entries: u16,
 }

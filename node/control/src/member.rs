@@ -531,8 +531,8 @@ impl Member {
 
     // What the leader does of itself.
 
-    /// Follows whether this member leads, and does the leader's duties: the first map, spares for the lost, which devices
-    /// are out, and which entries of the journal may be written.
+    /// Follows whether this member leads, and does the leader's duties: the first map, spares for the lost, which
+    /// devices are out, and which entries of the journal may be written.
     pub(crate) async fn duties(self: Arc<Member>, first: ClusterMap) {
         let pause = (self.timing.patience.away_after / 4)
             .clamp(Duration::from_millis(20), Duration::from_millis(500));
