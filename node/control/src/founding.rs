@@ -5,15 +5,15 @@
 //!   nothing stored: so a member that lost its disk never founds a second cluster beside the first;
 //! - a member that has nothing stored does not stand for election, and votes for nobody but the founder at the founding
 //!   ([`crate::member::Member`]); it is fed by the leader, and counts when it holds all that was ever committed;
-//! - before that it acknowledges nothing to a leader that is older than the newest vote of any other member, and nothing
-//!   at all until every other one has told it its vote.
+//! - before that it acknowledges nothing to a leader that is older than the newest vote of any other member, and
+//!   nothing at all until every other one has told it its vote.
 //!
 //! Together they keep consensus safe when one member loses its disk. What it had acknowledged stands in the log of one
 //! of the others, and only who has it there can be elected without the lost one's vote. What it had promised, to follow
 //! no leader older than one, is promised by whoever asked for it as well: by the candidate that it voted for, by the
-//! leader whose entries it took. So it has to ask all of them, not only a majority: the one who does not answer may be the
-//! only one who knows. And what was agreed on is no newer than the newest entry of any of them: a leader that goes on after
-//! a restart tells of old commits first.
+//! leader whose entries it took. So it has to ask all of them, not only a majority: the one who does not answer may be
+//! the only one who knows. And what was agreed on is no newer than the newest entry of any of them: a leader that goes
+//! on after a restart tells of old commits first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

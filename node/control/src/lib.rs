@@ -22,6 +22,7 @@ mod founding;
 pub mod host;
 pub mod limits;
 pub mod link;
+mod look;
 pub mod member;
 pub mod network;
 mod out;

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - an entry, a vote or a state is durable before openraft hears that it is written;
-//! - entries are purged when what came of them is durable, and not before: openraft (0.9.25) asks for both at once when a
-//!   snapshot is received, of two tasks;
+//! - entries are purged when what came of them is durable, and not before: openraft (0.9.25) asks for both at once when
+//!   a snapshot is received, of two tasks;
 //! - what others see of the state ([`Machine::watch`]) is what is durable, and follows the order of the log.
 
 use std::fmt::Debug;

@@ -6,8 +6,8 @@
 //! at a time), are cut off one way or both ways; disks and network are slow, wall clocks jump. At the end all is made
 //! well, and [`judge`] says whether what was told fits what is.
 //!
-//! A run is a function of its seed but for one thing: where several tasks wait for the same news, tokio wakes them in an
-//! order of its own. `RUSTFLAGS='--cfg tokio_unstable'` takes that from the seed as well.
+//! A run is a function of its seed but for one thing: where several tasks wait for the same news, tokio wakes them in
+//! an order of its own. `RUSTFLAGS='--cfg tokio_unstable'` takes that from the seed as well.
 
 pub(crate) mod disk;
 mod judge;
