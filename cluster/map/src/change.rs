@@ -325,15 +325,25 @@ impl MapChange {
         }
     }
 
-    /// Whether who reads entries up to this version may propose it. Not a part of [`MapChange::apply`], which must not
-    /// depend on who applies it: what was agreed on counts for older members too, and ends them.
+    /// Whether who reads entries up to this version may propose it for this map. Not a part of [`MapChange::apply`],
+    /// which must not depend on who applies it, nor on what a program of before has forgotten of the map: what was
+    /// agreed on counts for older members too, and ends them.
     ///
     /// # Errors
-    /// If it allows more than that: nobody who proposes it could go on.
-    pub fn check_proposer(&self, reads: u16) -> Result<(), ChangeError> {
+    /// If it allows more than that, for nobody who proposes it could go on; or no more than the map; or if a whole map
+    /// says something else than this one.
+    pub fn check_proposer(&self, reads: u16, map: &ClusterMap) -> Result<(), ChangeError> {
         match self {
             MapChange::RaiseEntries { to } if *to > reads => {
                 Err(ChangeError::Unread { to: *to, reads })
+            }
+            MapChange::RaiseEntries { to } if *to <= map.entries => Err(ChangeError::Raised {
+                is: map.entries,
+                to: *to,
+            }),
+            MapChange::SetMap { map: new } if new.entries != map.entries => {
+                let what = "the newest version of journal entries that may be written";
+                Err(ChangeError::Fixed(what.to_owned()))
             }
             _ => Ok(()),
         }
@@ -393,20 +403,15 @@ impl MapChange {
             }
             MapChange::MarkOut { devices } => mark(&mut next, devices, true)?,
             MapChange::MarkIn { devices } => mark(&mut next, devices, false)?,
-            MapChange::RaiseEntries { to } => {
-                if *to <= map.entries {
-                    return Err(ChangeError::Raised {
-                        is: map.entries,
-                        to: *to,
-                    });
-                }
-                next.entries = *to;
-            }
+            // Never refused: a member that was set back to a program of before has lost what the map said of it, and
+            // has to come to the same epoch, and then to the same map, as the others.
+            MapChange::RaiseEntries { to } => next.entries = next.entries.max(*to),
             MapChange::SetMap { map: new } => {
                 keeps(map, new, history)?;
                 let epoch = next.epoch;
                 next = ClusterMap::clone(new);
                 next.epoch = epoch;
+                next.entries = map.entries;
             }
         }
         next.validate()?;
@@ -585,9 +590,6 @@ fn keeps(map: &ClusterMap, new: &ClusterMap, history: &History) -> Result<(), Ch
     }
     if new.class != map.class || new.stripe_data != map.stripe_data {
         return fixed("the durability class or the size of a stripe");
-    }
-    if new.entries != map.entries {
-        return fixed("the newest version of journal entries that may be written");
     }
     for group in &map.groups {
         if new.group(group.id) != Some(group) {

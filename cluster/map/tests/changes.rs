@@ -557,15 +557,29 @@ fn what_may_be_written_only_rises() {
     assert_eq!((up.entries, up.epoch.0), (ENTRY_VERSION, older.epoch.0 + 1));
     assert_eq!(ClusterMap::from_json(&up.to_json()), Ok(up.clone()));
     for to in [0, ENTRY_VERSION_LEAST, ENTRY_VERSION] {
-        let told = raised(&up, to).unwrap_err();
+        let change = MapChange::RaiseEntries { to };
+        let told = change.check_proposer(ENTRY_VERSION, &up).unwrap_err();
         assert!(matches!(told, ChangeError::Raised { .. }), "{told}");
+        // What was agreed on is never refused, and never lowers it.
+        let same = raised(&up, to).unwrap();
+        assert_eq!((same.entries, same.epoch.0), (up.entries, up.epoch.0 + 1));
     }
     // A whole map neither lowers nor raises it.
     for (map, new) in [(&up, &older), (&older, &up)] {
-        let map_too = Box::new(new.clone());
-        let told = apply(map, MapChange::SetMap { map: map_too }).unwrap_err();
+        let change = MapChange::SetMap {
+            map: Box::new(new.clone()),
+        };
+        let told = change.check_proposer(ENTRY_VERSION, map).unwrap_err();
         assert!(told.to_string().contains("entries"), "{told}");
+        assert_eq!(apply(map, change).unwrap().entries, map.entries);
     }
+    // A member that was set back has forgotten it; the next raise makes the maps the same again.
+    let mut forgot = up.clone();
+    forgot.entries = ENTRY_VERSION_LEAST;
+    assert_eq!(
+        raised(&forgot, ENTRY_VERSION).unwrap(),
+        raised(&up, ENTRY_VERSION).unwrap()
+    );
     let mut bad = older.clone();
     bad.entries = ENTRY_VERSION_LEAST - 1;
     assert!(bad.validate().is_err());
@@ -575,11 +589,12 @@ fn what_may_be_written_only_rises() {
 fn nobody_proposes_what_he_could_not_read() {
     let newer = ENTRY_VERSION + 1;
     let change = MapChange::RaiseEntries { to: newer };
-    let told = change.check_proposer(ENTRY_VERSION).unwrap_err();
+    let map = map(6, 3);
+    let told = change.check_proposer(ENTRY_VERSION, &map).unwrap_err();
     assert!(told.to_string().contains("newer version first"), "{told}");
-    assert_eq!(change.check_proposer(newer), Ok(()));
+    assert_eq!(change.check_proposer(newer, &map), Ok(()));
     // What newer members agreed on is so at an older one too; it does not serve then.
-    let map = raised(&map(6, 3), newer).unwrap();
+    let map = raised(&map, newer).unwrap();
     assert_eq!(map.check_reader(newer), Ok(()));
     let told = map.check_reader(ENTRY_VERSION).unwrap_err().to_string();
     assert!(told.contains("start the node with"), "{told}");

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - more is allowed only while each node of the map, draining or not, is there and says itself that it reads it: one
-//!   that is away may come back as what it was;
+//!   that is away may come back as what it was. Not waited for is one whose devices are all out and in no chain: nobody
+//!   gives it entries, and what was lost with it is made again only once these are allowed;
 //! - who does not say it reads the least that each program does, and what he said before does not count any more;
 //! - no more is allowed than the leader's own program knows.
 
@@ -47,7 +48,8 @@ impl Readers {
         is_there: impl Fn(NodeId) -> bool,
     ) -> Option<MapChange> {
         let reads = |node: NodeId| self.said(node).filter(|_| is_there(node));
-        let all = map.nodes.iter().map(|node| reads(node.id));
+        let needed = map.nodes.iter().filter(|node| !is_given_up(map, node.id));
+        let all = needed.map(|node| reads(node.id));
         let all: Option<Vec<u16>> = all.collect();
         let to = all?.into_iter().min()?.min(ENTRY_VERSION);
         (to > map.entries).then_some(MapChange::RaiseEntries { to })
@@ -65,6 +67,7 @@ impl Readers {
         let why = map.nodes.iter().find_map(|node| {
             let node = node.id;
             match self.said(node) {
+                None if is_given_up(map, node) => None,
                 _ if !is_there(node) => Some(format!("node {node} is not there")),
                 None => Some(format!("node {node} does not say which it reads")),
                 Some(reads) if reads < ENTRY_VERSION => {
@@ -78,4 +81,12 @@ impl Readers {
             map.entries
         ))
     }
+}
+
+/// Whether nothing is waited for from a node any more: all of its devices are out, and no chain has one of them.
+fn is_given_up(map: &ClusterMap, node: NodeId) -> bool {
+    let mut devices = map.devices.iter().filter(|it| it.node == node).peekable();
+    let chains = || map.all_partitions().flat_map(|it| &it.chain.devices);
+    devices.peek().is_some()
+        && devices.all(|it| map.out.contains(&it.no) && chains().all(|no| *no != it.no))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ashlar_cluster_map::{ClusterMap, History, MapChange};
-use ashlar_layout::ids::NodeId;
+use ashlar_layout::ids::{DeviceNo, NodeId};
 use ashlar_layout::time::Instant;
 use ashlar_layout::version::{ENTRY_VERSION, ENTRY_VERSION_LEAST};
 
@@ -123,4 +123,40 @@ fn a_node_that_joins_is_waited_for_and_one_that_left_is_not() {
     hear(&mut other, &left, 60, &all);
     assert_eq!(other.decide(at(60), &left), raise(ENTRY_VERSION));
     assert!(Patience::default().away_after > Duration::from_millis(100));
+}
+
+/// Three nodes have the chains, and a fourth one is dead.
+#[test]
+fn a_node_that_was_given_up_is_not_waited_for() {
+    let (mut map, mut man) = (older(), watchman());
+    let (node, devices) = testing::node(4, 3);
+    map.nodes.push(node);
+    map.devices.extend(devices);
+    let all = [(1, NEWEST), (2, NEWEST), (3, NEWEST)];
+    hear(&mut man, &map, 0, &all);
+    assert_eq!(man.decide(at(10), &map), None);
+    map.out.insert(DeviceNo(4));
+    assert_eq!(man.entries_held(at(20), &map), None);
+    assert_eq!(man.decide(at(20), &map), raise(ENTRY_VERSION));
+    // One that chains go by is, out or not.
+    map.out.insert(DeviceNo(3));
+    hear(&mut man, &map, 5000, &all[..2]);
+    assert_eq!(man.decide(at(5010), &map), None);
+}
+
+#[test]
+fn nobody_is_passed_over_that_may_be_there() {
+    let (map, mut man) = (older(), watchman());
+    let less = |man: &Watchman, millis| man.reads_less(at(millis), &map, ENTRY_VERSION);
+    assert_eq!(
+        less(&man, 10),
+        Some(ENTRY_VERSION_LEAST),
+        "heard nobody yet"
+    );
+    hear(&mut man, &map, 20, &[(1, NEWEST), (2, Some(6))]);
+    assert_eq!(less(&man, 30), Some(6));
+    hear(&mut man, &map, 3000, &[(1, NEWEST), (2, NEWEST)]);
+    assert_eq!(less(&man, 3010), None, "the third is away");
+    hear(&mut man, &map, 3020, &[(3, None)]);
+    assert_eq!(less(&man, 3030), Some(ENTRY_VERSION_LEAST));
 }

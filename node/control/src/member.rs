@@ -372,21 +372,22 @@ impl Member {
             Call::Map { .. } => Attempt::Answered(Answer::Map(self.state().map.clone())),
             Call::Status => Attempt::Answered(Answer::Status(self.status(None).await)),
             Call::Change { expected, change } => {
-                if let Err(error) = change.check_proposer(ENTRY_VERSION) {
+                let state = self.state();
+                let Some(map) = state.map.as_ref() else {
+                    return refused(Refusal::NoMap);
+                };
+                if map.epoch != *expected {
+                    return refused(Refusal::Stale { current: map.epoch });
+                }
+                let well = change.check_proposer(ENTRY_VERSION, map);
+                if let Err(error) = well.and_then(|()| self.may_raise(map, change)) {
                     return refused(error.into());
                 }
-                let state = self.state();
-                let command = match state.map.as_ref() {
-                    None => return refused(Refusal::NoMap),
-                    Some(map) if map.epoch != *expected => {
-                        return refused(Refusal::Stale { current: map.epoch });
-                    }
-                    Some(map) => Command::Change {
-                        expected: *expected,
-                        change: change.clone().resolve(map),
-                    },
-                };
-                self.propose(command).await
+                self.propose(Command::Change {
+                    expected: *expected,
+                    change: change.clone().resolve(map),
+                })
+                .await
             }
             Call::MakeToken { hash, life_ms } => {
                 self.propose(Command::MakeToken {
@@ -406,6 +407,23 @@ impl Member {
                 self.join(token, (node, entries), devices, deadline).await
             }
             _ => Attempt::Answered(bad("not a call for the leader")),
+        }
+    }
+
+    /// Whoever asks for it, no newer entries are allowed while a node may be there that does not read them.
+    fn may_raise(&self, map: &ClusterMap, change: &MapChange) -> Result<(), ChangeError> {
+        let MapChange::RaiseEntries { to } = change else {
+            return Ok(());
+        };
+        let watchman = self.watchman.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = match watchman.as_ref() {
+            Some(watchman) => watchman.reads_less(self.now(), map, *to),
+            // It has just come to office, and heard nobody.
+            None => Some(ENTRY_VERSION_LEAST),
+        };
+        match unread {
+            Some(reads) => Err(ChangeError::Unread { to: *to, reads }),
+            None => Ok(()),
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ashlar_cluster_map::{ClusterMap, MapChange, Partition, spares};
 use ashlar_layout::ids::{DeviceNo, NodeId, PartitionId, Term};
 use ashlar_layout::time::Instant;
+use ashlar_layout::version::ENTRY_VERSION_LEAST;
 use serde::{Deserialize, Serialize};
 
 use crate::entries::Readers;
@@ -201,6 +202,17 @@ impl Watchman {
     /// Up to which version a node says that it reads them.
     pub fn said_to_read(&self, node: NodeId) -> Option<u16> {
         self.readers.said(node)
+    }
+
+    /// What a node reads that does not read entries of this version, and that may be there: a leader new in office
+    /// takes those that it has not heard yet for nodes that say nothing. None if all read them, or are away.
+    pub fn reads_less(&self, now: Instant, map: &ClusterMap, entries: u16) -> Option<u16> {
+        let nodes = map.nodes.iter().map(|node| node.id);
+        let mut there = nodes.filter(|node| self.silent(now, *node).is_none());
+        there.find_map(|node| {
+            let reads = self.said_to_read(node).unwrap_or(ENTRY_VERSION_LEAST);
+            (reads < entries).then_some(reads)
+        })
     }
 
     /// Why newer ones than the map says may not be written, if this program knows newer ones.
