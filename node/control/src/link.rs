@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
+use ashlar_layout::ids::Epoch;
+use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
+
 use crate::error::{ControlError, WireError};
 use crate::host::{Host, Socket};
 use crate::wire::{self, Answer, Call, Hello};
-use ashlar_layout::ids::Epoch;
-use ashlar_layout::limits::FRAME_PAYLOAD_MAX;
 
 /// A connection on which the hello was accepted.
 #[derive(Debug)]

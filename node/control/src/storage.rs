@@ -227,14 +227,6 @@ impl Machine {
         self.seen.subscribe()
     }
 
-    /// The outcome of having written a state.
-    fn written(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
-        if written.is_err() {
-            self.store.note_failed();
-        }
-        written
-    }
-
     fn take_over(&mut self, settled: Settled) {
         self.store.note_settled(settled.last);
         if settled.state != self.settled.state {
@@ -245,7 +237,7 @@ impl Machine {
 }
 
 impl Drop for Machine {
-    /// Who waits for it waits in vain.
+    /// openraft ends it with the first error: who waits for what it writes waits in vain.
     fn drop(&mut self) {
         self.store.note_failed();
     }
@@ -284,7 +276,8 @@ impl RaftStateMachine<Types> for Machine {
         let written = self
             .store
             .writing("the state", move |facts, _| put(facts, SETTLED, &stored));
-        self.written(written.await)
+        written
+            .await
             .map_err(failure(ErrorSubject::StateMachine, ErrorVerb::Write))?;
         self.take_over(next);
         Ok(outcomes)
@@ -320,7 +313,7 @@ impl RaftStateMachine<Types> for Machine {
             put(facts, SNAPSHOT, &stored)?;
             put(facts, SETTLED, &settled)
         });
-        self.written(written.await).map_err(failure(
+        written.await.map_err(failure(
             ErrorSubject::Snapshot(Some(meta.signature())),
             ErrorVerb::Write,
         ))?;

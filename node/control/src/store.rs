@@ -134,7 +134,7 @@ struct Owner {
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Arc<Database>,
-    /// Up to where the state is durable; an error once it could not be written.
+    /// Up to where the state is durable; an error once nobody writes it any more.
     settled: Arc<watch::Sender<Result<Option<LogId>, ()>>>,
     /// Where changes are made by one who has to wait for the disk; none: on threads that may.
     #[cfg(test)]
@@ -171,11 +171,18 @@ impl Store {
     }
 
     fn at(path: &Path) -> Result<Store, StoreError> {
+        Store::of(Database::create(path), path)
+    }
+
+    fn of(
+        database: Result<Database, redb::DatabaseError>,
+        path: &Path,
+    ) -> Result<Store, StoreError> {
         let path = path.to_owned();
-        let database = Database::create(&path).map_err(|source| match source {
-            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
+        let database = database.map_err(|source| match source {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path },
             source => StoreError::Open {
-                path: path.clone(),
+                path,
                 source: Box::new(source),
             },
         })?;
@@ -208,18 +215,10 @@ impl Store {
 
     #[cfg(test)]
     fn at_disk(disk: &crate::sim::disk::Disk) -> Result<Store, StoreError> {
-        let path = PathBuf::from(FILE_NAME);
         let database = Database::builder().create_with_backend(disk.clone());
-        let database = database.map_err(|source| StoreError::Open {
-            path: path.clone(),
-            source: Box::new(source),
-        })?;
-        Ok(Store {
-            database: Arc::new(database),
-            settled: Arc::new(watch::channel(Ok(None)).0),
-            disk: Some(disk.clone()),
-            purges_anything: false,
-        })
+        let mut store = Store::of(database, Path::new(FILE_NAME))?;
+        store.disk = Some(disk.clone());
+        Ok(store)
     }
 
     /// This, if it belongs to that member, or to nobody so far.
@@ -298,7 +297,7 @@ impl Store {
         self.settled.send_modify(|settled| *settled = Ok(last));
     }
 
-    /// The state could not be written.
+    /// Nobody writes the state any more.
     pub(crate) fn note_failed(&self) {
         self.settled.send_modify(|settled| *settled = Err(()));
     }

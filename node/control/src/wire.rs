@@ -348,7 +348,7 @@ pub async fn in_time<T>(
         Ok(done) => done,
         Err(_) => Err(WireError::Late {
             what,
-            ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            ms: crate::host::millis(time),
         }),
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -101,8 +101,7 @@ fn summary(sums: &BTreeMap<String, f64>, failed: usize) -> String {
 
 /// What `.ci/run` sets, where it is not set otherwise: so its builds, and what it has installed, serve here too.
 fn surroundings(root: &Path) -> Vec<(&'static str, OsString)> {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| root.join("target"), PathBuf::from);
+    let target = cargo::target(root);
     let mut all: Vec<(&'static str, OsString)> = vec![
         ("CARGO_INCREMENTAL", "0".into()),
         ("CARGO_PROFILE_DEV_DEBUG", "0".into()),

@@ -117,9 +117,7 @@ fn targets(tree: &Tree, only: &str) -> Vec<Target> {
 }
 
 fn target_dir(root: &Path) -> PathBuf {
-    let base =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    base.join("fuzz")
+    cargo::target(root).join("fuzz")
 }
 
 fn build(root: &Path, folder: &str, target_dir: &Path) -> Result<(), FuzzError> {
