@@ -119,12 +119,6 @@ fn a_cluster_made_from_a_spec_has_a_control_plane() {
             "ashlar://made/object",
         ],
     );
-    let leader = eventually("the members agree, and hear all nodes", PATIENCE, || {
-        let status = status(dir)?;
-        let there = status.nodes.iter().filter(|node| node.there).count();
-        status.leader.filter(|_| there == 3)
-    });
-
     let newest = || {
         let json = ok(dir, &["--cluster", "map.json", "cluster", "map"]);
         ClusterMap::from_json(json.as_bytes()).expect("a map")
@@ -133,6 +127,13 @@ fn a_cluster_made_from_a_spec_has_a_control_plane() {
         (newest().entries == ENTRY_VERSION).then_some(())
     });
 
+    let leader = eventually("the members agree, and hear all nodes", PATIENCE, || {
+        let status = status(dir)?;
+        let there = status.nodes.iter().filter(|node| node.there).count();
+        let count = status.members.iter().filter(|it| it.counts == Some(true));
+        let all = there == 3 && count.count() == 3;
+        status.leader.filter(|_| all)
+    });
     // With its leader gone they choose another one, which notices; and the store goes on.
     drop(nodes[leader as usize - 1].take());
     eventually(

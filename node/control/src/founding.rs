@@ -4,8 +4,10 @@
 //! - one member founds, the one with the lowest number, and only while it and every other member say that they have
 //!   nothing stored: so a member that lost its disk never founds a second cluster beside the first;
 //! - a member that has nothing stored does not stand for election, and votes for nobody but the founder at the founding
-//!   ([`crate::member::Member`]); it is fed by the leader, and counts when it holds all that was ever committed;
-//! - before that it acknowledges nothing to a leader that is older than the newest vote of any other member, and
+//!   ([`crate::member::Member`]), and only if every other one says that it has no entry beyond the list of members, and
+//!   has promised nobody newer anything: then nothing was ever agreed on, and with this vote it counts;
+//! - one that missed this is fed by the leader, and counts when it holds all that was ever committed;
+//! - before it counts it acknowledges nothing to a leader that is older than the newest vote of any other member, and
 //!   nothing at all until every other one has told it its vote.
 //!
 //! Together they keep consensus safe when one member loses its disk. What it had acknowledged stands in the log of one
@@ -16,10 +18,9 @@
 //! on after a restart tells of old commits first.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::member::{Floor, Member};
-use crate::types::{MemberId, Vote};
+use crate::types::{LogId, MemberId, Vote};
 
 /// Founds the control plane if that is this member's part; ends when there is nothing to found any more.
 pub(crate) async fn found(member: Arc<Member>) {
@@ -35,9 +36,7 @@ pub(crate) async fn found(member: Arc<Member>) {
         let all_blank = others
             .values()
             .all(|answer| answer.is_some_and(|it| it.blank));
-        if all_blank && member.store.set_counted().await.is_ok() {
-            member.counted.store(true, Ordering::Release);
-            member.raft.0.runtime_config().elect(true);
+        if all_blank && member.count_in().await {
             // Refused only if it was fed meanwhile; then the next round ends this.
             let _ = member.raft.0.initialize(member.raft_members()).await;
             continue;
@@ -46,9 +45,25 @@ pub(crate) async fn found(member: Arc<Member>) {
     }
 }
 
+impl Member {
+    /// Whether every other member says, now, that it has nothing but the list of members in its log, and has promised
+    /// nothing to anybody newer than this: then nothing was agreed on before this member had started.
+    pub(crate) async fn nothing_agreed(&self, vote: &Vote) -> bool {
+        let others = self.look_around().await;
+        let promises = others.values().map(|answer| answer.as_ref()?.promise);
+        let begun = |last: LogId| last.index > 0;
+        let mut promises = promises.map(|promise| {
+            promise.is_some_and(|it| {
+                !it.last.is_some_and(begun) && it.vote.is_none_or(|promised| promised <= *vote)
+            })
+        });
+        promises.all(|well| well)
+    }
+}
+
 /// Learns whom the others follow, if this member does not know any more whom it has promised to follow itself.
 pub(crate) async fn recall(member: Arc<Member>) {
-    while !member.counted.load(Ordering::Acquire) {
+    while !member.counts() {
         let others = member.look_around().await;
         let promises = others.values().map(|answer| answer.as_ref()?.promise);
         if let Some(promises) = promises.collect::<Option<Vec<_>>>() {

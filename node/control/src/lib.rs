@@ -19,6 +19,8 @@ mod entries;
 mod entries_tests;
 pub mod error;
 mod founding;
+#[cfg(test)]
+mod founding_tests;
 pub mod host;
 pub mod limits;
 pub mod link;

@@ -80,14 +80,20 @@ impl Member {
         let state = self.state();
         let metrics = self.raft.0.metrics().borrow().clone();
         let members = self.members.iter().map(|(id, address)| {
-            let own = (*id == self.id).then_some(metrics.last_log_index);
-            let other = || seen.get(id).copied().flatten().map(|it| it.last);
-            let last = own.or_else(other);
+            let other = seen.get(id).copied().flatten();
+            let (last, counts) = match *id == self.id {
+                true => (Some(metrics.last_log_index), Some(self.counts())),
+                false => {
+                    let promise = other.and_then(|it| it.promise);
+                    (other.map(|it| it.last), promise.map(|it| it.counts))
+                }
+            };
             MemberStatus {
                 id: *id,
                 address: address.clone(),
                 there: last.is_some(),
                 last: last.flatten(),
+                counts,
             }
         });
         let mut status = Status {

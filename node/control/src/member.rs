@@ -115,6 +115,11 @@ impl Member {
         Instant(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
+    /// Whether this member counts in elections.
+    pub(crate) fn counts(&self) -> bool {
+        self.counted.load(Ordering::Acquire)
+    }
+
     /// The newest state that is known here.
     pub(crate) fn state(&self) -> Arc<State> {
         self.seen.borrow().clone()
@@ -173,7 +178,7 @@ impl Member {
     /// an entry of its own.
     async fn caught_up(&self, vote: Vote, committed: Option<LogId>) {
         let Some(committed) = committed else { return };
-        if self.counted.load(Ordering::Acquire) || committed.leader_id != vote.leader_id {
+        if self.counts() || committed.leader_id != vote.leader_id {
             return;
         }
         // A leader that goes on after a restart commits again what was committed already, one piece after the other.
@@ -186,10 +191,17 @@ impl Member {
         if !matches!(Log::new(self.store.clone()).holds(committed), Ok(true)) {
             return;
         }
-        if self.store.set_counted().await.is_ok() {
+        self.count_in().await;
+    }
+
+    /// From now on this member votes, and stands for election. False if that could not be stored.
+    pub(crate) async fn count_in(&self) -> bool {
+        let stored = self.store.set_counted().await.is_ok();
+        if stored {
             self.counted.store(true, Ordering::Release);
             self.raft.0.runtime_config().elect(true);
         }
+        stored
     }
 
     /// Whether it can do no harm to follow the leader of this vote. A member that has lost its disk may have promised
@@ -197,7 +209,7 @@ impl Member {
     fn may_follow(&self, vote: &Vote) -> bool {
         let floor = || self.floor.get();
         let well = || floor().is_some_and(|it| it.vote.is_none_or(|it| *vote >= it));
-        self.counted.load(Ordering::Acquire) || well()
+        self.counts() || well()
     }
 
     /// The last entry in the log, as it is stored.
@@ -206,19 +218,26 @@ impl Member {
     }
 
     /// A candidate asks for a vote. A member with nothing stored gives one at the founding only: to the founder, which
-    /// has nothing but the list of members in its log. Otherwise it may have lost what it once acknowledged, and its
-    /// vote could make a leader that lacks it.
+    /// has nothing but the list of members in its log, while nobody else has more. Otherwise it may have lost what it
+    /// once acknowledged, and its vote could make a leader that lacks it. From then on it counts: there was nothing yet
+    /// that it could have lost, and whoever leads first may be gone before it was fed.
     async fn vote(&self, request: VoteRequest<MemberId>) -> Answer {
-        if !self.counted.load(Ordering::Acquire) {
+        let counts = self.counts();
+        if !counts {
             let founding = matches!(self.last_stored(), Ok(None))
                 && self.founder() == Some(request.vote.leader_id.node_id)
                 && request.last_log_id.is_some_and(|l| l.index == 0);
-            if !founding {
+            if !founding || !self.nothing_agreed(&request.vote).await {
                 return Answer::Failed(ControlError::Recovering);
             }
         }
         match self.raft.0.vote(request).await {
-            Ok(response) => Answer::Vote(response),
+            Ok(response) => {
+                if !counts && response.vote_granted {
+                    self.count_in().await;
+                }
+                Answer::Vote(response)
+            }
             Err(error) => broken(error),
         }
     }
@@ -260,7 +279,7 @@ impl Member {
                 promise: Some(Promise {
                     vote,
                     last,
-                    counts: self.counted.load(Ordering::Acquire),
+                    counts: self.counts(),
                 }),
             },
             Err(error) => broken(error),

@@ -71,7 +71,7 @@ impl Rig {
         let mut rig = Rig::new(members);
         (0..members).for_each(|i| rig.start(i));
         rig.until("the founding", |rig| {
-            (0..members).all(|i| rig.epoch(i) == Epoch(1))
+            (0..members).all(|i| rig.epoch(i) == Epoch(1) && rig.server(i).counts())
         });
         rig
     }

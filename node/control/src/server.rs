@@ -215,9 +215,7 @@ impl ControlServer {
 
     /// Whether it counts in elections: it does not while it has lost its state and has not caught up.
     pub fn counts(&self) -> bool {
-        self.member
-            .counted
-            .load(std::sync::atomic::Ordering::Acquire)
+        self.member.counts()
     }
 
     /// The member itself.

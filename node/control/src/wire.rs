@@ -237,6 +237,10 @@ pub struct MemberStatus {
     pub there: bool,
     /// The index of the last entry in its log.
     pub last: Option<u64>,
+    /// Whether it counts in elections: it does not before it has caught up if it has lost what it had stored. None if
+    /// it does not answer, or does not say.
+    #[serde(default)]
+    pub counts: Option<bool>,
 }
 
 /// How a node is.

@@ -80,7 +80,16 @@ fn member(member: &MemberStatus, leader: Option<u32>) -> String {
     let last = member
         .last
         .map_or_else(String::new, |last| format!("  log to {last}"));
-    let line = format!("  {:<4} {:<21} {state:<8}{last}", member.id, member.address);
+    let counts = match member.counts {
+        Some(false) => {
+            "  does not count before it has caught up: it has lost what it had stored, or is new"
+        }
+        _ => "",
+    };
+    let line = format!(
+        "  {:<4} {:<21} {state:<8}{last}{counts}",
+        member.id, member.address
+    );
     line.trim_end().to_owned()
 }
 
@@ -211,12 +220,21 @@ mod tests {
                     address: "10.0.0.1:7100".into(),
                     there: false,
                     last: None,
+                    counts: None,
                 },
                 MemberStatus {
                     id: 2,
                     address: "10.0.0.2:7100".into(),
                     there: true,
                     last: Some(17),
+                    counts: Some(true),
+                },
+                MemberStatus {
+                    id: 3,
+                    address: "10.0.0.3:7100".into(),
+                    there: true,
+                    last: None,
+                    counts: Some(false),
                 },
             ],
             nodes: vec![NodeStatus {
@@ -243,7 +261,8 @@ mod tests {
         for part in [
             "epoch 4",
             "10.0.0.1:7100         away",
-            "10.0.0.2:7100         leads     log to 17",
+            "10.0.0.2:7100         leads     log to 17\n",
+            "10.0.0.3:7100         follows   does not count before it has caught up",
             "0 of 1 heard from",
             "away   silent for 12.3 s  draining",
             "devices: away 3, 4; out none\n  none more is marked out: 2 of 6",
