@@ -134,12 +134,22 @@ impl Plan {
         if seed < 1000 || seed % 11 >= 4 {
             return plan;
         }
-        Plan {
+        let long = Plan {
             length: 1_000_000_000 * pick(&mut rng, &[600, 1200]),
             fault_every: 1_000_000_000 * pick(&mut rng, &[10, 30]),
             think: 1_000_000_000 * pick(&mut rng, &[2, 10]),
             longer: 15,
             ..plan
+        };
+        if !seed.is_multiple_of(11) {
+            return long;
+        }
+        // A quiet hour.
+        Plan {
+            length: 3_600_000_000_000,
+            fault_every: 60_000_000_000,
+            think: 20_000_000_000,
+            ..long
         }
     }
 }
