@@ -58,7 +58,7 @@ pub fn models() -> Vec<Maker> {
         ("once", once),
         ("blank", blank),
         ("headless", headless),
-        ("doubt", doubt),
+        ("overtaken", overtaken),
         ("bare", bare),
         ("renewed", renewed),
         ("learn", learn),
@@ -303,9 +303,9 @@ fn headless(scale: Scale) -> Plan {
 }
 
 /// The same happens to one that has helped a new head into office, of which the old one has not heard.
-fn doubt(scale: Scale) -> Plan {
+fn overtaken(scale: Scale) -> Plan {
     Plan {
-        name: "doubt",
+        name: "overtaken",
         past: Past::Overtaken,
         attempts: 1,
         silence: 0,
@@ -334,7 +334,7 @@ fn renewed(scale: Scale) -> Plan {
         name: "renewed",
         formats: true,
         least: scale.of(1, 10_000, 1),
-        ..doubt(scale)
+        ..overtaken(scale)
     }
 }
 

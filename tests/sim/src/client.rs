@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ashlar_cluster_object::{
     Action, Answer, CallId, Common, Compose, Delete, Event, Get, Leftover, Look, Machine, Mend,
-    Probed, Put, Rename, StripeRead, ask::Ask,
+    Probed, Put, Relocate, Rename, StripeRead, ask::Ask,
 };
 use ashlar_layout::crc::crc32;
 use ashlar_layout::frame::{
@@ -57,6 +57,8 @@ pub enum Running {
     Mend(Mend),
     /// A stripe that is read.
     Stripe(StripeRead),
+    /// A stripe that is put elsewhere.
+    Relocate(Relocate),
 }
 
 macro_rules! each {
@@ -71,6 +73,7 @@ macro_rules! each {
             Running::Look($machine) => $do,
             Running::Mend($machine) => $do,
             Running::Stripe($machine) => $do,
+            Running::Relocate($machine) => $do,
         }
     };
 }
@@ -87,7 +90,7 @@ impl Running {
     /// Audits may wait, as in the shipped driver.
     fn haste(&self) -> Haste {
         match self {
-            Running::Mend(_) | Running::Stripe(_) => Haste::Background,
+            Running::Mend(_) | Running::Stripe(_) | Running::Relocate(_) => Haste::Background,
             _ => Haste::Foreground,
         }
     }

@@ -457,7 +457,7 @@ impl Flow {
                 Some(meta) => Got::Get(Ok((meta.clone(), self.got.split().freeze()))),
                 None => Got::Get(aborted()),
             },
-            Running::Mend(_) | Running::Stripe(_) => Got::Nothing,
+            Running::Mend(_) | Running::Stripe(_) | Running::Relocate(_) => Got::Nothing,
         })
     }
 }

@@ -7,6 +7,7 @@ use ashlar_tests::history::{History, Key};
 use ashlar_tests::shelf::Said;
 use ashlar_tests::{linear, shelf_locks, shelf_names, shelf_order};
 
+use crate::moves;
 use crate::plan::Plan;
 use crate::work_flows::latest_ms;
 use crate::world::World;
@@ -54,8 +55,11 @@ pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
         wrong.push(format!("at {} ms: a panic: {said}", world.now / 1_000_000));
     }
     if wrong.is_empty() {
+        let story = &world.story;
+        let (operations, tangled) = moves::untangle(&story.operations, &story.held, &story.moves);
+        wrong.extend(tangled);
         let history = History {
-            operations: world.story.operations.clone(),
+            operations,
             ..History::default()
         };
         wrong.extend(linear::check_all(&history));
@@ -67,6 +71,10 @@ pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
         told.sort_by_key(|it| (it.key, it.invoke));
         told.retain(|it| names(&wrong, it.key));
         lines.extend(told.iter().map(|it| format!("key {}: {it:?}", it.key)));
+        let mut moved = world.story.moves.clone();
+        moved.sort_by_key(|it| (it.key, it.invoke));
+        moved.retain(|it| names(&wrong, it.key));
+        lines.extend(moved.iter().map(|it| format!("key {}: {it:?}", it.key)));
         let mut told = world.story.deeds.clone();
         told.sort_by_key(|it| (it.key, it.invoke));
         told.retain(|it| names(&wrong, it.key));
@@ -78,7 +86,9 @@ pub fn run_plan(plan: &Plan, aloud: bool, overheard: Option<u32>) -> Report {
         wrong,
         time: world.now,
         events: world.events,
-        operations: (world.story.operations.len() + world.story.deeds.len()) as u64,
+        operations: (world.story.operations.len()
+            + world.story.deeds.len()
+            + world.story.moves.len()) as u64,
         marks: world.story.marks.clone(),
         hash,
         lines,

@@ -15,6 +15,7 @@
 //! | [`control`] | the control plane's decisions |
 //! | [`faults`] | what goes wrong |
 //! | [`judge`] | what has to hold at the end |
+//! | [`moves`] | what that is of objects whose stripes were put elsewhere |
 
 pub mod client;
 pub mod control;
@@ -28,6 +29,7 @@ mod desk;
 pub mod disk;
 pub mod faults;
 pub mod judge;
+pub mod moves;
 pub mod net;
 pub mod node;
 pub mod plan;
@@ -37,6 +39,7 @@ pub mod upgrades;
 pub mod work;
 mod work_audit;
 mod work_flows;
+mod work_moves;
 mod work_pair;
 mod work_parts;
 mod work_reads;

@@ -68,6 +68,8 @@ pub struct Plan {
     pub versions: bool,
     /// What clients get wrong of that: what a checker has to notice.
     pub mistake: Option<Mistake>,
+    /// Stripes are put elsewhere, as of objects whose devices are out.
+    pub moves: bool,
     /// Some nodes begin as older ones.
     pub upgrade: Option<Upgrade>,
 }
@@ -128,6 +130,7 @@ impl Plan {
             // Those that once failed without them go the way that they went.
             versions: Rng(seed ^ 0x7e25_1068).chance(50),
             mistake: None,
+            moves: seed >= 1000 && Rng(seed ^ 0x3e10_ca7e).chance(60),
             upgrade: Upgrade::of(seed, nodes),
         };
         // Those of the corpus are short.

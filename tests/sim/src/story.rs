@@ -9,6 +9,7 @@ use ashlar_tests::shelf::Deed;
 use bytes::{Bytes, BytesMut};
 
 use crate::disk::Rng;
+use crate::moves::Move;
 
 /// The bucket of all keys.
 pub const BUCKET: &str = "sim";
@@ -59,6 +60,10 @@ pub fn value_of(etag: &Etag) -> Value {
 pub struct Story {
     /// What they did, and what they were told.
     pub operations: Vec<Operation>,
+    /// The versions that conditions named, by the places of the operations,
+    pub held: BTreeMap<usize, u64>,
+    /// and what they put elsewhere.
+    pub moves: Vec<Move>,
     /// The same of keys with versions, and of those whose objects are renamed.
     pub deeds: Vec<Deed>,
     /// What a node's wall clock was ahead by at most, in milliseconds.

@@ -22,6 +22,7 @@ use crate::disk::Rng;
 use crate::plan::Plan;
 use crate::story::{BUCKET, PAIR, SHELVES, Story, content, key_name};
 use crate::work_audit::Audit;
+use crate::work_moves::{MoveStep, Moving};
 use crate::work_parts::{PartStep, Parts};
 use crate::work_reads::Listing;
 
@@ -56,6 +57,7 @@ pub(crate) enum Doing {
     },
     List(Listing),
     Audit(Audit),
+    Move(Moving),
     Flow(Flow),
 }
 
@@ -78,6 +80,8 @@ pub struct Work {
     pub(crate) invoke: u64,
     /// What the client last saw of each key.
     pub(crate) seen: BTreeMap<Key, (Value, Seq)>,
+    /// The version that the condition of what it is at names.
+    pub(crate) held: Seq,
     /// Versions that it knows of, by key,
     pub(crate) known: BTreeMap<Key, Vec<Slot>>,
     /// and the entry that last wrote what it last saw to be current.
@@ -113,6 +117,7 @@ impl Work {
             op: 0,
             invoke: 0,
             seen: BTreeMap::new(),
+            held: Seq(0),
             known: BTreeMap::new(),
             entries: BTreeMap::new(),
             values: 0,
@@ -168,6 +173,7 @@ impl Work {
             Doing::Delete { key, .. } => format!("removing key {key}"),
             Doing::List(listing) => format!("listing behind '{}'", listing.after),
             Doing::Audit(audit) => format!("auditing key {}", audit.key),
+            Doing::Move(moving) => format!("moving a stripe of key {}", moving.key),
             Doing::Flow(flow) => flow.name.clone(),
         };
         let (since, left) = (self.invoke / 1_000_000, self.last.len());
@@ -263,6 +269,9 @@ impl Work {
             return self.some_flow(now, client, plan, story);
         }
         let key = self.rng.below(u64::from(plan.keys)) as Key;
+        if plan.moves && self.rng.chance(8) {
+            return self.move_one(now, client, key);
+        }
         let seen = self.seen.get(&key).copied();
         let condition = match (self.rng.below(10), seen) {
             (0, _) => Condition::Absent,
@@ -388,6 +397,10 @@ impl Work {
                     (Outcome::Unknown, 0),
                 );
             }
+            Doing::Move(Moving {
+                key,
+                step: MoveStep::Move(meta),
+            }) => self.record_move(now, story, (key, &meta), (Outcome::Unknown, 0)),
             Doing::Flow(flow) => {
                 let news = flow.die(now);
                 self.hear(now, story, news);
@@ -399,12 +412,15 @@ impl Work {
         story.mark("client died");
     }
 
-    pub(crate) fn precondition(&self, key: Key, condition: Condition) -> Precondition {
+    pub(crate) fn precondition(&mut self, key: Key, condition: Condition) -> Precondition {
         match condition {
             Condition::None => Precondition::None,
             Condition::Absent => Precondition::Absent,
             Condition::Present => Precondition::Present,
-            Condition::Is(_) => Precondition::Version(self.seen[&key].1),
+            Condition::Is(_) => {
+                self.held = self.seen[&key].1;
+                Precondition::Version(self.held)
+            }
         }
     }
 
@@ -481,6 +497,9 @@ impl Work {
         (kind, condition): (Kind, Condition),
         (outcome, version): (Outcome, u64),
     ) {
+        if matches!(condition, Condition::Is(_)) {
+            story.held.insert(story.operations.len(), self.held.0);
+        }
         story.operations.push(Operation {
             client: self.place,
             key,
@@ -588,6 +607,7 @@ impl Work {
             }
             Doing::List(listing) => self.listed(now, client, plan, story, listing),
             Doing::Audit(audit) => self.audited(now, client, plan, story, audit),
+            Doing::Move(moving) => self.moved(now, client, plan, story, moving),
             Doing::Flow(_) => {}
         }
     }

@@ -33,6 +33,7 @@ const MARKS: &[&str] = &[
     "bits rot",
     "client cut off",
     "client died",
+    "changed before its stripe was elsewhere",
     "clock jumps",
     "completed",
     "completed under a condition",
@@ -48,6 +49,7 @@ const MARKS: &[&str] = &[
     "extent cleaned",
     "last version removed",
     "list across partitions",
+    "listed stripe put elsewhere",
     "lock changed",
     "lock of an older version changed",
     "made a version",
@@ -85,6 +87,8 @@ const MARKS: &[&str] = &[
     "shards rebuilt while reading",
     "stock taken",
     "stock taken, untidy",
+    "stripe not put elsewhere",
+    "stripe put elsewhere",
     "tags changed in place",
     "tags of a version changed",
     "tags of an older version changed",
@@ -101,6 +105,8 @@ const MARKS: &[&str] = &[
 
 /// Fresh seeds that begin with older nodes: those below 1000 do not.
 const UPGRADES: usize = 8;
+/// Fresh ones in which stripes are put elsewhere.
+const MOVES: usize = 6;
 
 /// Runs plans, as many at a time as there are processors; what came up, and what is wrong.
 fn run_all(plans: Vec<Plan>) -> (BTreeMap<&'static str, u64>, Vec<String>) {
@@ -133,12 +139,13 @@ fn run_all(plans: Vec<Plan>) -> (BTreeMap<&'static str, u64>, Vec<String>) {
 #[test]
 fn the_corpus_holds_and_everything_comes_up_in_it() {
     let seeds = (1..30).chain(ONCE_FAILED.iter().copied());
-    let upgrades = (1000..).map(Plan::new);
-    let upgrades =
-        upgrades.filter(|plan| plan.upgrade.is_some() && plan.versions && plan.longer == 1);
+    let fresh = || (1000..).map(Plan::new).filter(|plan| plan.longer == 1);
+    let upgrades = fresh().filter(|plan| plan.upgrade.is_some() && plan.versions);
+    let moves = fresh().filter(|plan| plan.moves && plan.upgrade.is_none());
     let plans: Vec<Plan> = seeds
         .map(Plan::new)
         .chain(upgrades.take(UPGRADES))
+        .chain(moves.take(MOVES))
         .collect();
     println!("doubt: {} simulated clusters", plans.len());
     println!("doubt: {} histories checked", plans.len());
