@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::binary;
 use crate::rig::{PATIENCE, eventually};
@@ -64,10 +65,13 @@ pub fn free_address() -> String {
     free_addresses(1).remove(0)
 }
 
-/// So many of them, each another one.
+/// So many of them, each another one; no two calls of a process give the same.
 pub fn free_addresses(count: usize) -> Vec<String> {
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
     // Each process begins at a place of its own, for those that are found are not held until they are used.
-    let first = 11_000 + (std::process::id() % 500 * 16) as u16;
+    let own = (std::process::id() % 500 * 16) as u16;
+    let given = GIVEN.fetch_add(count as u16, Ordering::Relaxed);
+    let first = 11_000 + (own + given) % 8000;
     let ports = (first..20_000).chain(10_000..first);
     // Held until all are found.
     let free = ports.filter_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok());

@@ -68,8 +68,10 @@ pub enum ControlError {
     /// Passed on to a member that is no leader either.
     #[error("this control member is not the leader")]
     NotLeader,
-    /// Members that were never founded: all of them must be up once.
-    #[error("the control plane has not been founded yet: all of its members must be up once")]
+    /// Members that were never founded: all of them must be up at the same time.
+    #[error(
+        "the control plane has not been founded yet: all of its members must be up at the same time"
+    )]
     NotFounded,
     /// This member lost what it had stored, and has not caught up yet.
     #[error(

@@ -17,10 +17,12 @@
 //! the only one who knows. And what was agreed on is no newer than the newest entry of any of them: a leader that goes
 //! on after a restart tells of old commits first.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::member::{Floor, Member};
-use crate::types::{LogId, MemberId, Vote};
+use crate::types::{MemberId, Vote};
+use crate::wire::Promise;
 
 /// Founds the control plane if that is this member's part; ends when there is nothing to found any more.
 pub(crate) async fn found(member: Arc<Member>) {
@@ -46,36 +48,51 @@ pub(crate) async fn found(member: Arc<Member>) {
 }
 
 impl Member {
+    /// What every other member has promised, by their numbers; none if one of them does not say it.
+    async fn promises(&self) -> Option<BTreeMap<u32, Promise>> {
+        let others = self.look_around().await.into_iter();
+        others.map(|(id, it)| Some((id, it?.promise?))).collect()
+    }
+
     /// Whether every other member says, now, that it has nothing but the list of members in its log, and has promised
-    /// nothing to anybody newer than this: then nothing was agreed on before this member had started.
+    /// nobody newer anything than the founder, whose vote this is: then nothing was agreed on before this member had
+    /// started. If there is more, this member knows from now on whom it may follow.
     pub(crate) async fn nothing_agreed(&self, vote: &Vote) -> bool {
-        let others = self.look_around().await;
-        let promises = others.values().map(|answer| answer.as_ref()?.promise);
-        let begun = |last: LogId| last.index > 0;
-        let mut promises = promises.map(|promise| {
-            promise.is_some_and(|it| {
-                !it.last.is_some_and(begun) && it.vote.is_none_or(|promised| promised <= *vote)
-            })
+        let Some(promises) = self.promises().await else {
+            return false;
+        };
+        // One that has lost its disk since it asked knows no more what it asks for.
+        let candidate = u32::try_from(vote.leader_id.node_id).ok();
+        let candidate = candidate.and_then(|id| promises.get(&id)?.vote);
+        let blank = promises.values().all(|it| {
+            it.last.is_none_or(|last| last.index == 0)
+                && it.vote.is_none_or(|promised| promised <= *vote)
         });
-        promises.all(|well| well)
+        let founding = blank && candidate.as_ref() == Some(vote);
+        if !founding {
+            self.set_floor(&promises);
+        }
+        founding
+    }
+
+    /// Notes whom this member may follow and what it has to hold before it counts, if that is not known yet.
+    fn set_floor(&self, promises: &BTreeMap<u32, Promise>) {
+        let votes = promises.values().filter_map(|promise| promise.vote);
+        let vote = votes.fold(None, |newest: Option<Vote>, vote| match newest {
+            Some(newest) if newest >= vote => Some(newest),
+            _ => Some(vote),
+        });
+        let last = promises.values().filter_map(|promise| promise.last).max();
+        // The first is as good as any later one: what was forgotten was so before.
+        let _ = self.floor.set(Floor { vote, last });
     }
 }
 
 /// Learns whom the others follow, if this member does not know any more whom it has promised to follow itself.
 pub(crate) async fn recall(member: Arc<Member>) {
-    while !member.counts() {
-        let others = member.look_around().await;
-        let promises = others.values().map(|answer| answer.as_ref()?.promise);
-        if let Some(promises) = promises.collect::<Option<Vec<_>>>() {
-            let votes = promises.iter().filter_map(|promise| promise.vote);
-            let vote = votes.fold(None, |newest: Option<Vote>, vote| match newest {
-                Some(newest) if newest >= vote => Some(newest),
-                _ => Some(vote),
-            });
-            let last = promises.iter().filter_map(|promise| promise.last).max();
-            // Set once: this is the only one who does.
-            let _ = member.floor.set(Floor { vote, last });
-            return;
+    while !member.counts() && member.floor.get().is_none() {
+        if let Some(promises) = member.promises().await {
+            return member.set_floor(&promises);
         }
         tokio::time::sleep(member.timing.heartbeat).await;
     }
