@@ -1,8 +1,10 @@
 //! Nodes that a person starts, one process after another, with no rig that knows of them.
 
+use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::binary;
 use crate::rig::{PATIENCE, eventually};
@@ -67,17 +69,18 @@ pub fn free_address() -> String {
 
 /// So many of them, each another one; no two calls of a process give the same.
 pub fn free_addresses(count: usize) -> Vec<String> {
-    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     // Each process begins at a place of its own, for those that are found are not held until they are used.
-    let own = (std::process::id() % 500 * 16) as u16;
-    let given = GIVEN.fetch_add(count as u16, Ordering::Relaxed);
-    let first = 11_000 + (own + given) % 8000;
+    let first = 11_000 + (std::process::id() % 500 * 16) as u16;
     let ports = (first..20_000).chain(10_000..first);
     // Held until all are found.
-    let free = ports.filter_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok());
-    let held: Vec<_> = free.take(count).collect();
+    let free = ports
+        .filter(|port| !given.contains(port))
+        .filter_map(|port| Some((port, TcpListener::bind(("127.0.0.1", port)).ok()?)));
+    let held: Vec<(u16, TcpListener)> = free.take(count).collect();
     assert_eq!(held.len(), count, "some ports are free");
-    let address =
-        |held: &std::net::TcpListener| held.local_addr().expect("it is bound").to_string();
-    held.iter().map(address).collect()
+    given.extend(held.iter().map(|(port, _)| *port));
+    let ports = held.iter().map(|(port, _)| port);
+    ports.map(|port| format!("127.0.0.1:{port}")).collect()
 }

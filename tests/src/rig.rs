@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ashlar_cluster_map::ClusterMap;
@@ -85,6 +86,9 @@ pub struct Rig {
 impl Rig {
     /// Makes one and waits until it serves.
     pub fn up(options: Options) -> Rig {
+        // One after the other: the ports that one has found are free until its nodes have them.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let rig = Rig::prepare(options);
         rig.up_again();
         rig

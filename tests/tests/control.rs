@@ -58,10 +58,16 @@ fn status(rig: &Rig) -> Option<Status> {
 
 /// Waits until every node that is meant to be there is heard from.
 fn all_heard(rig: &Rig, nodes: usize) {
-    eventually("all nodes are heard from", PATIENCE, || {
-        let there = status(rig)?.nodes.iter().filter(|n| n.there).count();
-        (there == nodes).then_some(())
-    });
+    eventually(
+        "all nodes are heard from, and all members count",
+        PATIENCE,
+        || {
+            let status = status(rig)?;
+            let there = status.nodes.iter().filter(|n| n.there).count();
+            let count = status.members.iter().all(|it| it.counts == Some(true));
+            (there == nodes && count).then_some(())
+        },
+    );
 }
 
 fn chain(map: &ClusterMap) -> Vec<DeviceNo> {

@@ -9,6 +9,9 @@ use crate::client_tests::{bytes, cluster, get, options, put};
 use crate::fake::Mood;
 use crate::{Client, ClientOptions, Code, DeleteOptions, GetOptions, ListOptions, PutOptions};
 
+/// Sooner than this comes what waits for nothing; what waits in vain takes two seconds.
+pub(crate) const SOON: Duration = Duration::from_secs(1);
+
 #[tokio::test]
 async fn another_head_takes_over() {
     let (mut cluster, client) = cluster().await;
@@ -28,8 +31,8 @@ async fn another_head_takes_over() {
     let began = Instant::now();
     writing.await.unwrap().unwrap();
     let took = began.elapsed();
-    // 10 ms are aimed at; a busy machine is given more.
-    assert!(took < Duration::from_millis(200), "{took:?}");
+    // 10 ms are aimed at; a busy machine is given more, and what waits in vain takes two seconds.
+    assert!(took < SOON, "{took:?}");
     assert_eq!(get(&client, "new", None).await.unwrap(), data);
     let page = client.list("bucket", ListOptions::default()).await.unwrap();
     assert_eq!(page.objects.len(), 2);
@@ -59,7 +62,7 @@ async fn a_head_that_stops_in_the_middle_is_left() {
     let began = Instant::now();
     let done = writing.await.unwrap().unwrap();
     let took = began.elapsed();
-    assert!(took < Duration::from_millis(200), "{took:?}");
+    assert!(took < SOON, "{took:?}");
     let meta = client.head("bucket", "new").await.unwrap();
     assert_eq!(meta.version, done.version, "done once");
 }
@@ -79,7 +82,7 @@ async fn a_read_goes_on_at_another_head() {
         let began = Instant::now();
         assert_eq!(get(&client, "key", None).await.unwrap(), data);
         let took = began.elapsed();
-        assert!(took < Duration::from_millis(200), "{took:?}");
+        assert!(took < SOON, "{took:?}");
     }
     assert_eq!(cluster.store().witnesses, 0);
 }
@@ -144,6 +147,6 @@ async fn cached_reads_do_without_the_head() {
         let began = Instant::now();
         assert_eq!(get(&client, "key", None).await.unwrap(), data);
         let took = began.elapsed();
-        assert!(took < Duration::from_millis(200), "{took:?}");
+        assert!(took < SOON, "{took:?}");
     }
 }

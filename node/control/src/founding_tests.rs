@@ -72,8 +72,14 @@ fn asked(first: Option<Says>, third: Option<Says>) -> (Answer, bool) {
     let answer = rig.run(async {
         for (id, says) in [(1, first), (3, third)] {
             let Some(says) = says else { continue };
-            let listener = TcpListener::bind(rig.address(id as usize - 1)).await;
-            tokio::spawn(play(listener.unwrap(), id, says));
+            let listener = loop {
+                match TcpListener::bind(rig.address(id as usize - 1)).await {
+                    Ok(listener) => break listener,
+                    // A connection that goes out has it for a moment.
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            };
+            tokio::spawn(play(listener, id, says));
         }
         let hello = Hello {
             cluster: rig.map.cluster,

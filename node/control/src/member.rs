@@ -304,6 +304,7 @@ impl Member {
     async fn on_leader(&self, from_member: bool, call: Call) -> Answer {
         let deadline = tokio::time::Instant::now() + self.timing.agreement;
         let mut metrics = self.raft.0.metrics();
+        let mut alone = false;
         loop {
             let (leader, failed) = {
                 let now = metrics.borrow_and_update();
@@ -325,10 +326,13 @@ impl Member {
                 return Answer::Failed(ControlError::NotLeader);
             }
             let (away, members) = self.away().await;
-            if 2 * away >= members {
+            let late = tokio::time::Instant::now() >= deadline;
+            // One answer that is late is not an absence: it is looked twice, if there is time.
+            let was_alone = std::mem::replace(&mut alone, 2 * away >= members);
+            if alone && (was_alone || late) {
                 return Answer::Failed(ControlError::NoQuorum { away, members });
             }
-            if tokio::time::Instant::now() >= deadline {
+            if late {
                 return Answer::Failed(if self.state().map.is_some() {
                     ControlError::Electing
                 } else {

@@ -25,7 +25,8 @@ pub(crate) const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(100),
     election: Duration::from_millis(400),
     agreement: Duration::from_secs(3),
-    probe: Duration::from_millis(500),
+    // Nobody is there who refuses; who is late is busy.
+    probe: Duration::from_secs(5),
     patience: Patience {
         away_after: Duration::from_millis(700),
         replace_after: Duration::from_millis(1500),

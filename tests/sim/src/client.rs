@@ -20,6 +20,7 @@ use ashlar_layout::frame::{
     FRAME_HEADER_LEN, FrameHeader, Haste, Opcode, decode_control, encode_control,
 };
 use ashlar_layout::ids::{DeviceNo, Epoch, NodeId, PartitionId};
+use ashlar_layout::manifest::Op;
 use ashlar_layout::message::{Reply, Request};
 use ashlar_layout::time::Instant;
 use ashlar_node_reactor::ConnId;
@@ -286,7 +287,13 @@ impl Client {
         crc: Option<u32>,
         who: Who,
     ) {
-        self.retried |= matches!(request, Request::Propose { retry: Some(_), .. });
+        // Who moves a stripe frees the one that he moved, whatever he is told was displaced.
+        self.retried |= match &request {
+            Request::Propose { retry, op, .. } => {
+                retry.is_some() && !matches!(op, Op::Relocate { .. })
+            }
+            _ => false,
+        };
         let map = self.common.map();
         let address = map.address(to).and_then(|it| it.parse().ok());
         let Some(address) = address else {

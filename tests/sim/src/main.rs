@@ -156,6 +156,8 @@ fn main() -> ExitCode {
     println!("doubt: {} simulated clusters", sum.seeds);
     println!("doubt: {} histories checked", sum.seeds);
     println!("doubt: {hours:.2} simulated hours");
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    println!("{:.1} simulated hours in a minute", hours / minutes);
     println!("doubt: {} simulated events", sum.events);
     println!(
         "doubt: {} operations checked in simulations",

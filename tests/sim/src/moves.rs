@@ -102,6 +102,11 @@ pub fn untangle(
     for (nth, it) in moves.iter().enumerate() {
         saw(it.key, it.value, it.seen);
         if it.outcome == Outcome::Done {
+            if it.version <= it.seen {
+                names
+                    .wrong
+                    .push(format!("key {}: {it:?}: it goes back", it.key));
+            }
             names.name((it.key, it.version), MADE | nth as u64, it.value);
             saw(it.key, it.value, it.version);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ashlar_layout::ids::StripeId;
 use ashlar_layout::manifest::Etag;
-use ashlar_tests::history::{Key, Operation, Value};
+use ashlar_tests::history::{Key, Operation, Outcome, Value};
 use ashlar_tests::shelf::Deed;
 use bytes::{Bytes, BytesMut};
 
@@ -114,6 +114,11 @@ impl Story {
     /// Something came up.
     pub fn mark(&mut self, what: &'static str) {
         *self.marks.entry(what).or_default() += 1;
+    }
+
+    /// Whether some stripe certainly was put elsewhere.
+    pub fn has_moved(&self) -> bool {
+        self.moves.iter().any(|it| it.outcome == Outcome::Done)
     }
 
     /// How many bytes a value has, if somebody put it.

@@ -2,10 +2,10 @@
 //! (`node/client/src/audit.rs`).
 
 use ashlar_cluster_object::tree::decode_node;
-use ashlar_cluster_object::{Look, ObjectError, Relocate, Spot, StripeRead};
+use ashlar_cluster_object::{Code, Look, ObjectError, Relocate, Spot, StripeRead};
 use ashlar_layout::manifest::{Body, Stripe};
 use ashlar_layout::message::ObjectMeta;
-use ashlar_tests::history::{Key, Outcome};
+use ashlar_tests::history::{Condition, Key, Kind, Outcome};
 
 use crate::client::{Client, Running};
 use crate::moves::Move;
@@ -118,7 +118,17 @@ impl Work {
                         });
                         (Outcome::Done, moved.version.0)
                     }
+                    // There is nothing any more: that is as good as having read it.
+                    Err(error) if error.code() == Code::NotFound => {
+                        let read = (Kind::Get, Condition::None);
+                        self.record(now, story, key, read, (Outcome::Absent, 0));
+                        (Outcome::Refused, 0)
+                    }
                     Err(error) => {
+                        if error.code() == Code::Corrupt {
+                            let what = format!("key {key}: a stripe cannot be moved: {error}");
+                            story.lost(now, what);
+                        }
                         self.why = error.to_string();
                         (Work::refused(error), 0)
                     }

@@ -331,10 +331,10 @@ impl World {
         if self.nodes.iter().map(held).sum::<u64>() > 0 {
             self.story.mark("audit held back");
         }
-        self.story.mark(if untidy {
-            "stock taken, untidy"
-        } else {
-            "stock taken"
+        self.story.mark(match (untidy, self.story.has_moved()) {
+            (true, _) => "stock taken, untidy",
+            (false, true) => "stock taken, with stripes elsewhere",
+            (false, false) => "stock taken",
         });
     }
 
